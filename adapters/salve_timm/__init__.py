@@ -1,0 +1,5 @@
+"""SALVE's adapter for timm models."""
+
+from salve_timm.adapter import TimmAdapter
+
+__all__ = ["TimmAdapter"]

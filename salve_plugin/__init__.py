@@ -1,0 +1,1 @@
+"""Find, validate and permanently edit the features of a vision model."""

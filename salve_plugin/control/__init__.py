@@ -1,0 +1,1 @@
+"""Permanent, closed-form weight edits and the exact strength at which a decision breaks."""

@@ -1,0 +1,1 @@
+"""Attribution to latents, activation maximization, and numbers for both."""
