@@ -1,0 +1,288 @@
+"""Grad-FAM: where in the image a latent of a dictionary comes from.
+
+Gradient-weighted feature activation mapping is Grad-CAM (Selvaraju et al. 2017, Eq. 1-2) with a
+latent z_l of a sparse dictionary in the place of a class score:
+
+    weight_k = mean over positions p of dz_l / dA_k(p)        map(p) = sum over k of weight_k A_k(p)
+
+For a dictionary with an affine encoder E on globally average-pooled features, weight_k is
+E[l, k] / (h w), and the map sums to z_l - z_l(0): what the image adds to the latent.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from captum.attr import LayerAttribution
+from captum.attr._utils.attribution import GradientAttribution
+from captum.log import log_usage
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.site import Site
+from salve_plugin.validate.latents import Encoder, Stage, Target, image_latents, latent_index
+from salve_plugin.validate.layout import Tokens, as_map, channel_axis, checked_tokens
+from salve_plugin.validate.tracing import Place, Trace, joined, pull_back, side_name, traced
+
+if TYPE_CHECKING:
+    from salve_plugin.discover.dictionary import Dictionary
+    from salve_plugin.hooks import HookedModel
+
+
+class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc] # captum is untyped
+    """Grad-FAM of any module, with or without an adapter; a Captum layer attribution.
+
+    The model is run as it is: put it into eval mode before. Nothing of it or of the caller's is
+    changed: tensors, gradients, hooks, training modes. It can be called in any grad mode, and
+    in half precision: the latent, the weights and the map are computed in float32 at least.
+
+    With `captum.attr.NoiseTunnel` it works as any other method. `captum.concept.TCAV` needs
+    `interpret(..., attr_dim_summation=False)` and layers that are NCHW maps: it compares with the
+    flattened layer, whose order of channels and positions is another for tokens and NHWC.
+
+    Attributes:
+        forward_func: the model or a function that runs it.
+        layer: the module whose output is explained; may be reassigned to one of the same layout.
+        dictionary: turns the site's activation into latents.
+        site: (module, "in" or "out"), the activation that the dictionary reads.
+        stage: "pre" explains the pre-activation latent, "post" the code.
+        tokens: the layer's layout, as in the constructor.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        dictionary: Encoder,
+        *,
+        site: Place,
+        stage: Stage = "pre",
+        tokens: Tokens = None,
+        device_ids: list[int] | None = None,
+    ) -> None:
+        """Name the layer to look at and the latents to explain.
+
+        Args:
+            forward_func: the model or a function that runs it.
+            layer: the module whose output (a map or tokens) is explained.
+            dictionary: anything with `n_latents`, `pre_activation(x)` and `encode(x)`.
+            site: the activation that the dictionary reads: a module and "in" for its first input
+                or "out" for its output; features on the last axis, or on axis 1 of a 4-d map
+                unless `tokens` is "NHWC". With positions, the latent is its mean over them all.
+            stage: "pre" for the pre-activation latent, "post" for the code, whose gradient is zero
+                where the latent is off.
+            tokens: layout of the layer: None, "NHWC", or (prefix count, (h, w)).
+            device_ids: order of the devices, if forward_func wraps a DataParallel model.
+
+        Raises:
+            InputError: if an argument is not of the form above.
+        """
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        GradientAttribution.__init__(self, forward_func)
+        if stage not in ("pre", "post"):
+            raise InputError(f"stage {stage!r} is unknown; use 'pre' or 'post'")
+        if not isinstance(site[0], nn.Module) or site[1] not in ("in", "out"):
+            raise InputError(f"site {site!r} must be a module and 'in' or 'out'")
+        self.dictionary = dictionary
+        self.site = site
+        self.stage: Stage = stage
+        self.tokens = checked_tokens(tokens)
+        self._explains_input_of: nn.Module | None = None
+
+    @classmethod
+    def of(
+        cls,
+        hooked: "HookedModel",
+        dictionary: "Dictionary",
+        *,
+        layer: Site | str | None = None,
+        stage: Stage = "pre",
+    ) -> "LayerGradFam":
+        """Return the Grad-FAM of a dictionary of an attached model.
+
+        Args:
+            hooked: the attached model.
+            dictionary: its `site` must be one of the model's.
+            layer: where to look, by hook-point name. By default the model's attribution site, or
+                the dictionary's own site if that has positions.
+            stage: "pre" or "post".
+
+        Raises:
+            UnknownSiteError: if the model lacks the layer or the dictionary's site.
+            InputError: if the dictionary reads another number of features than its site has.
+            AttributionError: if there is no map or patch grid to look at.
+        """
+        site = hooked.site(dictionary.site.name)
+        if site.width != dictionary.site.width:
+            raise InputError(
+                f"the dictionary reads {dictionary.site.width} features, but site '{site.name}' of "
+                f"this model has {site.width}; attach the model that it was trained on"
+            )
+        if layer is None:
+            layer = hooked.attribution_site if site.layout == "pooled" else site
+        elif isinstance(layer, str):
+            layer = hooked.site(layer)
+        if layer is None:
+            raise AttributionError(
+                "this model has no feature map or patch tokens that its adapter knows; pass "
+                f"layer=, one of {_names_with_positions(hooked)}, or use the LayerGradFam "
+                "constructor with the module of your choice"
+            )
+        fam = cls(
+            hooked.model,
+            hooked.model.get_submodule(layer.module),
+            dictionary,
+            site=(hooked.model.get_submodule(site.module), site.side),
+            stage=stage,
+            tokens=_tokens_of(layer, hooked),
+        )
+        fam._explains_input_of = fam.layer if layer.side == "in" else None
+        return fam
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator] # captum is untyped
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: object | None = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Return the heat map of a latent, (batch, 1, h, w), detached, in float32 or wider.
+
+        Where the latent's own gradient is zero (an encoder row of zeros; with stage "post", a
+        latent that is off) the map is zero.
+
+        Args:
+            inputs: images, or the model's several inputs, batch first.
+            target: the latent: an int, or one per image as a tensor or list.
+            additional_forward_args: passed to the model after the inputs.
+            attribute_to_layer_input: explain the layer's (first) input instead of its output.
+            relu_attributions: keep only the positive part of the map.
+            attr_dim_summation: False keeps the channels: (batch, K, h, w).
+            grad_kwargs: passed to `torch.autograd.grad`.
+
+        Raises:
+            InputError: if the target is not a latent of the dictionary, or the site's width or the
+                layer's layout is not the one given.
+            AttributionError: if the latent does not depend on the layer, or on none of its
+                positions, as for class-token pooling at the output of the last block; or if the
+                map is not finite, or the layer runs several times in a forward pass.
+            HookNotFiredError: if the forward pass does not run the layer or the site.
+        """
+        explains_input = attribute_to_layer_input or self.layer is self._explains_input_of
+        layer: Place = (_one_module(self.layer), "in" if explains_input else "out")
+        run = _forward(self.forward_func, inputs, additional_forward_args)
+        device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
+        with traced(run, layer, self.site, device_ids) as trace:
+            latent_gradient = self._latent_gradient(trace, target)
+            layer_gradient = pull_back(trace, latent_gradient, grad_kwargs or {})
+        if layer_gradient is None:
+            raise AttributionError(_no_dependence(layer))
+        gradient = as_map(layer_gradient, self.tokens)
+        if not gradient.any() and latent_gradient.any():
+            raise AttributionError(_no_gradient(layer))
+        heat = weighted_map(as_map(joined(trace.layer), self.tokens), gradient)
+        heat = heat.sum(1, keepdim=True) if attr_dim_summation else heat
+        if not heat.isfinite().all():
+            raise AttributionError(
+                "the map has values that are not finite; check the images and weights for NaN, or "
+                "run the model in float32"
+            )
+        return heat.relu() if relu_attributions else heat
+
+    def _latent_gradient(self, trace: Trace, target: Target) -> Tensor:
+        """Return dz_l/dx at the site, for the whole batch, in float32 or wider."""
+        features = joined(trace.site).detach()
+        # In float16 the encoder row itself could overflow.
+        features = features.to(torch.promote_types(features.dtype, torch.float32)).requires_grad_()
+        with torch.enable_grad():
+            axis = channel_axis(features, self.tokens, getattr(self.dictionary, "width", None))
+            latents = image_latents(self.dictionary, features, axis, self.stage)
+            index = latent_index(target, len(latents), self.dictionary.n_latents)
+            chosen = latents.gather(1, index.to(latents.device)[:, None])
+            (gradient,) = torch.autograd.grad(chosen.sum(), features, materialize_grads=True)
+        return gradient
+
+
+GradFAM = LayerGradFam
+
+
+def weighted_map(
+    activation: Float[Tensor, "batch channels h w"], gradient: Float[Tensor, "batch channels h w"]
+) -> Float[Tensor, "batch channels h w"]:
+    """Return each channel times its gradient's mean over positions; the sum is Grad-FAM's map.
+
+    >>> activation = torch.tensor([1.0, 2.0]).reshape(1, 1, 1, 2)
+    >>> weighted_map(activation, gradient=torch.tensor([1.0, 3.0]).reshape(1, 1, 1, 2)).tolist()
+    [[[[2.0, 4.0]]]]
+    """
+    return gradient.mean((2, 3), keepdim=True) * activation
+
+
+def _tokens_of(layer: Site, hooked: "HookedModel") -> Tokens:
+    """Return the layout of a site in the constructor's terms."""
+    if layer.layout in ("nchw", "nhwc"):
+        return None if layer.layout == "nchw" else "NHWC"
+    if layer.layout == "tokens" and layer.grid is not None:
+        return (layer.prefix_tokens, layer.grid)
+    raise AttributionError(
+        f"site '{layer.name}' ({layer.layout}) has no map or patch grid to show; pass layer=, one "
+        f"of {_names_with_positions(hooked)}"
+    )
+
+
+def _names_with_positions(hooked: "HookedModel") -> list[str]:
+    return [
+        name
+        for name, site in hooked.sites.items()
+        if site.layout in ("nchw", "nhwc") or site.grid is not None
+    ]
+
+
+def _one_module(layer: object) -> nn.Module:
+    """Return the layer, which Captum's base class would let be a list."""
+    if not isinstance(layer, nn.Module):
+        raise InputError(f"layer must be one module, got {type(layer).__name__}; loop over several")
+    return layer
+
+
+def _forward(
+    forward_func: Callable[..., Any], inputs: object, additional: object
+) -> Callable[[], object]:
+    """Return the forward pass on tensors of its own that share the caller's memory.
+
+    So `requires_grad` may be set on them; and those made in inference mode, which autograd
+    refuses, are copied.
+    """
+
+    def own(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        return value.clone() if value.is_inference() else value.detach()
+
+    def as_tuple(values: object) -> tuple[object, ...]:
+        return tuple(values) if isinstance(values, (tuple, list)) else (values,)
+
+    arguments = as_tuple(inputs) + (() if additional is None else as_tuple(additional))
+    return lambda: forward_func(*map(own, arguments))
+
+
+def _no_dependence(layer: Place) -> str:
+    return (
+        f"the latent does not depend on the {side_name(layer)} of {type(layer[0]).__name__}; "
+        "choose a layer that runs before the dictionary's site"
+    )
+
+
+def _no_gradient(layer: Place) -> str:
+    return (
+        f"no position of the {side_name(layer)} of {type(layer[0]).__name__} has any influence on "
+        "the latent, so a map would be all zero. With class-token pooling that is so after the "
+        "last attention: pass the norm before it (for a timm ViT blocks[-1].norm1), which "
+        "LayerGradFam.of(hooked, dictionary) finds. It is not that the latent is dead or off "
+        "(then the map is zero without an error)"
+    )

@@ -1,0 +1,110 @@
+"""From a site's activation to one number per image and latent, and which latent is meant."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from salve_plugin.errors import InputError
+
+Stage = Literal["pre", "post"]
+"""Which value of a latent: `pre` its pre-activation (signed), `post` its code."""
+
+Target = int | Tensor | Sequence[int] | Sequence[tuple[int]] | None
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What validation needs of a dictionary; `salve_plugin.discover.dictionary.Dictionary` has it.
+
+    Both methods take (..., width) and return (..., n_latents).
+    """
+
+    @property
+    def n_latents(self) -> int:
+        """The number of latents."""
+
+    def pre_activation(self, x: Any, /) -> Any:
+        """Return the latents before the learner's activation function."""
+
+    def encode(self, x: Any, /) -> Any:
+        """Return the latents after it: the code."""
+
+
+def image_latents(
+    dictionary: Encoder, activation: Tensor, channel_axis: int, stage: Stage
+) -> Float[Tensor, "batch latents"]:
+    """Return every latent of every image, as its mean over all positions.
+
+    The mean is over all that lies between the batch and the features: pixels of a map, tokens
+    including the class token and registers; for a pooled activation it is the latent itself. It
+    is computed in the dictionary's precision and on its device, never in half precision because
+    the network is.
+
+    Args:
+        dictionary: encodes rows of features.
+        activation: batch first, features on `channel_axis`.
+        channel_axis: 1 for pooled (batch, D), (batch, D, h, w); the last for tokens and NHWC.
+        stage: `pre` or `post`.
+
+    Raises:
+        InputError: if the features are not as many as the dictionary reads.
+    """
+    rows = activation.movedim(channel_axis, -1)
+    width = getattr(dictionary, "width", rows.shape[-1])
+    if rows.shape[-1] != width:
+        raise InputError(
+            f"the dictionary reads {width} features but the site's activation has shape "
+            f"{tuple(activation.shape)}, features on axis {channel_axis}; name the site that the "
+            "dictionary was trained on"
+        )
+    rows = rows.to(_reference(dictionary, rows))
+    # A dictionary run in an autocast region would round its latents to half precision.
+    with torch.autocast(rows.device.type, enabled=False):
+        encode = dictionary.pre_activation if stage == "pre" else dictionary.encode
+        latents: Tensor = encode(rows.flatten(1, -2) if rows.ndim > 2 else rows)
+    return latents.mean(1) if latents.ndim > 2 else latents
+
+
+def latent_index(target: Target, batch: int, n_latents: int) -> Int[Tensor, " batch"]:
+    """Return the latent of each image from a target in any of Captum's forms.
+
+    Args:
+        target: one latent for all images (an int, a tensor of one element, a tuple of one int), or
+            one for each (a tensor of `batch` elements, a list of ints or of tuples of one int).
+            None stands for latent 0 of a dictionary that has only one.
+        batch: the number of images.
+        n_latents: how many latents there are.
+
+    Raises:
+        InputError: if a latent does not exist, or there are not as many as images.
+    """
+    if target is None:
+        if n_latents != 1:
+            raise InputError(
+                f"target is None but the dictionary has {n_latents} latents; pass a latent index"
+            )
+        target = 0
+    try:
+        index = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"target {target!r} is not a latent index or one per image") from error
+    if index.dtype.is_floating_point or index.dtype in (torch.bool, torch.complex64):
+        raise InputError(f"target {target!r} is not a latent index; pass integers")
+    index = index.detach().cpu().long().flatten()
+    if len(index) not in (1, batch):
+        raise InputError(f"target names {len(index)} latents for {batch} images; pass 1 or {batch}")
+    if ((index < 0) | (index >= n_latents)).any():
+        raise InputError(f"target {target!r} is out of range: the latents are 0 to {n_latents - 1}")
+    return index.expand(batch)
+
+
+def _reference(dictionary: Encoder, rows: Tensor) -> Tensor:
+    """Return a tensor of the dtype and device in which the dictionary computes."""
+    if isinstance(dictionary, nn.Module):
+        for tensor in (*dictionary.parameters(), *dictionary.buffers()):
+            if tensor.is_floating_point():
+                return tensor
+    return rows.new_empty(0, dtype=torch.promote_types(rows.dtype, torch.float32))

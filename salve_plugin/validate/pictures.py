@@ -1,0 +1,119 @@
+"""Heat maps and optimized images as pictures."""
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from salve_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SIGNED, POSITIVE = "RdBu_r", "inferno"
+
+
+def overlay(
+    image: Float[Tensor, "channels height width"],
+    heat: Float[Tensor, "*one h w"],
+    *,
+    alpha: float = 0.5,
+    size: int | tuple[int, int] | None = None,
+    signed: bool | None = None,
+) -> "Image":
+    """Return the image in grey with the heat map over it in colour.
+
+    A signed map is shown in blue, white and red around zero, a positive one from dark to bright;
+    both scaled to the map's largest absolute value, so that zero is always one colour and a map of
+    zeros is a plain one.
+
+    Args:
+        image: one or three channels in any range; it is stretched to its own extremes.
+        heat: (h, w) or (1, h, w), as `LayerGradFam.attribute(...)[i]`.
+        alpha: opacity of the heat map, 0 to 1.
+        size: of the picture, side or (height, width); by default the image's.
+        signed: which of the two scales; by default signed if any value is negative. Set it for
+            pictures that are shown side by side; False shows what is negative as zero.
+
+    Raises:
+        InputError: if a value is not finite, alpha is not in [0, 1], or a shape is wrong.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha={alpha} must be between 0 and 1")
+    target = _target(image, size)
+    grey = _resized(_stretched(_checked(image, "image")).mean(0, keepdim=True), target)
+    levels = _resized(_checked(heat.reshape(-1, *heat.shape[-2:]), "heat map")[:1], target)
+    if heat.ndim not in (2, 3) or heat.numel() != heat.shape[-2] * heat.shape[-1]:
+        raise InputError(f"heat map of shape {tuple(heat.shape)} must be (h, w) or (1, h, w)")
+    return to_picture((1 - alpha) * grey.expand(3, -1, -1) + alpha * coloured(levels[0], signed))
+
+
+def coloured(heat: Float[Tensor, "h w"], signed: bool | None = None) -> Float[Tensor, "3 h w"]:
+    """Return the colours of a heat map, red, green, blue in [0, 1]; see `overlay`."""
+    import matplotlib
+
+    if signed is None:
+        signed = bool((heat < 0).any())
+    heat = heat if signed else heat.clamp(min=0)
+    largest = heat.abs().max()
+    unit = heat / largest if largest > 0 else torch.zeros_like(heat)
+    levels = (unit + 1) / 2 if signed else unit
+    colours = matplotlib.colormaps[SIGNED if signed else POSITIVE](levels.numpy())
+    return torch.from_numpy(colours)[..., :3].permute(2, 0, 1).float()
+
+
+def to_picture(image: Float[Tensor, "channels height width"]) -> "Image":
+    """Return an image with values in [0, 1] and one or three channels; values beyond are clipped.
+
+    Raises:
+        InputError: if it has another number of channels or a value is not finite.
+    """
+    from PIL import Image
+
+    image = _checked(image, "image")
+    if image.shape[0] not in (1, 3):
+        raise InputError(f"an image of {image.shape[0]} channels has no colours; expected 1 or 3")
+    levels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(levels[..., 0] if image.shape[0] == 1 else levels)
+
+
+def png_bytes(picture: "Image") -> bytes:
+    """Return the picture as a PNG file's content, the same bytes every time."""
+    stream = BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _checked(values: Tensor, name: str) -> Tensor:
+    """Return the values as float32 on the CPU if they are an image of finite numbers."""
+    if values.ndim != 3 or values.numel() == 0:
+        raise InputError(f"{name} of shape {tuple(values.shape)} must be (channels, height, width)")
+    if not values.isfinite().all():
+        bad = int((~values.isfinite()).sum())
+        raise InputError(f"{name} has {bad} NaN or infinite of {values.numel()} values")
+    return values.detach().float().cpu()
+
+
+def _stretched(image: Tensor) -> Tensor:
+    """Return the image from 0 to 1; a constant image in middle grey."""
+    low, high = image.min(), image.max()
+    return (image - low) / (high - low) if high > low else torch.full_like(image, 0.5)
+
+
+def _target(image: Tensor, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Return the picture's height and width."""
+    height, width = (
+        image.shape[-2:] if size is None else (size, size) if isinstance(size, int) else size
+    )
+    if min(height, width) < 1:
+        raise InputError(f"size {size} must be positive")
+    return height, width
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    if image.shape[1:] == size:
+        return image
+    return functional.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,197 @@
+"""One forward pass whose graph runs from a layer to a site and holds nothing else."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salve_plugin.errors import AttributionError, HookNotFiredError
+from salve_plugin.site import Side
+
+Place = tuple[nn.Module, Side]
+"""A module's first input or its (first) output."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a forward pass computed, one tensor per device (one in all without DataParallel).
+
+    Attributes:
+        layer: the layer's activation: leaves of the graph.
+        site: the site's activation, a copy attached to the graph where it depends on the layer.
+    """
+
+    layer: tuple[Tensor, ...]
+    site: tuple[Tensor, ...]
+
+
+@contextmanager
+def traced(
+    run: Callable[[], object], layer: Place, site: Place, device_ids: Sequence[int] | None
+) -> Iterator[Trace]:
+    """Run `run` and keep the graph between `layer` and `site` for the length of the context.
+
+    No graph is built before the layer, whatever the caller's grad mode. The model gets copies of
+    what is kept, so that its in-place operations cannot change it. The hooks are gone when the
+    context is entered, and after an error.
+
+    Args:
+        run: a forward pass; its result is dropped.
+        layer: the activation that becomes the leaf of the graph. For an input it is the tensor
+            itself, so that a skip connection around the module counts too.
+        site: the activation whose dependence on `layer` is wanted.
+        device_ids: the order of devices, if the forward pass runs on several.
+
+    Raises:
+        HookNotFiredError: if the forward pass runs the layer or the site not at all.
+        AttributionError: if it runs one of them more than once, or in inference mode.
+    """
+    leaves: dict[torch.device, Tensor] = {}
+    values: dict[torch.device, Tensor] = {}
+    borrowed: list[Tensor] = []
+
+    def start(activation: Tensor) -> Tensor:
+        _check_activation(activation, layer, leaves)
+        # The graph starts here; the no_grad around the forward pass restores the mode after it.
+        torch.set_grad_enabled(True)
+        leaf = activation if layer[1] == "in" else activation.detach()
+        if not leaf.requires_grad:
+            borrowed.append(leaf.requires_grad_())
+        leaves[activation.device] = leaf
+        return leaf.clone()
+
+    def end(activation: Tensor) -> None:
+        _check_activation(activation, site, values)
+        values[activation.device] = activation.clone()
+
+    try:
+        # The layer's hook first: where both are one activation, the site must see the leaf's copy.
+        with torch.inference_mode(False):
+            with torch.no_grad(), _tap(layer, start), _tap(site, end):
+                run()
+            _check_fired(layer, leaves)
+            _check_fired(site, values)
+            order = _device_order(leaves, device_ids)
+            yield Trace(tuple(leaves[d] for d in order), tuple(values[d] for d in order))
+    finally:
+        for leaf in borrowed:
+            leaf.requires_grad_(False)
+
+
+def pull_back(trace: Trace, cotangent: Tensor, grad_kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the gradient at the layer for `cotangent`, that at the site; None if independent.
+
+    Only the layer's gradient is computed, no parameter's. In float16 the cotangent is scaled by a
+    power of two, which is exact, lest the gradient underflow (0.01 over 56 x 56 positions is
+    below the smallest normal number) or overflow. The result is in float32 or wider.
+
+    Args:
+        trace: the forward pass.
+        cotangent: (batch, ...) as the site's activation.
+        grad_kwargs: passed to `torch.autograd.grad`.
+    """
+    if not all(value.requires_grad for value in trace.site):
+        return None
+    half = any(tensor.dtype == torch.float16 for tensor in (*trace.site, *trace.layer))
+    for scale in _exact_scales(cotangent) if half else (1.0,):
+        parts = torch.split(cotangent * scale, [len(value) for value in trace.site])
+        parts = tuple(part.to(value) for part, value in zip(parts, trace.site, strict=True))
+        options = {"allow_unused": True, "retain_graph": half} | grad_kwargs
+        gradients = torch.autograd.grad(trace.site, trace.layer, parts, **options)
+        if any(gradient is None for gradient in gradients):
+            return None
+        gradient = joined(gradients)
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
+        if gradient.isfinite().all():
+            break
+    return gradient
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return the parts of a batch as one tensor, on the first part's device."""
+    return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device) for part in parts])
+
+
+def _exact_scales(cotangent: Tensor) -> tuple[float, ...]:
+    """Return powers of two that bring the largest entry to 256, else 1, else 1/256."""
+    largest = cotangent.abs().max().item()
+    unit = 2.0 ** -math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0
+    return unit * 256, unit, unit / 256
+
+
+@contextmanager
+def _tap(place: Place, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Pass the place's activation through `function`; a tensor that it returns replaces it."""
+    module, side = place
+
+    def replaced(values: Any) -> Any:
+        if not isinstance(values, (tuple, list)):
+            return function(values)
+        result = function(values[0])
+        return None if result is None else type(values)((result, *values[1:]))
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            result = replaced(args)
+            return None if result is None else (result, kwargs)
+        name = next(iter(kwargs))
+        result = function(kwargs[name])
+        return None if result is None else (args, {**kwargs, name: result})
+
+    with ExitStack() as stack:
+        if side == "in":
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(lambda _module, _args, output: replaced(output))
+        stack.callback(handle.remove)
+        yield
+
+
+def _check_activation(activation: object, place: Place, seen: dict[torch.device, Tensor]) -> None:
+    """Refuse what cannot be differentiated or is not one activation."""
+    name = f"the {side_name(place)} of {type(place[0]).__name__}"
+    if not isinstance(activation, Tensor) or not activation.is_floating_point():
+        got = activation.dtype if isinstance(activation, Tensor) else type(activation).__name__
+        raise AttributionError(f"{name} is {got}, not a floating-point tensor; choose another")
+    if torch.is_inference_mode_enabled():
+        raise AttributionError(
+            f"{name} is computed in inference mode, which forward_func turns on itself; "
+            "pass the model, or a function without torch.inference_mode"
+        )
+    if activation.device in seen:
+        raise AttributionError(
+            f"{name} is computed more than once in a forward pass, so which one is meant is "
+            "ambiguous; choose a module that runs once"
+        )
+
+
+def _check_fired(place: Place, seen: dict[torch.device, Tensor]) -> None:
+    if not seen:
+        raise HookNotFiredError(
+            f"the forward pass never computed the {side_name(place)} of "
+            f"{type(place[0]).__name__}; is it a module of this model?"
+        )
+
+
+def _device_order(
+    seen: dict[torch.device, Tensor], device_ids: Sequence[int] | None
+) -> list[torch.device]:
+    """Return the devices in the order in which DataParallel split the batch."""
+    if len(seen) == 1:
+        return list(seen)
+    if device_ids is None:
+        raise AttributionError(
+            f"the model ran on {len(seen)} devices in an unknown order; pass device_ids, or the "
+            "DataParallel model itself as forward_func"
+        )
+    rank = {index: place for place, index in enumerate(device_ids)}
+    return sorted(seen, key=lambda device: rank[device.index])
+
+
+def side_name(place: Place) -> str:
+    """Return `input` or `output`, for a message."""
+    return "input" if place[1] == "in" else "output"
