@@ -1,0 +1,54 @@
+# Two commands: `make demo` runs the whole method, `make test` the tests. Each makes its own
+# virtual environment (VENV) on first use and again when pyproject.toml changes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= salve-demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-pretrained test test-slow lint docs bench clean
+
+help: ## List what there is to make
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+demo: $(VENV)/.demo ## Train two small networks on real digits and run SALVE on both
+	$(BIN)/salve demo --out $(OUT)
+
+demo-pretrained: $(VENV)/.demo ## The same on a pretrained ImageNet network and photographs
+	$(BIN)/salve demo --pretrained --out $(OUT)-pretrained
+
+test: $(VENV)/.dev ## Run the tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.dev ## Run the tests that take long
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs ## Build the documentation into site/, warnings are errors
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.dev ## Run the short benchmarks; each prints ours against a peer or a limit
+	set -e; for bench in alpha_crit edits hook_overhead grad_fam recording artifacts import_time; do \
+		$(BIN)/python benchmarks/$$bench.py; done
+
+clean: ## Remove the virtual environment and everything built
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache
