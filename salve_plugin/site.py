@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -77,7 +77,7 @@ class Site:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, object]) -> Self:
+    def from_json(cls, fields: Mapping[str, object]) -> "Site":
         """Rebuild a site from `to_json`.
 
         Raises:

@@ -1,0 +1,146 @@
+"""Which latents a class depends on: class-conditional means and the selection score."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The class-conditional profile of a dictionary's latents.
+
+    Attributes:
+        means: mean code of each class (classes, n_latents), float64; zero for a class without rows.
+        counts: number of rows of each class (classes,); with tokens or maps, positions count.
+        classes: class names by label; None if the data set has none.
+        scores: selection score (classes, n_latents), see `selection_scores`.
+    """
+
+    means: Float[Tensor, "classes latents"]
+    counts: Int[Tensor, " classes"]
+    classes: tuple[str, ...] | None
+    scores: Float[Tensor, "classes latents"]
+
+    def class_index(self, label: int | str) -> int:
+        """Return the index of a class given by index or name.
+
+        Raises:
+            InputError: if there is no such class, or it has no row in the recording.
+        """
+        known = len(self.counts)
+        if isinstance(label, str):
+            if self.classes is None or label not in self.classes:
+                raise InputError(
+                    f"no class named {label!r}; "
+                    + (
+                        f"choose one of {list(self.classes)}"
+                        if self.classes
+                        else f"the recording has no class names: give an index below {known}"
+                    )
+                )
+            label = self.classes.index(label)
+        if not 0 <= label < known:
+            names = f": {list(self.classes)}" if self.classes else ""
+            raise InputError(f"no class {label}; there are {known}, from 0 to {known - 1}{names}")
+        if self.counts[label] == 0:
+            name = f" ({self.classes[label]!r})" if self.classes else ""
+            raise InputError(
+                f"class {label}{name} has no example in the recording, so nothing is known about "
+                "its latents; record images of it"
+            )
+        return label
+
+    def dominant(self, label: int | str) -> int:
+        """Return argmax_l |mean of z_l over the class|, the paper's class feature.
+
+        Raises:
+            InputError: as for `class_index`.
+        """
+        return int(self.means[self.class_index(label)].abs().argmax())
+
+    def ranked(self, label: int | str, n: int = 5) -> list[int]:
+        """Return the `n` latents that are most specific to a class, best first.
+
+        Raises:
+            InputError: as for `class_index`, or if `n` is less than 1.
+        """
+        if n < 1:
+            raise InputError(f"n must be at least 1, got {n}")
+        scores = self.scores[self.class_index(label)]
+        return scores.argsort(descending=True, stable=True)[:n].tolist()
+
+
+def selection_scores(
+    means: Float[Tensor, "classes latents"], counts: Int[Tensor, " classes"]
+) -> Float[Tensor, "classes latents"]:
+    """Return how specific each latent is to each class.
+
+    With d_l(c) the distance of latent l's mean in class c from its mean over the other classes
+    (each class counting once), and s_l(c) the standard deviation of the other classes' means, the
+    score is d_l(c) / Σ_l d_l(c) − s_l(c) / Σ_l s_l(c): the latent's share of what sets the class
+    apart minus its share of what sets the others apart from each other. It is the score of SAeUron
+    (Cywiński & Deja 2025) with distances in place of means, because codes here are signed and a
+    linear encoder's offset is arbitrary: adding a constant to a latent changes nothing. A latent
+    that is equal in all classes scores 0; of the latents that differ in one class only, the one
+    that differs most is that class's first. The scores of a class sum to 0, or to 1 if the other
+    classes do not differ among themselves. Classes without rows score 0.
+
+    Args:
+        means: mean code of each class.
+        counts: rows of each class; those with 0 are left out.
+
+    >>> means = torch.tensor([[5.0, 3.0, 0.0], [5.0, 0.0, 2.0], [5.0, 0.0, 0.0]])
+    >>> selection_scores(means, torch.tensor([10, 10, 10]))
+    tensor([[ 0.0000,  0.7500, -0.7500],
+            [ 0.0000, -0.5714,  0.5714],
+            [ 0.0000,  0.0000,  0.0000]])
+    """
+    scores = torch.zeros_like(means)
+    n_classes = int((counts > 0).sum())
+    if n_classes < 2:
+        return scores
+    of_class = means[counts > 0]
+    of_class = of_class - of_class.mean(0)
+    elsewhere = (of_class.sum(0) - of_class) / (n_classes - 1)
+    distance = (of_class - elsewhere).abs()
+    squares = of_class.square()
+    spread = ((squares.sum(0) - squares) / (n_classes - 1) - elsewhere.square()).clamp(min=0).sqrt()
+    # Where means are equal, rounding leaves about 1e-8 of their size, whose shares mean nothing.
+    negligible = 1e-6 * distance.max()
+    scores[counts > 0] = _shares(distance, negligible) - _shares(spread, negligible)
+    return scores
+
+
+def _shares(sizes: Tensor, negligible: Tensor) -> Tensor:
+    """Return each size as a share of its row's sum; rows of negligible sizes give 0."""
+    sizes = sizes * (sizes > negligible)
+    return sizes / sizes.sum(1, keepdim=True).clamp(min=torch.finfo(sizes.dtype).tiny)
+
+
+@torch.no_grad()
+def profile(dictionary: Dictionary, acts: Activations) -> Features:
+    """Average the codes of a recording by class, in one pass and in float64.
+
+    Raises:
+        InputError: if the dictionary was learned at another site.
+        ReadError: if a shard is missing or damaged.
+    """
+    if dictionary.site != acts.site:
+        raise InputError(
+            f"the dictionary reads site '{dictionary.site.name}' ({dictionary.width} features), "
+            f"the recording is of '{acts.site.name}' ({acts.width}); record the dictionary's site"
+        )
+    sums = torch.zeros(acts.n_classes, dictionary.n_latents, dtype=torch.float64)
+    counts = torch.zeros(acts.n_classes, dtype=torch.int64)
+    device = dictionary.atoms.device
+    for batch in acts.batches(4096):
+        sums.index_add_(0, batch.labels, dictionary.encode(batch.x.to(device)).double().cpu())
+        counts += torch.bincount(batch.labels, minlength=acts.n_classes)
+    means = sums / counts.clamp(min=1)[:, None]
+    return Features(means, counts, acts.classes, selection_scores(means, counts))

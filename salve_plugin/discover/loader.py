@@ -1,0 +1,160 @@
+"""What a caller's loader yields: checked batches, their fingerprints, the names of the classes."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from salve_plugin.errors import InputError, ReadError, SalveError
+
+SAMPLED_VALUES = 1024
+"""Evenly spaced values of each image that enter a batch's fingerprint."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """One batch of a loader.
+
+    Attributes:
+        number: of the batch, from 0.
+        images: (batch, ...), as the loader gave them.
+        labels: class indices (batch,), int64, on the CPU.
+    """
+
+    number: int
+    images: Tensor
+    labels: Int[Tensor, " batch"]
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over labels, image shape and type, and 1024 values of each image."""
+        values = self.images.detach().flatten(1)
+        values = values[:, :: max(1, -(-values.shape[1] // SAMPLED_VALUES))]
+        digest = hashlib.sha256(f"{self.images.dtype} {tuple(self.images.shape)}".encode())
+        for part in (self.labels, values.cpu()):
+            digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[LabelledImages]:
+    """Yield the loader's batches, checked.
+
+    Args:
+        loader: yields (images, labels) pairs.
+        n_classes: labels must be below; None if unknown.
+
+    Raises:
+        InputError: if the loader yields nothing, or something else than images with labels.
+        ReadError: if the data set cannot read an image; its file is named if that can be known.
+    """
+    iterator: Iterator[Any] | None = None
+    images_seen = number = 0
+    while True:
+        try:
+            iterator = iter(loader) if iterator is None else iterator
+            item = next(iterator)
+        except StopIteration:
+            break
+        except SalveError:
+            raise
+        except (OSError, SyntaxError) as error:  # PIL reports some damaged files as SyntaxError
+            where = _unreadable(loader, images_seen) or f"an image of batch {number}"
+            reason = str(error).strip().rpartition("\n")[2]  # a worker's traceback comes before it
+            raise ReadError(
+                f"cannot read {where}: {reason}; repair or remove the file, then record again"
+            ) from error
+        batch = _checked(item, number, n_classes)
+        yield batch
+        images_seen += len(batch.labels)
+        number += 1
+    if number == 0:
+        raise InputError("the loader is empty: it yielded no batch of (images, labels)")
+
+
+def _checked(item: Any, number: int, n_classes: int | None) -> LabelledImages:
+    if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[0], Tensor):
+        raise InputError(
+            f"batch {number} of the loader is {_described(item)}; expected a pair (images, labels) "
+            "with images a tensor (batch, ...)"
+        )
+    images = item[0]
+    try:
+        labels = torch.as_tensor(item[1]).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels of batch {number} are not numbers: {error}") from error
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(
+            f"labels of batch {number} are {labels.dtype}; expected integer class indices"
+        )
+    if images.ndim < 2 or labels.shape != images.shape[:1] or len(labels) == 0:
+        raise InputError(
+            f"batch {number} has images of shape {tuple(images.shape)} and labels of shape "
+            f"{tuple(labels.shape)}; expected (batch, ...) and (batch,) with at least one image"
+        )
+    labels = labels.long()
+    wrong = labels[(labels < 0) | (labels >= (n_classes or labels.max() + 1))]
+    if len(wrong):
+        expected = "0 or more" if n_classes is None else f"0 to {n_classes - 1}"
+        raise InputError(
+            f"label {int(wrong[0])} in batch {number} is out of range: expected class indices "
+            f"{expected}. Labels are the model's class indices; class names, if given, must name "
+            "all of them"
+        )
+    return LabelledImages(number, images, labels)
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, (tuple, list)):
+        return f"a {type(item).__name__} of {[type(part).__name__ for part in item]}"
+    return f"a {type(item).__name__}"
+
+
+def _unreadable(loader: Any, first: int) -> str | None:
+    """Find the first item from position `first` that cannot be read, if the order is known."""
+    dataset, size = getattr(loader, "dataset", None), getattr(loader, "batch_size", None)
+    sampler = getattr(loader, "sampler", None)
+    if size is None or not isinstance(sampler, torch.utils.data.SequentialSampler):
+        return None
+    for position in range(first, min(first + size, len(sampler))):
+        try:
+            dataset[position]  # type: ignore[index] # a loader with a sampler has a map-style data set
+        except (OSError, SyntaxError):
+            source, index = _source(dataset, position)
+            samples = getattr(source, "samples", None)
+            return f"image {position}" if samples is None else str(samples[index][0])
+    return None
+
+
+def _source(dataset: Any, position: int) -> tuple[Any, int]:
+    """Follow `Subset`s down to the data set that reads files."""
+    while isinstance(dataset, torch.utils.data.Subset):
+        dataset, position = dataset.dataset, dataset.indices[position]
+    return dataset, position
+
+
+def class_names(loader: Any, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return the class names by label: those given, else the data set's own `classes`.
+
+    Raises:
+        InputError: if two classes have the same name, or a name is not a string.
+    """
+    dataset = getattr(loader, "dataset", None)
+    while isinstance(dataset, torch.utils.data.Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None) if given is None else given
+    if names is None or not len(names):
+        return None
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise InputError(f"class names must be different strings, got {list(names)}")
+    return tuple(names)
+
+
+def length(loader: Iterable[Any]) -> int | None:
+    """Return the number of batches, if the loader knows it."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over an iterable data set has __len__ but no length
+        return None

@@ -1,0 +1,166 @@
+"""The rows that a dictionary learns from: on disk or in memory, one image in ten held out."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from salve_plugin.discover.activations import Activations
+from salve_plugin.errors import InputError
+from salve_plugin.site import Site
+
+READ_ROWS = 4096
+"""Rows at a time in passes where the batch size does not matter."""
+
+
+def held_out(images: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
+    """Say which images are kept from training: one in ten, and always the same ones.
+
+    Multiples of the golden ratio spread them evenly over the recording, whatever the order of its
+    classes is: taking the last tenth would drop whole classes from a sorted data set, and every
+    tenth image would hold out a single class of an interleaved one.
+
+    >>> held_out(torch.arange(40)).nonzero().flatten().tolist()
+    [8, 21, 29]
+    """
+    return (images.double() * ((math.sqrt(5) - 1) / 2)) % 1 >= 0.9
+
+
+class Rows:
+    """Activations to learn from.
+
+    Attributes:
+        site: what they are activations of.
+        origin: where they come from, as plain JSON values.
+    """
+
+    def __init__(self, acts: Activations | Tensor, site: Site | None) -> None:
+        """Take a recording, or rows in memory (rows, width), each of an image of its own.
+
+        Raises:
+            InputError: if the rows are not a matrix, or do not fit `site`.
+        """
+        self._acts = acts if isinstance(acts, Activations) else acts.detach().cpu().float()
+        if isinstance(acts, Activations):
+            self.site = acts.site
+            self.origin: dict[str, object] = {
+                "model": dict(acts.description),
+                "model_sha256": acts.model_sha256,
+                "labels_sha256": acts.labels_sha256,
+                "n_images": acts.n_images,
+                "n_rows": acts.n_rows,
+            }
+            if site is not None and site != acts.site:
+                raise InputError(
+                    f"the recording is of site '{acts.site.name}', not of '{site.name}'; leave out "
+                    "`site`"
+                )
+            return
+        if acts.ndim != 2:
+            raise InputError(f"rows must be (rows, width), got shape {tuple(acts.shape)}")
+        self.site = site or Site("rows", "", "out", "pooled", acts.shape[1])
+        self.origin = {"n_rows": len(acts)}
+        if self.site.width != acts.shape[1]:
+            raise InputError(
+                f"rows of width {acts.shape[1]} do not fit site '{self.site.name}', which has "
+                f"{self.site.width} features"
+            )
+
+    def all(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every row (rows, width) with its image (rows,), in order."""
+        if isinstance(self._acts, Activations):
+            for batch in self._acts.batches(READ_ROWS):
+                yield batch.x, batch.images
+            return
+        for start in range(0, len(self._acts), READ_ROWS):
+            rows = self._acts[start : start + READ_ROWS]
+            yield rows, torch.arange(start, start + len(rows))
+
+    def training(self, size: int, shuffle_seed: int | None = None) -> Iterator[Tensor]:
+        """Yield the rows that are not held out, `size` at a time."""
+        if isinstance(self._acts, Activations):
+            kept = self._acts.batches(
+                size, shuffle_seed=shuffle_seed, keep=lambda images: ~held_out(images)
+            )
+            yield from (batch.x for batch in kept)
+            return
+        images = torch.arange(len(self._acts))
+        images = images[~held_out(images)]
+        if shuffle_seed is not None:
+            random = torch.Generator().manual_seed(shuffle_seed)
+            images = images[torch.randperm(len(images), generator=random)]
+        for start in range(0, len(images), size):
+            yield self._acts[images[start : start + size]]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What is known of the training rows before training.
+
+    Attributes:
+        mean: of each feature (width,).
+        scale: root of the mean squared distance from the mean.
+        n_rows: number of training rows.
+    """
+
+    mean: Float[Tensor, " width"]
+    scale: float
+    n_rows: int
+
+    @classmethod
+    def of(cls, data: Rows) -> "Moments":
+        """Read the training rows once.
+
+        Raises:
+            InputError: if they are fewer than two, constant, NaN or infinite.
+        """
+        sums = Spread(data.site.width)
+        for rows in data.training(READ_ROWS):
+            if not rows.isfinite().all():
+                raise InputError(
+                    f"activations of '{data.site.name}' hold NaN or infinite values; record again "
+                    "or remove those rows"
+                )
+            sums.add(rows)
+        if sums.n_rows < 2:
+            raise InputError(
+                f"{sums.n_rows} training rows are too few to learn from; record more images"
+            )
+        spread = sums.total()
+        if spread == 0:
+            raise InputError(
+                f"activations of '{data.site.name}' are constant: all {sums.n_rows} training rows "
+                "are equal, there is nothing to learn; check the images and the site"
+            )
+        mean = (sums.first / sums.n_rows).float()
+        return cls(mean, math.sqrt(spread / sums.n_rows), sums.n_rows)
+
+
+class Spread:
+    """Sum over rows of the squared distance from their mean, in one pass, in float64.
+
+    Attributes:
+        n_rows: rows added so far.
+        first: their sum (width,).
+    """
+
+    def __init__(self, width: int) -> None:
+        """Start without rows."""
+        self.n_rows = 0
+        self.first = torch.zeros(width, dtype=torch.float64)
+        self._second = 0.0
+
+    def add(self, rows: Float[Tensor, "rows width"]) -> None:
+        """Take more rows into account."""
+        values = rows.double()
+        self.n_rows += len(values)
+        self.first += values.sum(0)
+        self._second += float(values.square().sum())
+
+    def total(self) -> float:
+        """Return Σ‖x − mean‖²; 0 if that is below what float64 resolves."""
+        spread = self._second - float(self.first.square().sum()) / max(1, self.n_rows)
+        return spread if spread > 1e-12 * self._second else 0.0

@@ -1,0 +1,231 @@
+"""The dictionary: its algebra, its gradients, and files that tell when they were changed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners.l1 import L1
+from salve_plugin.errors import ArtifactError, InputError, SalveError, WriteError
+from salve_plugin.site import Site
+
+LATENTS, WIDTH = 4, 6
+
+
+def site(width: int = WIDTH) -> Site:
+    return Site("unembed.hook_in", "fc", "in", "pooled", width, readers=("fc",))
+
+
+def tensors(seed: int = 0) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    return {
+        "atoms": functional.normalize(randn(LATENTS, WIDTH), dim=1),
+        "encoder_weight": randn(LATENTS, WIDTH),
+        "encoder_bias": randn(LATENTS),
+        "decoder_bias": randn(WIDTH),
+    }
+
+
+@pytest.fixture
+def dictionary() -> Dictionary:
+    return Dictionary(tensors(), L1(), site(), {"seed": 0, "held_out_r2": 0.9})
+
+
+@given(leading=st.lists(st.integers(0, 3), max_size=3), seed=st.integers(0, 100))
+@settings(deadline=None, max_examples=25, derandomize=True)
+def test_codes_and_reconstructions_are_the_two_affine_maps(leading: list[int], seed: int) -> None:
+    parts = tensors(seed)
+    dictionary = Dictionary(parts, L1(), site())
+    x = torch.randn(*leading, WIDTH, generator=torch.Generator().manual_seed(seed))
+    weight, bias, atoms, offset = (
+        parts[name].double() for name in ("encoder_weight", "encoder_bias", "atoms", "decoder_bias")
+    )
+    codes = torch.einsum("...d,ld->...l", x.double(), weight) + bias
+    back = torch.einsum("...l,ld->...d", codes, atoms) + offset
+    torch.testing.assert_close(dictionary.pre_activation(x).double(), codes, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dictionary.encode(x), dictionary.pre_activation(x))
+    torch.testing.assert_close(dictionary(x).double(), back, rtol=1e-5, atol=1e-5)
+
+
+def test_a_code_is_the_length_of_its_atoms_contribution(dictionary: Dictionary) -> None:
+    one = torch.zeros(LATENTS)
+    one[2] = -3.5
+    moved = dictionary.decode(one) - dictionary.decode(torch.zeros(LATENTS))
+    assert float(moved.norm()) == pytest.approx(3.5, rel=1e-5)
+
+
+def test_it_is_frozen_and_differentiable_in_the_activations(dictionary: Dictionary) -> None:
+    assert not dictionary.training
+    assert not any(parameter.requires_grad for parameter in dictionary.parameters())
+    x = torch.randn(3, WIDTH, requires_grad=True)
+    (gradient,) = torch.autograd.grad(dictionary.pre_activation(x)[:, 1].sum(), x)
+    torch.testing.assert_close(gradient, dictionary.encoder_weight[1].expand(3, WIDTH))
+
+
+def test_one_made_under_inference_mode_is_differentiable_too(tmp_path: Path) -> None:
+    with torch.inference_mode():
+        dictionary = Dictionary(tensors(), L1(), site())
+        dictionary.save(tmp_path)
+        loaded = Dictionary.load(tmp_path)
+    for each in (dictionary, loaded):
+        x = torch.randn(WIDTH, requires_grad=True)
+        each.decode(each.encode(x)).sum().backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        assert x.grad is not None
+
+
+def test_low_precision_activations_are_read_in_the_dictionarys_precision(
+    dictionary: Dictionary,
+) -> None:
+    x = torch.randn(5, WIDTH).bfloat16()
+    assert torch.equal(dictionary.encode(x), dictionary.encode(x.float()))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 7), (6, 5)])
+def test_a_wrong_width_is_refused(dictionary: Dictionary, shape: tuple[int, ...]) -> None:
+    wrong = torch.zeros(shape)
+    for function in (dictionary.pre_activation, dictionary.encode, dictionary.decode, dictionary):
+        with pytest.raises(InputError, match="do not fit a dictionary of"):
+            function(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("atoms", torch.eye(4, 6) * 1.01, "atom 0 has norm 1.01"),
+        ("atoms", torch.eye(4, 5), r"atoms have shape \(4, 5\); expected \(latents, 6\)"),
+        ("atoms", torch.eye(4, 6).long(), "atoms is torch.int64"),
+        ("encoder_weight", torch.zeros(6, 4), r"encoder_weight is .*\(6, 4\)"),
+        ("encoder_bias", torch.full((4,), torch.nan), "encoder_bias holds NaN"),
+        ("decoder_bias", torch.full((6,), torch.inf), "decoder_bias holds NaN or infinite"),
+        ("gate", torch.zeros(4), "a dictionary has tensors"),
+    ],
+)
+def test_tensors_that_make_no_dictionary_are_refused(
+    name: str, value: Tensor, complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        Dictionary({**tensors(), name: value}, L1(), site())
+
+
+def test_saving_and_loading_keeps_everything(dictionary: Dictionary, tmp_path: Path) -> None:
+    dictionary.save(tmp_path / "new" / "folder")
+    loaded = Dictionary.load(tmp_path / "new" / "folder")
+    for name, value in dictionary.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name])
+    assert loaded.site == dictionary.site
+    assert (loaded.learner, loaded.options, loaded.meta) == (
+        "l1", {"l1": 0.1}, {"seed": 0, "held_out_r2": 0.9}
+    )  # fmt: skip
+    assert loaded.digest() == dictionary.digest()
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_the_same_dictionary_gives_the_same_bytes(dictionary: Dictionary, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        dictionary.save(tmp_path / name)
+    for file in ("dictionary.safetensors", "dictionary.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    with safe_open(tmp_path / "a" / "dictionary.safetensors", framework="pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+    text = (tmp_path / "a" / "dictionary.json").read_text()
+    assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+def test_the_digest_depends_on_content_only(dictionary: Dictionary) -> None:
+    assert Dictionary(tensors(), L1(), site(), {"other": 1}).digest() == dictionary.digest()
+    others = [
+        Dictionary(tensors(1), L1(), site()),
+        Dictionary(tensors(), L1(l1=0.2), site()),
+        Dictionary(tensors(), L1(), Site("other", "fc", "in", "pooled", WIDTH)),
+        Dictionary(tensors(), L1(), site()).bfloat16(),
+    ]
+    assert len({dictionary.digest(), *(other.digest() for other in others)}) == 5
+
+
+def test_meta_that_json_cannot_hold_is_refused(dictionary: Dictionary, tmp_path: Path) -> None:
+    for value in (float("nan"), {1, 2}):
+        dictionary.meta = {"value": value}
+        with pytest.raises(InputError, match="plain JSON"):
+            dictionary.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_write_error(
+    dictionary: Dictionary, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="cannot make the folder"):
+        dictionary.save(tmp_path / "file")
+
+
+@pytest.mark.parametrize("file", ["dictionary.safetensors", "dictionary.json"])
+def test_every_truncation_and_a_missing_file_are_refused(
+    dictionary: Dictionary, tmp_path: Path, file: str
+) -> None:
+    dictionary.save(tmp_path)
+    whole = (tmp_path / file).read_bytes()
+    for length in {0, 1, 8, len(whole) // 2, len(whole) - 2}:
+        (tmp_path / file).write_bytes(whole[:length])
+        with pytest.raises(ArtifactError):
+            Dictionary.load(tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(ArtifactError):
+        Dictionary.load(tmp_path)
+
+
+def test_no_flipped_byte_of_a_saved_dictionary_goes_unnoticed(
+    dictionary: Dictionary, tmp_path: Path
+) -> None:
+    dictionary.save(tmp_path)
+    path = tmp_path / "dictionary.safetensors"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        try:
+            loaded = Dictionary.load(tmp_path)
+        except SalveError:
+            continue
+        assert loaded.digest() == dictionary.digest()  # e.g. a key of the header's metadata
+
+
+def test_changed_fields_and_values_are_refused(dictionary: Dictionary, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    dictionary.save(saved)
+    fields = json.loads((saved / "dictionary.json").read_text())
+    changes = [
+        ({"learner": "topk"}, r"no learner 'topk'; choose one of \['l1'\]"),
+        ({"options": {"l1": 0.2}}, "was changed since it was saved"),
+        ({"options": {"k": 3}}, r"no options \['k'\]"),
+        ({"options": {"l1": -1.0}}, "at least 0, got -1"),
+        ({"site": {**fields["site"], "name": "x"}}, "was changed since"),
+        ({"site": {**fields["site"], "width": 7}}, r"atoms have shape \(4, 6\)"),
+        ({"format_version": 2}, "format version 2"),
+        ({"sha256": None}, "was changed since"),
+        ({"meta": 3}, "cannot load"),
+    ]
+    for change, complaint in changes:
+        (saved / "dictionary.json").write_text(json.dumps(fields | change))
+        with pytest.raises(ArtifactError, match=complaint):
+            Dictionary.load(saved)
+    (saved / "dictionary.json").write_text(json.dumps(fields))
+    stored = load_file(saved / "dictionary.safetensors")
+    stored["encoder_bias"][0] += 1
+    save_file(stored, saved / "dictionary.safetensors")
+    with pytest.raises(ArtifactError, match="was changed since"):
+        Dictionary.load(saved)
+    shutil.rmtree(saved)
+    with pytest.raises(ArtifactError, match="cannot read"):
+        Dictionary.load(saved)

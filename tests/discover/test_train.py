@@ -1,0 +1,245 @@
+"""Fitting: recovery of a planted dictionary, what is held out, determinism, refusals."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from salve_plugin.discover import train
+from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners.l1 import L1
+from salve_plugin.discover.rows import Moments, Rows, held_out
+from salve_plugin.discover.train import fit
+from salve_plugin.errors import InputError
+from salve_plugin.site import Site
+
+MakeRecording = Callable[..., Activations]
+
+
+def planted(rows: int = 4000, width: int = 16) -> tuple[Tensor, Tensor]:
+    """Return rows that mix two unit atoms on average, of as many as features, and the atoms."""
+    random = torch.Generator().manual_seed(0)
+    truth = functional.normalize(torch.randn(width, width, generator=random), dim=1)
+    on = torch.rand(rows, width, generator=random) < 2 / width
+    sizes = 0.5 + torch.rand(rows, width, generator=random)
+    signs = torch.randn(rows, width, generator=random).sign()
+    noise = 0.01 * torch.randn(rows, width, generator=random)
+    return (on * sizes * signs) @ truth + noise, truth
+
+
+def best_cosines(found: Tensor, truth: Tensor) -> Tensor:
+    """Return for each true atom the cosine of the nearest found one, up to sign."""
+    return (truth @ found.T).abs().max(1).values
+
+
+def test_a_planted_dictionary_is_found_and_random_atoms_are_not() -> None:
+    """Mean cosine 0.95 with the true atoms; principal axes and random atoms reach half of it."""
+    rows, truth = planted(width=24)
+    random = torch.randn(24, 24, generator=torch.Generator().manual_seed(1))
+    found = fit(rows, n_latents=24, steps=1500, learning_rate=0.02).atoms
+    assert best_cosines(found, truth).mean() > 0.9
+    assert best_cosines(functional.normalize(random, dim=1), truth).mean() < 0.6
+    assert best_cosines(torch.linalg.svd(rows, full_matrices=False).Vh, truth).mean() < 0.6
+
+
+def test_the_fold_changes_codes_by_the_scale_and_reconstructions_not_at_all() -> None:
+    random = torch.Generator().manual_seed(0)
+    atoms = functional.normalize(torch.randn(3, 5, generator=random), dim=1)
+    tensors = {
+        "atoms": atoms, "encoder_weight": torch.randn(3, 5, generator=random),
+        "encoder_bias": torch.randn(3, generator=random),
+        "decoder_bias": torch.randn(5, generator=random),
+    }  # fmt: skip
+    scaled = Dictionary(tensors, L1(), Site("rows", "", "out", "pooled", 5)).double()
+    raw = train._folded(scaled, L1(), 7.3)
+    x = torch.randn(20, 5, generator=random, dtype=torch.float64)
+    torch.testing.assert_close(raw.encode(7.3 * x), 7.3 * scaled.encode(x))
+    torch.testing.assert_close(raw(7.3 * x), 7.3 * scaled(x))
+    torch.testing.assert_close(raw.atoms, scaled.atoms)
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_the_unit_of_the_activations_does_not_matter(factor: float) -> None:
+    rows, _ = planted(rows=500)
+    one, other = fit(rows, steps=50), fit(factor * rows, steps=50)
+    torch.testing.assert_close(other.atoms, one.atoms, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        other.encode(factor * rows) / factor, one.encode(rows), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_training_lowers_the_loss_and_keeps_atoms_at_unit_norm() -> None:
+    rows, _ = planted(rows=1000)
+    scale = Moments.of(Rows(rows, None)).scale
+
+    def loss(dictionary: Dictionary) -> float:
+        code = dictionary.encode(rows)
+        return float(L1(l1=0.1).loss(rows / scale, code / scale, dictionary.decode(code) / scale))
+
+    short, long = fit(rows, steps=1, n_latents=8), fit(rows, steps=400, n_latents=8)
+    assert loss(long) < 0.9 * loss(short)
+    torch.testing.assert_close(long.atoms.norm(dim=1), torch.ones(8), rtol=0, atol=1e-5)
+
+
+def test_a_larger_penalty_gives_smaller_codes_and_a_worse_reconstruction() -> None:
+    rows, _ = planted(rows=1000)
+    fits = [fit(rows, l1=weight, n_latents=16, steps=300) for weight in (0.0, 0.1, 1.0)]
+    sizes = [float(dictionary.encode(rows).abs().sum(1).mean()) for dictionary in fits]
+    r2 = [dictionary.meta["held_out_r2"] for dictionary in fits]
+    assert sizes == sorted(sizes, reverse=True)
+    assert r2 == sorted(r2, reverse=True)  # type: ignore[type-var] # meta holds plain values
+
+
+def test_without_penalty_it_reaches_the_best_linear_reconstruction() -> None:
+    """That of principal components (Eckart and Young), here of the training rows."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(800, 10, generator=random) * torch.linspace(3, 0.3, 10) + 5
+    kept = rows[~held_out(torch.arange(800))]
+    variance = torch.linalg.svdvals(kept - kept.mean(0)).square()
+    dictionary = fit(rows, l1=0.0, n_latents=4, steps=1500)
+    best = float(variance[:4].sum() / variance.sum())
+    assert dictionary.meta["train_r2"] == pytest.approx(best, abs=2e-3)
+
+
+def test_reported_quality_agrees_with_a_brute_force_computation(
+    make_recording: MakeRecording,
+) -> None:
+    rows, _ = planted(rows=700)
+    dictionary = fit(make_recording(rows, torch.arange(700) % 2, shard_rows=90), steps=60)
+    apart = held_out(torch.arange(700))
+    meta = dictionary.meta
+    for part, name in ((rows[~apart], "train_r2"), (rows[apart], "held_out_r2")):
+        error = (part.double() - dictionary(part).double()).square().sum()
+        spread = (part.double() - part.double().mean(0)).square().sum()
+        assert meta[name] == pytest.approx(float(1 - error / spread), abs=1e-6)
+    centred = rows[~apart].double() - rows[~apart].double().mean(0)
+    scale = float(centred.square().sum(1).mean().sqrt())
+    assert meta["scale"] == pytest.approx(scale, rel=1e-6)
+    on = dictionary.encode(rows).abs() > 0.01 * scale
+    assert meta["l0"] == pytest.approx(float(on[apart].sum(1).float().mean()))
+    assert meta["dead_share"] == pytest.approx(float((~on[~apart].any(0)).float().mean()))
+    assert meta["held_out_rows"] == int(apart.sum())
+    assert (meta["n_images"], meta["n_rows"]) == (700, 700)
+
+
+def test_one_image_in_ten_is_held_out_of_every_class_sorted_or_interleaved() -> None:
+    apart = held_out(torch.arange(10_000))
+    assert 980 <= int(apart.sum()) <= 1020
+    for labels in (torch.arange(10_000) // 1000, torch.arange(10_000) % 10):
+        shares = [float(apart[labels == label].float().mean()) for label in range(10)]
+        assert 0.07 < min(shares) <= max(shares) < 0.13
+
+
+def test_what_is_held_out_does_not_influence_training() -> None:
+    rows, _ = planted(rows=300)
+    other = rows.clone()
+    other[held_out(torch.arange(300))] *= -5
+    assert torch.equal(fit(rows, steps=20).atoms, fit(other, steps=20).atoms)
+
+
+def test_the_same_seed_gives_the_same_dictionary_and_another_seed_another(
+    make_recording: MakeRecording,
+) -> None:
+    rows, _ = planted(rows=600)
+    acts = make_recording(rows, torch.arange(600) % 3, shard_rows=100)
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    first = fit(acts, steps=40, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert fit(acts, steps=40, seed=3).digest() == first.digest()
+    assert fit(acts, steps=40, seed=4).digest() != first.digest()
+
+
+def test_it_can_be_called_without_gradients() -> None:
+    rows, _ = planted(rows=200)
+    expected = fit(rows, steps=5)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            dictionary = fit(rows.clone(), steps=5)
+        assert dictionary.digest() == expected.digest()
+        x = rows[:1].clone().requires_grad_()
+        dictionary.encode(x).sum().backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+
+
+def test_equal_rows_do_not_give_equal_atoms() -> None:
+    rows, _ = planted(rows=200)
+    rows[20:] = rows[0]
+    atoms = fit(rows, n_latents=10, steps=50).atoms
+    assert len({tuple(atom.tolist()) for atom in atoms}) == 10
+
+
+def test_a_site_can_be_named_for_rows_in_memory() -> None:
+    site = Site("unembed.hook_in", "fc", "in", "pooled", 16, readers=("fc",))
+    rows, _ = planted(rows=100)
+    assert fit(rows, steps=1, site=site).site == site
+    with pytest.raises(InputError, match=r"do not fit site 'unembed\.hook_in', which has 16"):
+        fit(rows[:, :5], steps=1, site=site)
+
+
+def test_the_default_size_is_half_the_width_or_half_the_rows() -> None:
+    rows, _ = planted(rows=100)
+    assert fit(rows, steps=1).n_latents == 8
+    assert fit(rows[:12], steps=1).n_latents == 5  # eleven rows to train on, one held out
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"learner": "topk"}, r"no learner 'topk'; choose one of \['l1'\]"),
+        ({"k": 3}, r"no options \['k'\]"),
+        ({"l1": -1.0}, "l1 must be a finite number"),
+        ({"n_latents": 0}, "n_latents must be at least 1, got 0"),
+        ({"n_latents": 94}, "93 training rows are too few for 94 latents"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite positive number"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(change: dict[str, object], complaint: str) -> None:
+    rows, _ = planted(rows=103)
+    rows = rows[:103]
+    with pytest.raises(InputError, match=complaint):
+        fit(rows, **change)  # type: ignore[arg-type] # wrong on purpose
+
+
+def test_activations_that_nothing_can_be_learned_from_are_refused(
+    make_recording: MakeRecording,
+) -> None:
+    with pytest.raises(InputError, match="are constant"):
+        fit(torch.full((50, 4), 0.1))
+    with pytest.raises(InputError, match="are constant"):
+        fit(make_recording(torch.zeros(50, 4), torch.arange(50) % 2))
+    for bad in (float("nan"), float("inf")):
+        rows = torch.randn(50, 4)
+        rows[7, 2] = bad
+        with pytest.raises(InputError, match="hold NaN or infinite values"):
+            fit(rows)
+    with pytest.raises(InputError, match="1 training rows are too few"):
+        fit(torch.randn(1, 4))
+    with pytest.raises(InputError, match=r"must be \(rows, width\), got shape \(4,\)"):
+        fit(torch.randn(4))
+
+
+def test_a_recording_knows_its_site(make_recording: MakeRecording) -> None:
+    acts = make_recording(torch.randn(50, 4), torch.arange(50) % 2)
+    assert fit(acts, steps=1, site=acts.site).site == acts.site
+    with pytest.raises(InputError, match=r"the recording is of site 'unembed\.hook_in'"):
+        fit(acts, site=Site("other", "fc", "in", "pooled", 4))
+
+
+def test_the_digits_networks_are_reconstructed_by_the_default(
+    digits_recording: Activations,
+) -> None:
+    dictionary = fit(digits_recording)
+    assert dictionary.n_latents == digits_recording.width // 2
+    meta = dictionary.meta
+    held_out_r2, train_r2 = meta["held_out_r2"], meta["train_r2"]
+    assert isinstance(held_out_r2, float)
+    assert isinstance(train_r2, float)
+    assert held_out_r2 > 0.94
+    assert abs(held_out_r2 - train_r2) < 0.01
+    assert meta["dead_share"] == 0
