@@ -1,0 +1,175 @@
+"""`edit_config.json`: what an artifact is, sealed so that a single changed bit shows.
+
+Two digests, for two questions. `digest` is the artifact's identity: the same for the same edit
+and evidence, whatever wrote it. `manifest_sha256` seals the file: it is over all its bytes but the
+one line that holds it. Every other file is listed with its own SHA-256, so no bit is uncovered.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from salve_plugin.errors import ArtifactError
+from salve_plugin.share.canonical import (
+    Json,
+    content_digest,
+    parse_json,
+    readable_json,
+)
+from salve_plugin.share.folder import Reader, sha256_bytes
+from salve_plugin.share.schema import check_schema
+from salve_plugin.share.tensor_file import MAX_TENSOR_FILE_BYTES, TENSOR_FILE
+
+FORMAT_VERSION = "1.0"
+"""Major: an older reader would get it wrong. Minor: it would only miss something."""
+CONFIG_FILE = "edit_config.json"
+MAX_CONFIG_BYTES = 16 * 2**20
+MAX_PICTURE_BYTES = 16 * 2**20
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+FEATURES = frozenset({"scale", "pristine", "alpha_crit", "dictionary"})
+"""What a reader must know to read an artifact that lists it in `requires`."""
+
+# Where and how the artifact was written down; the same edit in other files is the same artifact.
+_NOT_IDENTITY = {"digest", "files", "format_version", "manifest_sha256", "producer"}
+
+
+def picture_file(name: str) -> str:
+    """Return the file name of a picture; the prefix marks the file as the artifact's own."""
+    return f"picture_{name}.png"
+
+
+def picture_name(file: str) -> str:
+    """Return the name of a picture from that of its file."""
+    return file.removeprefix("picture_").removesuffix(".png")
+
+
+def seal(config: Json, tensors: Mapping[str, Tensor], files: Mapping[str, bytes]) -> Json:
+    """Return the manifest completed by version, files and digests, `manifest_sha256` excepted."""
+    return {
+        **config,
+        "format_version": FORMAT_VERSION,
+        "digest": identity(config, tensors),
+        "files": {
+            name: {"sha256": sha256_bytes(data), "size": len(data)} for name, data in files.items()
+        },
+    }
+
+
+def write_manifest(config: Json) -> bytes:
+    """Return the bytes of `edit_config.json`: the manifest and the seal over the rest."""
+    digest = sha256_bytes(readable_json(config))
+    return readable_json({**config, "manifest_sha256": digest})
+
+
+def identity(config: Json, tensors: Mapping[str, Tensor]) -> str:
+    """Return the artifact's digest: of its tensors and of what the manifest says about them."""
+    said = {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
+    return content_digest(said, tensors)
+
+
+def read_manifest(data: bytes) -> Json:
+    """Return the manifest in the bytes of `edit_config.json`, fully checked.
+
+    Raises:
+        ArtifactError: if the version's major number is newer, a required feature is unknown, a
+            field is missing, unknown or ill-formed, or a bit differs from what was written.
+    """
+    config = parse_json(data, CONFIG_FILE, max_bytes=MAX_CONFIG_BYTES)
+    # First what a newer version would change, so that its user is not told "corrupt".
+    check_version(config.get("format_version"))
+    check_features(config.get("requires"))
+    _check_seal(data, config.get("manifest_sha256"))
+    check_schema(config)
+    check_evaluation(config["evaluation"])
+    return config
+
+
+def _check_seal(data: bytes, said: object) -> None:
+    # A raw newline cannot be inside a JSON string, so this is a line of the outermost object.
+    line = f'\n  "manifest_sha256": "{said}",'.encode(errors="replace")
+    before, found, after = data.partition(line)
+    digest = sha256_bytes(before + after)
+    if not found or digest != said:
+        raise ArtifactError(
+            f"{CONFIG_FILE} was changed: it hashes to {digest}, it says {str(said)[:64]!r}. Get "
+            "the artifact again"
+        )
+
+
+def check_evaluation(evaluation: Any) -> None:
+    """Raise unless every measure is given before and after; the schema cannot say that."""
+    if evaluation is not None:
+        check_names(evaluation["after"], evaluation["before"], "measures after the edit")
+
+
+def check_version(version: object) -> None:
+    """Raise unless the format's major version is ours."""
+    if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", version):
+        raise ArtifactError(
+            f"{CONFIG_FILE} has the format_version {str(version)[:40]!r}, expected for example "
+            f"'{FORMAT_VERSION}'; it is corrupt or no artifact of salve_plugin"
+        )
+    ours, theirs = (int(text.split(".")[0]) for text in (FORMAT_VERSION, version))
+    if theirs > ours:
+        raise ArtifactError(
+            f"the artifact has format {version}, this salve_plugin reads up to {ours}.x; upgrade "
+            "salve_plugin (`pip install -U salve-plugin`)"
+        )
+    if theirs < ours:
+        raise ArtifactError(f"the artifact has format {version}, which never was released")
+
+
+def check_features(features: object) -> None:
+    """Raise if reading needs a feature that this version does not have."""
+    listed = features if isinstance(features, list) else []
+    known = [name for name in listed if isinstance(name, str) and name in FEATURES]
+    unknown = [str(name)[:40] for name in listed if name not in known]
+    if unknown:
+        raise ArtifactError(
+            f"the artifact requires {unknown[:5]}, this salve_plugin knows {sorted(FEATURES)}; "
+            "upgrade salve_plugin (`pip install -U salve-plugin`)"
+        )
+
+
+def read_files(read: Reader, files: Mapping[str, Json]) -> dict[str, bytes]:
+    """Return the bytes of every file that the manifest lists, each read once and then checked.
+
+    Raises:
+        ArtifactError: if a file is missing, a link, too long, or not what was written.
+    """
+    contents = {}
+    for name, entry in sorted(files.items()):
+        data = read(name, MAX_TENSOR_FILE_BYTES if name == TENSOR_FILE else MAX_PICTURE_BYTES)
+        check_file(name, data, entry)
+        contents[name] = data
+    return contents
+
+
+def check_file(name: str, data: bytes, entry: Json) -> None:
+    """Raise unless the bytes have the size and digest that the manifest states."""
+    if len(data) != entry["size"]:
+        raise ArtifactError(
+            f"{name} has {len(data)} bytes, {CONFIG_FILE} says {entry['size']}; it is truncated "
+            "or another file. Get the artifact again"
+        )
+    found = sha256_bytes(data)
+    if found != entry["sha256"]:
+        raise ArtifactError(
+            f"{name} was changed: its SHA-256 is {found}, {CONFIG_FILE} says {entry['sha256']}. "
+            "Get the artifact again"
+        )
+    if name.endswith(".png") and not data.startswith(PNG_START):
+        raise ArtifactError(f"{name} is not a PNG picture; get the artifact again")
+
+
+def check_names(found: Collection[str], expected: Collection[str], what: str) -> None:
+    """Raise unless two sets of names are equal; the message lists both differences."""
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        raise ArtifactError(
+            f"{what}: missing {missing[:5]}, unexpected {extra[:5]}; the artifact is corrupt or "
+            "was put together by hand. Get it again"
+        )
