@@ -1,1 +1,86 @@
-"""Find, validate and permanently edit the features of a vision model."""
+"""Find, validate and permanently edit the features of a vision model.
+
+The whole public API is listed here. Names load on first use (PEP 562), so that importing the
+package costs no more than importing torch, and Captum, timm and the Hub client load only when
+something needs them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from salve_plugin.adapter import Adapter as Adapter
+    from salve_plugin.adapter import attach as attach
+    from salve_plugin.control.application import status as status
+    from salve_plugin.control.critical import AlphaCrit as AlphaCrit
+    from salve_plugin.control.critical import alpha_crit as alpha_crit
+    from salve_plugin.control.critical import critical_strength as critical_strength
+    from salve_plugin.control.edit import Edit as Edit
+    from salve_plugin.control.edit import enhance as enhance
+    from salve_plugin.control.edit import suppress as suppress
+    from salve_plugin.control.evaluate import Evaluation as Evaluation
+    from salve_plugin.control.evaluate import evaluate as evaluate
+    from salve_plugin.control.select import Choice as Choice
+    from salve_plugin.control.select import choose as choose
+    from salve_plugin.discover.activations import Activations as Activations
+    from salve_plugin.discover.dictionary import Dictionary as Dictionary
+    from salve_plugin.discover.features import Features as Features
+    from salve_plugin.discover.features import profile as profile
+    from salve_plugin.discover.recording import record as record
+    from salve_plugin.discover.train import fit as fit
+    from salve_plugin.errors import SalveError as SalveError
+    from salve_plugin.hooks import HookedModel as HookedModel
+    from salve_plugin.share.artifact import EditArtifact as EditArtifact
+    from salve_plugin.site import Site as Site
+    from salve_plugin.validate.grad_fam import GradFAM as GradFAM
+    from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
+    from salve_plugin.validate.maximization import Maximization as Maximization
+    from salve_plugin.validate.maximization import maximize as maximize
+
+_HOME = {
+    "Adapter": "adapter",
+    "attach": "adapter",
+    "Activations": "discover.activations",
+    "record": "discover.recording",
+    "Dictionary": "discover.dictionary",
+    "fit": "discover.train",
+    "Features": "discover.features",
+    "profile": "discover.features",
+    "LayerGradFam": "validate.grad_fam",
+    "GradFAM": "validate.grad_fam",
+    "Maximization": "validate.maximization",
+    "maximize": "validate.maximization",
+    "Edit": "control.edit",
+    "suppress": "control.edit",
+    "enhance": "control.edit",
+    "status": "control.application",
+    "AlphaCrit": "control.critical",
+    "alpha_crit": "control.critical",
+    "critical_strength": "control.critical",
+    "Choice": "control.select",
+    "choose": "control.select",
+    "Evaluation": "control.evaluate",
+    "evaluate": "control.evaluate",
+    "EditArtifact": "share.artifact",
+    "HookedModel": "hooks",
+    "Site": "site",
+    "SalveError": "errors",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("salve-plugin")
+    if name not in _HOME:
+        raise AttributeError(f"module 'salve_plugin' has no attribute '{name}'")
+    value = getattr(import_module(f"salve_plugin.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,19 +1,19 @@
 """What a model family must offer, and how the installed families are found."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from salve_plugin.errors import UnsupportedModelError
+from salve_plugin.hooks import HookedModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from salve_plugin.hooks import HookedModel
 
 ENTRY_POINT_GROUP = "salve_plugin.adapters"
 
@@ -26,8 +26,12 @@ class Adapter(ABC):
         """Say whether this adapter knows `model`'s family (not whether it can be edited)."""
 
     @abstractmethod
-    def attach(self, model: nn.Module) -> "HookedModel":
+    def attach(self, model: nn.Module, *, probe: Tensor | None = None) -> HookedModel:
         """Return the hooked model, verified on a probe batch; `model` itself is left untouched.
+
+        Args:
+            model: a model that this adapter matches.
+            probe: images to verify with; by default the adapter makes its own.
 
         Raises:
             UnsupportedModelError: if there is no classifier that can be read and edited.
@@ -46,23 +50,103 @@ class Adapter(ABC):
     def transform(self, model: nn.Module) -> "Callable[[Image], Tensor]":
         """Return the preprocessing that `model` was trained with, from image to (C, H, W)."""
 
+    def class_names(self, model: nn.Module) -> Sequence[Sequence[str]] | None:
+        """Return the names that each class of `model` is known by, the plainest last.
 
-@cache
+        None if the family does not know them, as for a classifier of the user's own.
+        """
+        return None
+
+
 def installed_adapters() -> dict[str, Adapter]:
-    """Return one instance of every installed adapter whose library is there, by name."""
-    return {point.name: point.load()() for point in entry_points(group=ENTRY_POINT_GROUP)}
-
-
-def attach(model: nn.Module) -> "HookedModel":
-    """Return `model` with named sites; `model` itself is left untouched.
+    """Return one instance of every installed adapter whose library is there, by name.
 
     Raises:
-        UnsupportedModelError: if no installed adapter knows it, or it has no editable classifier.
+        UnsupportedModelError: if two packages offer different adapters under one name.
     """
-    for adapter in installed_adapters().values():
-        if adapter.matches(model):
-            return adapter.attach(model)
-    raise UnsupportedModelError(
-        f"no installed adapter knows {type(model).__name__}; installed: "
-        f"{sorted(installed_adapters())}. Register one under '{ENTRY_POINT_GROUP}'"
+    return dict(_discovered()[0])
+
+
+def missing_adapters() -> dict[str, str]:
+    """Return the installed adapters that cannot be imported, by name, with the reason."""
+    return dict(_discovered()[1])
+
+
+@cache
+def _discovered() -> tuple[dict[str, Adapter], dict[str, str]]:
+    found: dict[str, Adapter] = {}
+    missing: dict[str, str] = {}
+    for name, point in _by_name(list(entry_points(group=ENTRY_POINT_GROUP))).items():
+        try:
+            found[name] = point.load()()
+        except ImportError as error:
+            missing[name] = str(error)
+    return found, missing
+
+
+def _by_name(points: list[EntryPoint]) -> dict[str, EntryPoint]:
+    """Return the entry points by name; a second, different one under a name is refused."""
+    named: dict[str, EntryPoint] = {}
+    for point in points:
+        earlier = named.setdefault(point.name, point)
+        if earlier.value != point.value:
+            raise UnsupportedModelError(
+                f"two adapters are installed under the name '{point.name}': '{earlier.value}' and "
+                f"'{point.value}'. Uninstall one, or have its author rename its entry point in "
+                f"'{ENTRY_POINT_GROUP}'"
+            )
+    return named
+
+
+def attach(model: nn.Module, *, probe: Tensor | None = None) -> HookedModel:
+    """Return `model` with named sites; `model` itself is left untouched.
+
+    Where transformer_lens is installed the result is a `HookedRootModule` of its own.
+
+    Args:
+        model: a model of a family for which an adapter is installed.
+        probe: images (n, channels, height, width) to find and verify the sites with; needed only
+            if the adapter cannot guess what the model accepts.
+
+    Raises:
+        UnsupportedModelError: if no installed adapter knows it, if several do, or if it has no
+            editable classifier.
+    """
+    if isinstance(model, HookedModel):
+        model = model.model
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"attach() takes a torch.nn.Module, not {type(model).__name__}; build the model first, "
+            "e.g. timm.create_model('resnet18', pretrained=True)"
+        )
+    claims = {name: each for name, each in installed_adapters().items() if each.matches(model)}
+    if len(claims) > 1:
+        raise UnsupportedModelError(
+            f"the adapters {sorted(claims)} all claim {type(model).__name__}; uninstall all but one"
+        )
+    if not claims:
+        raise UnsupportedModelError(_nobody_knows(model))
+    (adapter,) = claims.values()
+    return _with_lens_if_installed(adapter.attach(model, probe=probe))
+
+
+def _nobody_knows(model: nn.Module) -> str:
+    kind = type(model)
+    missing = "".join(
+        f"; '{name}' could not be loaded ({reason}), install its library"
+        for name, reason in missing_adapters().items()
     )
+    return (
+        f"no installed adapter knows {kind.__module__}.{kind.__qualname__}; installed: "
+        f"{sorted(installed_adapters())}{missing}. Use a model of these families, or register an "
+        f"adapter under the entry-point group '{ENTRY_POINT_GROUP}'"
+    )
+
+
+def _with_lens_if_installed(hooked: HookedModel) -> HookedModel:
+    """Return a TransformerLens module where that library is there to be imported."""
+    if find_spec("transformer_lens") is None:
+        return hooked
+    from salve_plugin.lens import with_lens
+
+    return with_lens(hooked)

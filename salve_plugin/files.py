@@ -65,4 +65,4 @@ def sha256_file(path: Path) -> str:
 def sha256_tensor(tensor: Tensor) -> str:
     """Return the hex SHA-256 of a tensor's elements, row-major, in its own dtype."""
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(values.numpy()).hexdigest()
+    return hashlib.sha256(values.numpy().data).hexdigest()

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from salve_plugin.errors import HookNotFiredError, UnknownSiteError
+from salve_plugin.errors import HookNotFiredError, InputError, UnknownSiteError
+from salve_plugin.hook_points import HookedRoot, HookPoint
 from salve_plugin.site import HEAD_INPUT, Site
 
 Replace = Callable[[Tensor], Tensor | None]
@@ -18,29 +20,65 @@ def tapped(model: nn.Module, site: Site, function: Replace) -> Iterator[None]:
 
     Args:
         model: the bare model.
-        site: which activation.
+        site: which activation. If several layers read it as their input, all of them get what
+            `function` returns, and it is called once.
         function: gets the activation; a tensor that it returns takes the activation's place.
-    """
-    module = model.get_submodule(site.module)
 
+    Raises:
+        HookNotFiredError: if the model has no such module any more.
+    """
+    with ExitStack() as stack:
+        if site.side == "out":
+            module = _module(model, site, site.module)
+            hook = _after(function)
+            stack.callback(module.register_forward_hook(hook).remove)
+        else:
+            paths = site.readers if site.module in site.readers else (site.module,)
+            before = _before(function if len(paths) == 1 else _once_for_each_tensor(function))
+            for path in paths:
+                module = _module(model, site, path)
+                stack.callback(module.register_forward_pre_hook(before).remove)
+        yield
+
+
+def _module(model: nn.Module, site: Site, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise HookNotFiredError(
+            f"{type(model).__name__} has no module '{path}' any more, where site '{site.name}' "
+            "was found; attach the model again"
+        ) from None
+
+
+def _before(function: Replace) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
     def before(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         result = function(inputs[0])
         return None if result is None else (result, *inputs[1:])
 
+    return before
+
+
+def _after(function: Replace) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
     def after(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
         if not isinstance(output, tuple):
             return function(output)
         result = function(output[0])
         return None if result is None else (result, *output[1:])
 
-    if site.side == "in":
-        handle = module.register_forward_pre_hook(before)
-    else:
-        handle = module.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return after
+
+
+def _once_for_each_tensor(function: Replace) -> Replace:
+    """Return `function` that answers a tensor it has just seen without another call."""
+    latest: list[tuple[Tensor, Tensor | None]] = []
+
+    def answer(activation: Tensor) -> Tensor | None:
+        if not latest or latest[0][0] is not activation:
+            latest[:] = [(activation, function(activation))]
+        return latest[0][1]
+
+    return answer
 
 
 @contextmanager
@@ -65,7 +103,11 @@ def reading(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tenso
         for site in sites:
             stack.enter_context(tapped(model, site, keep_as(site.name)))
         yield seen
-    silent = [site.name for site in sites if site.name not in seen]
+    _all_fired([site.name for site in sites], seen)
+
+
+def _all_fired(wanted: Sequence[str], fired: Mapping[str, object]) -> None:
+    silent = [name for name in wanted if name not in fired]
     if silent:
         raise HookNotFiredError(
             f"the forward pass never computed {silent}; was the classifier reset or the module "
@@ -73,14 +115,22 @@ def reading(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tenso
         )
 
 
-class HookedModel(nn.Module):
-    """A model with named sites.
+class HookedModel(HookedRoot):
+    """A model with named sites and, at each of them, a hook point.
+
+    The hook points behave as TransformerLens' do (`run_with_cache`, `run_with_hooks`, `add_hook`,
+    `reset_hooks`, `hooks`). No hook stays on the bare model: a forward pass taps only the sites
+    that somebody listens to, and only while it runs, so that an idle one is the bare model's own.
+    An attribute that is not found here is looked up in the bare model.
 
     Attributes:
         model: the bare model; no hook stays on it.
         sites: by hook-point name, in forward order.
         attribution_site: the feature map or patch tokens where Grad-FAM looks; None without one.
         description: architecture and origin of the weights, as plain JSON values.
+        heads: the classifier's linear layers by path, each with its share c in
+            logits = sum of c (x W^T + b); empty if there is no site at the classifier.
+        hook_dict: the hook points by name.
     """
 
     def __init__(
@@ -90,17 +140,62 @@ class HookedModel(nn.Module):
         *,
         attribution_site: Site | None,
         description: Mapping[str, object],
+        heads: Mapping[str, float] | None = None,
     ) -> None:
-        """Name the sites of `model`; adapters call this."""
+        """Name the sites of `model`; adapters call this.
+
+        Args:
+            model: the bare model.
+            sites: in forward order; names must differ.
+            attribution_site: one of `sites`, or None.
+            description: plain JSON values.
+            heads: the shares; by default the readers of `unembed.hook_in`, in equal parts.
+
+        Raises:
+            InputError: if two sites have one name.
+        """
         super().__init__()
+        names = [site.name for site in sites]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"two sites are named {twice}; every site needs its own name")
         self.model = model
-        self.sites: Mapping[str, Site] = {site.name: site for site in sites}
+        self.sites: Mapping[str, Site] = dict(zip(names, sites, strict=True))
         self.attribution_site = attribution_site
         self.description = description
+        if heads is None:
+            readers = self.sites[HEAD_INPUT].readers if HEAD_INPUT in self.sites else ()
+            heads = dict.fromkeys(readers, 1 / max(len(readers), 1))
+        self.heads: Mapping[str, float] = dict(heads)
+        self.setup()
+
+    def setup(self) -> None:
+        """Make the hook points; they are no submodules, so nothing joins the state dict."""
+        self.hook_dict: dict[str, Any] = {}
+        for name in self.sites:
+            self.hook_dict[name] = self._make_point()
+            self.hook_dict[name].name = name
+
+    def _make_point(self) -> nn.Module:
+        return HookPoint()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return exactly what the bare model returns."""
-        return self.model(*args, **kwargs)
+        """Return exactly what the bare model returns, unless a hook function changes it.
+
+        Raises:
+            HookNotFiredError: if somebody listens to a site that this pass did not compute.
+        """
+        listening = [name for name, point in self.hook_dict.items() if _has_listeners(point)]
+        if not listening:
+            return self.model(*args, **kwargs)
+        fired: dict[str, bool] = {}
+        with ExitStack() as stack:
+            for name in listening:
+                through = _through(self.hook_dict[name], name, fired)
+                stack.enter_context(tapped(self.model, self.sites[name], through))
+            output = self.model(*args, **kwargs)
+        _all_fired(listening, fired)
+        return output
 
     def site(self, name: str) -> Site:
         """Return the site of that name.
@@ -114,12 +209,96 @@ class HookedModel(nn.Module):
             )
         return self.sites[name]
 
-    def unembed(self, site: Site | str = HEAD_INPUT) -> tuple[Tensor, Tensor]:
-        """Return copies of W (classes, width) and b (classes,) with logits = x W^T + b."""
+    def unembed(
+        self, site: Site | str = HEAD_INPUT, *, partial: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return copies of W (classes, width) and b (classes,) with logits = x W^T + b.
+
+        Heads that read the same site are added up with their shares. If other heads read other
+        sites (a distilled model), no single W gives the logits: then `partial=True` returns this
+        site's term, and the logits are the sum of all head sites' terms.
+
+        Args:
+            site: a site that the classifier reads.
+            partial: whether one term of several is welcome.
+
+        Raises:
+            UnknownSiteError: if there is no such site.
+            InputError: if the classifier does not read it, or reads other sites too and `partial`
+                is not given.
+        """
         site = self.site(site) if isinstance(site, str) else site
-        layer = self.model.get_submodule(site.readers[0])
-        weight = layer.get_parameter("weight").detach().flatten(1).clone()
-        bias = layer.bias
-        return weight, (
-            bias.detach().clone() if isinstance(bias, Tensor) else weight.new_zeros(len(weight))
+        here = [path for path in site.readers if path in self.heads]
+        elsewhere = sorted(set(self.heads) - set(here))
+        if not here:
+            raise InputError(
+                f"the classifier does not read site '{site.name}'; it reads {self.head_sites}"
+            )
+        if elsewhere and not partial:
+            raise InputError(
+                f"site '{site.name}' alone does not give the logits: they also depend on "
+                f"{elsewhere}, at the sites {self.head_sites}. unembed(site, partial=True) "
+                "returns one site's term; the logits are the sum of the terms"
+            )
+        terms = [(self._layer(path), self.heads[path]) for path in here]
+        weight = torch.stack([_float(layer.weight) * share for layer, share in terms]).sum(0)
+        biases = [
+            _float(layer.bias) * share for layer, share in terms if isinstance(layer.bias, Tensor)
+        ]
+        bias = torch.stack(biases).sum(0) if biases else weight.new_zeros(len(weight))
+        return weight.flatten(1), bias
+
+    @property
+    def head_sites(self) -> tuple[str, ...]:
+        """Names of the sites that the classifier reads: one, or one for each distinct input."""
+        return tuple(
+            name
+            for name, site in self.sites.items()
+            if any(path in self.heads for path in site.readers)
         )
+
+    def _layer(self, path: str) -> Any:
+        """Return the classifier's layer, if it still is one."""
+        layer = self.model.get_submodule(path)
+        if not isinstance(getattr(layer, "weight", None), Tensor):
+            raise InputError(
+                f"'{path}' is now {type(layer).__name__}, no longer a linear layer: the "
+                "classifier was reset after attach(). Attach the model again"
+            )
+        return layer
+
+    def __getattr__(self, name: str) -> Any:
+        """Look an attribute up in the bare model if it is not found here."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_modules", {}).get("model")
+            if model is None or name.startswith("__"):
+                raise
+            return getattr(model, name)
+
+
+def _has_listeners(point: nn.Module) -> bool:
+    return bool(point._forward_hooks or point._backward_hooks or point._backward_pre_hooks)
+
+
+def _through(point: nn.Module, name: str, fired: dict[str, bool]) -> Replace:
+    """Return the function that sends an activation through a hook point.
+
+    It goes in as a copy, which nobody else can change in place afterwards, and comes out as
+    another, so that an in-place operation that follows changes neither what a hook function has
+    kept nor the view that torch's backward hooks put around the output.
+    """
+
+    def through(activation: Tensor) -> Tensor:
+        fired[name] = True
+        result: Tensor = point(activation.clone())
+        return result.clone()
+
+    return through
+
+
+def _float(tensor: Tensor) -> Tensor:
+    """Return a detached copy in single precision, or in the tensor's own if that is higher."""
+    kind = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.detach().to(kind, copy=True)

@@ -1,59 +1,122 @@
-"""Hook points of timm models."""
+"""timm classifiers with named sites."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import timm
 from torch import Tensor, nn
 
 from salve_plugin.adapter import Adapter
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import HEAD_INPUT, Site
+from salve_timm.create import create_model, describe, imagenet_names, transform_of
+from salve_timm.heads import Head, candidates, linear_paths, proven
+from salve_timm.layout import Layouts
+from salve_timm.look import attribution_point
+from salve_timm.points import Point, body_points
+from salve_timm.probe import probed, quiet
+from salve_timm.trace import Trace, spatial_maps, trace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class TimmAdapter(Adapter):
-    """Every timm classifier."""
+    """Every timm classifier whose logits are linear in the features that its head reads."""
 
     def matches(self, model: nn.Module) -> bool:
-        """Say whether `model` comes from timm."""
-        return type(model).__module__.startswith("timm.models.")
+        """Say whether `model`, or a class that it extends, is one of timm's models."""
+        return any(kind.__module__.startswith("timm.models.") for kind in type(model).__mro__)
 
-    def attach(self, model: nn.Module) -> HookedModel:
-        """Return the hooked model (first version: ResNet and VisionTransformer)."""
-        if isinstance(model, timm.models.ResNet):
-            sites = [
-                Site(f"blocks.{i}.hook_resid_post", f"layer{i + 1}", "out", "nchw", width)
-                for i, width in enumerate(info["num_chs"] for info in model.feature_info[1:])
-            ]
-            head = Site(HEAD_INPUT, "fc", "in", "pooled", model.fc.in_features, readers=("fc",))
-            look = sites[-1]
-        else:
-            grid = model.patch_embed.grid_size
-            tokens = {"prefix_tokens": model.num_prefix_tokens, "grid": grid}
-            width = model.head.in_features
-            sites = [
-                Site(f"blocks.{i}.hook_resid_post", f"blocks.{i}", "out", "tokens", width, **tokens)
-                for i in range(len(model.blocks))
-            ]
-            last = len(model.blocks) - 1
-            look = Site(
-                f"blocks.{last}.ln1.hook_normalized", f"blocks.{last}.norm1", "out", "tokens",
-                width, **tokens,
-            )  # fmt: skip
-            sites.insert(last, look)
-            head = Site(HEAD_INPUT, "head", "in", "pooled", width, readers=("head",))
-        description = {"family": "timm", "architecture": type(model).__name__}
-        return HookedModel(model, [*sites, head], attribution_site=look, description=description)
+    def attach(self, model: nn.Module, *, probe: Tensor | None = None) -> HookedModel:
+        """Return the hooked model, its head proven and its sites seen on a probe batch.
+
+        The probe runs in evaluation mode; modes, buffers and gradients are as before afterwards.
+        A model with several heads on different inputs gets one site for each: `unembed.hook_in`,
+        then `unembed_dist.hook_in` for a distillation head, or `unembed_1.hook_in` and so on.
+        `description["verified"]` is "values" if the logits were recomputed from the sites, and
+        "shapes" on the meta device, where there are no values to compare.
+
+        Args:
+            model: a timm model.
+            probe: images to probe with; by default a seeded random batch of the model's size.
+
+        Raises:
+            UnsupportedModelError: if there is no classifier, or it is not linear in what it reads.
+        """
+        groups = candidates(model)
+        with quiet(model):
+            wanted = linear_paths(model, groups)
+            probe, seen = probed(model, lambda images: trace(model, images, wanted), probe)
+            heads = proven(model, groups, seen, probe)
+            flat = len(seen.features_shape) != 4  # tokens need their grid; maps show their own
+            maps = spatial_maps(model, probe) if flat else []
+            layouts = Layouts.of(model, maps, len(probe))
+            head_points = _head_points(heads, seen)
+            head_sites = [each.site for each in head_points]
+            look = attribution_point(model, seen, layouts, head_sites, probe)
+        points, attribution = _merged(body_points(model, seen, layouts), look)
+        ordered = sorted([*points, *head_points], key=lambda each: each.at)
+        return HookedModel(
+            model,
+            [each.site for each in ordered],
+            attribution_site=attribution,
+            description=_description(model, heads, probe),
+            heads={head.path: head.share for head in heads},
+        )
 
     def create(
         self, name: str, *, checkpoint: str | None = None, num_classes: int | None = None
     ) -> nn.Module:
-        """Build a timm model by name."""
-        raise NotImplementedError
+        """Build a timm model by name, in eval mode; see `salve_timm.create.create_model`."""
+        return create_model(name, checkpoint=checkpoint, num_classes=num_classes)
 
     def transform(self, model: nn.Module) -> "Callable[[Image], Tensor]":
-        """Return timm's evaluation transform."""
-        raise NotImplementedError
+        """Return timm's evaluation transform for the model."""
+        return transform_of(model)
+
+    def class_names(self, model: nn.Module) -> Sequence[Sequence[str]] | None:
+        """Return WordNet id, description and first word of each class of an ImageNet model."""
+        return imagenet_names(model)
+
+
+def _head_points(heads: Sequence[Head], seen: Trace) -> list[Point]:
+    """Return one point for each tensor that heads read; heads of one tensor share it."""
+    by_input: dict[object, list[Head]] = {}
+    for head in heads:
+        by_input.setdefault(seen.calls[head.path].source, []).append(head)
+    points: list[Point] = []
+    taken: set[str] = set()
+    for number, group in enumerate(by_input.values()):
+        first = group[0]
+        name = HEAD_INPUT
+        if number:
+            distilled = "dist" in first.path and "unembed_dist.hook_in" not in taken
+            name = "unembed_dist.hook_in" if distilled else f"unembed_{number}.hook_in"
+        taken.add(name)
+        readers = tuple(head.path for head in group)
+        site = Site(name, first.path, "in", "pooled", first.width, readers=readers)
+        points.append(Point(seen.calls[first.path].began, site, seen.calls[first.path].source))
+    return points
+
+
+def _merged(points: list[Point], look: Point | None) -> tuple[list[Point], Site | None]:
+    """Return the points with the attribution site among them.
+
+    A named point of the same value takes its place: the last stage's output is better known as
+    such than as the output of an Identity behind it.
+    """
+    if look is None:
+        return points, None
+    same = [each.site for each in points if each.value is not None and each.value == look.value]
+    if same:
+        return points, same[-1]
+    return [*points, look], look.site
+
+
+def _description(model: nn.Module, heads: Sequence[Head], probe: Tensor) -> Mapping[str, object]:
+    return {
+        **describe(model),
+        "in_chans": int(probe.shape[1]),
+        "classifier": {head.path: head.share for head in heads},
+        "verified": "shapes" if probe.is_meta else "values",
+    }

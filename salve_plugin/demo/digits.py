@@ -4,19 +4,37 @@ The data are the 1797 handwritten digits that scikit-learn ships (Alpaydin & Kay
 8x8 pixels, 16 grey levels), resized to 32x32 and normalized.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 
 NetworkName = Literal["resnet", "vit"]
 NETWORKS: tuple[NetworkName, ...] = ("resnet", "vit")
 IMAGE_SIZE = 32
 CLASSES = tuple(str(digit) for digit in range(10))
+
+
+class Digits(Dataset[tuple[Tensor, Tensor]]):
+    """A split as a torch data set with `classes`, as torchvision's have."""
+
+    def __init__(self, split: "Split") -> None:
+        """Wrap the split."""
+        self.split = split
+        self.classes = list(CLASSES)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.split.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return one image and its label."""
+        return self.split.images[index], self.split.labels[index]
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,12 @@ class Split:
 
     def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels) in order."""
-        yield from zip(self.images.split(size), self.labels.split(size), strict=True)
+        for start in range(0, len(self.labels), size):
+            yield self.images[start : start + size], self.labels[start : start + size]
+
+    def loader(self, size: int = 256) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Return a loader over the split, in order, that knows the class names."""
+        return DataLoader(Digits(self), batch_size=size)
 
 
 def load_digits(seed: int = 0) -> tuple[Split, Split]:
@@ -51,17 +74,24 @@ def build(name: NetworkName) -> nn.Module:
     if name == "resnet":
         from timm.models.resnet import BasicBlock, ResNet
 
-        # One block a stage and a stem that keeps the resolution: 32 px -> a 4x4 map of 128.
-        network = ResNet(
-            BasicBlock, [1, 1, 1, 1], num_classes=10, in_chans=1, channels=[16, 32, 64, 128]
+        widths = (16, 32, 64, 128)
+        # The block's type is annotated as an instance in timm.
+        network: Any = ResNet(
+            BasicBlock,  # type: ignore[arg-type]
+            (1, 1, 1, 1),
+            num_classes=10,
+            in_chans=1,
+            channels=widths,
         )
-        network.conv1 = nn.Conv2d(1, network.conv1.out_channels, 3, 1, 1, bias=False)
+        # A stem that keeps the resolution: 32 px -> a 4x4 map of 128.
+        network.conv1 = nn.Conv2d(1, 64, 3, 1, 1, bias=False)
         network.maxpool = nn.Identity()
-        return network  # type: ignore[no-any-return] # timm has no types
+        built: nn.Module = network
+        return built
     from timm.models.vision_transformer import VisionTransformer
 
     # timm's default initialization stalls at a low rate on 16 tokens; "jax" does not.
-    return VisionTransformer(  # type: ignore[no-any-return] # timm has no types
+    return VisionTransformer(
         img_size=IMAGE_SIZE, patch_size=8, in_chans=1, num_classes=10, embed_dim=64, depth=4,
         num_heads=2, class_token=True, global_pool="token", weight_init="jax",
     )  # fmt: skip
@@ -72,7 +102,6 @@ def train(
     data: Split,
     *,
     seed: int = 0,
-    on_epoch: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
     """Train the network from scratch with AdamW and a one-cycle rate; return it in eval mode.
 
@@ -80,7 +109,6 @@ def train(
         name: which of the two networks.
         data: the training split.
         seed: of the initialization, the order of the images and their shifts.
-        on_epoch: called with (epochs done, epochs in all), for a progress bar.
     """
     epochs, rate, shift = {"resnet": (8, 4e-3, 2), "vit": (24, 3e-3, 1)}[name]
     with torch.random.fork_rng(devices=[]):
@@ -97,18 +125,17 @@ def train(
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, rate, total_steps=len(data.labels) // batch * epochs, pct_start=0.3
         )
-        for epoch in range(epochs):
+        for _ in range(epochs):
             network.train()
             order = torch.randperm(len(data.labels))
-            for rows in order[: len(order) // batch * batch].split(batch):
+            for start in range(0, len(order) - batch + 1, batch):
+                rows = order[start : start + batch]
                 images = _shifted(data.images[rows], shift)
                 loss = functional.cross_entropy(network(images), data.labels[rows])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
                 optimizer.step()
                 schedule.step()
-            if on_epoch is not None:
-                on_epoch(epoch + 1, epochs)
     return network.eval()
 
 

@@ -1,0 +1,82 @@
+"""How an activation is laid out, read off its shape."""
+
+from dataclasses import dataclass
+from math import isqrt
+
+from torch import nn
+
+from salve_plugin.site import Layout
+
+MOST_PREFIX_TOKENS = 17
+"""More leading tokens than this (a class token and 16 registers) are taken for a wrong grid."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The fields of a `Site` that a shape determines."""
+
+    layout: Layout
+    width: int
+    prefix_tokens: int = 0
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Reads layouts off the shapes of one model.
+
+    Attributes:
+        maps: (channels, height, width) that `forward_intermediates` reports, shallow to deep.
+        nhwc: whether the model says that its maps are channels-last.
+        prefix: how many leading tokens the model says it has.
+        images: how many images the shapes are of; windows and pixels in the batch axis are told
+            apart by it.
+    """
+
+    maps: tuple[tuple[int, int, int], ...]
+    nhwc: bool
+    prefix: int
+    images: int
+
+    @classmethod
+    def of(cls, model: nn.Module, maps: list[tuple[int, int, int]], images: int) -> "Layouts":
+        """Collect what the model says about itself."""
+        prefix = getattr(model, "num_prefix_tokens", 0)
+        grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+        if not maps and isinstance(grid, tuple) and len(grid) == 2:
+            maps = [(0, *grid)]
+        nhwc = getattr(model, "output_fmt", "") == "NHWC"
+        return cls(tuple(maps), nhwc, prefix if isinstance(prefix, int) else 0, images)
+
+    def read(self, shape: tuple[int, ...]) -> Arrangement | None:
+        """Return the arrangement of a (batch, ...) activation; None if it has no positions."""
+        if not shape or shape[0] != self.images:
+            return None
+        if len(shape) == 4:
+            return self._map(shape)
+        return self._tokens(shape) if len(shape) == 3 else None
+
+    def _map(self, shape: tuple[int, ...]) -> Arrangement | None:
+        _, a, b, c = shape
+        if (a, b, c) in self.maps:
+            return Arrangement("nchw", a)
+        if (c, a, b) in self.maps or (a == b != c):
+            return Arrangement("nhwc", c)
+        if b == c != a:
+            return Arrangement("nchw", a)
+        return Arrangement("nhwc", c) if self.nhwc else Arrangement("nchw", a)
+
+    def _tokens(self, shape: tuple[int, ...]) -> Arrangement | None:
+        _, length, width = shape
+        fits = [
+            (channels != width, abs(length - height * across - self.prefix), height, across)
+            for channels, height, across in self.maps
+            if 0 <= length - height * across <= MOST_PREFIX_TOKENS
+        ]
+        if fits:
+            _, _, height, across = min(fits)
+            return Arrangement("tokens", width, length - height * across, (height, across))
+        side = isqrt(max(length - self.prefix, 0))
+        if not self.maps and side > 1 and side * side == length - self.prefix:
+            return Arrangement("tokens", width, self.prefix, (side, side))
+        return None

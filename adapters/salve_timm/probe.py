@@ -1,0 +1,104 @@
+"""A small batch that a model accepts, and a quiet model to run it on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from salve_plugin.errors import UnsupportedModelError
+
+Result = TypeVar("Result")
+
+COMMON_SIDES = (64, 224, 128, 256, 384, 32)
+"""Image sizes to try where a model says nothing, or something wrong, about its own."""
+
+IMAGES = 2
+"""Images in a probe batch: two, so that a head that mixes images is noticed."""
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is restored, on error too.
+
+    The flags are set directly since some timm modules override `train()` with side effects, and
+    the attention biases that LeViT and its relatives cache in evaluation are put back as found.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    caches = [
+        (cache, dict(cache))
+        for module, _ in modes
+        if isinstance(cache := getattr(module, "attention_bias_cache", None), dict)
+    ]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for cache, before in caches:
+            cache.clear()
+            cache.update(before)
+
+
+def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
+    """Return timm's description of the weights as a dict, empty where there is none."""
+    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    return dict(cfg) if isinstance(cfg, dict) else dict(vars(cfg))
+
+
+def probed(
+    model: nn.Module, run: Callable[[Tensor], Result], given: Tensor | None = None
+) -> tuple[Tensor, Result]:
+    """Return a seeded batch that the model accepts, and what `run` returns for it.
+
+    The shape is found by trial, likeliest first: timm's own description is absent or wrong for a
+    model that was built directly or with another `in_chans` or `img_size`.
+
+    Args:
+        model: any image classifier, in `quiet`.
+        run: a forward pass on the batch; any error of it rules the batch's shape out.
+        given: a batch of the caller's, the only one to be tried then.
+
+    Raises:
+        UnsupportedModelError: if no shape is accepted; the message quotes the model's complaint.
+    """
+    reference = next(model.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    shapes = _shapes(model) if given is None else [tuple(given.shape)]
+    complaint: Exception | None = None
+    for shape in shapes:
+        images = torch.randn(shape, generator=generator) if given is None else given.detach()
+        images = images.to(reference.device, reference.dtype)
+        try:
+            return images, run(images)
+        except Exception as error:
+            complaint = complaint or error
+    raise UnsupportedModelError(
+        f"{type(model).__name__} accepts no probe batch of the shapes {shapes} "
+        f"({type(complaint).__name__}: {complaint}). Pass a batch that it accepts: "
+        "attach(model, probe=images)"
+    ) from complaint
+
+
+def _shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Return (images, channels, height, width) to try, likeliest first."""
+    cfg = pretrained_cfg(model)
+    described = tuple(cfg.get("input_size") or ())
+    channels = [described[0]] if described else []
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None:
+        channels.append(first.in_channels)
+    channels += [3, 1]
+
+    sizes = []
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:
+        sizes.append((size, size) if isinstance(size, int) else tuple(size))
+    if described:
+        sizes.append(described[1:])
+    sizes += [(side, side) for side in COMMON_SIDES]
+    return [(IMAGES, c, h, w) for h, w in dict.fromkeys(sizes) for c in dict.fromkeys(channels)]

@@ -1,0 +1,157 @@
+"""What one forward pass does: which modules ran, when, on which tensors."""
+
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+Token = tuple[int, int]
+"""Names one value: which tensor object, and how many in-place operations it had seen."""
+
+
+@dataclass
+class Call:
+    """One module's part in the forward pass.
+
+    Attributes:
+        path: the module's path in the model.
+        module: the module.
+        times: how often it ran; the other fields describe the latest run.
+        began: when it was called, on a clock that all calls share.
+        ended: when it returned.
+        source: token of its first positional argument, None if that is no tensor.
+        source_shape: shape of that argument.
+        result: token of its output, or of its first output, None if that is no tensor.
+        result_shape: shape of that output.
+    """
+
+    path: str
+    module: nn.Module
+    times: int = 0
+    began: int = 0
+    ended: int = 0
+    source: Token | None = None
+    source_shape: tuple[int, ...] = ()
+    result: Token | None = None
+    result_shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced forward pass.
+
+    Attributes:
+        calls: by path, only modules that ran.
+        output: what the model returned.
+        features: token of what `forward_features` returned, None unless that is one tensor.
+        features_shape: shape of it.
+        inputs: copies of the first argument of the modules that were asked for.
+    """
+
+    calls: dict[str, Call]
+    output: Any
+    features: Token | None
+    features_shape: tuple[int, ...]
+    inputs: dict[str, Tensor]
+
+    def once(self, path: str) -> Call | None:
+        """Return the module's call if it ran exactly once."""
+        call = self.calls.get(path)
+        return call if call is not None and call.times == 1 else None
+
+
+class _Tokens:
+    """Gives every tensor object a number for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._numbers = WeakIdKeyDictionary()
+        self._next = count()
+
+    def of(self, value: Any) -> tuple[Token | None, tuple[int, ...]]:
+        """Return the value's token and shape; (None, ()) for anything but a tensor."""
+        if not isinstance(value, Tensor):
+            return None, ()
+        if value not in self._numbers:
+            self._numbers[value] = next(self._next)
+        return (self._numbers[value], value._version), tuple(value.shape)
+
+
+def trace(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Trace:
+    """Run the model once and record its calls.
+
+    Args:
+        model: in `quiet`.
+        probe: the batch.
+        keep: paths of modules whose input is wanted.
+    """
+    tokens, clock = _Tokens(), count()
+    calls: dict[str, Call] = {}
+    inputs: dict[str, Tensor] = {}
+
+    def before(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        call = calls.setdefault(path, Call(path, module))
+        call.times += 1
+        call.began = next(clock)
+        call.source, call.source_shape = tokens.of(args[0] if args else None)
+        if path in keep and call.source is not None:
+            inputs[path] = args[0].clone()
+
+    def after(path: str, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) and output else output
+        calls[path].result, calls[path].result_shape = tokens.of(first)
+        calls[path].ended = next(clock)
+
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(partial(before, path)).remove)
+            stack.callback(module.register_forward_hook(partial(after, path)).remove)
+        features = stack.enter_context(_features_of(model))
+        output = model(probe)
+        token, shape = tokens.of(features[-1] if features else None)
+    ran = {path: call for path, call in calls.items() if call.ended}
+    return Trace(ran, output, token, shape, inputs)
+
+
+@contextmanager
+def _features_of(model: nn.Module) -> Iterator[list[Any]]:
+    """Collect what `model.forward_features` returns within the context."""
+    collected: list[Any] = []
+    if not hasattr(model, "forward_features"):
+        yield collected
+        return
+    original: Any = model.forward_features
+    own = model.__dict__.get("forward_features")
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        collected.append(original(*args, **kwargs))
+        return collected[-1]
+
+    model.__dict__["forward_features"] = watched
+    try:
+        yield collected
+    finally:
+        if own is None:
+            del model.__dict__["forward_features"]
+        else:
+            model.__dict__["forward_features"] = own
+
+
+def spatial_maps(model: nn.Module, probe: Tensor) -> list[tuple[int, int, int]]:
+    """Return (channels, height, width) of what `forward_intermediates` yields; [] without it."""
+    if not hasattr(model, "forward_intermediates"):
+        return []
+    intermediates: Any = model.forward_intermediates
+    try:
+        maps = intermediates(probe, intermediates_only=True)
+    except Exception:  # timm's method is best effort in some families
+        return []
+    return [
+        (each.shape[1], each.shape[2], each.shape[3])
+        for each in maps
+        if isinstance(each, Tensor) and each.ndim == 4
+    ]

@@ -1,0 +1,101 @@
+"""Applying and reverting a head edit against copying the touched rows: python benchmarks/edits.py.
+
+The promise is three times `torch.empty_like(rows).copy_(rows)`, whose price depends on where the
+allocator finds the memory; copying into memory that is there already is shown too. Applying also
+verifies that the model is the edit's base: by SHA-256 the first time, by comparing the touched rows
+with those verified then from the second time on. Reverting verifies that nobody changed the edited
+rows. A single row is smaller than the price of a few Python calls: there microseconds count.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from salve_plugin.control import application
+from salve_plugin.control.base import Base, Fingerprint
+from salve_plugin.control.edit import Edit
+from salve_plugin.site import HEAD_INPUT, Site
+
+
+def main() -> None:
+    """Time each head, all rows and one, and print a table of medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"median of {options.repeats}, {options.threads} threads, torch {torch.__version__}, "
+        f"{platform.processor() or platform.machine()}; microseconds (times the copy)"
+    )
+    print(
+        f"{'head':22}{'rows':>6}{'copy':>9}{'in place':>9}"
+        f"{'apply':>16}{'revert':>16}{'first apply':>18}"
+        f"{'formula only':>16}"
+    )
+    for name, classes, width in (("ResNet-50", 1000, 2048), ("ViT-B", 1000, 768)):
+        for rows in (None, (7,)):
+            report(f"{name} {classes}x{width}", classes, width, rows, options.repeats)
+
+
+def report(name: str, classes: int, width: int, rows: tuple[int, ...] | None, repeats: int) -> None:
+    """Print one line of the table."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"fc": nn.Linear(width, classes)})
+    weight = model.get_parameter("fc.weight")
+    edit = Edit(
+        site=Site(HEAD_INPUT, "fc", "in", "pooled", width, readers=("fc",)),
+        operator="scale",
+        mode="suppress",
+        latent=0,
+        direction=nn.functional.normalize(torch.randn(width), dim=0),
+        strength=5.0,
+        rows=rows,
+        base=Base({}, {"fc.weight": Fingerprint.of(weight)}),
+    )
+    touched = weight.detach() if rows is None else weight.detach()[list(rows)]
+    factors = edit.factors.float()
+    copy: list[float] = []
+    in_place: list[float] = []
+    room = touched.clone()
+    apply: list[float] = []
+    revert: list[float] = []
+    first: list[float] = []
+    formula: list[float] = []
+    edit.apply_(model)
+    edit.revert_(model)
+    for _ in range(repeats):  # interleaved, so that a busy machine slows all of them alike
+        copy.append(timed(lambda: torch.empty_like(touched).copy_(touched)))
+        in_place.append(timed(lambda: room.copy_(touched)))
+        formula.append(timed(lambda: touched * factors))
+        apply.append(timed(lambda: edit.apply_(model)))
+        revert.append(timed(lambda: edit.revert_(model)))
+    for _ in range(max(3, repeats // 20)):
+        fresh = replace(edit)
+        application._verified.clear()
+        first.append(timed(partial(fresh.apply_, model)))
+        fresh.revert_(model)
+    base = statistics.median(copy)
+    cells = [f"{1e6 * base:9.1f}{1e6 * statistics.median(in_place):9.1f}"]
+    for times, columns in ((apply, 16), (revert, 16), (first, 18), (formula, 16)):
+        middle = statistics.median(times)
+        cells.append(f"{1e6 * middle:.0f} ({middle / base:.1f}x)".rjust(columns))
+    print(f"{name:22}{'all' if rows is None else len(rows):>6}" + "".join(cells))
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds that one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

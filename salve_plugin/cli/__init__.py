@@ -1,0 +1,5 @@
+"""The `salve` command."""
+
+from salve_plugin.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,204 @@
+"""The `salve` command line: one command for each step of the way."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from salve_plugin.cli import artifacts, demo, editing, studies
+from salve_plugin.cli.output import console, show_json
+from salve_plugin.errors import SalveError
+
+app = typer.Typer(
+    name="salve",
+    help="Find, validate and permanently edit the features of a vision model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+StudyFolder = Annotated[Path, typer.Argument(help="Folder that `salve discover` made.")]
+ArtifactFolder = Annotated[Path, typer.Argument(help="Folder of the edit artifact.")]
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="timm model name; by default the artifact's base.")
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="State dict to load instead of pretrained weights."),
+]
+Classes = Annotated[int | None, typer.Option("--num-classes", help="Size of the classifier.")]
+ClassName = Annotated[
+    str | None, typer.Option("--class", help="Class, by the name of its folder or its index.")
+]
+Latent = Annotated[
+    int | None, typer.Option("--latent", help="Latent; by default chosen for the class.")
+]
+Rows = Annotated[
+    str,
+    typer.Option(
+        "--rows",
+        help="Classifier rows to edit: all (the paper), class, rivals (the class and those rivals "
+        "that cost the others least), or indices such as 3,5.",
+    ),
+]
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path(
+        "salve-demo"
+    ),
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Photographs on a pretrained ImageNet network.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="timm model with its own weights (needs the Hub).")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Image folder to use with --model.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Dictionaries a network.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Run the whole method on real networks and real data; writes tables, pictures, artifacts."""
+    demo.run(out, pretrained=pretrained, model=model, data=data, seeds=seeds, as_json=as_json)
+
+
+@app.command("discover")
+def discover_command(
+    model: Annotated[str, typer.Option("--model", help="timm model name.")],
+    data: Annotated[Path, typer.Option("--data", help="Images, one subfolder a class.")],
+    out: Out,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    site: Annotated[str, typer.Option("--site", help="Hook point.")] = "unembed.hook_in",
+    latents: Annotated[
+        int | None, typer.Option("--latents", help="Size of the dictionary.")
+    ] = None,
+    learner: Annotated[str, typer.Option("--learner", help="How to learn it.")] = "l1",
+    seed: Annotated[int, typer.Option("--seed", help="Of the dictionary.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    as_json: Json = False,
+) -> None:
+    """Record a model's activations on an image folder and learn a dictionary; resumable."""
+    source = studies.source(model, checkpoint, num_classes)
+    studies.discover(
+        source, data, out, site=site, latents=latents, learner=learner, seed=seed,
+        batch_size=batch_size, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command("features")
+def features_command(
+    study: StudyFolder,
+    class_name: ClassName = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Latents to list a class.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """List the latents that each class depends on."""
+    studies.features(study, class_name, top, as_json=as_json)
+
+
+@app.command("explain")
+def explain_command(
+    study: StudyFolder,
+    images: Annotated[list[Path], typer.Argument(help="Images to explain.")],
+    out: Out,
+    class_name: ClassName = None,
+    latent: Latent = None,
+    as_json: Json = False,
+) -> None:
+    """Show where in images a latent comes from: Grad-FAM overlays as PNG."""
+    studies.explain(study, images, out, class_name, latent, as_json=as_json)
+
+
+@app.command("alpha-crit")
+def alpha_crit_command(
+    study: StudyFolder,
+    class_name: ClassName = None,
+    latent: Latent = None,
+    rows: Rows = "all",
+    target: Annotated[str, typer.Option("--target", help="zero, fraction or flip.")] = "flip",
+    fraction: Annotated[float, typer.Option("--fraction", help="For --target fraction.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Compute the exact strength at which each recorded image's decision breaks."""
+    editing.critical(study, class_name, latent, rows, target, fraction, as_json=as_json)
+
+
+@app.command("edit")
+def edit_command(
+    study: StudyFolder,
+    out: Out,
+    class_name: ClassName = None,
+    latent: Latent = None,
+    strength: Annotated[
+        float | None, typer.Option("--strength", help="α; by default read off alpha-crit.")
+    ] = None,
+    rows: Rows = "rivals",
+    enhance: Annotated[bool, typer.Option("--enhance", help="Enhance, not suppress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make an edit and save it as an artifact; the model itself is not changed."""
+    editing.make(study, out, class_name, latent, strength, rows, enhance=enhance, as_json=as_json)
+
+
+@app.command("apply")
+def apply_command(
+    artifact: ArtifactFolder,
+    out: Annotated[Path, typer.Option("--out", help="Edited state dict, .safetensors.")],
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Images to evaluate on before and after.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Apply an artifact to its base model and save the edited weights."""
+    artifacts.apply(artifact, out, model, checkpoint, num_classes, data, as_json=as_json)
+
+
+@app.command("revert")
+def revert_command(
+    artifact: ArtifactFolder,
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Edited state dict.")],
+    out: Annotated[Path, typer.Option("--out", help="Restored state dict, .safetensors.")],
+    model: Model = None,
+    num_classes: Classes = None,
+    as_json: Json = False,
+) -> None:
+    """Undo an artifact's edit in a saved model, bit for bit."""
+    artifacts.revert(artifact, out, model, checkpoint, num_classes, as_json=as_json)
+
+
+@app.command("inspect")
+def inspect_command(artifact: ArtifactFolder, as_json: Json = False) -> None:
+    """Verify an artifact and show what it says about itself."""
+    artifacts.inspect(artifact, as_json=as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; an expected error ends it with its message and status 1."""
+    try:
+        app(args=arguments, prog_name="salve", standalone_mode=True)
+    except SalveError as error:
+        if "--json" in (sys.argv if arguments is None else arguments):
+            show_json(_as_json(error))
+        else:
+            console(stderr=True).print(
+                f"[bold red]{type(error).__name__}:[/] {_escaped(str(error))}", highlight=False
+            )
+        raise SystemExit(1) from error
+
+
+def _as_json(error: SalveError) -> dict[str, Any]:
+    return {"error": type(error).__name__, "message": str(error)}
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

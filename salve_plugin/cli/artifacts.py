@@ -1,0 +1,127 @@
+"""`salve apply`, `revert` and `inspect`."""
+
+from pathlib import Path
+
+from torch import nn
+
+from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.studies import source
+from salve_plugin.cli.study import OpenModel
+from salve_plugin.control.evaluate import evaluate
+from salve_plugin.errors import InputError
+from salve_plugin.files import sha256_file, write_atomically
+from salve_plugin.share.artifact import EditArtifact
+
+
+def apply(
+    folder: Path,
+    out: Path,
+    model: str | None,
+    checkpoint: Path | None,
+    num_classes: int | None,
+    data: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Apply the artifact to its base and write the edited state dict."""
+    artifact = EditArtifact.from_pretrained(folder)
+    _check_out(out)
+    opened = _base(artifact, model, checkpoint, num_classes)
+    network = opened.hooked.model
+    loader = None if data is None else opened.images(data).batches(64)
+    before = None if loader is None else evaluate(network, loader)
+    artifact.edit.apply_(network)
+    after = None if loader is None else evaluate(network, loader)
+    _save(network, out)
+    result: dict[str, object] = {
+        "artifact": artifact.digest,
+        "weights": str(out),
+        "weights_sha256": sha256_file(out),
+        "edited": list(artifact.edit.base.tensors),
+    }
+    if before is not None and after is not None:
+        result |= {"accuracy_before": before.overall, "accuracy_after": after.overall}
+    _show(result, "applied", as_json=as_json)
+
+
+def revert(
+    folder: Path,
+    out: Path,
+    model: str | None,
+    checkpoint: Path,
+    num_classes: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Undo the artifact's edit in a saved state dict and write the restored one."""
+    artifact = EditArtifact.from_pretrained(folder)
+    _check_out(out)
+    opened = _base(artifact, model, checkpoint, num_classes)
+    artifact.revert_(opened.hooked.model)
+    _save(opened.hooked.model, out)
+    result: dict[str, object] = {
+        "artifact": artifact.digest,
+        "weights": str(out),
+        "weights_sha256": sha256_file(out),
+        "restored": list(artifact.edit.base.tensors),
+    }
+    _show(result, "reverted", as_json=as_json)
+
+
+def inspect(folder: Path, *, as_json: bool) -> None:
+    """Verify the artifact and show its summary."""
+    EditArtifact.verify(folder)
+    summary = EditArtifact.inspect(folder)
+    if as_json:
+        show_json(summary)
+        return
+    rows = [(key, value) for key, value in _flat(summary) if value not in (None, {}, [])]
+    show_table(f"artifact {folder}", ("field", "value"), rows)
+    console().print("Verified: every byte is as it was written.", highlight=False)
+
+
+def _base(
+    artifact: EditArtifact, model: str | None, checkpoint: Path | None, num_classes: int | None
+) -> OpenModel:
+    """Open the model named on the command line, or else the artifact's own base."""
+    description = artifact.edit.base.description
+    if model is None:
+        architecture, tag = description.get("architecture"), description.get("pretrained_tag")
+        if not isinstance(architecture, str):
+            raise InputError("the artifact does not name its base model; give --model")
+        model = (
+            f"{architecture}.{tag}" if isinstance(tag, str) and checkpoint is None else architecture
+        )
+        recorded = description.get("num_classes")
+        if num_classes is None and isinstance(recorded, int):
+            num_classes = recorded
+    return source(model, checkpoint, num_classes).open()
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out} must end in .safetensors")
+
+
+def _save(model: nn.Module, out: Path) -> None:
+    from safetensors.torch import save
+
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    write_atomically(out, save(state, metadata={"format": "pt"}))
+
+
+def _show(result: dict[str, object], title: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json(result)
+        return
+    show_table(title, ("what", "value"), list(result.items()))
+
+
+def _flat(value: object, prefix: str = "") -> list[tuple[str, object]]:
+    if isinstance(value, dict):
+        return [
+            entry
+            for key, child in value.items()
+            for entry in _flat(child, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [(prefix, value)]

@@ -1,0 +1,62 @@
+"""`salve demo`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from salve_plugin.cli.output import console, show_json
+from salve_plugin.cli.study import made_folder
+from salve_plugin.demo.progress import Steps
+from salve_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from salve_plugin.demo.photographs import Outcome
+
+
+def run(
+    out: Path,
+    *,
+    pretrained: bool,
+    model: str | None,
+    data: Path | None,
+    seeds: int,
+    as_json: bool,
+) -> None:
+    """Run the demo on digits, on photographs, or on the user's own model and images."""
+    if (model is None) != (data is None):
+        raise InputError("--model and --data go together: a timm model and an image folder")
+    made_folder(out)
+    steps = Steps(to_stderr=as_json)
+    if model is not None and data is not None:
+        from salve_plugin.demo.photographs import run_own
+
+        _show_outcomes(run_own(out, model, data, steps=steps), as_json)
+    elif pretrained:
+        from salve_plugin.demo.photographs import run_photographs
+
+        _show_outcomes(run_photographs(out, steps=steps), as_json)
+    else:
+        _digits(out, seeds, steps, as_json)
+    if not as_json:
+        console().print(f"Everything is in {out}/.", highlight=False)
+
+
+def _show_outcomes(outcomes: "list[Outcome]", as_json: bool) -> None:
+    if as_json:
+        show_json({"outcomes": [outcome.to_json() for outcome in outcomes]})
+        return
+    from salve_plugin.demo.report import print_outcomes
+
+    print_outcomes(outcomes, console())
+
+
+def _digits(out: Path, seeds: int, steps: Steps, as_json: bool) -> None:
+    from salve_plugin.demo.report import print_network, print_summary
+    from salve_plugin.demo.run import run_digits
+
+    results = run_digits(out, seeds=seeds, steps=steps)
+    if as_json:
+        show_json({result.name: result.to_json() for result in results})
+        return
+    for result in results:
+        print_network(result, console())
+    print_summary(results, console())

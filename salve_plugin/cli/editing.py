@@ -1,0 +1,207 @@
+"""`salve alpha-crit` and `salve edit`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, cast
+
+from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.studies import label_of, latent_of
+from salve_plugin.cli.study import OpenModel, Study
+from salve_plugin.control.critical import AlphaCrit, Target, alpha_crit
+from salve_plugin.control.edit import Edit, enhance, suppress
+from salve_plugin.control.evaluate import change, evaluate_heads
+from salve_plugin.control.select import choose, edited_weight
+from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.features import Features
+from salve_plugin.errors import InputError
+from salve_plugin.share.artifact import EditArtifact
+
+RowChoice = Literal["rivals"] | tuple[int, ...] | None
+
+
+def critical(
+    folder: Path,
+    class_name: str | None,
+    latent: int | None,
+    rows: str,
+    target: str,
+    fraction: float,
+    *,
+    as_json: bool,
+) -> None:
+    """Show the critical strengths of the recorded images by class."""
+    study = Study.load(folder)
+    acts, dictionary, found = study.parts()
+    chosen = latent_of(found, dictionary, class_name, latent)
+    label = None if class_name is None else label_of(found, class_name)
+    picked = _rows(rows, label)
+    if picked == "rivals":
+        raise InputError("alpha-crit takes --rows all, class or indices, not rivals")
+    opened = study.source.open()
+    edit = suppress(opened.hooked, dictionary, latent=chosen, strength=0.0, rows=picked)
+    crit = alpha_crit(
+        opened.hooked,
+        edit,
+        acts,
+        target=cast(Target, target),  # checked there
+        fraction=fraction,
+        classes=None if label is None else [label],
+    )
+    if as_json:
+        show_json({"latent": chosen, "rows": picked, **crit.to_json()})
+        return
+    _show(crit, f"critical strength of latent {chosen} (target {target}, rows {rows})")
+
+
+def _show(crit: AlphaCrit, title: str) -> None:
+    names = crit.classes
+    rows = [
+        (
+            names[entry.label] if names else str(entry.label),
+            entry.count,
+            entry.already,
+            entry.unreachable,
+            *entry.quantiles,
+        )
+        for entry in crit.summary()
+    ]
+    levels = [f"{level:.0%}" for level in type(crit.summary()[0]).LEVELS]
+    show_table(title, ("class", "images", "already", "never", *levels), rows)
+
+
+def _rows(rows: str, label: int | None) -> RowChoice:
+    if rows == "all":
+        return None
+    if rows in ("class", "rivals"):
+        if label is None:
+            raise InputError(f"--rows {rows} needs --class")
+        return "rivals" if rows == "rivals" else (label,)
+    try:
+        return tuple(int(part) for part in rows.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"--rows {rows!r} is unknown; use all, class, rivals, or indices such as 3,5"
+        ) from error
+
+
+def make(
+    folder: Path,
+    out: Path,
+    class_name: str | None,
+    latent: int | None,
+    strength: float | None,
+    rows: str,
+    *,
+    enhance: bool,
+    as_json: bool,
+) -> None:
+    """Make the edit, measure it on the recorded images, and save the artifact."""
+    study = Study.load(folder)
+    acts, dictionary, found = study.parts()
+    label = None if class_name is None else label_of(found, class_name)
+    opened = study.source.open()
+    if enhance or latent is not None or strength is not None:
+        chosen = latent_of(found, dictionary, class_name, latent)
+        edit = _named(
+            opened, dictionary, acts, chosen, strength, _rows(rows, label), label, enhance
+        )
+    else:
+        edit = _chosen(opened, dictionary, acts, found, label, _rows(rows, label))
+    evaluation = _measured(opened, edit, acts, label)
+    artifact = EditArtifact.of(
+        opened.hooked,
+        edit,
+        dictionary=dictionary,
+        alpha_crit=_evidence(opened, edit, acts, label),
+        evaluation=evaluation,
+        labels=acts.classes,
+        data={"images": acts.n_images, "evaluated on": "the images of the dictionary"},
+    )
+    artifact.save_pretrained(out)
+    if as_json:
+        show_json(
+            {"artifact": str(out), "sha256": artifact.digest, **edit.to_json(),
+             "evaluation": evaluation}
+        )  # fmt: skip
+        return
+    after = evaluation["after"]
+    show_table(
+        f"edit of latent {edit.latent}: {edit.mode}, α = {edit.strength:.4g}, "
+        f"rows {'all' if edit.rows is None else list(edit.rows)}",
+        ("measure", "before", "after"),
+        [(name, value, after[name]) for name, value in evaluation["before"].items()],
+    )
+    console().print(f"Saved in {out} ({artifact.digest[:12]}).", highlight=False)
+
+
+def _chosen(
+    opened: OpenModel,
+    dictionary: Dictionary,
+    acts: Activations,
+    found: Features,
+    label: int | None,
+    rows: RowChoice,
+) -> Edit:
+    if label is None:
+        raise InputError("name a class (--class), or a latent and a strength")
+    return choose(opened.hooked, dictionary, found, acts, label, rows=rows).edit
+
+
+def _named(
+    opened: OpenModel,
+    dictionary: Dictionary,
+    acts: Activations,
+    latent: int,
+    strength: float | None,
+    rows: RowChoice,
+    label: int | None,
+    enhancing: bool,
+) -> Edit:
+    """Return the edit whose latent the user chose; its strength too, or else read off."""
+    if rows == "rivals":
+        rows = None if label is None else (label,)
+    operator = enhance if enhancing else suppress
+    edit = operator(opened.hooked, dictionary, latent=latent, strength=strength or 0.0, rows=rows)
+    if strength is not None:
+        return edit
+    if enhancing or label is None:
+        raise InputError("give a --strength: only for suppressing a --class can it be read off")
+    crit = alpha_crit(opened.hooked, edit, acts, target="flip", classes=[label])
+    needed = crit.strength_for(label, 0.95)
+    if needed == float("inf"):
+        raise InputError(
+            f"no strength of latent {latent} on these rows breaks 95 % of the class's images; "
+            "leave out --latent to have one chosen, or try other --rows"
+        )
+    return replace(edit, strength=needed * (1 + 1e-4))
+
+
+def _evidence(
+    opened: OpenModel, edit: Edit, acts: Activations, label: int | None
+) -> AlphaCrit | None:
+    if edit.mode == "enhance":
+        return None
+    classes = None if label is None else [label]
+    return alpha_crit(opened.hooked, edit, acts, target="flip", classes=classes)
+
+
+def _measured(
+    opened: OpenModel, edit: Edit, acts: Activations, label: int | None
+) -> dict[str, dict[str, float]]:
+    weight, bias = opened.hooked.unembed(edit.site)
+    before, after = evaluate_heads([weight, edited_weight(weight, edit)], bias, acts)
+    measures = {
+        "before": {"accuracy": before.overall},
+        "after": {"accuracy": after.overall},
+    }
+    if label is not None and int((before.count > 0).sum()) > 1:
+        effect = change(before, after, label)
+        seen = [i for i in range(len(before.count)) if before.count[i] > 0 and i != label]
+        others = float(before.accuracy[seen].mean())
+        measures["before"] |= {"target accuracy": effect.target_before, "others": others}
+        measures["after"] |= {
+            "target accuracy": effect.target_after,
+            "others": others + effect.others_mean,
+        }
+    return measures

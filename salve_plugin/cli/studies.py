@@ -1,0 +1,186 @@
+"""`salve discover`, `features` and `explain`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from salve_plugin.cli.images import open_image
+from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.study import Source, Study, made_folder
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.features import Features, profile
+from salve_plugin.discover.recording import record
+from salve_plugin.discover.train import fit
+from salve_plugin.errors import InputError
+from salve_plugin.files import write_atomically
+
+
+def source(model: str, checkpoint: Path | None, num_classes: int | None) -> Source:
+    """Return the source of a model named on the command line."""
+    path = None if checkpoint is None else str(checkpoint.resolve())
+    return Source(model, path, num_classes)
+
+
+def discover(
+    source: Source,
+    data: Path,
+    out: Path,
+    *,
+    site: str,
+    latents: int | None,
+    learner: str,
+    seed: int,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Record, fit, profile, and leave a study in `out`."""
+    opened = source.open()
+    opened.hooked.site(site)
+    images = opened.images(data)
+    study = Study(made_folder(out), source, str(data.resolve()))
+    acts = record(
+        opened.hooked,
+        images.batches(batch_size),
+        site,
+        folder=study.activations_folder,
+        progress=not as_json,
+    )
+    dictionary = fit(acts, learner, n_latents=latents, seed=seed)
+    dictionary.save(study.dictionary_folder)
+    study.save()
+    found = profile(dictionary, acts)
+    meta = dictionary.meta
+    summary: dict[str, Any] = {
+        "study": str(out),
+        "model": source.model,
+        "site": site,
+        "images": acts.n_images,
+        "rows": acts.n_rows,
+        "classes_with_images": int((found.counts > 0).sum()),
+        "learner": learner,
+        "latents": dictionary.n_latents,
+        "held_out_r2": meta["held_out_r2"],
+        "l0": meta["l0"],
+        "dead_share": meta["dead_share"],
+        "dictionary_sha256": dictionary.digest(),
+    }
+    if as_json:
+        show_json(summary)
+        return
+    show_table("discovered", ("what", "value"), [*summary.items()])
+    console().print(f"Next: salve features {out}", highlight=False)
+
+
+def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -> None:
+    """Show dominant and ranked latents of one class or all."""
+    _, dictionary, found = Study.load(folder).parts()
+    labels = (
+        [label_of(found, class_name)]
+        if class_name is not None
+        else [int(label) for label in (found.counts > 0).nonzero()[:, 0]]
+    )
+    entries = [_entry(found, label, min(top, dictionary.n_latents)) for label in labels]
+    if as_json:
+        show_json({"study": str(folder), "classes": entries})
+        return
+    rows = [
+        (
+            entry["name"],
+            entry["images"],
+            entry["dominant"]["latent"],
+            entry["dominant"]["mean"],
+            ", ".join(f"{each['latent']} ({each['score']:.3f})" for each in entry["ranked"]),
+        )
+        for entry in entries
+    ]
+    columns = ("class", "images", "dominant latent", "its mean", "most specific (score)")
+    show_table(f"latents of {folder}", columns, rows)
+
+
+def _entry(found: Features, label: int, top: int) -> dict[str, Any]:
+    dominant = found.dominant(label)
+    return {
+        "class": label,
+        "name": found.classes[label] if found.classes else str(label),
+        "images": int(found.counts[label]),
+        "dominant": {"latent": dominant, "mean": float(found.means[label, dominant])},
+        "ranked": [
+            {
+                "latent": latent,
+                "mean": float(found.means[label, latent]),
+                "score": float(found.scores[label, latent]),
+            }
+            for latent in found.ranked(label, top)
+        ],
+    }
+
+
+def label_of(found: Features, class_name: str) -> int:
+    """Return the class of a name, or of an index where no class has that name.
+
+    Raises:
+        InputError: if there is no such class, or it has no images.
+    """
+    named = found.classes is not None and class_name in found.classes
+    plain_number = class_name.isascii() and class_name.isdigit()
+    return found.class_index(int(class_name) if plain_number and not named else class_name)
+
+
+def latent_of(
+    found: Features, dictionary: Dictionary, class_name: str | None, latent: int | None
+) -> int:
+    """Return the latent that was named, or the dominant one of the class.
+
+    Raises:
+        InputError: if neither is given, or the latent does not exist.
+    """
+    if latent is None:
+        if class_name is None:
+            raise InputError("name a class (--class) or a latent (--latent)")
+        return found.dominant(label_of(found, class_name))
+    if not 0 <= latent < dictionary.n_latents:
+        raise InputError(
+            f"latent {latent} does not exist: the dictionary has {dictionary.n_latents}, 0 to "
+            f"{dictionary.n_latents - 1}"
+        )
+    return latent
+
+
+def explain(
+    folder: Path,
+    images: Sequence[Path],
+    out: Path,
+    class_name: str | None,
+    latent: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Write one Grad-FAM overlay an image."""
+    from salve_plugin.validate.grad_fam import LayerGradFam
+    from salve_plugin.validate.pictures import overlay, png_bytes
+
+    study = Study.load(folder)
+    _, dictionary, found = study.parts()
+    chosen = latent_of(found, dictionary, class_name, latent)
+    opened = study.source.open()
+    fam = LayerGradFam.of(opened.hooked, dictionary)
+    made_folder(out)
+    written = []
+    for number, path in enumerate(images):
+        inputs = opened.transform(open_image(path))[None]
+        heat = fam.attribute(inputs, target=chosen)[0]
+        target = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
+        write_atomically(target, png_bytes(overlay(inputs[0], heat)))
+        written.append(
+            {
+                "image": str(path),
+                "overlay": str(target),
+                "most": float(heat.max()),
+                "least": float(heat.min()),
+            }
+        )
+    if as_json:
+        show_json({"latent": chosen, "images": written})
+        return
+    rows = [tuple(entry.values()) for entry in written]
+    show_table(f"Grad-FAM of latent {chosen}", ("image", "overlay", "most", "least"), rows)

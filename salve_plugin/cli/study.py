@@ -1,0 +1,164 @@
+"""A study: what `salve discover` leaves in a folder, and what the other commands start from."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from salve_plugin.adapter import Adapter, attach, installed_adapters
+from salve_plugin.cli.images import ImageTree
+from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.features import Features, profile
+from salve_plugin.errors import InputError, ReadError, WriteError
+from salve_plugin.files import write_atomically
+from salve_plugin.hooks import HookedModel
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+STUDY_FILE = "study.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to build the model again.
+
+    Attributes:
+        model: name in its family, e.g. timm's `resnet18.a1_in1k`.
+        checkpoint: absolute path of a state dict; None for the family's pretrained weights.
+        num_classes: size of the classifier if not the family's own.
+        adapter: which installed adapter.
+    """
+
+    model: str
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    adapter: str = "timm"
+
+    def _adapter(self) -> Adapter:
+        adapters = installed_adapters()
+        if self.adapter not in adapters:
+            raise InputError(
+                f"no adapter '{self.adapter}' is installed; there are {sorted(adapters)}. For timm "
+                "models: pip install 'salve-plugin[timm]'"
+            )
+        return adapters[self.adapter]
+
+    def open(self) -> "OpenModel":
+        """Build the model, load its weights and attach it.
+
+        Raises:
+            InputError: if no such adapter is installed.
+            SalveError: what the adapter raises, if the model cannot be built or attached.
+        """
+        adapter = self._adapter()
+        model = adapter.create(self.model, checkpoint=self.checkpoint, num_classes=self.num_classes)
+        return OpenModel(attach(model), adapter.transform(model), adapter.class_names(model))
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A hooked model, its preprocessing, and the names that its classes are known by."""
+
+    hooked: HookedModel
+    transform: "Callable[[Image], Tensor]"
+    class_names: Sequence[Sequence[str]] | None
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes of the classifier."""
+        return len(self.hooked.unembed()[1])
+
+    def images(self, folder: Path) -> ImageTree:
+        """Return the labelled images of a folder for this model; see `ImageTree`."""
+        return ImageTree(folder, self.transform, names=self.class_names, n=self.n_classes)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder with recorded activations and a dictionary.
+
+    Attributes:
+        folder: of the study.
+        source: how to build its model.
+        data: absolute path of the images that were recorded.
+    """
+
+    folder: Path
+    source: Source
+    data: str
+
+    def save(self) -> None:
+        """Write `study.json`.
+
+        Raises:
+            WriteError: if the folder cannot be written.
+        """
+        fields = {
+            "format_version": FORMAT_VERSION, "source": asdict(self.source), "data": self.data,
+        }  # fmt: skip
+        write_atomically(
+            self.folder / STUDY_FILE, json.dumps(fields, indent=1, sort_keys=True).encode() + b"\n"
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Study":
+        """Read `study.json`.
+
+        Raises:
+            ReadError: if the folder is no study, or one of a newer version.
+        """
+        path = folder / STUDY_FILE
+        try:
+            fields = json.loads(path.read_text())
+            version = fields["format_version"]
+            study = cls(folder, Source(**fields["source"]), str(fields["data"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ReadError(
+                f"{folder} is not a study ({type(error).__name__}: {error}); make one with "
+                f"`salve discover --model NAME --data FOLDER --out {folder}`"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise ReadError(
+                f"{path} has format version {version}; this version of salve_plugin reads "
+                f"{FORMAT_VERSION}: update salve_plugin"
+            )
+        return study
+
+    @property
+    def activations_folder(self) -> Path:
+        """Where the recording is."""
+        return self.folder / "activations"
+
+    @property
+    def dictionary_folder(self) -> Path:
+        """Where the dictionary is."""
+        return self.folder / "dictionary"
+
+    def parts(self) -> tuple[Activations, Dictionary, Features]:
+        """Return recording, dictionary and the dictionary's profile.
+
+        Raises:
+            SalveError: if a file is missing or damaged.
+        """
+        acts = Activations.load(self.activations_folder)
+        dictionary = Dictionary.load(self.dictionary_folder)
+        return acts, dictionary, profile(dictionary, acts)
+
+
+def made_folder(path: Path) -> Path:
+    """Return the folder, made if needed.
+
+    Raises:
+        WriteError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {path}: {error.strerror or error}") from error
+    return path

@@ -1,0 +1,322 @@
+"""Applying edits to a model in place and taking them back bit for bit.
+
+What is applied is kept in a ledger at each touched layer (`salve_plugin.control.ledger`): the
+weight is always the pristine rows times the product of the edits' multipliers. So edits may be
+applied and reverted in any order, and a weight that somebody else changed meanwhile is noticed.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from salve_plugin.control.base import Fingerprint, Reader, bare, dtype_name, find_readers
+from salve_plugin.control.edit import Edit, OnBaseMismatch
+from salve_plugin.control.ledger import (
+    ATTRIBUTE,
+    Ledger,
+    commit,
+    common_rows,
+    holds,
+    index_of,
+    ledger_of,
+    pristine_matrix,
+    restore,
+    same_bits,
+    take,
+    union_of,
+)  # fmt: skip
+from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
+
+# Verified pristine rows, shared by all edits of the same base: they let the next application
+# compare instead of hashing again. Alive only while an edit that was verified with them is.
+_verified: WeakValueDictionary[tuple[str, tuple[int, ...] | None], Tensor] = WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class AppliedEdit:
+    """An edit that is on the model, and the weights that it touches."""
+
+    edit: Edit
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two edits that scale the same rows of the same weight; None means all rows."""
+
+    first: Edit
+    second: Edit
+    tensor: str
+    rows: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is applied to a model.
+
+    Attributes:
+        applied: in order of application.
+        overlaps: pairs of edits whose effects multiply on the same rows of the same weight.
+    """
+
+    applied: tuple[AppliedEdit, ...]
+    overlaps: tuple[Overlap, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values; edits are named by their digests."""
+        return {
+            "applied": [
+                {
+                    "digest": entry.edit.digest,
+                    "mode": entry.edit.mode,
+                    "latent": entry.edit.latent,
+                    "strength": entry.edit.strength,
+                    "rows": None if entry.edit.rows is None else list(entry.edit.rows),
+                    "tensors": list(entry.tensors),
+                }
+                for entry in self.applied
+            ],
+            "overlaps": [
+                {
+                    "first": overlap.first.digest,
+                    "second": overlap.second.digest,
+                    "tensor": overlap.tensor,
+                    "rows": None if overlap.rows is None else list(overlap.rows),
+                }
+                for overlap in self.overlaps
+            ],
+        }
+
+
+@torch.no_grad()
+def apply_(model: nn.Module, edit: Edit, *, on_base_mismatch: OnBaseMismatch = "error") -> None:
+    """Apply `edit` to `model` in place.
+
+    Memory addresses, tied weights, optimizers and `requires_grad` stay as they are. Either every
+    weight that the edit touches is changed, or none is. The first application of an edit hashes
+    the whole weights; later ones of the same edit object compare the touched rows only.
+
+    Args:
+        model: the bare model or the hooked one.
+        edit: what to apply.
+        on_base_mismatch: "warn" applies the edit to weights other than those it was made for, as
+            long as the shapes fit.
+
+    Raises:
+        EditStateError: if the edit is on the model already, or its weights were changed since
+            another edit was applied.
+        BaseMismatchError: if the model is not the one that the edit was made for.
+        UnsupportedModelError: if a weight cannot be edited.
+    """
+    if on_base_mismatch not in ("error", "warn"):
+        raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")
+    readers = find_readers(bare(model), list(edit.base.tensors))
+    plan: list[tuple[Reader, tuple[Edit, ...], Ledger]] = []
+    for reader in readers:
+        ledger = ledger_of(reader)
+        if ledger is not None and edit in ledger.edits:
+            raise EditStateError(
+                f"edit {edit.digest[:12]} is already applied to '{reader.path}'; revert it first, "
+                "or give another edit a different strength"
+            )
+        if ledger is not None:
+            _check_unchanged(reader, ledger)
+        pristine = _verify(reader, ledger, edit, on_base_mismatch)
+        applied = () if ledger is None else ledger.edits
+        plan.append((reader, applied, _extended(reader, ledger, edit, pristine)))
+    commit(plan)
+
+
+@torch.no_grad()
+def revert_(
+    model: nn.Module, edit: Edit, *, on_changed: Literal["error", "discard"] = "error"
+) -> None:
+    """Take `edit` back: bit for bit, in any order of reverts, atomically over its weights.
+
+    Args:
+        model: the bare model or the hooked one.
+        edit: what to revert (an equal edit will do).
+        on_changed: "discard" reverts even if the edited rows were changed since, e.g. by training;
+            those changes are lost.
+
+    Raises:
+        EditStateError: if the edit is not on the model, or the edited rows were changed since.
+    """
+    plan: list[tuple[Reader, Ledger]] = []
+    for reader in find_readers(bare(model), list(edit.base.tensors)):
+        ledger = ledger_of(reader)
+        if ledger is None or edit not in ledger.edits:
+            raise EditStateError(
+                f"edit {edit.digest[:12]} is not applied to '{reader.path}'; status(model) lists "
+                "what is. A model that was saved in edited form has no ledger: use restore_rows_ "
+                "with the pristine rows"
+            )
+        plan.append((reader, ledger))
+    if on_changed == "error" and all(len(ledger.edits) == 1 for _, ledger in plan):
+        changed = restore(plan)
+        if changed is not None:
+            raise EditStateError(_changed(changed))
+        return
+    if on_changed == "error":
+        for reader, ledger in plan:
+            _check_unchanged(reader, ledger)
+    commit([(reader, ledger.edits, ledger.without(edit)) for reader, ledger in plan])
+
+
+def status(model: nn.Module) -> Status:
+    """Return what is applied to `model`, in order, and which edits overlap."""
+    tensors: dict[Edit, list[str]] = {}
+    overlaps = []
+    for name, module in bare(model).named_modules():
+        ledger = module.__dict__.get(ATTRIBUTE)
+        if not isinstance(ledger, Ledger):
+            continue
+        path = f"{name}.weight" if name else "weight"
+        for edit in ledger.edits:
+            tensors.setdefault(edit, []).append(path)
+        for first, second in combinations(ledger.edits, 2):
+            rows = common_rows(first.rows, second.rows)
+            if rows is None or rows:
+                overlaps.append(Overlap(first, second, path, rows))
+    applied = tuple(AppliedEdit(edit, tuple(paths)) for edit, paths in tensors.items())
+    return Status(applied, tuple(overlaps))
+
+
+def forget_(model: nn.Module) -> None:
+    """Accept the weights as they are: drop the record of all applied edits, change nothing else.
+
+    For a model that was trained on after an edit. The edits can no longer be reverted.
+    """
+    for module in bare(model).modules():
+        module.__dict__.pop(ATTRIBUTE, None)
+
+
+@torch.no_grad()
+def pristine_rows(model: nn.Module, edit: Edit) -> dict[str, Tensor]:
+    """Return copies of the rows that `edit` touches, without any edit, by weight path.
+
+    Enough, with the edit, to undo it in a model that was saved in edited form.
+    """
+    return {
+        reader.path: take(pristine_matrix(reader), edit.rows).clone()
+        for reader in find_readers(bare(model), list(edit.base.tensors))
+    }
+
+
+@torch.no_grad()
+def restore_rows_(model: nn.Module, edit: Edit, pristine: Mapping[str, Tensor]) -> None:
+    """Undo `edit` in a model that was saved in edited form and so carries no ledger.
+
+    Nothing is written unless the current rows are exactly what the edit makes of `pristine`, and
+    the result is exactly the edit's base.
+
+    Args:
+        model: the bare model or the hooked one.
+        edit: the only edit in its weights.
+        pristine: by weight path, the rows from `pristine_rows`, (rows, width).
+
+    Raises:
+        InputError: if a weight is missing or unknown, or has another shape or dtype.
+        EditStateError: if the model has a ledger (use `revert_`), or its rows are not the edit's.
+        BaseMismatchError: if putting the rows back would not give the edit's base.
+    """
+    readers = find_readers(bare(model), list(edit.base.tensors))
+    if set(pristine) != {reader.path for reader in readers}:
+        raise InputError(
+            f"pristine rows are given for {sorted(pristine)}, but the edit touches "
+            f"{sorted(reader.path for reader in readers)}"
+        )
+    for reader in readers:
+        _check_restorable(reader, edit, pristine[reader.path])
+    commit([(reader, (edit,), Ledger((), edit.rows, pristine[reader.path])) for reader in readers])
+
+
+def pristine_fingerprint(reader: Reader) -> Fingerprint:
+    """Return the fingerprint of a weight without the edits on it."""
+    if ledger_of(reader) is None:
+        return Fingerprint.of(reader.parameter)
+    shape = reader.parameter.shape
+    return Fingerprint.of(pristine_matrix(reader).reshape(shape))
+
+
+def _check_restorable(reader: Reader, edit: Edit, rows: Tensor) -> None:
+    if ledger_of(reader) is not None:
+        raise EditStateError(f"'{reader.path}' has a ledger of its edits: use edit.revert_(model)")
+    current = take(reader.matrix, edit.rows)
+    if rows.shape != current.shape or rows.dtype != current.dtype:
+        raise InputError(
+            f"pristine rows of '{reader.path}' are {dtype_name(rows)}{list(rows.shape)}, expected "
+            f"{dtype_name(current)}{list(current.shape)}"
+        )
+    if not holds(reader, Ledger((edit,), edit.rows, rows)):
+        raise EditStateError(
+            f"the rows of '{reader.path}' are not what edit {edit.digest[:12]} makes of the "
+            "pristine rows: the model was not saved with exactly this edit, or was changed since"
+        )
+    whole = reader.matrix.clone()
+    whole[index_of(edit.rows)] = rows.to(whole.device)
+    found = Fingerprint.of(whole.reshape(reader.parameter.shape))
+    if found != edit.base.tensors[reader.path]:
+        raise BaseMismatchError(_mismatch(reader, edit, found))
+
+
+def _verify(
+    reader: Reader, ledger: Ledger | None, edit: Edit, on_base_mismatch: OnBaseMismatch
+) -> Tensor:
+    """Return the pristine rows of `edit` after checking that the weight is its base."""
+    known = edit._verified.get(reader.path)
+    if known is not None and ledger is None and same_bits(known, take(reader.matrix, edit.rows)):
+        return known
+    rows = take(pristine_matrix(reader), edit.rows)
+    expected, found = edit.base.tensors[reader.path], pristine_fingerprint(reader)
+    if found == expected:
+        key = (found.sha256, edit.rows)
+        shared = _verified.get(key)
+        if shared is None or not same_bits(shared, rows):
+            shared = _verified[key] = rows.clone()
+        edit._verified[reader.path] = shared
+        return shared
+    if on_base_mismatch == "error" or rows.shape[1] != edit.site.width:
+        raise BaseMismatchError(_mismatch(reader, edit, found))
+    if edit.rows is not None and edit.rows[-1] >= len(reader.matrix):
+        raise BaseMismatchError(_mismatch(reader, edit, found))
+    warnings.warn(_mismatch(reader, edit, found), stacklevel=4)
+    return rows.clone()
+
+
+def _mismatch(reader: Reader, edit: Edit, found: Fingerprint) -> str:
+    return (
+        f"'{reader.path}' is not the weight that edit {edit.digest[:12]} was made for: expected "
+        f"{edit.base.tensors[reader.path]}, found {found}; load the base model "
+        f"{dict(edit.base.description)}, or pass on_base_mismatch='warn' to edit this one anyway"
+    )
+
+
+def _extended(reader: Reader, ledger: Ledger | None, edit: Edit, rows: Tensor) -> Ledger:
+    """Return the ledger with one more edit, whose pristine rows are given."""
+    if ledger is None:
+        return Ledger((edit,), edit.rows, rows)
+    edits = (*ledger.edits, edit)
+    touched = union_of([ledger.rows, edit.rows])
+    if touched == ledger.rows:
+        return Ledger(edits, touched, ledger.pristine)
+    return Ledger(edits, touched, take(pristine_matrix(reader), touched).clone())
+
+
+def _check_unchanged(reader: Reader, ledger: Ledger) -> None:
+    if not holds(reader, ledger):
+        raise EditStateError(_changed(reader))
+
+
+def _changed(reader: Reader) -> str:
+    return (
+        f"the edited rows of '{reader.path}' were changed since an edit was applied (by training, "
+        "load_state_dict or a cast). Nothing was written. To keep the current weights for good "
+        "call forget_(model); to throw the changes away, edit.revert_(model, on_changed='discard')"
+    )

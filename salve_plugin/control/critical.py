@@ -1,0 +1,248 @@
+r"""The critical strength of every recorded image, and its summary by class."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.strength import (
+    check_labels,
+    critical_flip_strength,
+    critical_strength,
+    critical_strength_linear,
+    flip,
+    present,
+    solve,
+    split,
+)  # fmt: skip
+from salve_plugin.discover.activations import Activations
+from salve_plugin.errors import EditStateError, InputError
+from salve_plugin.hooks import HookedModel
+from salve_plugin.site import HEAD_INPUT
+
+Target = Literal["zero", "fraction", "flip"]
+Against = Literal["label", "predicted"]
+_BATCH = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCrit:
+    """The critical strengths of one class in a few numbers.
+
+    Attributes:
+        label: class index.
+        count: its images.
+        already: share that is at or below the target without any edit.
+        unreachable: share that no strength brings there.
+        quantiles: (10 %, 25 %, 50 %, 75 %, 90 %, 95 %) of all its images; infinite where the order
+            statistic is.
+    """
+
+    label: int
+    count: int
+    already: float
+    unreachable: float
+    quantiles: tuple[float, ...]
+
+    LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values; an infinite quantile is None."""
+        finite = [None if value == float("inf") else value for value in self.quantiles]
+        return {
+            "label": self.label,
+            "count": self.count,
+            "already": self.already,
+            "unreachable": self.unreachable,
+            "quantiles": dict(zip(map(str, self.LEVELS), finite, strict=True)),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class AlphaCrit:
+    """The critical strength of every image.
+
+    Attributes:
+        values: exact, (images,); 0: at or below the target already; inf: never.
+        linear: the paper's closed form for the same target, (images,).
+        labels: class of each image, (images,).
+        predicted: class that the unedited model predicts, (images,).
+        target: "zero", "fraction" or "flip".
+        fraction: of the logit, for target "fraction".
+        against: whose logit: the image's own "label" or the "predicted" class.
+        classes: class names, if known.
+    """
+
+    values: Float64[Tensor, " images"]
+    linear: Float64[Tensor, " images"]
+    labels: Int64[Tensor, " images"]
+    predicted: Int64[Tensor, " images"]
+    target: Target
+    fraction: float
+    against: Against
+    classes: tuple[str, ...] | None = None
+
+    def summary(self) -> list[ClassCrit]:
+        """Return one entry for each class that has images, by label."""
+        entries = []
+        for label in present(self.labels):
+            values = self.values[self.labels == label]
+            entries.append(
+                ClassCrit(
+                    label,
+                    len(values),
+                    float((values == 0).double().mean()),
+                    float(values.isinf().double().mean()),
+                    tuple(_order_statistic(values, share) for share in ClassCrit.LEVELS),
+                )
+            )
+        return entries
+
+    def strength_for(self, label: int, share: float) -> float:
+        """Return the smallest strength by which `share` of the class's images have broken.
+
+        An order statistic, not an interpolation. At this very strength the last of them is a tie,
+        and an image may recover at a higher one, so evaluate the edit at the strength you choose.
+
+        Raises:
+            InputError: if the class has no image here, or the share is not in (0, 1].
+        """
+        values = self.values[self.labels == label]
+        if not len(values) or not 0 < share <= 1:
+            raise InputError(
+                f"label {label} has {len(values)} images and share is {share}: give one of the "
+                f"labels {present(self.labels)} and a share above 0, at most 1"
+            )
+        return _order_statistic(values, share)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the summary as plain JSON values."""
+        return {
+            "target": self.target,
+            "fraction": self.fraction if self.target == "fraction" else None,
+            "against": self.against,
+            "classes": [entry.to_json() for entry in self.summary()],
+        }
+
+
+def alpha_crit(
+    hooked: HookedModel,
+    edit: Edit,
+    acts: Activations,
+    *,
+    target: Target = "zero",
+    fraction: float = 0.5,
+    against: Against = "label",
+    classes: Iterable[int] | None = None,
+) -> AlphaCrit:
+    """Return the exact critical strength of `edit`'s direction and rows for each recorded image.
+
+    The edit's own strength plays no part. The head is taken as it is, so edits that are applied
+    count as part of the model. Activations are streamed; only the results stay in memory.
+
+    Args:
+        hooked: the attached model.
+        edit: whose direction, mode and rows are asked about; an edit of the head.
+        acts: recorded head inputs, one row an image.
+        target: "zero": the logit reaches 0 (the paper's definition); "fraction": it falls to
+            `fraction` of its value; "flip": another class's logit reaches it.
+        fraction: for target "fraction", in [0, 1).
+        against: whose logit, the image's label's or the predicted class's.
+        classes: only images with these labels; None means all.
+
+    Raises:
+        InputError: if edit or activations belong to another site than the head's input, if an
+            option is unknown, or if no image is left.
+        EditStateError: if the edit itself is applied.
+    """
+    _check_options(edit, acts, target, fraction, against)
+    _check_not_applied(hooked, edit)
+    weight, bias = (values.double().cpu() for values in hooked.unembed(edit.site))
+    wanted = None if classes is None else torch.tensor(sorted(classes))
+    parts: list[tuple[Tensor, ...]] = []
+    for batch in acts.batches(_BATCH):
+        x, labels = batch.x, batch.labels.long()
+        if wanted is not None:
+            keep = torch.isin(labels, wanted)
+            x, labels = x[keep], labels[keep]
+        if not len(x):
+            continue
+        check_labels(labels, len(weight))
+        logits = torch.addmm(bias, x.double(), weight.T)
+        predicted = logits.argmax(1)
+        asked = labels if against == "label" else predicted
+        found = _of_batch(weight, bias, edit, x, asked, logits, target, fraction)
+        parts.append((*found, labels, predicted))
+    if not parts:
+        raise InputError(f"no recorded image has a label among {classes}")
+    values, linear, labels, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
+    return AlphaCrit(values, linear, labels, predicted, target, fraction, against, acts.classes)
+
+
+def _of_batch(
+    weight: Tensor,
+    bias: Tensor,
+    edit: Edit,
+    x: Tensor,
+    asked: Tensor,
+    logits: Tensor,
+    target: Target,
+    fraction: float,
+) -> tuple[Tensor, Tensor]:
+    if target == "flip":
+        return flip(weight, bias, edit.direction, x, asked, edit.rows, edit.mode)
+    goal = torch.zeros(len(x), dtype=torch.float64)
+    if target == "fraction":
+        goal = fraction * logits.gather(1, asked[:, None])[:, 0]
+    moving, still = split(weight, edit.rows)
+    values, linear = torch.empty_like(goal), torch.empty_like(goal)
+    for label in present(asked):
+        own = (asked == label).nonzero()[:, 0]
+        height = bias[label] - goal[own] + (x[own].double() * still[label]).sum(1)
+        values[own], linear[own] = solve(
+            moving[label : label + 1], edit.direction, x[own], height, edit.mode, None
+        )
+    return values, linear
+
+
+def _order_statistic(values: Tensor, share: float) -> float:
+    at = min(len(values) - 1, max(0, -(-share * len(values) // 1) - 1))
+    return float(values.sort().values[int(at)])
+
+
+def _check_options(
+    edit: Edit, acts: Activations, target: Target, fraction: float, against: Against
+) -> None:
+    if edit.site.name != HEAD_INPUT or acts.site.name != HEAD_INPUT:
+        raise InputError(
+            f"the critical strength needs the head's input '{HEAD_INPUT}', where the logit is a "
+            f"known function of the edit; the edit is at '{edit.site.name}', the activations are "
+            f"of '{acts.site.name}'"
+        )
+    if target not in get_args(Target) or against not in get_args(Against):
+        raise InputError(
+            f"target is one of {list(get_args(Target))} and against one of "
+            f"{list(get_args(Against))}; got {target!r} and {against!r}"
+        )
+    if not 0 <= fraction < 1:
+        raise InputError(f"fraction {fraction} is not in [0, 1)")
+
+
+def _check_not_applied(hooked: HookedModel, edit: Edit) -> None:
+    from salve_plugin.control.application import status
+
+    if any(entry.edit == edit for entry in status(hooked).applied):
+        raise EditStateError(
+            f"edit {edit.digest[:12]} is applied, so the head is no longer the one asked about; "
+            "revert it first"
+        )
+
+
+__all__ = [
+    "AlphaCrit", "ClassCrit", "alpha_crit", "critical_flip_strength",
+    "critical_strength", "critical_strength_linear",
+]  # fmt: skip

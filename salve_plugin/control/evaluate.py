@@ -1,0 +1,216 @@
+"""How well a model, or only its head, labels images: by class, before and after an edit."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor, nn
+
+from salve_plugin.control.base import bare
+from salve_plugin.control.strength import check_labels
+from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.loader import labelled_batches
+from salve_plugin.errors import InputError
+
+_BATCH = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was predicted for the images of each class.
+
+    Attributes:
+        confusion: number of images by (true class, predicted class).
+    """
+
+    confusion: Int64[Tensor, "classes classes"]
+
+    @property
+    def count(self) -> Int64[Tensor, " classes"]:
+        """Number of images of each class."""
+        return self.confusion.sum(1)
+
+    @property
+    def accuracy(self) -> Float64[Tensor, " classes"]:
+        """Share of each class's images that are labelled rightly; NaN without images."""
+        return self.confusion.diagonal().double() / self.count.double()
+
+    @property
+    def overall(self) -> float:
+        """Share of all images that are labelled rightly."""
+        return float(self.confusion.diagonal().sum()) / float(self.confusion.sum())
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values; the accuracy of a class without images is None."""
+        return {
+            "overall": self.overall,
+            "accuracy": [None if a != a else a for a in self.accuracy.tolist()],
+            "count": self.count.tolist(),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an edit meant to change one class did to that class and to the others.
+
+    All numbers are accuracies or differences of accuracies, in [-1, 1].
+
+    Attributes:
+        label: the class that the edit is about.
+        target_before: its accuracy before.
+        target_after: its accuracy after.
+        others_mean: mean change over the other classes, each counting once; negative is a loss.
+        others_worst: the most negative change among them.
+        worst_label: the class where that is.
+    """
+
+    label: int
+    target_before: float
+    target_after: float
+    others_mean: float
+    others_worst: float
+    worst_label: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return dict(vars(self))
+
+
+def change(before: Evaluation, after: Evaluation, label: int) -> Change:
+    """Compare two evaluations of the same images around an edit of class `label`.
+
+    Raises:
+        InputError: if the evaluations differ in their images, the class has none, or no other
+            class has any.
+    """
+    if not torch.equal(before.count, after.count):
+        raise InputError(
+            "the evaluations are of different images: by class "
+            f"{before.count.tolist()[:20]} and {after.count.tolist()[:20]}"
+        )
+    difference = after.accuracy - before.accuracy
+    seen = before.count > 0
+    if not 0 <= label < len(seen) or not bool(seen[label]) or int(seen.sum()) < 2:
+        raise InputError(
+            f"class {label} or all others have no images: there are {before.count.tolist()[:20]}"
+        )
+    others = seen.clone()
+    others[label] = False
+    worst = torch.where(others, difference, torch.inf).argmin()
+    return Change(
+        label=label,
+        target_before=float(before.accuracy[label]),
+        target_after=float(after.accuracy[label]),
+        others_mean=float(difference[others].mean()),
+        others_worst=float(difference[worst]),
+        worst_label=int(worst),
+    )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
+    """Run a model over labelled images, in eval mode; its training modes are restored.
+
+    Args:
+        model: the bare or hooked model.
+        loader: any iterable of (images, labels) batches.
+
+    Raises:
+        InputError: if the loader is empty, a label is no class of the model, or the model returns
+            something else than finite logits (images, classes).
+        ReadError: if the data set cannot read an image.
+    """
+    network = bare(model)
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    confusion: Tensor | None = None
+    with _evaluating(network):
+        for batch in labelled_batches(loader, None):
+            logits = network(batch.images.to(device))
+            _check_logits(logits, len(batch.labels))
+            if confusion is None:
+                confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64)
+            check_labels(batch.labels, len(confusion))
+            _count(confusion, batch.labels, logits)
+    assert confusion is not None  # labelled_batches refuses an empty loader
+    return Evaluation(confusion)
+
+
+def evaluate_head(
+    weight: Tensor, bias: Tensor, acts: Activations | tuple[Tensor, Tensor]
+) -> Evaluation:
+    """Evaluate a linear head on recorded inputs: far cheaper than the whole model.
+
+    Args:
+        weight: (classes, width), e.g. from `HookedModel.unembed` and `scaled_weight`.
+        bias: (classes,).
+        acts: a recording of the head's input, or (inputs (images, width), labels (images,)).
+
+    Raises:
+        InputError: if shapes do not fit, a label is no class of the head, a logit is not finite, or
+            there are no images.
+    """
+    return evaluate_heads([weight], bias, acts)[0]
+
+
+def evaluate_heads(
+    weights: Iterable[Tensor], bias: Tensor, acts: Activations | tuple[Tensor, Tensor]
+) -> list[Evaluation]:
+    """Evaluate several heads with the same bias in one pass over the inputs."""
+    heads = [weight.float() for weight in weights]
+    confusions = [torch.zeros(len(bias), len(bias), dtype=torch.int64) for _ in heads]
+    seen = 0
+    for x, labels in _rows(acts):
+        if any(head.shape != (len(bias), x.shape[1]) for head in heads):
+            raise InputError(
+                f"heads of shape {[tuple(head.shape) for head in heads][:3]} with {len(bias)} "
+                f"biases do not fit inputs of {x.shape[1]} features"
+            )
+        check_labels(labels, len(bias))
+        for head, confusion in zip(heads, confusions, strict=True):
+            logits = torch.addmm(bias.float(), x.float(), head.T)
+            _check_logits(logits, len(labels))
+            _count(confusion, labels, logits)
+        seen += len(x)
+    if not seen:
+        raise InputError("there are no images to evaluate")
+    return [Evaluation(confusion) for confusion in confusions]
+
+
+def _rows(acts: Activations | tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(acts, tuple):
+        x, labels = acts
+        if len(x) != len(labels):
+            raise InputError(f"{len(x)} inputs, but {len(labels)} labels")
+        for start in range(0, len(x), _BATCH):
+            yield x[start : start + _BATCH], labels[start : start + _BATCH]
+        return
+    for batch in acts.batches(_BATCH):
+        yield batch.x, batch.labels
+
+
+def _count(confusion: Tensor, labels: Tensor, logits: Tensor) -> None:
+    pairs = labels.cpu() * len(confusion) + logits.argmax(1).cpu()
+    confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion)
+
+
+def _check_logits(logits: object, images: int) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"expected logits ({images}, classes) for {images} images, got {found}")
+    if not bool(logits.isfinite().all()):
+        raise InputError("logits are NaN or infinite; check the images and the model's weights")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

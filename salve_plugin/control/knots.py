@@ -1,0 +1,188 @@
+r"""Exact first roots of the logit as a function of the suppression's strength.
+
+Under suppression the logit of an image is $z(\alpha) = b + \sum_j u_j \max(0, 1-\alpha|c_j|)$ with
+$u = w \circ a$: continuous, piecewise linear, with a knot at every $1/|c_j|$ where a column is used
+up. It is not monotone when contributions have both signs, so *every* knot matters for the first
+root. Columns are sorted by $|c|$, ascending, once for all images; then with the prefix sums
+$S_q = \sum_{j<q} u_j$ and $T_q = \sum_{j<q} u_j|c_j|$ the logit at knot $q$ is
+$b + S_q - T_q/|c_q|$, and the root on the segment before it is $(b + S_{q+1})/T_{q+1}$.
+
+Fresh sums in float64 are used everywhere, never running subtraction, whose residue makes roots
+where there are none. Most knots are never looked at: columns come in blocks, and within a block
+the logit falls below its chord by no more than what the block's positive contributions can bend it,
+a bound that rules out nearly all blocks by three sums each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+BLOCK = 64
+LIMIT = 1e3
+r"""Roots are sought up to $\alpha \max|c| = 10^3$."""
+_WORKSPACE = 1 << 22  # bytes of float64 scratch: they stay in the processor's cache
+_ROUNDING = 1e-12  # values within this share of the way down count as reached
+
+
+@dataclass(frozen=True)
+class Knots:
+    """The sorted breakpoints of one direction, shared by all images and weights.
+
+    Attributes:
+        columns: of the features that can be used up within `LIMIT`, by ascending reach, padded in
+            front to whole blocks; at least one entry is padding.
+        padding: how many entries in front are padding.
+        reach: |c| of `columns`, (blocks, BLOCK).
+        strengths: the knots 1/|c|, descending, (blocks, BLOCK); of the padding: the limit.
+        bend: by block, the largest gap between a unit contribution and its chord over the block.
+        rest: the other columns: |c| zero or too small for a knot below the limit.
+        rest_reach: |c| of `rest`.
+        limit: the largest strength considered.
+    """
+
+    columns: Int64[Tensor, " padded"]
+    padding: int
+    reach: Float64[Tensor, "blocks block"]
+    strengths: Float64[Tensor, "blocks block"]
+    bend: Float64[Tensor, " blocks"]
+    rest: Int64[Tensor, " rest"]
+    rest_reach: Float64[Tensor, " rest"]
+    limit: float
+
+    @classmethod
+    def of(cls, direction: Float[Tensor, " width"]) -> "Knots":
+        """Sort the columns of a direction that is not zero everywhere."""
+        reach, order = direction.detach().double().abs().sort(stable=True)
+        limit = LIMIT / float(reach[-1])
+        first = int((reach * limit <= 1).sum())
+        padding = BLOCK - (len(reach) - first) % BLOCK
+        columns = torch.cat([order[-1:].expand(padding), order[first:]])
+        knotted = torch.cat([reach.new_full((padding,), 1 / limit), reach[first:]])
+        strengths = torch.cat([reach.new_full((padding,), limit), 1 / reach[first:]])
+        knotted, strengths = knotted.view(-1, BLOCK), strengths.view(-1, BLOCK)
+        start, end = strengths[:, -1:], strengths[:, :1]
+        gap = (1 - start * knotted) * (end - strengths) / (end - start).clamp(min=1e-300)
+        return cls(
+            columns, padding, knotted, strengths, gap.amax(1).clamp(min=0), order[:first],
+            reach[:first], limit,
+        )  # fmt: skip
+
+    def contributions(
+        self, activations: Float[Tensor, "images width"], weight: Float64[Tensor, " width"]
+    ) -> "Contributions":
+        r"""Return the block sums of $u = w \circ a$; the one pass over all activations.
+
+        Args:
+            activations: (images, width).
+            weight: (width,).
+        """
+        factors = weight[self.columns]
+        factors[: self.padding] = 0
+        images, blocks = len(activations), len(self.reach)
+        sums = torch.empty(3, images, blocks, dtype=torch.float64)
+        size = max(16, _WORKSPACE // (16 * len(factors)))
+        # Allocated once: fresh pages would cost more than the arithmetic.
+        used = torch.empty(min(size, images), len(factors), dtype=activations.dtype)
+        terms = torch.empty_like(used, dtype=torch.float64)
+        other = torch.empty_like(terms)
+        for first in range(0, images, size):
+            part = slice(first, min(first + size, images))
+            if part.stop - first < len(used):
+                used, terms, other = (each[: part.stop - first] for each in (used, terms, other))
+            torch.index_select(activations[part], 1, self.columns, out=used)
+            torch.mul(terms.copy_(used), factors, out=terms)
+            by_block = (len(used), blocks, BLOCK)
+            torch.sum(terms.view(by_block), -1, out=sums[0, part])
+            torch.mul(terms, self.reach.view(-1), out=other)
+            torch.sum(other.view(by_block), -1, out=sums[1, part])
+            torch.clamp(terms, min=0, out=other)
+            torch.sum(other.view(by_block), -1, out=sums[2, part])
+        rest = activations[:, self.rest] * weight[self.rest]
+        start = rest.sum(1, keepdim=True), (rest * self.rest_reach).sum(1, keepdim=True)
+        return Contributions(
+            knots=self,
+            activations=activations,
+            factors=factors.view(blocks, BLOCK),
+            offset=torch.cat([start[0], sums[0]], 1).cumsum(1),
+            slope=torch.cat([start[1], sums[1]], 1).cumsum(1),
+            rising=sums[2],
+        )
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What the columns contribute to one logit of each image, summed by blocks.
+
+    Attributes:
+        knots: the breakpoints.
+        activations: the images, (images, width).
+        factors: the weight in the order of the knots, (blocks, BLOCK); zero at the padding.
+        offset: prefix sums of $u$ up to each block's start, (images, blocks + 1).
+        slope: likewise of $u|c|$.
+        rising: sums of the positive $u$ of each block, (images, blocks).
+    """
+
+    knots: Knots
+    activations: Float[Tensor, "images width"]
+    factors: Float64[Tensor, "blocks block"]
+    offset: Float64[Tensor, "images ends"]
+    slope: Float64[Tensor, "images ends"]
+    rising: Float64[Tensor, "images blocks"]
+
+    def total(self) -> Float64[Tensor, " images"]:
+        r"""Return $\sum_j u_j$: the logit without bias at strength 0."""
+        return self.offset[:, -1]
+
+    def steepness(self) -> Float64[Tensor, " images"]:
+        r"""Return $\sum_j u_j|c_j|$: how fast the logit falls at strength 0."""
+        return self.slope[:, -1]
+
+    def first_root(self, height: Float64[Tensor, " images"]) -> Float64[Tensor, " images"]:
+        r"""Return the smallest $\alpha$ where $\sum_j u_j\max(0,1-\alpha|c_j|)$ is $\le -$height.
+
+        Zero where that holds at once, infinite where it never does up to the limit.
+        """
+        knots, start = self.knots, self.total() + height
+        near = start * _ROUNDING
+        slack = near.abs() + self.rising.sum(-1) * _ROUNDING
+        level = self.offset + height[:, None]
+        # The logit at the ends of each block, by descending strength.
+        low = level[:, :-1] - knots.strengths[:, 0] * self.slope[:, :-1]
+        high = level[:, 1:] - knots.strengths[:, -1] * self.slope[:, 1:]
+        bound = torch.minimum(low, high) - knots.bend * self.rising
+        below = (low <= near[:, None] - slack[:, None]).int()
+        # Blocks of larger strength than one that ends below zero cannot hold the first root.
+        settled = below.flip(1).cumsum(1).flip(1) - below > 0
+        candidate = (bound <= (near + slack)[:, None]) & ~settled & (start > 0)[:, None]
+        image, block = candidate.nonzero(as_tuple=True)
+        roots = torch.full_like(start, torch.inf)
+        roots.scatter_reduce_(0, image, self._roots_in(image, block, level, near), "amin")
+        return torch.where(start <= 0, 0.0, roots)
+
+    def _roots_in(
+        self,
+        image: Int64[Tensor, " pairs"],
+        block: Int64[Tensor, " pairs"],
+        level: Float64[Tensor, "images ends"],
+        near: Float64[Tensor, " images"],
+    ) -> Float64[Tensor, " pairs"]:
+        """Return the first root on the segments that end in one block, for pairs of the two."""
+        knots = self.knots
+        columns = knots.columns.view(-1, BLOCK)
+        terms = self.activations[image[:, None], columns[block]] * self.factors[block]
+        slopes = terms * knots.reach[block]
+        offset = level[image, block][:, None] + terms.cumsum(1)
+        slope = self.slope[image, block][:, None] + slopes.cumsum(1)
+        values = offset - terms - knots.strengths[block] * (slope - slopes)
+        # The largest column index has the smallest strength.
+        hit = values <= near[image][:, None]
+        at = BLOCK - 1 - hit.flip(1).to(torch.uint8).argmax(1, keepdim=True)
+        flat = knots.strengths.view(-1)
+        knot = block * BLOCK + at[:, 0]
+        end = flat[knot]
+        start = torch.where(knot + 1 < len(flat), flat[(knot + 1).clamp(max=len(flat) - 1)], 0.0)
+        top, fall = offset.gather(1, at)[:, 0], slope.gather(1, at)[:, 0]
+        root = torch.where(fall > 0, top / fall, end).clamp(min=start).minimum(end)
+        return torch.where(hit.any(1), root, torch.inf)

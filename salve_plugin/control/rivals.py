@@ -1,0 +1,158 @@
+"""Which rows to edit when the class's own row is not enough.
+
+Suppression never takes a logit below its bias plus what the closed columns leave. A class whose
+rivals are all far below zero therefore keeps winning with its own row fully suppressed. But the
+same latent carries the rivals' evidence *against* the class: suppressing it in a rival's row lifts
+the rival. So a few rivals' rows, chosen for what they cost the other classes, finish the work.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from salve_plugin.control.operators import multiplier
+
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Strengths tried: those that close this share of the columns, at the kinks 1/|c_j|. Closing all of
+them would be zeroing the row, which needs no feature."""
+
+MAX_ROWS = 5
+NEAREST = 12
+"""Rivals considered: those whose edited logits come closest to the class's on its own images."""
+
+AIM = 0.01
+"""Rows are added until the class's accuracy on the recorded images is at most this."""
+
+MAX_LOSS = 0.006
+"""Rows whose cost to the other classes' mean accuracy would exceed this are not added."""
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows and a strength to edit together, and what they do on the recorded images.
+
+    Attributes:
+        rows: the class's own row first.
+        strength: at which they were found.
+        target_accuracy: of the class, after.
+        others_loss: mean loss of accuracy of the other classes, not below 0.
+        margin: by how much the class's logit exceeds the best other one, 95 % quantile over its
+            images; the lower, the safer is the edit for images that were not recorded.
+    """
+
+    rows: tuple[int, ...]
+    strength: float
+    target_accuracy: float
+    others_loss: float
+    margin: float
+
+
+def strengths_by_closure(
+    direction: Float[Tensor, " width"], shares: Sequence[float] = SHARES
+) -> list[float]:
+    """Return the strengths at which the given shares of the columns that move are closed."""
+    reach = direction.detach().double().abs()
+    reach = reach[reach > 0].sort(descending=True).values
+    at = [min(len(reach) - 1, max(0, round(share * len(reach)) - 1)) for share in shares]
+    return sorted({float(1 / reach[index]) for index in at})
+
+
+def rival_rows(
+    weight: Float[Tensor, "classes width"],
+    bias: Float[Tensor, " classes"],
+    direction: Float[Tensor, " width"],
+    inputs: Float[Tensor, "images width"],
+    labels: Int64[Tensor, " images"],
+    label: int,
+) -> RowSet:
+    """Return the rows that suppress a class at least cost, found greedily at each strength.
+
+    Rows are added one by one, each time the one that lowers the class's accuracy most, while the
+    others' mean loss stays within `MAX_LOSS`. An edit of the own row alone that reaches `AIM` is
+    returned as it is. Every row set is judged by recounting the predictions, with no
+    approximation: mixing rows is choosing columns between the plain and the edited logits.
+
+    Args:
+        weight: the head, (classes, width).
+        bias: (classes,).
+        direction: unit-norm atom.
+        inputs: recorded head inputs, (images, width).
+        labels: their classes.
+        label: the class to suppress; it must have images.
+    """
+    plain = torch.addmm(bias, inputs, weight.T)
+    before = _accuracies(plain, labels, len(weight))
+    found = []
+    for strength in strengths_by_closure(direction):
+        factors = multiplier(direction, strength).to(weight.dtype)
+        edited = torch.addmm(bias, inputs * factors, weight.T)
+        judge = _Judge(plain, edited, labels, label, before)
+        found += list(_grown(judge, label, strength))
+    return min(found, key=badness)
+
+
+def badness(found: RowSet) -> tuple[float, float, float]:
+    """Order row sets: the class's accuracy down to `AIM`, the others' loss, then the margin."""
+    missed = max(found.target_accuracy, AIM)
+    return missed, max(0.0, found.others_loss - MAX_LOSS), found.margin
+
+
+def _grown(judge: "_Judge", label: int, strength: float) -> Iterator[RowSet]:
+    """Yield the own row alone and every larger set on the greedy path."""
+    rows: tuple[int, ...] = (label,)
+    target, loss = judge.of(rows)
+    yield RowSet(rows, strength, target, loss, judge.margin(rows))
+    while target > AIM and len(rows) < MAX_ROWS:
+        options = [
+            (*judge.of((*rows, rival)), rival) for rival in judge.nearest if rival not in rows
+        ]
+        options = [option for option in options if option[1] <= MAX_LOSS and option[0] < target]
+        if not options:
+            return
+        target, loss, rival = min(options)
+        rows = (*rows, rival)
+        yield RowSet(rows, strength, target, loss, judge.margin(rows))
+
+
+class _Judge:
+    """Recounts predictions for any set of edited rows at one strength."""
+
+    def __init__(
+        self, plain: Tensor, edited: Tensor, labels: Tensor, label: int, before: Tensor
+    ) -> None:
+        self.plain, self.edited, self.labels, self.label = plain, edited, labels, label
+        self.before = before
+        self.others = before.isfinite()
+        self.others[label] = False
+        closeness = edited[labels == label].mean(0)
+        closeness[label] = -torch.inf
+        self.nearest = closeness.topk(min(NEAREST, len(before) - 1)).indices.tolist()
+
+    def margin(self, rows: tuple[int, ...]) -> float:
+        """Return the 95 % quantile of the class's lead over the best other class."""
+        logits = self._mixed(rows)[self.labels == self.label]
+        own = logits[:, self.label].clone()
+        logits[:, self.label] = -torch.inf
+        return float((own - logits.max(1).values).quantile(0.95))
+
+    def _mixed(self, rows: tuple[int, ...]) -> Tensor:
+        logits = self.plain.clone()
+        logits[:, list(rows)] = self.edited[:, list(rows)]
+        return logits
+
+    def of(self, rows: tuple[int, ...]) -> tuple[float, float]:
+        """Return the class's accuracy and the others' mean loss (not below 0)."""
+        logits = self._mixed(rows)
+        after = _accuracies(logits, self.labels, len(self.before))
+        loss = float((self.before - after)[self.others].mean()) if bool(self.others.any()) else 0.0
+        return float(after[self.label]), max(0.0, loss)
+
+
+def _accuracies(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the accuracy of every class, NaN without images."""
+    right = labels[logits.argmax(1) == labels]
+    count = torch.bincount(labels, minlength=classes).double()
+    return torch.bincount(right, minlength=classes).double() / count

@@ -1,0 +1,105 @@
+"""The exact critical strength against brute force: the edited network itself, evaluated again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from salve_plugin.control.critical import alpha_crit
+from salve_plugin.control.edit import Edit
+from salve_plugin.demo.measures import Study
+
+SCAN = 400
+THROUGH_NETWORK = 5
+"""Images per class that go through the whole network with the edit applied at their root."""
+
+
+@dataclass(frozen=True)
+class CritCheck:
+    """Critical strengths of one class's test images, checked.
+
+    Attributes:
+        label: the class.
+        images: its test images with a positive logit.
+        finite: of these, images whose logit some strength brings to zero.
+        worst_residual: largest |logit of the edited network at the root| / |logit unedited|, of
+            the images that went through the network.
+        agree: images for which a scan of the edited head over strengths finds no logit at or below
+            zero before the exact root, and one just behind it.
+        linear_ratio: median of closed form / exact root; None without finite roots.
+        left_at_linear: median share of the logit that is left at the closed form.
+    """
+
+    label: int
+    images: int
+    finite: int
+    worst_residual: float
+    agree: int
+    linear_ratio: float | None
+    left_at_linear: float | None
+
+
+def check_crit(study: Study, edit: Edit, label: int, images: Tensor) -> CritCheck:
+    """Compare the exact roots of a class's test images with brute force.
+
+    Args:
+        study: the network and its recordings.
+        edit: whose direction and rows are asked about.
+        label: the class.
+        images: all test images, in the order of the recording.
+    """
+    crit = alpha_crit(study.hooked, edit, study.test, target="zero", classes=[label])
+    own = study.test.labels() == label
+    weight, bias = (part.double() for part in study.hooked.unembed())
+    x = study.test.tensor()[own].double()
+    logits = x @ weight[label] + bias[label]
+    seen = logits > 0
+    x, logits, images = x[seen], logits[seen], images[own][seen]
+    exact, linear = crit.values[seen], crit.linear[seen]
+
+    def left(strengths: Tensor) -> Tensor:
+        """Logits of the edited head, one strength an image."""
+        factors = (1 - strengths[:, None] * edit.direction.double().abs()).clamp(min=0)
+        return (x * weight[label] * factors).sum(1) + bias[label]
+
+    finite = exact.isfinite()
+    agree = _agrees(left, exact, float(edit.direction.abs()[edit.direction != 0].min()))
+    usable = finite & linear.isfinite()
+    return CritCheck(
+        label=label,
+        images=len(x),
+        finite=int(finite.sum()),
+        worst_residual=_worst_residual(study, edit, label, images[finite], exact[finite]),
+        agree=int(agree.sum()),
+        linear_ratio=_median((linear / exact)[usable]),
+        left_at_linear=_median((left(linear.nan_to_num(posinf=0.0)) / logits)[usable]),
+    )
+
+
+def _agrees(left: Callable[[Tensor], Tensor], exact: Tensor, smallest: float) -> Tensor:
+    finite = exact.isfinite()
+    # Without a root the scan must stay above zero until every column is closed.
+    end = torch.where(finite, exact * (1 - 1e-9), torch.full_like(exact, 1.01 / smallest))
+    above = torch.ones_like(finite)
+    for share in torch.linspace(0, 1, SCAN, dtype=torch.float64):
+        # Squared, since kinks crowd at small strengths.
+        above &= left(end * share.square()) > 0
+    behind = left(torch.where(finite, exact * (1 + 1e-9), end)) <= 0
+    return above & (behind == finite)
+
+
+def _worst_residual(study: Study, edit: Edit, label: int, images: Tensor, roots: Tensor) -> float:
+    network = study.hooked.model
+    worst = 0.0
+    for image, root in zip(images[:THROUGH_NETWORK], roots[:THROUGH_NETWORK], strict=True):
+        with torch.no_grad():
+            before = float(network(image[None])[0, label])
+            with replace(edit, strength=float(root)).applied(network):
+                after = float(network(image[None])[0, label])
+        worst = max(worst, abs(after / before))
+    return worst
+
+
+def _median(values: Tensor) -> float | None:
+    return float(values.median()) if len(values) else None

@@ -1,0 +1,62 @@
+"""The demo's pictures: Grad-FAM overlays and optimized images, in rows of tiles."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.hooks import HookedModel
+from salve_plugin.validate.grad_fam import LayerGradFam
+from salve_plugin.validate.maximization import maximize
+from salve_plugin.validate.pictures import overlay, png_bytes, to_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TILE = 128
+GAP = 4
+
+
+def sheet(rows: Sequence[Sequence["Image"]]) -> bytes:
+    """Return one PNG with the pictures in rows, each resized to `TILE` x `TILE`."""
+    from PIL import Image
+
+    width = max(len(row) for row in rows) * (TILE + GAP) - GAP
+    canvas = Image.new("RGB", (width, len(rows) * (TILE + GAP) - GAP), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            tile = picture.convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC)
+            canvas.paste(tile, (x * (TILE + GAP), y * (TILE + GAP)))
+    return png_bytes(canvas)
+
+
+def plain(image: Tensor) -> "Image":
+    """Return a model input (channels, height, width) as a picture, stretched to its extremes."""
+    low, high = image.min(), image.max()
+    return to_picture((image - low) / (high - low).clamp(min=1e-12))
+
+
+def explained(
+    hooked: HookedModel, dictionary: Dictionary, images: Tensor, latents: Sequence[int]
+) -> list["Image"]:
+    """Return each image with the Grad-FAM map of its own latent over it."""
+    maps = LayerGradFam.of(hooked, dictionary).attribute(images, target=list(latents))
+    return [overlay(image, heat) for image, heat in zip(images, maps, strict=True)]
+
+
+def maximized(
+    hooked: HookedModel,
+    dictionary: Dictionary,
+    latent: int,
+    *,
+    sign: float,
+    size: tuple[int, int, int],
+    steps: int = 128,
+    seed: int = 0,
+) -> "Image":
+    """Return the image that drives a latent the most, upwards or (negative sign) downwards."""
+    found = maximize(
+        hooked, dictionary, latent, sign=1 if sign >= 0 else -1, size=size, steps=steps, seed=seed
+    )
+    return to_picture(found.image)

@@ -1,0 +1,200 @@
+"""What the demo measures on one network: every number of its tables is computed here."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from salve_plugin.control.edit import Edit, enhance, suppress
+from salve_plugin.control.evaluate import Change, change, evaluate_heads
+from salve_plugin.control.rivals import strengths_by_closure
+from salve_plugin.control.select import (
+    Choice,
+    choose,
+    edited_weight,
+    random_control,
+    strength_to_break,
+    without_class,
+)
+from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.features import Features, profile
+from salve_plugin.hooks import HookedModel
+
+
+@dataclass(frozen=True)
+class Study:
+    """A hooked network with its recordings, a dictionary, and the dictionary's profile.
+
+    Attributes:
+        hooked: the network.
+        train: recorded head inputs that dictionaries are learned on and edits chosen on.
+        test: recorded head inputs that edits are judged on.
+        dictionary: of the head's input.
+        features: the dictionary's profile on `train`.
+    """
+
+    hooked: HookedModel
+    train: Activations
+    test: Activations
+    dictionary: Dictionary
+    features: Features
+
+    def with_dictionary(self, dictionary: Dictionary) -> "Study":
+        """Return the same study with another dictionary."""
+        features = profile(dictionary, self.train)
+        return replace(self, dictionary=dictionary, features=features)
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """What suppressing one class does on the test images, by each means.
+
+    Attributes:
+        label: the class.
+        recipe: the paper's edit, all rows, and its effect.
+        named: the row-restricted edit and its effect.
+        zero_row: the class's row set to zero: no dictionary needed.
+        random: the paper's edit along a random direction; None where no strength flips enough.
+    """
+
+    label: int
+    recipe: Choice
+    recipe_change: Change
+    named: Choice
+    named_change: Change
+    zero_row: Change
+    random: Change | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "label": self.label,
+            "recipe": {**_edit_json(self.recipe.edit), "test": self.recipe_change.to_json()},
+            "named_rows": {**_edit_json(self.named.edit), "test": self.named_change.to_json()},
+            "zero_row": self.zero_row.to_json(),
+            "random_direction": None if self.random is None else self.random.to_json(),
+        }
+
+
+def _edit_json(edit: Edit) -> dict[str, object]:
+    rows = None if edit.rows is None else list(edit.rows)
+    return {"latent": edit.latent, "strength": edit.strength, "rows": rows, "sha256": edit.digest}
+
+
+def suppress_class(study: Study, label: int, *, seed: int) -> ClassResult:
+    """Choose the edits for a class on the training images and measure them on the test images."""
+    parts = (study.hooked, study.dictionary, study.features, study.train, label)
+    recipe = choose(*parts)
+    named = choose(*parts, rows="rivals")
+    weight, bias = study.hooked.unembed()
+    random = random_control(recipe.edit, seed)
+    strength = strength_to_break(study.hooked, random, study.train, label)
+    reachable = strength < float("inf")
+    random = replace(random, strength=strength if reachable else 0.0)
+    before, *after = evaluate_heads(
+        [
+            weight,
+            edited_weight(weight, recipe.edit),
+            edited_weight(weight, named.edit),
+            without_class(weight, label),
+            edited_weight(weight, random),
+        ],
+        bias,
+        study.test,
+    )
+    effects = [change(before, evaluation, label) for evaluation in after]
+    return ClassResult(
+        label, recipe, effects[0], named, effects[1], effects[2], effects[3] if reachable else None
+    )
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """What enhancing a class's dominant latent on all rows does on the test images.
+
+    Attributes:
+        label: the class.
+        latent: its dominant latent.
+        strength: of the edit.
+        confidence: mean probability of the class on its own images, before and after.
+        drawn: share of the other classes' images labelled as the class, before and after.
+        change: accuracies.
+    """
+
+    label: int
+    latent: int
+    strength: float
+    confidence: tuple[float, float]
+    drawn: tuple[float, float]
+    change: Change
+
+
+def enhance_class(study: Study, label: int, *, strength: float = 4.0) -> Enhancement:
+    """Enhance the class's dominant latent on all rows, the paper's edit."""
+    latent = study.features.dominant(label)
+    edit = enhance(study.hooked, study.dictionary, latent=latent, strength=strength)
+    weight, bias = study.hooked.unembed()
+    heads = [weight, edited_weight(weight, edit)]
+    before, after = evaluate_heads(heads, bias, study.test)
+    own = study.test.tensor()[study.test.labels() == label]
+    confidence = [
+        float(torch.addmm(bias, own, head.T).softmax(1)[:, label].mean()) for head in heads
+    ]
+    drawn = []
+    for evaluation in (before, after):
+        others = evaluation.count.sum() - evaluation.count[label]
+        wrong = evaluation.confusion[:, label].sum() - evaluation.confusion[label, label]
+        drawn.append(float(wrong / others))
+    return Enhancement(
+        label,
+        latent,
+        strength,
+        (confidence[0], confidence[1]),
+        (drawn[0], drawn[1]),
+        change(before, after, label),
+    )
+
+
+@dataclass(frozen=True)
+class CrossClass:
+    """What suppressing one latent that several classes share does to each of them.
+
+    Attributes:
+        latent: the shared latent.
+        classes: the two classes whose mean codes it separates most from the overall mean.
+        strength: at which half of the first class's training images have lost their label.
+        before: accuracy of every class on the test images.
+        after: the same with the edit on all rows.
+    """
+
+    latent: int
+    classes: tuple[int, int]
+    strength: float
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+def cross_class(study: Study) -> CrossClass:
+    """Suppress the latent that two classes share most, on all rows.
+
+    Shared most: the second largest distance of a class mean from the overall mean is largest, in
+    units of the latent's spread over classes.
+    """
+    means = study.features.means
+    distance = (means - means.mean(0)).abs() / means.std(0).clamp(min=1e-12)
+    latent = int(distance.topk(2, dim=0).values[1].argmax())
+    first, second = (int(label) for label in distance[:, latent].topk(2).indices)
+    edit = suppress(study.hooked, study.dictionary, latent=latent, strength=0.0)
+    strength = strength_to_break(study.hooked, edit, study.train, first, share=0.5)
+    if strength == float("inf"):
+        strength = strengths_by_closure(edit.direction)[-1]
+    weight, bias = study.hooked.unembed()
+    edited = edited_weight(weight, replace(edit, strength=strength))
+    before, after = evaluate_heads([weight, edited], bias, study.test)
+    return CrossClass(
+        latent,
+        (first, second),
+        strength,
+        tuple(before.accuracy.tolist()),
+        tuple(after.accuracy.tolist()),
+    )

@@ -1,0 +1,291 @@
+"""The demo on digits: train, discover, validate, control, share, for a CNN and a ViT."""
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from salve_plugin.adapter import attach
+from salve_plugin.control.application import status
+from salve_plugin.control.critical import alpha_crit
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import Evaluation, evaluate
+from salve_plugin.demo import digits
+from salve_plugin.demo.crit_check import CritCheck, check_crit
+from salve_plugin.demo.environment import environment
+from salve_plugin.demo.figures import explained, maximized, plain, sheet
+from salve_plugin.demo.measures import (
+    ClassResult,
+    CrossClass,
+    Enhancement,
+    Study,
+    cross_class,
+    enhance_class,
+    suppress_class,
+)
+from salve_plugin.demo.progress import Steps
+from salve_plugin.discover.features import profile
+from salve_plugin.discover.recording import record
+from salve_plugin.discover.train import fit
+from salve_plugin.errors import SalveError
+from salve_plugin.files import write_atomically
+from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.validate.pictures import png_bytes
+
+DATA = {"name": "scikit-learn digits, resized to 32x32", "split": "test", "images": 360}
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """Everything that was measured on one network.
+
+    Attributes:
+        name: of the network.
+        accuracy: on the test images, unedited.
+        dictionary: size and quality of the first dictionary.
+        classes: by class, for the first dictionary; edits evaluated with the whole network.
+        seeds: by dictionary seed, then by class; measured on recorded head inputs.
+        crit: check of the critical strengths, by class.
+        enhanced: by class.
+        crossing: the latent that two classes share.
+        artifacts: by class, the artifact's digest and its size in bytes.
+    """
+
+    name: str
+    accuracy: float
+    dictionary: Mapping[str, Any]
+    classes: list[ClassResult]
+    seeds: list[list[ClassResult]]
+    crit: list[CritCheck]
+    enhanced: list[Enhancement]
+    crossing: CrossClass
+    artifacts: list[tuple[str, int]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "accuracy": self.accuracy,
+            "dictionary": dict(self.dictionary),
+            "classes": [result.to_json() for result in self.classes],
+            "seeds": [[result.to_json() for result in results] for results in self.seeds],
+            "alpha_crit": [asdict(check) for check in self.crit],
+            "enhanced": [asdict(result) for result in self.enhanced],
+            "cross_class": asdict(self.crossing),
+            "artifacts": [{"sha256": digest, "bytes": size} for digest, size in self.artifacts],
+        }
+
+
+def run_digits(out: Path, *, seeds: int, steps: Steps) -> list[NetworkResult]:
+    """Run the whole method on both networks and write everything below `out`.
+
+    Each network has a process of its own with one thread: the matrices are small, so two threads
+    would mostly wait for each other, and one thread gives the same numbers on any machine of a
+    kind.
+
+    Args:
+        out: folder for the results; made if needed.
+        seeds: how many dictionaries to learn for each network.
+        steps: where progress is reported.
+    """
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(len(digits.NETWORKS), mp_context=spawn) as pool:
+        jobs = [pool.submit(run_network, name, out, seeds, steps) for name in digits.NETWORKS]
+        results = [job.result() for job in jobs]
+    write_atomically(out / "results.json", _json(results, seeds))
+    return results
+
+
+def run_network(name: digits.NetworkName, out: Path, seeds: int, steps: Steps) -> NetworkResult:
+    """Train one network and run the whole method on it, with one thread.
+
+    Arguments as for `run_digits`.
+    """
+    torch.set_num_threads(1)
+    train, test = digits.load_digits()
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with steps.step(f"{name}: train on {len(train.labels)} digits"):
+        network = digits.train(name, train)
+    return _run_network(name, network, train, test, folder, seeds, steps)
+
+
+def _run_network(
+    name: digits.NetworkName,
+    network: nn.Module,
+    train: digits.Split,
+    test: digits.Split,
+    folder: Path,
+    seeds: int,
+    steps: Steps,
+) -> NetworkResult:
+    study = _discover(name, network, train, test, folder, steps)
+    n_classes = len(digits.CLASSES)
+    by_seed = [_suppress_all(study, n_classes, f"{name}: dictionary 1 of {seeds}", 0, steps)]
+    for seed in range(1, seeds):
+        with steps.step(f"{name}: learn dictionary {seed + 1} of {seeds}"):
+            other = study.with_dictionary(fit(study.train, "l1", seed=seed))
+        label = f"{name}: dictionary {seed + 1} of {seeds}"
+        by_seed.append(_suppress_all(other, n_classes, label, seed, steps))
+    classes = by_seed[0]
+    with steps.step(f"{name}: check the critical strengths by brute force"):
+        crit = [check_crit(study, each.recipe.edit, each.label, test.images) for each in classes]
+    enhanced = [enhance_class(study, label) for label in range(n_classes)]
+    pictures = _draw(study, classes, test, folder, name, steps)
+    with steps.step(f"{name}: save, reload, apply and revert one artifact a class"):
+        artifacts = [
+            _share(name, study, each, test, folder, pictures[each.label]) for each in classes
+        ]
+    meta = study.dictionary.meta
+    quality = {key: meta[key] for key in ("held_out_r2", "l0", "dead_share", "options")}
+    return NetworkResult(
+        name=name,
+        accuracy=evaluate(network, test.batches()).overall,
+        dictionary={"n_latents": study.dictionary.n_latents, **quality},
+        classes=classes,
+        seeds=by_seed,
+        crit=crit,
+        enhanced=enhanced,
+        crossing=cross_class(study),
+        artifacts=artifacts,
+    )
+
+
+def _discover(
+    name: digits.NetworkName,
+    network: nn.Module,
+    train: digits.Split,
+    test: digits.Split,
+    folder: Path,
+    steps: Steps,
+) -> Study:
+    from safetensors.torch import save
+
+    write_atomically(
+        folder / "weights.safetensors", save(network.state_dict(), metadata={"format": "pt"})
+    )
+    hooked = attach(network)
+    with steps.step(f"{name}: record the head's input and learn a dictionary"):
+        seen, unseen = (
+            record(
+                hooked,
+                split.loader(),
+                folder=folder / "activations" / part,
+                progress=False,
+            )
+            for part, split in (("train", train), ("test", test))
+        )
+        dictionary = fit(seen, "l1", seed=0)
+        dictionary.save(folder / "dictionary")
+        return Study(hooked, seen, unseen, dictionary, profile(dictionary, seen))
+
+
+def _suppress_all(
+    study: Study, n_classes: int, label: str, seed: int, steps: Steps
+) -> list[ClassResult]:
+    with steps.step(f"{label}: suppress each class"):
+        return [suppress_class(study, index, seed=seed) for index in range(n_classes)]
+
+
+def _draw(
+    study: Study,
+    classes: list[ClassResult],
+    test: digits.Split,
+    folder: Path,
+    name: str,
+    steps: Steps,
+) -> dict[int, dict[str, bytes]]:
+    """Write the two sheets; return each class's pictures by name."""
+    examples = torch.stack([test.images[test.labels == result.label][0] for result in classes])
+    latents = [result.named.latent for result in classes]
+    with steps.step(f"{name}: draw Grad-FAM overlays"):
+        overlays = explained(study.hooked, study.dictionary, examples, latents)
+    optimized = []
+    with steps.step(f"{name}: maximize one latent a class"):
+        for label, latent in enumerate(latents):
+            sign = float(
+                study.features.means[label, latent] - study.features.means[:, latent].mean()
+            )
+            size = (1, digits.IMAGE_SIZE, digits.IMAGE_SIZE)
+            optimized.append(
+                maximized(study.hooked, study.dictionary, latent, sign=sign, size=size)
+            )
+    originals = [plain(image) for image in examples]
+    write_atomically(folder / "grad_fam.png", sheet([originals, overlays]))
+    write_atomically(folder / "maximization.png", sheet([originals, optimized]))
+    return {
+        label: {"grad-fam": png_bytes(overlays[label]), "maximized": png_bytes(optimized[label])}
+        for label in range(len(latents))
+    }
+
+
+def _share(
+    name: digits.NetworkName,
+    study: Study,
+    result: ClassResult,
+    test: digits.Split,
+    folder: Path,
+    pictures: Mapping[str, bytes],
+) -> tuple[str, int]:
+    """Save the class's edit, then prove on a fresh copy of the network that it travels.
+
+    The copy is built from the saved weights; the edit is read back, applied, evaluated and
+    reverted, after which every weight must be what it was, bit for bit.
+    """
+    edit = result.named.edit
+    path = folder / "artifacts" / digits.CLASSES[result.label]
+    fresh = digits.load(name, folder / "weights.safetensors")
+    before = evaluate(fresh, test.batches())
+    after = _evaluated(edit, fresh, test)
+    crit = alpha_crit(study.hooked, edit, study.test, target="flip", classes=[result.label])
+    artifact = EditArtifact.of(
+        study.hooked,
+        edit,
+        dictionary=study.dictionary,
+        alpha_crit=crit,
+        evaluation={
+            "before": _measures(before, result.label),
+            "after": _measures(after, result.label),
+        },
+        labels=digits.CLASSES,
+        data=DATA,
+        pictures=pictures,
+    )
+    artifact.save_pretrained(path)
+    loaded = EditArtifact.from_pretrained(path)
+    state = {key: value.clone() for key, value in fresh.state_dict().items()}
+    loaded.edit.apply_(fresh)
+    same = torch.equal(evaluate(fresh, test.batches()).confusion, after.confusion)
+    loaded.edit.revert_(fresh)
+    restored = all(torch.equal(state[key], value) for key, value in fresh.state_dict().items())
+    if not (same and restored and loaded.digest == artifact.digest and not status(fresh).applied):
+        raise SalveError(f"the artifact in {path} did not survive its round trip; report a bug")
+    return artifact.digest, sum(file.stat().st_size for file in path.iterdir())
+
+
+def _evaluated(edit: Edit, network: nn.Module, test: digits.Split) -> Evaluation:
+    with edit.applied(network):
+        return evaluate(network, test.batches())
+
+
+def _measures(evaluation: Evaluation, label: int) -> dict[str, float]:
+    others = [value for index, value in enumerate(evaluation.accuracy.tolist()) if index != label]
+    return {
+        "accuracy": evaluation.overall,
+        "target accuracy": float(evaluation.accuracy[label]),
+        "mean accuracy of the other classes": sum(others) / len(others),
+    }
+
+
+def _json(results: list[NetworkResult], seeds: int) -> bytes:
+    content = {
+        "environment": environment(),
+        "seeds": seeds,
+        "networks": {result.name: result.to_json() for result in results},
+    }
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,192 @@
+"""The way through the commands, on a real timm model and a real image folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from salve_plugin.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def _run(capsys: Capture, *arguments: object) -> dict[str, Any]:
+    """Run a command with --json and return what it printed."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        main([*(str(each) for each in arguments), "--json"])
+    printed = capsys.readouterr().out
+    assert exit_info.value.code in (0, None), printed
+    result: dict[str, Any] = json.loads(printed)
+    return result
+
+
+def _fails(capsys: Capture, *arguments: object) -> str:
+    """Run a command that must end with status 1 and return its message."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(each) for each in arguments])
+    assert exit_info.value.code == 1
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture(scope="module")
+def study(image_folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("studies") / "study"
+    with pytest.raises(SystemExit) as exit_info:
+        main(["discover", "--model", "test_resnet", "--checkpoint", str(checkpoint),
+              "--num-classes", "10", "--data", str(image_folder), "--out", str(out),
+              "--latents", "16", "--json"])  # fmt: skip
+    assert exit_info.value.code in (0, None)
+    return out
+
+
+def test_a_study_says_what_was_found(study: Path, capsys: Capture) -> None:
+    found = _run(capsys, "features", study, "--top", 2)
+    assert [entry["name"] for entry in found["classes"]] == [str(digit) for digit in range(10)]
+    assert all(entry["images"] == 12 for entry in found["classes"])
+    assert all(0 <= entry["dominant"]["latent"] < 16 for entry in found["classes"])
+    (three,) = _run(capsys, "features", study, "--class", "3")["classes"]
+    assert three["class"] == 3
+    assert three["ranked"] == sorted(three["ranked"], key=lambda each: -each["score"])
+
+
+def test_discovering_again_reuses_the_recording(
+    study: Path, image_folder: Path, checkpoint: Path, capsys: Capture
+) -> None:
+    shards = {path: path.stat().st_mtime_ns for path in (study / "activations").iterdir()}
+    again = _run(
+        capsys, "discover", "--model", "test_resnet", "--checkpoint", checkpoint, "--num-classes",
+        10, "--data", image_folder, "--out", study, "--latents", 16,
+    )  # fmt: skip
+    assert again["rows"] == 120
+    assert shards == {path: path.stat().st_mtime_ns for path in (study / "activations").iterdir()}
+
+
+def test_overlays_are_pictures_of_the_models_size(
+    study: Path, image_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    from PIL import Image
+
+    images = sorted((image_folder / "3").iterdir())[:2]
+    result = _run(capsys, "explain", study, *images, "--class", "3", "--out", tmp_path)
+    assert len(result["images"]) == 2
+    for entry in result["images"]:
+        with Image.open(entry["overlay"]) as picture:
+            assert picture.size == (160, 160)
+        assert entry["most"] > entry["least"]
+
+
+def test_critical_strengths_come_by_class(study: Path, capsys: Capture) -> None:
+    result = _run(capsys, "alpha-crit", study, "--class", "3", "--target", "zero")
+    (entry,) = result["classes"]
+    assert entry["label"] == 3
+    assert entry["count"] == 12
+    every = _run(capsys, "alpha-crit", study, "--latent", result["latent"])
+    assert [each["label"] for each in every["classes"]] == list(range(10))
+
+
+def test_an_edit_is_made_applied_and_reverted_bit_for_bit(
+    study: Path, image_folder: Path, checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    artifact, edited, restored = (
+        tmp_path / name for name in ("no-threes", "edited.safetensors", "restored.safetensors")
+    )
+    made = _run(capsys, "edit", study, "--class", "3", "--out", artifact)
+    assert 3 in made["rows"]
+    before, after = made["evaluation"]["before"], made["evaluation"]["after"]
+    assert before["target accuracy"] > 0.8
+    assert after["target accuracy"] <= 0.1
+    inspected = _run(capsys, "inspect", artifact)
+    assert made["sha256"] in json.dumps(inspected)
+    model = ("--model", "test_resnet", "--num-classes", 10)
+    applied = _run(
+        capsys, "apply", artifact, *model, "--checkpoint", checkpoint, "--out", edited,
+        "--data", image_folder,
+    )  # fmt: skip
+    assert applied["accuracy_before"] == pytest.approx(before["accuracy"])
+    assert applied["accuracy_after"] == pytest.approx(after["accuracy"])
+    _run(capsys, "revert", artifact, *model, "--checkpoint", edited, "--out", restored)
+    base, changed, back = load_file(checkpoint), load_file(edited), load_file(restored)
+    assert not torch.equal(base["fc.weight"], changed["fc.weight"])
+    assert all(torch.equal(base[name], changed[name]) for name in base if name != "fc.weight")
+    assert all(torch.equal(base[name], back[name]) for name in base)
+
+
+def test_the_artifact_knows_its_own_base(
+    study: Path, checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    _run(capsys, "edit", study, "--latent", 2, "--strength", 3, "--rows", "all",
+         "--out", tmp_path / "edit")  # fmt: skip
+    result = _run(
+        capsys, "apply", tmp_path / "edit", "--checkpoint", checkpoint,
+        "--out", tmp_path / "edited.safetensors",
+    )  # fmt: skip
+    assert result["edited"] == ["fc.weight"]
+
+
+def test_enhancing_needs_a_strength(study: Path, tmp_path: Path, capsys: Capture) -> None:
+    message = _fails(capsys, "edit", study, "--class", "3", "--enhance", "--out", tmp_path / "e")
+    assert "InputError: give a --strength" in message
+    made = _run(
+        capsys, "edit", study, "--class", "3", "--enhance", "--strength", 2, "--rows", "class",
+        "--out", tmp_path / "e",
+    )  # fmt: skip
+    assert (made["mode"], made["rows"]) == ("enhance", [3])
+
+
+def test_mistakes_end_with_their_message_and_status_1(
+    study: Path, image_folder: Path, checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert "no class" in _fails(capsys, "features", study, "--class", "church")
+    assert "is not a study" in _fails(capsys, "features", tmp_path)
+    assert "latent 99 does not exist" in _fails(capsys, "alpha-crit", study, "--latent", 99)
+    assert "--rows 'some' is unknown" in _fails(
+        capsys, "edit", study, "--class", "3", "--rows", "some", "--out", tmp_path / "a"
+    )
+    discover = ("discover", "--data", image_folder, "--out", tmp_path / "s", "--num-classes", 10)
+    assert "did you mean" in _fails(capsys, *discover, "--model", "test_resnot")
+    assert "unembed.hook_in" in _fails(
+        capsys, *discover, "--model", "test_resnet", "--checkpoint", checkpoint, "--site", "fc"
+    )
+    assert not (tmp_path / "s").exists()
+    assert "ArtifactError" in _fails(capsys, "inspect", tmp_path)
+
+
+def test_an_artifact_for_another_model_is_refused(
+    study: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    _run(capsys, "edit", study, "--latent", 2, "--strength", 3, "--rows", "all",
+         "--out", tmp_path / "edit")  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        save_file(
+            timm.create_model("test_resnet", num_classes=10).state_dict(),
+            tmp_path / "other.safetensors",
+        )
+    out = tmp_path / "edited.safetensors"
+    message = _fails(
+        capsys, "apply", tmp_path / "edit", "--checkpoint", tmp_path / "other.safetensors",
+        "--out", out,
+    )  # fmt: skip
+    assert "BaseMismatchError" in message
+    assert not out.exists()
+
+
+def test_errors_are_json_where_json_was_asked_for(tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["features", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out)["error"] == "ReadError"
+
+
+def test_tables_are_printed_without_json(study: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["features", str(study), "--class", "3"])
+    printed = capsys.readouterr().out
+    assert "dominant latent" in printed

@@ -1,0 +1,95 @@
+"""A tiny attached model, random dictionaries for it, and real recordings, shared by these tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from salve_plugin import Activations, Dictionary, HookedModel, Site, attach, record
+from salve_plugin.demo import digits
+from salve_plugin.discover.learners import create
+from salve_plugin.site import HEAD_INPUT
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+HEAD = Site(HEAD_INPUT, "head", "in", "pooled", 6, readers=("head",))
+
+
+class Tiny(nn.Module):
+    """Six features from a linear body, two layers that read them, one of them the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 6)
+        self.head = nn.Linear(6, 4)
+        self.side = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu())  # type: ignore[no-any-return] # nn.Module returns Any
+
+
+def random_dictionary(site: Site, n_latents: int = 8, seed: int = 0) -> Dictionary:
+    draw = torch.Generator().manual_seed(seed)
+    atoms = nn.functional.normalize(torch.randn(n_latents, site.width, generator=draw), dim=1)
+    return Dictionary(
+        {
+            "atoms": atoms,
+            "encoder_weight": atoms.clone(),
+            "encoder_bias": torch.zeros(n_latents),
+            "decoder_bias": torch.zeros(site.width),
+        },
+        create("l1", {}),
+        site,
+    )
+
+
+def tiny_model() -> HookedModel:
+    """Return a fresh hooked `Tiny`; `both` is a site with two readers, one a convolution."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Tiny().eval()
+    both = Site("both", "body", "out", "pooled", 6, readers=("head", "side"))
+    blind = Site("blind", "body", "in", "pooled", 3)
+    return HookedModel(
+        model,
+        [HEAD, both, blind],
+        attribution_site=None,
+        description={"family": "test", "architecture": "Tiny"},
+    )
+
+
+@pytest.fixture
+def tiny() -> HookedModel:
+    """A fresh hooked `Tiny`."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def make_tiny() -> Callable[[], HookedModel]:
+    """Makes fresh copies of the same `Tiny`."""
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def make_dictionary() -> Callable[..., Dictionary]:
+    """Makes a dictionary of random atoms: (site, n_latents=8, seed=0)."""
+    return random_dictionary
+
+
+@pytest.fixture(scope="session")
+def atoms() -> Dictionary:
+    """Eight random atoms of the tiny model's head input."""
+    return random_dictionary(HEAD)
+
+
+@pytest.fixture(scope="session", params=["resnet", "vit"])
+def digits_hooked(request: pytest.FixtureRequest) -> HookedModel:
+    """Both trained networks, attached; leave them as you find them."""
+    return attach(digits.load(request.param, FIXTURES / f"digits_{request.param}.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def digits_acts(digits_hooked: HookedModel, digits_test: digits.Split) -> Activations:
+    """Head inputs of the 360 test digits."""
+    return record(digits_hooked, digits_test.batches(), progress=False, classes=digits.CLASSES)

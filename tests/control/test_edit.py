@@ -1,0 +1,183 @@
+"""An edit is a checked value whose digest is its identity."""
+
+import json
+import math
+import pickle
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+
+from salve_plugin import Dictionary, HookedModel, SalveError, Site, enhance, suppress
+from salve_plugin.control.edit import Edit
+from salve_plugin.errors import (
+    BaseMismatchError,
+    InputError,
+    UnknownSiteError,
+    UnsupportedModelError,
+)
+from salve_plugin.files import sha256_tensor
+
+
+def test_it_holds_the_atom_and_the_fingerprint_of_what_it_touches(
+    tiny: HookedModel, atoms: Dictionary
+) -> None:
+    edit = suppress(tiny, atoms, latent=3, strength=2.0, rows=[2, 0])
+    assert torch.equal(edit.direction, atoms.atoms[3])
+    assert (edit.rows, edit.strength, edit.mode) == ((0, 2), 2.0, "suppress")
+    assert list(edit.base.tensors) == ["head.weight"]
+    print_ = edit.base.tensors["head.weight"]
+    weight = tiny.model.get_parameter("head.weight")
+    assert (print_.shape, print_.dtype) == ((4, 6), "float32")
+    assert print_.sha256 == sha256_tensor(weight)
+    assert edit.dictionary_digest == atoms.digest()
+
+
+def test_every_reader_of_the_site_is_part_of_it(
+    tiny: HookedModel, make_dictionary: Callable[..., Dictionary]
+) -> None:
+    edit = enhance(tiny, make_dictionary(tiny.site("both")), latent=0, strength=1.0)
+    assert list(edit.base.tensors) == ["head.weight", "side.weight"]
+    assert edit.base.tensors["side.weight"].shape == (5, 6, 1, 1)
+
+
+def test_it_survives_its_json_form_and_pickle_with_the_same_digest(
+    tiny: HookedModel, atoms: Dictionary
+) -> None:
+    edit = suppress(tiny, atoms, latent=3, strength=1.5, rows=[1])
+    text = json.dumps(edit.to_json(), allow_nan=False)
+    again = Edit.from_parts(json.loads(text), edit.direction.clone())
+    assert again == edit
+    assert again.digest == edit.digest
+    assert pickle.loads(pickle.dumps(edit)) == edit
+    assert deepcopy(edit) is edit
+
+
+def test_the_digest_tells_every_field_apart(tiny: HookedModel, atoms: Dictionary) -> None:
+    edit = suppress(tiny, atoms, latent=3, strength=1.5)
+    others = [
+        suppress(tiny, atoms, latent=4, strength=1.5),
+        suppress(tiny, atoms, latent=3, strength=1.5000001),
+        suppress(tiny, atoms, latent=3, strength=1.5, rows=[0, 1, 2, 3]),
+        enhance(tiny, atoms, latent=3, strength=1.5),
+        replace(edit, direction=atoms.atoms[4]),
+        replace(edit, dictionary_digest=None),
+    ]
+    assert len({edit, *others}) == 7
+    assert edit == suppress(tiny, atoms, latent=3, strength=1.5)
+    assert edit != "an edit"
+
+
+def test_the_digest_is_the_same_on_every_machine() -> None:
+    site = Site("unembed.hook_in", "fc", "in", "pooled", 2, readers=("fc",))
+    fields = {
+        "site": site.to_json(),
+        "operator": "scale",
+        "mode": "suppress",
+        "latent": 0,
+        "strength": 0.1,
+        "rows": None,
+        "base": {
+            "description": {"architecture": "x"},
+            "tensors": {"fc.weight": {"shape": [3, 2], "dtype": "float32", "sha256": "0" * 64}},
+        },
+        "dictionary_digest": None,
+        "dtype": "float32",
+    }
+    edit = Edit.from_parts(fields, torch.tensor([0.6, 0.8]))
+    assert edit.digest == "7d920e7e6c076f900224aa4541e93f24af12a183b276ae274300266f84941b49"
+
+
+def test_it_keeps_its_own_copy_of_the_atom(tiny: HookedModel, atoms: Dictionary) -> None:
+    direction = atoms.atoms[0].clone()
+    edit = replace(suppress(tiny, atoms, latent=0, strength=1.0), direction=direction)
+    direction.zero_()
+    assert float(edit.direction.norm()) == pytest.approx(1)
+    with pytest.raises(FrozenInstanceError):
+        edit.strength = 3.0  # type: ignore[misc] # that it is frozen is the point
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent": 8}, "0 to 7"),
+        ({"latent": -1}, "0 to 7"),
+        ({"strength": -0.5}, "strength -0.5"),
+        ({"strength": math.nan}, "strength nan"),
+        ({"strength": math.inf}, "strength inf"),
+        ({"rows": [4]}, "from 0 to 3"),
+        ({"rows": [-1]}, "from 0 to 3"),
+        ({"rows": [1, 1]}, "each once"),
+        ({"rows": []}, "at least one"),
+        ({"rows": [True]}, "output indices"),
+    ],
+)
+def test_bad_arguments_are_named(
+    tiny: HookedModel, atoms: Dictionary, options: dict[str, object], message: str
+) -> None:
+    arguments: dict[str, object] = {"latent": 0, "strength": 1.0} | options
+    with pytest.raises(InputError, match=message):
+        suppress(tiny, atoms, **arguments)  # type: ignore[arg-type] # wrong on purpose
+
+
+def test_rows_must_exist_in_every_reader(
+    tiny: HookedModel, make_dictionary: Callable[..., Dictionary]
+) -> None:
+    both = make_dictionary(tiny.site("both"))
+    assert suppress(tiny, both, latent=0, strength=1.0, rows=[3]).rows == (3,)
+    with pytest.raises(InputError, match="from 0 to 3"):
+        suppress(tiny, both, latent=0, strength=1.0, rows=[4])
+
+
+def test_a_dictionary_of_another_site_or_model_is_refused(
+    tiny: HookedModel, make_dictionary: Callable[..., Dictionary]
+) -> None:
+    elsewhere = make_dictionary(Site("blocks.0.hook_resid_post", "x", "in", "pooled", 6))
+    with pytest.raises(UnknownSiteError, match=r"unembed\.hook_in"):
+        suppress(tiny, elsewhere, latent=0, strength=1.0)
+    wide = make_dictionary(replace(tiny.site("both"), width=7))
+    with pytest.raises(BaseMismatchError, match="7 features"):
+        suppress(tiny, wide, latent=0, strength=1.0)
+
+
+def test_a_site_that_no_layer_reads_is_refused(
+    tiny: HookedModel, make_dictionary: Callable[..., Dictionary]
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"choose one of .*unembed.hook_in"):
+        suppress(tiny, make_dictionary(tiny.site("blind")), latent=0, strength=1.0)
+
+
+def test_a_parametrized_weight_is_refused(tiny: HookedModel, atoms: Dictionary) -> None:
+    head = tiny.model.get_submodule("head")
+    torch.nn.utils.parametrizations.weight_norm(head)
+    with pytest.raises(UnsupportedModelError, match="parametrization"):
+        suppress(tiny, atoms, latent=0, strength=1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"latent": "3"},
+        {"latent": True},
+        {"strength": "1"},
+        {"strength": None},
+        {"rows": 1},
+        {"rows": [9]},
+        {"rows": ["1"]},
+        {"mode": "erase"},
+        {"operator": "fold"},
+        {"base": {}},
+        {"base": {"description": {}, "tensors": {}}},
+        {"site": {}},
+        {"dtype": "float64"},
+        {"surplus": 1},
+    ],
+)
+def test_a_malformed_json_form_is_refused(
+    tiny: HookedModel, atoms: Dictionary, change: dict[str, object]
+) -> None:
+    edit = suppress(tiny, atoms, latent=3, strength=1.5)
+    with pytest.raises(SalveError):
+        Edit.from_parts(edit.to_json() | change, edit.direction)
