@@ -10,7 +10,7 @@ from salve_plugin.demo import digits
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from salve_plugin.adapter import Adapter
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import HEAD_INPUT, Site
-from salve_timm.create import create_model, describe, imagenet_names, transform_of
+from salve_timm.create import (
+    create_model,
+    describe,
+    imagenet_names,
+    normalization_of,
+    transform_of,
+)
 from salve_timm.heads import Head, candidates, linear_paths, proven
 from salve_timm.layout import Layouts
 from salve_timm.look import attribution_point
@@ -114,9 +120,17 @@ def _merged(points: list[Point], look: Point | None) -> tuple[list[Point], Site 
 
 
 def _description(model: nn.Module, heads: Sequence[Head], probe: Tensor) -> Mapping[str, object]:
+    channels = int(probe.shape[1])
+    normalization = {
+        name: [float(value) for value in values]
+        for name, values in normalization_of(model).items()
+        if len(values) == channels
+    }
     return {
         **describe(model),
-        "in_chans": int(probe.shape[1]),
+        "in_chans": channels,
+        "input_size": [int(side) for side in probe.shape[1:]],
+        **normalization,
         "classifier": {head.path: head.share for head in heads},
         "verified": "shapes" if probe.is_meta else "values",
     }

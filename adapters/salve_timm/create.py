@@ -1,6 +1,6 @@
 """timm models by name, their preprocessing, and what they say about themselves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,12 @@ def imagenet_names(model: nn.Module) -> list[tuple[str, ...]] | None:
          info.index_to_description(index).split(",")[0])
         for index in range(int(getattr(model, "num_classes", 0)))
     ]  # fmt: skip
+
+
+def normalization_of(model: nn.Module) -> dict[str, Sequence[float]]:
+    """Return mean and standard deviation of the pixels by channel, where timm states them."""
+    cfg = pretrained_cfg(model)
+    return {name: cfg[name] for name in ("mean", "std") if cfg.get(name) is not None}
 
 
 def describe(model: nn.Module) -> dict[str, object]:

@@ -22,7 +22,7 @@ from torch import Tensor
 BLOCK = 64
 LIMIT = 1e3
 r"""Roots are sought up to $\alpha \max|c| = 10^3$."""
-_WORKSPACE = 1 << 22  # bytes of float64 scratch: they stay in the processor's cache
+_WORKSPACE = 1 << 21  # bytes of float64 scratch: they stay in the processor's cache
 _ROUNDING = 1e-12  # values within this share of the way down count as reached
 
 
@@ -82,23 +82,26 @@ class Knots:
         factors[: self.padding] = 0
         images, blocks = len(activations), len(self.reach)
         sums = torch.empty(3, images, blocks, dtype=torch.float64)
-        size = max(16, _WORKSPACE // (16 * len(factors)))
+        size = min(images, max(16, _WORKSPACE // (16 * len(factors))))
+        rough = factors.to(activations.dtype)
         # Allocated once: fresh pages would cost more than the arithmetic.
-        used = torch.empty(min(size, images), len(factors), dtype=activations.dtype)
-        terms = torch.empty_like(used, dtype=torch.float64)
-        other = torch.empty_like(terms)
+        near = activations.new_empty(size, activations.shape[1])
+        used, bent = activations.new_empty(2, size, len(factors)).unbind()
+        terms, other = factors.new_empty(2, size, len(factors)).unbind()
         for first in range(0, images, size):
             part = slice(first, min(first + size, images))
-            if part.stop - first < len(used):
-                used, terms, other = (each[: part.stop - first] for each in (used, terms, other))
-            torch.index_select(activations[part], 1, self.columns, out=used)
+            rows = slice(0, part.stop - first)
+            near, used, bent, terms, other = (m[rows] for m in (near, used, bent, terms, other))
+            by_block = (part.stop - first, blocks, BLOCK)
+            # Picking columns jumps about: first bring the rows into cache in one go.
+            torch.index_select(near.copy_(activations[part]), 1, self.columns, out=used)
             torch.mul(terms.copy_(used), factors, out=terms)
-            by_block = (len(used), blocks, BLOCK)
             torch.sum(terms.view(by_block), -1, out=sums[0, part])
             torch.mul(terms, self.reach.view(-1), out=other)
             torch.sum(other.view(by_block), -1, out=sums[1, part])
-            torch.clamp(terms, min=0, out=other)
-            torch.sum(other.view(by_block), -1, out=sums[2, part])
+            # Only a bound: the activations' own precision is enough, rounded up.
+            torch.mul(used, rough, out=bent).clamp_(min=0)
+            sums[2, part] = bent.view(by_block).sum(-1)
         rest = activations[:, self.rest] * weight[self.rest]
         start = rest.sum(1, keepdim=True), (rest * self.rest_reach).sum(1, keepdim=True)
         return Contributions(
@@ -107,7 +110,7 @@ class Knots:
             factors=factors.view(blocks, BLOCK),
             offset=torch.cat([start[0], sums[0]], 1).cumsum(1),
             slope=torch.cat([start[1], sums[1]], 1).cumsum(1),
-            rising=sums[2],
+            rising=sums[2].mul_(1 + 1e-4),
         )
 
 
@@ -121,7 +124,7 @@ class Contributions:
         factors: the weight in the order of the knots, (blocks, BLOCK); zero at the padding.
         offset: prefix sums of $u$ up to each block's start, (images, blocks + 1).
         slope: likewise of $u|c|$.
-        rising: sums of the positive $u$ of each block, (images, blocks).
+        rising: at least the sum of the positive $u$ of each block, (images, blocks).
     """
 
     knots: Knots
@@ -170,12 +173,15 @@ class Contributions:
     ) -> Float64[Tensor, " pairs"]:
         """Return the first root on the segments that end in one block, for pairs of the two."""
         knots = self.knots
-        columns = knots.columns.view(-1, BLOCK)
-        terms = self.activations[image[:, None], columns[block]] * self.factors[block]
-        slopes = terms * knots.reach[block]
+        # Flat indices: indexing by two tensors is three times slower.
+        place = knots.columns.view(-1, BLOCK).index_select(0, block)
+        place += image[:, None] * self.activations.shape[1]
+        used = self.activations.reshape(-1).index_select(0, place.view(-1)).view_as(place)
+        terms = used * self.factors.index_select(0, block)
+        slopes = terms * knots.reach.index_select(0, block)
         offset = level[image, block][:, None] + terms.cumsum(1)
         slope = self.slope[image, block][:, None] + slopes.cumsum(1)
-        values = offset - terms - knots.strengths[block] * (slope - slopes)
+        values = offset - terms - knots.strengths.index_select(0, block) * (slope - slopes)
         # The largest column index has the smallest strength.
         hit = values <= near[image][:, None]
         at = BLOCK - 1 - hit.flip(1).to(torch.uint8).argmax(1, keepdim=True)

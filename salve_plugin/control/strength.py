@@ -16,7 +16,7 @@ from salve_plugin.control.knots import Knots
 from salve_plugin.control.operators import Mode
 from salve_plugin.errors import InputError
 
-CHUNK = 4096
+CHUNK = 2048
 """Images solved at once."""
 
 

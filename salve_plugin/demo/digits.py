@@ -17,6 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 NetworkName = Literal["resnet", "vit"]
 NETWORKS: tuple[NetworkName, ...] = ("resnet", "vit")
 IMAGE_SIZE = 32
+MEAN, STD = 0.3, 0.37
+BLACK, WHITE = (0 - MEAN) / STD, (1 - MEAN) / STD
+"""The normalized pixels of paper and ink."""
+
 CLASSES = tuple(str(digit) for digit in range(10))
 
 
@@ -62,7 +66,7 @@ def load_digits(seed: int = 0) -> tuple[Split, Split]:
     data = sklearn_digits()
     images = torch.from_numpy(data.images).float()[:, None] / 16
     images = functional.interpolate(images, size=IMAGE_SIZE, mode="bilinear", align_corners=False)
-    images, labels = (images - 0.3) / 0.37, torch.from_numpy(data.target).long()
+    images, labels = (images - MEAN) / STD, torch.from_numpy(data.target).long()
     train, test = train_test_split(
         range(len(labels)), test_size=0.2, stratify=data.target, random_state=seed
     )

@@ -6,13 +6,13 @@ from importlib.metadata import version
 import torch
 
 
-def environment() -> dict[str, str | int]:
-    """Return machine, threads and the versions of what the numbers depend on."""
+def environment(threads: int | None = None) -> dict[str, str | int]:
+    """Return machine, threads (this process's by default) and versions."""
     packages = ("salve-plugin", "torch", "timm", "captum")
     return {
         "machine": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         **{package: version(package) for package in packages},
     }

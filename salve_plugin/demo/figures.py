@@ -1,7 +1,7 @@
 """The demo's pictures: Grad-FAM overlays and optimized images, in rows of tiles."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -42,7 +42,8 @@ def explained(
 ) -> list["Image"]:
     """Return each image with the Grad-FAM map of its own latent over it."""
     maps = LayerGradFam.of(hooked, dictionary).attribute(images, target=list(latents))
-    return [overlay(image, heat) for image, heat in zip(images, maps, strict=True)]
+    # One colour scale for the whole sheet, whether a map has negative values or not.
+    return [overlay(image, heat, signed=True) for image, heat in zip(images, maps, strict=True)]
 
 
 def maximized(
@@ -52,11 +53,20 @@ def maximized(
     *,
     sign: float,
     size: tuple[int, int, int],
-    steps: int = 128,
-    seed: int = 0,
+    low: float,
+    high: float,
 ) -> "Image":
-    """Return the image that drives a latent the most, upwards or (negative sign) downwards."""
-    found = maximize(
-        hooked, dictionary, latent, sign=1 if sign >= 0 else -1, size=size, steps=steps, seed=seed
-    )
+    """Return the image that drives a latent the most, upwards or (negative sign) downwards.
+
+    Args:
+        hooked: the attached model.
+        dictionary: of one of its sites.
+        latent: which latent.
+        sign: of the pole to show.
+        size: (channels, height, width).
+        low: the model input that is black.
+        high: the model input that is white.
+    """
+    pole: Literal[1, -1] = 1 if sign >= 0 else -1
+    found = maximize(hooked, dictionary, latent, sign=pole, size=size, low=low, high=high)
     return to_picture(found.image)

@@ -38,6 +38,8 @@ from salve_plugin.files import write_atomically
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.validate.pictures import png_bytes
 
+THREADS = 1
+
 DATA = {"name": "scikit-learn digits, resized to 32x32", "split": "test", "images": 360}
 
 
@@ -106,7 +108,7 @@ def run_network(name: digits.NetworkName, out: Path, seeds: int, steps: Steps) -
 
     Arguments as for `run_digits`.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     train, test = digits.load_digits()
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,9 +213,16 @@ def _draw(
             sign = float(
                 study.features.means[label, latent] - study.features.means[:, latent].mean()
             )
-            size = (1, digits.IMAGE_SIZE, digits.IMAGE_SIZE)
             optimized.append(
-                maximized(study.hooked, study.dictionary, latent, sign=sign, size=size)
+                maximized(
+                    study.hooked,
+                    study.dictionary,
+                    latent,
+                    sign=sign,
+                    size=(1, digits.IMAGE_SIZE, digits.IMAGE_SIZE),
+                    low=digits.BLACK,
+                    high=digits.WHITE,
+                )
             )
     originals = [plain(image) for image in examples]
     write_atomically(folder / "grad_fam.png", sheet([originals, overlays]))
@@ -284,7 +293,7 @@ def _measures(evaluation: Evaluation, label: int) -> dict[str, float]:
 
 def _json(results: list[NetworkResult], seeds: int) -> bytes:
     content = {
-        "environment": environment(),
+        "environment": environment(THREADS),
         "seeds": seeds,
         "networks": {result.name: result.to_json() for result in results},
     }
