@@ -28,7 +28,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise WriteError(
             f"cannot write {path} ({len(data)} bytes): {error.strerror or error}; free some space "
@@ -45,8 +45,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; on systems where a folder cannot be opened it is so already."""
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the system can open folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

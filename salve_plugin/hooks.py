@@ -82,6 +82,18 @@ def _once_for_each_tensor(function: Replace) -> Replace:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and each back into its own mode afterwards, on error too."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def reading(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
     """Keep the sites' activations of the latest forward pass, by site name.
 

@@ -1,7 +1,6 @@
 """How well a model, or only its head, labels images: by class, before and after an edit."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from salve_plugin.control.strength import check_labels
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.loader import labelled_batches
 from salve_plugin.errors import InputError
+from salve_plugin.hooks import evaluating
 
 _BATCH = 4096
 
@@ -127,7 +127,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
     network = bare(model)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     confusion: Tensor | None = None
-    with _evaluating(network):
+    with evaluating(network):
         for batch in labelled_batches(loader, None):
             logits = network(batch.images.to(device))
             _check_logits(logits, len(batch.labels))
@@ -203,14 +203,3 @@ def _check_logits(logits: object, images: int) -> None:
         raise InputError(f"expected logits ({images}, classes) for {images} images, got {found}")
     if not bool(logits.isfinite().all()):
         raise InputError("logits are NaN or infinite; check the images and the model's weights")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -22,7 +22,7 @@ from torch import Tensor
 BLOCK = 64
 LIMIT = 1e3
 r"""Roots are sought up to $\alpha \max|c| = 10^3$."""
-_WORKSPACE = 1 << 21  # bytes of float64 scratch: they stay in the processor's cache
+_WORKSPACE = 1 << 21  # bytes of float64 scratch a thread: they stay in the processor's cache
 _ROUNDING = 1e-12  # values within this share of the way down count as reached
 
 
@@ -82,7 +82,8 @@ class Knots:
         factors[: self.padding] = 0
         images, blocks = len(activations), len(self.reach)
         sums = torch.empty(3, images, blocks, dtype=torch.float64)
-        size = min(images, max(16, _WORKSPACE // (16 * len(factors))))
+        cached = _WORKSPACE * torch.get_num_threads()
+        size = min(images, max(16, cached // (16 * len(factors))))
         rough = factors.to(activations.dtype)
         # Allocated once: fresh pages would cost more than the arithmetic.
         near = activations.new_empty(size, activations.shape[1])

@@ -95,13 +95,12 @@ def _record(reader: Reader, ledger: Ledger) -> None:
 def _write(reader: Reader, ledger: Ledger) -> None:
     matrix = reader.matrix
     for rows, source, factors in _parts(matrix, ledger):
-        values, target = ledger.pristine[source], matrix[rows]
-        if factors is None:
-            matrix[rows] = values.to(matrix)
-        elif isinstance(rows, slice) and values.dtype == matrix.dtype:
-            scaled(values, factors, out=target)
+        values = ledger.pristine[source]
+        same = values.dtype == matrix.dtype and values.device == matrix.device
+        if factors is not None and same and isinstance(rows, slice):
+            scaled(values, factors, out=matrix[rows])
         else:
-            matrix[rows] = scaled(values, factors).to(matrix)
+            _put(matrix, rows, values if factors is None else scaled(values, factors))
 
 
 def holds(reader: Reader, ledger: Ledger) -> bool:
@@ -124,7 +123,7 @@ def restore(plan: Sequence[tuple[Reader, Ledger]]) -> Reader | None:
                     _redo(done)
                     return reader
                 done.append((reader, ledger, rows, source, factors))
-                reader.matrix[rows] = ledger.pristine[source].to(reader.matrix)
+                _put(reader.matrix, rows, ledger.pristine[source])
     except BaseException:
         _redo(done)
         raise
@@ -138,7 +137,14 @@ def _redo(done: Sequence[tuple[Reader, Ledger, Index, Index, Tensor | None]]) ->
     for reader, ledger, rows, source, factors in done:
         values = ledger.pristine[source]
         values = values if factors is None else scaled(values, factors)
-        reader.matrix[rows] = values.to(reader.matrix)
+        _put(reader.matrix, rows, values)
+
+
+def _put(matrix: Tensor, rows: Index, values: Tensor) -> None:
+    if isinstance(rows, slice):
+        matrix[rows].copy_(values)  # casts and moves by itself, and needs no temporary
+    else:
+        matrix[rows] = values.to(matrix)
 
 
 def _compared(matrix: Tensor, ledger: Ledger) -> Iterator[tuple[bool, Index, Index, Tensor | None]]:

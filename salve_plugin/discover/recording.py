@@ -19,7 +19,7 @@ from salve_plugin.discover.recorder import Recorder
 from salve_plugin.discover.shards import Index
 from salve_plugin.errors import InputError, WriteError
 from salve_plugin.files import sha256_tensor
-from salve_plugin.hooks import HookedModel, reading
+from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.site import HEAD_INPUT, Site
 
 
@@ -74,7 +74,7 @@ def record(
     run = _forward(hooked, index.site, device)
     with _folder(folder) as (target, temporary):
         recorder = Recorder(target, index, shard_rows)
-        with _evaluating(hooked.model), _bar(length(loader), progress) as advance:
+        with evaluating(hooked.model), _bar(length(loader), progress) as advance:
             _fill(recorder, loader, run, _label_bound(hooked, index), advance)
         activations = Activations(target, recorder.index)
     if temporary:
@@ -163,18 +163,6 @@ def _forward(
         return rows
 
     return run
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and each back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from salve_plugin.errors import ArtifactError, WriteError
-from salve_plugin.files import write_atomically
+from salve_plugin.files import sync_folder, write_atomically
 
 Reader = Callable[[str, int], bytes]
 """Returns the bytes of a named file, refusing more than the given number of them."""
@@ -145,14 +145,3 @@ def _second_name(path: Path, name: Path) -> None:
         os.link(path, name, follow_symlinks=False)
     except OSError:  # a file system without hard links
         shutil.copy2(path, name, follow_symlinks=False)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where the system can open folders."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

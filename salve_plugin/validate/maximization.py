@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from salve_plugin.errors import AttributionError, InputError
-from salve_plugin.hooks import reading
+from salve_plugin.hooks import evaluating, reading
 from salve_plugin.validate.latents import image_latents, latent_index
 from salve_plugin.validate.parametrization import (
     Parametrization,
@@ -184,7 +184,7 @@ def _measuring(
     low, high = bounds
     example = next(hooked.model.parameters(), low)
 
-    with _evaluating(hooked.model), reading(hooked.model, [site]) as seen:
+    with evaluating(hooked.model), reading(hooked.model, [site]) as seen:
 
         def measure(images: Tensor) -> Tensor:
             hooked.model((low + (high - low) * images).to(example))
@@ -192,18 +192,6 @@ def _measuring(
             return latents[:, latent]
 
         yield measure
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and each back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @torch.no_grad()
