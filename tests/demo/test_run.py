@@ -1,0 +1,63 @@
+"""The demo as a user runs it: one command, both networks, everything written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from salve_plugin.cli import main
+from salve_plugin.share.artifact import EditArtifact
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_on_digits_meets_its_goal_and_writes_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["demo", "--out", str(tmp_path / "out"), "--seeds", "1", "--json"])
+    assert exit_info.value.code in (0, None)
+    results = json.loads(capsys.readouterr().out)
+    for name in ("resnet", "vit"):
+        folder, result = tmp_path / "out" / name, results[name]
+        assert result["accuracy"] >= 0.97
+        for entry in result["classes"]:
+            effect = entry["named_rows"]["test"]
+            assert effect["target_after"] <= 0.06
+            assert effect["others_mean"] >= -0.02
+        for check in result["alpha_crit"]:
+            assert check["agree"] == check["images"]
+            assert check["worst_residual"] <= 1e-6
+        for label in range(10):
+            digest = EditArtifact.verify(folder / "artifacts" / str(label))
+            assert digest == result["artifacts"][label]["sha256"]
+        assert (folder / "grad_fam.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "maximization.png").read_bytes().startswith(b"\x89PNG")
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert saved["environment"]["threads"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_pretrained_demo_leaves_the_cup_and_the_other_cat(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["demo", "--pretrained", "--out", str(tmp_path / "out"), "--json"])
+    assert exit_info.value.code in (0, None)
+    outcomes = {each["name"]: each for each in json.loads(capsys.readouterr().out)["outcomes"]}
+    assert {name: outcome["before"][0][0] for name, outcome in outcomes.items()} == {
+        "coffee": "espresso",
+        "chelsea": "tiger cat",
+        "flower": "daisy",
+    }
+    for outcome in outcomes.values():
+        assert not {name for name, _ in outcome["named"]} & set(outcome["classes"])
+    assert outcomes["chelsea"]["classes"] == ["tiger cat", "tabby"]
+
+
+def test_model_and_data_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["demo", "--model", "resnet18", "--out", str(tmp_path / "out")])
+    assert exit_info.value.code == 1
+    assert "--model and --data go together" in " ".join(capsys.readouterr().err.split())
