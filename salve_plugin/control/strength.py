@@ -49,8 +49,8 @@ def critical_strength(
         activations: head inputs, (images, width).
         target: logit to reach, one number or one for each image.
         mode: of the edit.
-        chunk: images solved at once; memory beyond the result is about 4 MiB plus this times the
-            width times 2 bytes. The result does not depend on it.
+        chunk: images solved at once; memory beyond the result is a few MiB for each thread plus
+            about this times the width in bytes. The result does not depend on it.
 
     Returns:
         0 where the logit is at or below the target to begin with; infinite where no strength up to
