@@ -39,8 +39,15 @@ Rows = Annotated[
     str,
     typer.Option(
         "--rows",
-        help="Classifier rows to edit: all (the paper), class, rivals (the class and those rivals "
-        "that cost the others least), or indices such as 3,5.",
+        help="Classifier rows to edit: all (the paper), class, or indices such as 3,5.",
+    ),
+]
+EditRows = Annotated[
+    str | None,
+    typer.Option(
+        "--rows",
+        help="As for alpha-crit, or rivals: the class's row and those rivals' that it needs. By "
+        "default rivals where a class is named, else all.",
     ),
 ]
 
@@ -137,7 +144,7 @@ def edit_command(
     strength: Annotated[
         float | None, typer.Option("--strength", help="α; by default read off alpha-crit.")
     ] = None,
-    rows: Rows = "rivals",
+    rows: EditRows = None,
     enhance: Annotated[bool, typer.Option("--enhance", help="Enhance, not suppress.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -27,9 +27,14 @@ def run(
     made_folder(out)
     steps = Steps(to_stderr=as_json)
     if model is not None and data is not None:
+        from salve_plugin.cli.study import Source
         from salve_plugin.demo.photographs import run_own
 
-        _show_outcomes(run_own(out, model, data, steps=steps), as_json)
+        with steps.step(f"load {model} with its own weights"):
+            opened = Source(model).open()
+        images = opened.images(data)
+        outcomes = run_own(out, opened.hooked, images.classes, images.batches(64), steps=steps)
+        _show_outcomes(outcomes, as_json)
     elif pretrained:
         from salve_plugin.demo.photographs import run_photographs
 

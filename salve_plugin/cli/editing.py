@@ -91,7 +91,7 @@ def make(
     class_name: str | None,
     latent: int | None,
     strength: float | None,
-    rows: str,
+    rows: str | None,
     *,
     enhance: bool,
     as_json: bool,
@@ -100,6 +100,7 @@ def make(
     study = Study.load(folder)
     acts, dictionary, found = study.parts()
     label = None if class_name is None else label_of(found, class_name)
+    rows = rows or ("all" if label is None else "rivals")
     opened = study.source.open()
     if enhance or latent is not None or strength is not None:
         chosen = latent_of(found, dictionary, class_name, latent)

@@ -153,6 +153,7 @@ def choose(
     order = features.ranked(index, dictionary.n_latents)
     order = list(dict.fromkeys([*order[:candidates], features.dominant(index), *order]))
     weight, bias = hooked.unembed(dictionary.site)
+    recorded = (acts.tensor(), acts.labels()) if rows == "rivals" else None
     before = evaluate_head(weight, bias, acts)
     own = _of_class(acts, index)
     tried: list[Candidate] = []
@@ -162,8 +163,8 @@ def choose(
         edits: list[Edit] = []
         for latent in order[done : done + wave]:
             edit = suppress(hooked, dictionary, latent=latent, strength=0.0, rows=_fixed(rows))
-            if rows == "rivals":
-                edit = _with_rivals(edit, weight, bias, acts, index)
+            if recorded is not None:
+                edit = _with_rivals(edit, weight, bias, recorded, index)
             strengths = _strengths(hooked, edit, acts, index, max_target_accuracy)
             # A row set comes with the strength that it was found at: it competes, too.
             strengths += [edit.strength] if edit.strength else []
@@ -202,12 +203,12 @@ def _fixed(rows: Sequence[int] | Literal["rivals"] | None) -> Sequence[int] | No
     return None
 
 
-def _with_rivals(edit: Edit, weight: Tensor, bias: Tensor, acts: Activations, label: int) -> Edit:
+def _with_rivals(
+    edit: Edit, weight: Tensor, bias: Tensor, recorded: tuple[Tensor, Tensor], label: int
+) -> Edit:
     """Return the edit with its latent's best row set, at the strength that belongs to it."""
-    found = rival_rows(
-        weight.float().cpu(), bias.float().cpu(), edit.direction.float(), acts.tensor(),
-        acts.labels(), label,
-    )  # fmt: skip
+    weight, bias, direction = (each.float().cpu() for each in (weight, bias, edit.direction))
+    found = rival_rows(weight, bias, direction, *recorded, label)
     return replace(edit, rows=found.rows, strength=found.strength)
 
 

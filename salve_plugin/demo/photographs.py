@@ -7,7 +7,7 @@ user's own, and labels are the folder's.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,38 +116,43 @@ def run_photographs(out: Path, *, steps: Steps) -> list[Outcome]:
     return _run(out, attach(network), names, (train, test), subjects, steps)
 
 
-def run_own(out: Path, model: str, data: Path, *, steps: Steps) -> list[Outcome]:
-    """Run on a timm model with its own weights and an image folder.
+def run_own(
+    out: Path,
+    hooked: HookedModel,
+    names: Sequence[str],
+    loader: Iterable[Labelled],
+    *,
+    steps: Steps,
+) -> list[Outcome]:
+    """Run on a model and images of the user's own.
 
     Every second image is for discovery, the others for measuring; the three classes with the most
     images are suppressed.
 
     Args:
         out: folder for the results.
-        model: timm's name; its weights come from the Hub or its cache.
-        data: folder with one subfolder a class.
+        hooked: the attached model.
+        names: of its classes.
+        loader: batches of (images, labels).
         steps: where progress is reported.
 
     Raises:
         InputError: if fewer than two classes have at least four images.
     """
-    from salve_plugin.cli.study import Source
-
-    with steps.step(f"load {model} with its own weights"):
-        opened = Source(model).open()
-        images = opened.images(data)
-    with steps.step(f"read {len(images)} images"):
-        batches = list(images.batches(64))
-    stacked, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    counts = torch.bincount(labels, minlength=opened.n_classes)
+    with steps.step("read the images"):
+        images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    counts = torch.bincount(labels, minlength=len(names))
     chosen = [int(label) for label in counts.topk(min(3, len(counts))).indices if counts[label] > 3]
     if len(chosen) < 2:
-        raise InputError(f"{data} needs two classes of four images or more, found {len(chosen)}")
+        raise InputError(
+            f"{len(chosen)} classes have four images or more, but at least two are needed; the "
+            f"largest have {counts.topk(min(3, len(counts))).values.tolist()}"
+        )
     subjects = [
-        Subject(images.classes[label], (label,), stacked[labels == label][0]) for label in chosen
+        Subject(names[label], (label,), images[labels == label][0]) for label in sorted(chosen)
     ]
-    train, test = (_batched(stacked[part::2], labels[part::2]) for part in (0, 1))
-    return _run(out, opened.hooked, images.classes, (train, test), subjects, steps)
+    train, test = (_batched(images[part::2], labels[part::2]) for part in (0, 1))
+    return _run(out, hooked, names, (train, test), subjects, steps)
 
 
 def augmented(image: "Image", transform: "Callable[[Image], Tensor]", seed: int) -> Tensor:

@@ -119,8 +119,8 @@ def test_an_edit_is_made_applied_and_reverted_bit_for_bit(
 def test_the_artifact_knows_its_own_base(
     study: Path, checkpoint: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    _run(capsys, "edit", study, "--latent", 2, "--strength", 3, "--rows", "all",
-         "--out", tmp_path / "edit")  # fmt: skip
+    made = _run(capsys, "edit", study, "--latent", 2, "--strength", 3, "--out", tmp_path / "edit")
+    assert made["rows"] is None
     result = _run(
         capsys, "apply", tmp_path / "edit", "--checkpoint", checkpoint,
         "--out", tmp_path / "edited.safetensors",

@@ -61,3 +61,35 @@ def test_model_and_data_go_together(tmp_path: Path, capsys: pytest.CaptureFixtur
         main(["demo", "--model", "resnet18", "--out", str(tmp_path / "out")])
     assert exit_info.value.code == 1
     assert "--model and --data go together" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_users_own_images_and_model_run_the_same_way(tmp_path: Path) -> None:
+    from salve_plugin.adapter import attach
+    from salve_plugin.demo import digits
+    from salve_plugin.demo.photographs import run_own
+    from salve_plugin.demo.progress import Steps
+
+    fixtures = Path(__file__).parents[1] / "fixtures"
+    hooked = attach(digits.load("vit", fixtures / "digits_vit.safetensors"))
+    test = digits.load_digits()[1]
+    outcomes = run_own(tmp_path, hooked, digits.CLASSES, test.batches(), steps=Steps())
+    assert len(outcomes) == 3
+    for outcome in outcomes:
+        assert outcome.before[0][0] == outcome.name
+        assert outcome.named[0][0] != outcome.name
+        assert outcome.results[0].named_change.target_after <= 0.1
+    assert json.loads((tmp_path / "results.json").read_text())["outcomes"]
+    assert (tmp_path / "grad_fam.png").is_file()
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    from salve_plugin.adapter import attach
+    from salve_plugin.demo import digits
+    from salve_plugin.demo.photographs import run_own
+    from salve_plugin.demo.progress import Steps
+    from salve_plugin.errors import InputError
+
+    hooked = attach(digits.build("vit").eval())
+    few = digits.load_digits()[1]
+    with pytest.raises(InputError, match="0 classes have four images or more"):
+        run_own(tmp_path, hooked, digits.CLASSES, [(few.images[:9], few.labels[:9])], steps=Steps())
