@@ -39,6 +39,7 @@ class TimmAdapter(Adapter):
         The probe runs in evaluation mode; modes, buffers and gradients are as before afterwards.
         A model with several heads on different inputs gets one site for each: `unembed.hook_in`,
         then `unembed_dist.hook_in` for a distillation head, or `unembed_1.hook_in` and so on.
+        `description["input_size"]` is a size that the model accepts: the probe's.
         `description["verified"]` is "values" if the logits were recomputed from the sites, and
         "shapes" on the meta device, where there are no values to compare.
 

@@ -28,7 +28,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edit:
     r"""One permanent edit: columns of the weights that read a site, scaled by one atom.
 
@@ -179,6 +179,14 @@ class Edit:
         copy = deepcopy(model)
         self.apply_(copy, on_base_mismatch=on_base_mismatch)
         return copy
+
+    def __repr__(self) -> str:
+        """Say in one line what the edit does; the atom itself would fill a screen."""
+        rows = "all rows" if self.rows is None else f"rows {list(self.rows)}"
+        return (
+            f"<Edit {self.digest[:12]}: {self.mode} latent {self.latent} of '{self.site.name}', "
+            f"strength {self.strength:g}, {rows} of {list(self.base.tensors)}>"
+        )
 
     def __eq__(self, other: object) -> bool:
         """Compare by digest."""

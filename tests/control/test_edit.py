@@ -181,3 +181,11 @@ def test_a_malformed_json_form_is_refused(
     edit = suppress(tiny, atoms, latent=3, strength=1.5)
     with pytest.raises(SalveError):
         Edit.from_parts(edit.to_json() | change, edit.direction)
+
+
+def test_an_edit_prints_as_one_line(tiny: HookedModel, atoms: Dictionary) -> None:
+    edit = suppress(tiny, atoms, latent=2, strength=1.5, rows=[3])
+    assert repr(edit) == (
+        f"<Edit {edit.digest[:12]}: suppress latent 2 of 'unembed.hook_in', strength 1.5, "
+        "rows [3] of ['head.weight']>"
+    )
