@@ -72,7 +72,7 @@ class OpenModel:
     @property
     def n_classes(self) -> int:
         """Number of classes of the classifier."""
-        return len(self.hooked.unembed()[1])
+        return len(self.hooked.unembed(partial=True)[1])
 
     def images(self, folder: Path) -> ImageTree:
         """Return the labelled images of a folder for this model; see `ImageTree`."""
