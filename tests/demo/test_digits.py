@@ -39,7 +39,7 @@ def test_training_reaches_the_accuracy_of_the_fixtures_and_spares_the_global_gen
     state = torch.get_rng_state()
     network = digits.train(name, digits_train)
     assert torch.equal(torch.get_rng_state(), state)
-    assert digits.accuracy(network, digits_test) >= 0.97
+    assert digits.accuracy(network, digits_test) >= 0.96  # .975 to .981 where it was measured
     assert not network.training
 
 
