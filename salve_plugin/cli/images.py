@@ -1,5 +1,6 @@
 """Labelled images from a folder with one subfolder a class (torchvision's ImageFolder layout)."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,9 +51,12 @@ class ImageTree(Dataset[tuple[Tensor, int]]):
         indices = match_classes(tree.classes, names, n)
         self._transform = transform
         self.samples = [(Path(path), indices[label]) for path, label in tree.samples]
-        known = dict(zip(indices, tree.classes, strict=True))
+        own = dict(zip(indices, tree.classes, strict=True))
+        plain = unique_names(names) if names else [str(index) for index in range(n)]
+        taken = set(tree.classes)
         self.classes = tuple(
-            known.get(index, names[index][-1] if names else str(index)) for index in range(n)
+            own.get(index, name if name not in taken else f"{name} ({index})")
+            for index, name in enumerate(plain)
         )
 
     def __len__(self) -> int:
@@ -91,6 +95,31 @@ def open_image(path: Path) -> "Image":
         ) from error
 
 
+def unique_names(names: Sequence[Sequence[str]]) -> list[str]:
+    """Return for each class the plainest of its names that no other class has.
+
+    ImageNet has two classes called `crane` and two called `maillot`.
+
+    >>> unique_names([("n1", "tench"), ("n2", "crane"), ("n3", "crane")])
+    ['tench', 'n2', 'n3']
+    """
+    count = Counter(name for known in names for name in set(known))
+    return [
+        next((name for name in reversed(known) if count[name] == 1), f"class {index}")
+        for index, known in enumerate(names)
+    ]
+
+
+def _index_of(names: Sequence[Sequence[str]]) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Return the class of every name, and the classes of each name that several have."""
+    classes: dict[str, list[int]] = {}
+    for index, known in enumerate(names):
+        for name in {name.strip().lower() for name in known}:
+            classes.setdefault(name, []).append(index)
+    clear = {name: indices[0] for name, indices in classes.items() if len(indices) == 1}
+    return clear, {name: indices for name, indices in classes.items() if len(indices) > 1}
+
+
 def match_classes(
     folders: Sequence[str], names: Sequence[Sequence[str]] | None, n: int
 ) -> list[int]:
@@ -104,13 +133,17 @@ def match_classes(
     [7, 2]
 
     Raises:
-        InputError: if none of these holds.
+        InputError: if none of these holds, or a name fits several classes.
     """
-    index_of = {
-        name.strip().lower(): index
-        for index, known in enumerate(names or ())
-        for name in reversed(known)
+    index_of, ambiguous = _index_of(names or ())
+    unclear = {
+        folder: ambiguous[folder.lower()] for folder in folders if folder.lower() in ambiguous
     }
+    if unclear:
+        raise InputError(
+            f"subfolders {unclear} each fit several classes of the model (the indices are given): "
+            "name them by the class's WordNet id or full description"
+        )
     if all(folder.lower() in index_of for folder in folders):
         return [index_of[folder.lower()] for folder in folders]
     if len(folders) == n:

@@ -1,6 +1,7 @@
 """What a caller's loader yields: checked batches, their fingerprints, the names of the classes."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -147,8 +148,11 @@ def class_names(loader: Any, given: Sequence[str] | None) -> tuple[str, ...] | N
     names = getattr(dataset, "classes", None) if given is None else given
     if names is None or not len(names):
         return None
-    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise InputError(f"class names must be different strings, got {list(names)}")
+    wrong = [name for name, n in Counter(names).items() if n > 1 or not isinstance(name, str)]
+    if wrong:
+        raise InputError(
+            f"class names must be different strings; {wrong[:5]} are not strings or occur twice"
+        )
     return tuple(names)
 
 

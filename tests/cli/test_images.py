@@ -65,3 +65,24 @@ def test_labels_and_class_names_are_the_models(image_folder: Path, tmp_path: Pat
     assert {label for _, label in tree.samples} == {7}
     assert tree.classes[7] == "7"
     assert len(tree.classes) == 10
+
+
+def test_a_name_that_several_classes_have_is_refused_with_their_indices() -> None:
+    with pytest.raises(InputError, match=r"'crane': \[1, 2\].*WordNet id"):
+        match_classes(["tench", "crane"], IMAGENET, 3)
+
+
+def test_every_imagenet_class_gets_a_name_of_its_own(tmp_path: Path, image_folder: Path) -> None:
+    import timm
+
+    from salve_plugin.adapter import installed_adapters
+
+    names = installed_adapters()["timm"].class_names(timm.create_model("test_resnet"))
+    (tmp_path / "tabby").symlink_to(image_folder / "7")
+    (tmp_path / "n03126707").symlink_to(image_folder / "3")  # the crane that lifts loads
+    tree = ImageTree(tmp_path, _size, names=names, n=1000)
+    assert len(set(tree.classes)) == 1000
+    assert {tree.classes[label] for _, label in tree.samples} == {"tabby", "n03126707"}
+    assert tree.classes[967] == "espresso"
+    assert names is not None
+    assert {names[label][0] for _, label in tree.samples} == {"n02123045", "n03126707"}
