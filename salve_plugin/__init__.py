@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from salve_plugin.discover.dictionary import Dictionary as Dictionary
     from salve_plugin.discover.features import Features as Features
     from salve_plugin.discover.features import profile as profile
+    from salve_plugin.discover.learners import learners as learners
+    from salve_plugin.discover.progress import Progress as Progress
     from salve_plugin.discover.recording import record as record
+    from salve_plugin.discover.sweep import Trial as Trial
+    from salve_plugin.discover.sweep import sweep as sweep
+    from salve_plugin.discover.train import Run as Run
     from salve_plugin.discover.train import fit as fit
     from salve_plugin.errors import SalveError as SalveError
     from salve_plugin.hooks import HookedModel as HookedModel
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
     from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
     from salve_plugin.validate.maximization import Maximization as Maximization
     from salve_plugin.validate.maximization import maximize as maximize
+    from salve_plugin.validate.quality import Quality as Quality
+    from salve_plugin.validate.quality import quality as quality
 
 _HOME = {
     "Adapter": "adapter",
@@ -44,12 +51,19 @@ _HOME = {
     "record": "discover.recording",
     "Dictionary": "discover.dictionary",
     "fit": "discover.train",
+    "learners": "discover.learners",
+    "Progress": "discover.progress",
+    "Run": "discover.train",
+    "sweep": "discover.sweep",
+    "Trial": "discover.sweep",
     "Features": "discover.features",
     "profile": "discover.features",
     "LayerGradFam": "validate.grad_fam",
     "GradFAM": "validate.grad_fam",
     "Maximization": "validate.maximization",
     "maximize": "validate.maximization",
+    "Quality": "validate.quality",
+    "quality": "validate.quality",
     "Edit": "control.edit",
     "suppress": "control.edit",
     "enhance": "control.edit",

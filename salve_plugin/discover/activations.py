@@ -184,7 +184,7 @@ class Activations:
     ) -> Iterator[Batch]:
         for shard, start, stop in blocks:
             x, labels, images = self._part(shard, start, stop, "activations", "labels", "images")
-            batch = Batch(x.float(), labels, images)
+            batch = Batch(x.float(), labels, images + shard.images_from)
             yield batch if keep is None else batch[keep(images)]
 
     def _part(self, shard: Shard, start: int, stop: int, *names: str) -> list[Tensor]:

@@ -13,10 +13,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.nn import functional
 
 from salve_plugin.discover.learners import create
-from salve_plugin.discover.learners.base import Learner
+from salve_plugin.discover.learners.base import COMMON, Learner
 from salve_plugin.errors import ArtifactError, InputError, WriteError
 from salve_plugin.files import sha256_tensor, write_atomically
 from salve_plugin.site import Site
@@ -25,15 +24,15 @@ TENSORS_FILE = "dictionary.safetensors"
 FIELDS_FILE = "dictionary.json"
 FORMAT_VERSION = 1
 NORM_TOLERANCE = 1e-4
-PARAMETERS = ("atoms", "decoder_bias", "encoder_bias", "encoder_weight")
 
 
 class Dictionary(nn.Module):
     """Reads activations as codes and writes codes as activations.
 
-    The code of a row x is z = σ(E x + b_e), its reconstruction x̂ = z V + b_d. It takes raw
-    activations: the scale that training used is folded into E's biases, so that the rows of V keep
-    unit norm and z_l is the length of the contribution of atom l.
+    The code of a row x is z = σ(E x + b_e), its reconstruction x̂ = z V + b_d; the learner defines
+    σ, and a few learners another encoder or decoder. It takes raw activations: the scale and the
+    mean that training used are folded into the biases, so that the rows of V keep unit norm and
+    z_l is the length of the contribution of atom l.
 
     Attributes:
         encoder_weight: E (n_latents, width).
@@ -42,6 +41,7 @@ class Dictionary(nn.Module):
         decoder_bias: b_d (width,).
         learner: name of the learner; it defines σ.
         options: the learner's hyper-parameters.
+        tensors: all of the above by name, and what else the learner's code depends on.
         site: where in the model the activations are read.
         meta: how it was trained and how well it reconstructs; plain JSON values.
     """
@@ -53,16 +53,17 @@ class Dictionary(nn.Module):
         site: Site,
         meta: Mapping[str, object] | None = None,
     ) -> None:
-        """Build a frozen dictionary from its four tensors, by attribute name.
+        """Build a frozen dictionary from its tensors, by name.
 
         Raises:
             InputError: if a tensor is missing, of the wrong shape or not finite, or an atom does
                 not have unit norm.
         """
         super().__init__()
-        _check(tensors, site)
+        names = sorted((*COMMON, *learner.extra))
+        _check(tensors, names, site)
         with torch.inference_mode(False):  # else nothing could be differentiated through it
-            for name in PARAMETERS:
+            for name in names:
                 value = tensors[name].detach().clone()
                 self.register_parameter(name, nn.Parameter(value, requires_grad=False))
         self.encoder_weight: Tensor
@@ -73,6 +74,7 @@ class Dictionary(nn.Module):
         self.site = site
         self.meta: Mapping[str, object] = dict(meta or {})
         self.eval()
+        self._check_code()
 
     @property
     def learner(self) -> str:
@@ -81,8 +83,14 @@ class Dictionary(nn.Module):
 
     @property
     def options(self) -> dict[str, object]:
-        """The learner's hyper-parameters."""
-        return asdict(self._learner)  # type: ignore[call-overload, no-any-return] # every learner is a dataclass
+        """The learner's hyper-parameters, as plain JSON values."""
+        options = asdict(self._learner)  # type: ignore[call-overload] # every learner is a dataclass
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, sorted."""
+        return dict(sorted(self.named_parameters()))
 
     @property
     def n_latents(self) -> int:
@@ -100,19 +108,12 @@ class Dictionary(nn.Module):
         return f"{self.learner!r}, {size}, site={self.site.name!r}"
 
     def pre_activation(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows latents"]:
-        """Return E x + b_e; differentiable.
+        """Return E x + b_e, or what the learner has in its place; differentiable.
 
         Raises:
             InputError: if the last axis of `x` is not `width` long.
         """
-        if x.ndim == 0 or x.shape[-1] != self.width:
-            raise InputError(
-                f"activations of shape {tuple(x.shape)} do not fit a dictionary of width "
-                f"{self.width}: the last axis must hold the features of site '{self.site.name}'"
-            )
-        return functional.linear(
-            x.to(self.encoder_weight.dtype), self.encoder_weight, self.encoder_bias
-        )
+        return self._learner.pre_activation(self.tensors, self._rows(x))
 
     def encode(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows latents"]:
         """Return the code z of activations; differentiable.
@@ -120,10 +121,10 @@ class Dictionary(nn.Module):
         Raises:
             InputError: if the last axis of `x` is not `width` long.
         """
-        return self._learner.activate(self.pre_activation(x))
+        return self._learner.encode(self.tensors, self._rows(x))
 
     def decode(self, z: Float[Tensor, "*rows latents"]) -> Float[Tensor, "*rows width"]:
-        """Return the activations that codes stand for, z V + b_d; differentiable.
+        """Return the activations that codes stand for, z V + b_d as a rule; differentiable.
 
         Raises:
             InputError: if the last axis of `z` is not `n_latents` long.
@@ -133,7 +134,7 @@ class Dictionary(nn.Module):
                 f"codes of shape {tuple(z.shape)} do not fit a dictionary of {self.n_latents} "
                 "latents: they are on the last axis"
             )
-        return z.to(self.atoms.dtype) @ self.atoms + self.decoder_bias
+        return self._learner.decode(self.tensors, z.to(self.atoms.dtype))
 
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """Return the reconstruction of activations."""
@@ -146,7 +147,7 @@ class Dictionary(nn.Module):
         """
         lines = [
             f"{name} {tensor.dtype} {tuple(tensor.shape)} {sha256_tensor(tensor)}"
-            for name, tensor in ((name, self.get_parameter(name)) for name in PARAMETERS)
+            for name, tensor in self.tensors.items()
         ]
         fields = {"learner": self.learner, "options": self.options, "site": self.site.to_json()}
         lines.append(json.dumps(fields, sort_keys=True, allow_nan=False))
@@ -160,9 +161,7 @@ class Dictionary(nn.Module):
             WriteError: if the disk is full or not writable.
         """
         folder = Path(folder)
-        tensors = {
-            name: self.get_parameter(name).detach().cpu().contiguous() for name in PARAMETERS
-        }
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
         fields = {
             "format_version": FORMAT_VERSION,
             "learner": self.learner,
@@ -206,6 +205,34 @@ class Dictionary(nn.Module):
             )
         return dictionary
 
+    def _rows(self, x: Tensor) -> Tensor:
+        """Return activations in the dictionary's type, checked."""
+        if x.ndim == 0 or x.shape[-1] != self.width:
+            raise InputError(
+                f"activations of shape {tuple(x.shape)} do not fit a dictionary of width "
+                f"{self.width}: the last axis must hold the features of site '{self.site.name}'"
+            )
+        return x.to(self.encoder_weight.dtype)
+
+    @torch.no_grad()
+    def _check_code(self) -> None:
+        """Raise InputError unless a row can be encoded and decoded with the tensors given."""
+        row = self.atoms.new_zeros(1, self.width)
+        try:
+            code = self.encode(row)
+            shapes = tuple(code.shape), tuple(self.decode(code).shape)
+        except (RuntimeError, IndexError) as error:
+            raise InputError(
+                f"the tensors {sorted(self.tensors)} do not make a '{self.learner}' dictionary: "
+                f"{error}"
+            ) from error
+        if shapes != ((1, self.n_latents), (1, self.width)):
+            raise InputError(
+                f"the tensors {sorted(self.tensors)} do not make a '{self.learner}' dictionary of "
+                f"{self.n_latents} latents and width {self.width}: one row has a code of shape "
+                f"{shapes[0]} and a reconstruction of shape {shapes[1]}"
+            )
+
 
 def _read_fields(path: Path) -> dict[str, Any]:
     try:
@@ -221,10 +248,10 @@ def _read_fields(path: Path) -> dict[str, Any]:
     return fields  # type: ignore[no-any-return] # checked above
 
 
-def _check(tensors: Mapping[str, Tensor], site: Site) -> None:
-    """Raise InputError unless the four tensors make a dictionary for the site."""
-    if set(tensors) != set(PARAMETERS):
-        raise InputError(f"a dictionary has tensors {PARAMETERS}, got {sorted(tensors)}")
+def _check(tensors: Mapping[str, Tensor], names: list[str], site: Site) -> None:
+    """Raise InputError unless the tensors make a dictionary for the site."""
+    if sorted(tensors) != names:
+        raise InputError(f"this dictionary has tensors {names}, got {sorted(tensors)}")
     atoms = tensors["atoms"]
     if atoms.ndim != 2 or len(atoms) == 0 or atoms.shape[1] != site.width:
         raise InputError(
@@ -238,8 +265,8 @@ def _check(tensors: Mapping[str, Tensor], site: Site) -> None:
         "decoder_bias": (width,),
         "atoms": (latents, width),
     }
-    for name, shape in shapes.items():
-        tensor = tensors[name]
+    for name, tensor in tensors.items():
+        shape = shapes.get(name, tuple(tensor.shape))  # the learner's own are tried out at the end
         if tuple(tensor.shape) != shape or not tensor.is_floating_point():
             raise InputError(
                 f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected floats of "

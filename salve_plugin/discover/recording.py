@@ -8,19 +8,24 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.loader import LabelledImages, class_names, labelled_batches, length
+from salve_plugin.discover.parts import join, part_folder, share_of
 from salve_plugin.discover.recorder import Recorder
 from salve_plugin.discover.shards import Index
+from salve_plugin.discover.team import Team
 from salve_plugin.errors import InputError, WriteError
 from salve_plugin.files import sha256_tensor
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.site import HEAD_INPUT, Site
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def record(
@@ -33,6 +38,7 @@ def record(
     shard_rows: int = 65536,
     progress: bool = True,
     device: torch.device | str | None = None,
+    accelerator: "Accelerator | None" = None,
 ) -> Activations:
     """Run the model over a data set and keep the activations of one site on disk.
 
@@ -59,6 +65,9 @@ def record(
         shard_rows: a shard ends with the batch that reaches this many rows, or 128 MiB.
         progress: show a progress bar on stderr.
         device: where images are moved; by default where the model's parameters are.
+        accelerator: of Hugging Face `accelerate`: its processes share the data set, batch by batch,
+            each with a part below `folder`, which all must see; images are then in order of
+            process. To continue, start as many processes as before.
 
     Raises:
         UnknownSiteError: if the model has no such site.
@@ -70,6 +79,12 @@ def record(
     """
     if shard_rows < 1:
         raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
+    team = Team(accelerator)
+    if team.size > 1:
+        return _record_together(
+            team, hooked, loader, site, folder,
+            classes=classes, shard_rows=shard_rows, progress=progress, device=device,
+        )  # fmt: skip
     index = _empty_index(hooked, hooked.site(site), class_names(loader, classes))
     run = _forward(hooked, index.site, device)
     with _folder(folder) as (target, temporary):
@@ -80,6 +95,31 @@ def record(
     if temporary:
         weakref.finalize(activations, shutil.rmtree, target, ignore_errors=True)
     return activations
+
+
+def _record_together(
+    team: Team,
+    hooked: HookedModel,
+    loader: Iterable[Any],
+    site: str,
+    folder: str | os.PathLike[str] | None,
+    *,
+    classes: Sequence[str] | None,
+    progress: bool,
+    **options: Any,
+) -> Activations:
+    """Record this process's part; the first process joins the parts once all are there."""
+    if folder is None:
+        raise InputError("several processes record into one folder that all of them see: name it")
+    record(
+        hooked, share_of(loader, team), site, folder=part_folder(Path(folder), team.rank),
+        classes=class_names(loader, classes), progress=progress and team.rank == 0, **options,
+    )  # fmt: skip
+    team.wait()
+    if team.rank == 0:
+        join(Path(folder), team.size)
+    team.wait()
+    return Activations.load(folder)
 
 
 def _fill(

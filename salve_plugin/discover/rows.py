@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -79,6 +79,15 @@ class Rows:
             rows = self._acts[start : start + READ_ROWS]
             yield rows, torch.arange(start, start + len(rows))
 
+    def apart(self, most: int) -> Float[Tensor, "rows width"]:
+        """Return the first held-out rows, at most so many."""
+        found: list[Tensor] = []
+        for rows, images in self.all():
+            found.append(rows[held_out(images)])
+            if sum(map(len, found)) >= most:
+                break
+        return torch.cat(found)[:most]
+
     def training(self, size: int, shuffle_seed: int | None = None) -> Iterator[Tensor]:
         """Yield the rows that are not held out, `size` at a time."""
         if isinstance(self._acts, Activations):
@@ -104,11 +113,26 @@ class Moments:
         mean: of each feature (width,).
         scale: root of the mean squared distance from the mean.
         n_rows: number of training rows.
+        shift: what is subtracted before learning: the mean, as a rule.
     """
 
     mean: Float[Tensor, " width"]
     scale: float
     n_rows: int
+    shift: Float[Tensor, " width"]
+
+    def scaled(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        """Return what learners see: rows minus the shift, divided by the scale."""
+        return (rows - self.shift) / self.scale
+
+    @property
+    def centre(self) -> Float[Tensor, " width"]:
+        """The mean of the scaled rows: zero if they are shifted by their mean."""
+        return (self.mean - self.shift) / self.scale
+
+    def unshifted(self) -> "Moments":
+        """Return the same for a learner that sees rows divided by the scale only."""
+        return replace(self, shift=torch.zeros_like(self.mean))
 
     @classmethod
     def of(cls, data: Rows) -> "Moments":
@@ -119,10 +143,12 @@ class Moments:
         """
         sums = Spread(data.site.width)
         for rows in data.training(READ_ROWS):
-            if not rows.isfinite().all():
+            bad = (~rows.isfinite()).any(1)
+            if bad.any():
                 raise InputError(
-                    f"activations of '{data.site.name}' hold NaN or infinite values; record again "
-                    "or remove those rows"
+                    f"activations of '{data.site.name}' hold NaN or infinite values: training row "
+                    f"{sums.n_rows + int(bad.nonzero()[0])} is the first of {int(bad.sum())} near "
+                    "it; record again or remove those rows"
                 )
             sums.add(rows)
         if sums.n_rows < 2:
@@ -136,7 +162,7 @@ class Moments:
                 "are equal, there is nothing to learn; check the images and the site"
             )
         mean = (sums.first / sums.n_rows).float()
-        return cls(mean, math.sqrt(spread / sums.n_rows), sums.n_rows)
+        return cls(mean, math.sqrt(spread / sums.n_rows), sums.n_rows, mean)
 
 
 class Spread:

@@ -1,6 +1,7 @@
 """The files of a recording: numbered safetensors shards and the index that makes them count."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from salve_plugin.site import Site
 
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
+PART_SHARD = re.compile(r"part-\d{5}/shard-\d{5}\.safetensors")
+"""Names of shards that another process recorded."""
+
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -29,6 +33,7 @@ class Shard:
         size: bytes of the file.
         sha256: of the file.
         batches: fingerprint of each batch of the loader that went into it.
+        images_from: is added to the `images` of the file; not zero in joined recordings only.
     """
 
     file: str
@@ -37,6 +42,7 @@ class Shard:
     size: int
     sha256: str
     batches: tuple[str, ...]
+    images_from: int = 0
 
     @staticmethod
     def name(number: int) -> str:
@@ -139,8 +145,9 @@ class Index:
             Shard(**{**shard, "batches": tuple(shard["batches"])}) for shard in fields["shards"]
         )
         for number, shard in enumerate(shards):
-            counts = (shard.rows, shard.images, shard.size)
-            if shard.file != Shard.name(number) or not all(type(n) is int for n in counts):
+            counts = (shard.rows, shard.images, shard.size, shard.images_from)
+            own = shard.file == Shard.name(number) or PART_SHARD.fullmatch(shard.file)
+            if not own or not all(type(n) is int and n >= 0 for n in counts):
                 raise TypeError(f"bad entry for shard {number}: {shard.file!r}, {counts}")
         if shards and fields["dtype"] not in DTYPES:
             raise TypeError(f"unknown dtype {fields['dtype']!r}")

@@ -1,29 +1,75 @@
-"""Fit a dictionary to recorded activations: one loop for all learners."""
+"""Fit a dictionary to recorded activations: one way for all learners."""
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from salve_plugin.discover import checkpoint
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.folding import folded
 from salve_plugin.discover.learners import create
-from salve_plugin.discover.learners.base import Learner
-from salve_plugin.discover.rows import Moments, Rows, Spread, held_out
+from salve_plugin.discover.learners.base import Learner, Solver, Start, Step, Tensors
+from salve_plugin.discover.learners.checks import above, whole
+from salve_plugin.discover.loop import SEED_STRIDE, DivergedError, Plan, State, train
+from salve_plugin.discover.measures import quality_of
+from salve_plugin.discover.precision import autocasts
+from salve_plugin.discover.progress import Progress, bar, held_out_r2, progress_of
+from salve_plugin.discover.rows import Moments, Rows
+from salve_plugin.discover.schedule import DECAY
+from salve_plugin.discover.start import start_of
+from salve_plugin.discover.team import Team
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
 
-L0_TOLERANCE = 0.01
-"""A latent counts as active if |z| exceeds this share of the data's root mean squared distance
-from their mean: its atom, of norm 1, then moves the reconstruction by that much."""
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-WARM_UP, DECAY = 0.05, 0.2
-"""Shares of the steps in which the learning rate rises from and falls to zero."""
+RATES = (5e-3, 1e-2, 2e-2)
+"""Learning rates that the range test tries. The best of 400 steps was among them for every learner
+and data set tried; still lower rates only look better in short runs, because they spoil less of the
+initial atoms."""
+
+RANGE_STEPS = (60, 100)
+"""Fewest and most steps of a range test's short runs; in between, a quarter of the steps."""
+
+WATCHED_ROWS = 2048
+"""Held-out rows on which a running fit measures R²."""
+
+REPORTS = 50
+"""How often a run reports, if anybody listens."""
+
+LEAST_GAIN = 1e-3
+"""R² that must be gained between two best reports for a run not to count as standing still."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a fit is carried out; nothing of it but `precision` changes the result.
+
+    Attributes:
+        checkpoint: folder for the state of a running fit; after a kill the same call goes on from
+            there, to the same bits. It is removed at the end.
+        checkpoint_every: steps between two checkpoints.
+        precision: `bfloat16` computes dense products in that type where the processor has
+            instructions for it (elsewhere it warns, because it would be many times slower).
+        progress: show a progress bar with R², L0 and dead latents on stderr.
+        callback: is called with the `Progress` about fifty times.
+        accelerator: of Hugging Face `accelerate`, for several processes that share each batch.
+    """
+
+    checkpoint: Path | str | None = None
+    checkpoint_every: int = 500
+    precision: str = "float32"
+    progress: bool = False
+    callback: Callable[[Progress], None] | None = None
+    accelerator: "Accelerator | None" = None
 
 
 def fit(
@@ -33,30 +79,44 @@ def fit(
     n_latents: int | None = None,
     seed: int = 0,
     steps: int | None = None,
-    batch_size: int = 256,
-    learning_rate: float = 5e-3,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    initialization: str = "rows",
+    target_l0: float | int | None = None,
+    patience: int | None = None,
+    train_atoms: bool = True,
+    gradient: Callable[[Tensor], Tensor] | None = None,
     site: Site | None = None,
+    run: Run | None = None,
     **options: Any,
 ) -> Dictionary:
     """Learn a dictionary of atoms from activations; the same seed gives the same dictionary.
 
-    The rows are divided by one scalar, the root of their mean squared distance from their mean,
-    which is folded back at the end: the dictionary takes raw activations. Atoms start as randomly
-    drawn rows, minus the mean, and stay at unit norm; the encoder starts as their transpose, the
-    decoder's bias as the mean. Adam follows a rate with warm-up and decay. One image in ten, spread
-    evenly over the recording, is held out; `meta` says how well those are reconstructed.
+    The rows are centred (not for the paper's `l1`) and divided by one scalar, the root of their
+    mean squared distance from their mean; both are folded back: the dictionary takes raw rows. The
+    encoder starts as the transpose of the atoms, which stay at unit norm. Adam follows a rate with
+    warm-up and decay. One image in ten, spread evenly over the recording, is held out; `meta` says
+    how well those are reconstructed.
 
     Args:
         acts: a recording, or rows in memory (rows, width), each then counting as an image.
-        learner: name of the learner.
-        n_latents: number of latents; by default half the width (the paper's is below the width),
-            at most half the training rows.
+        learner: its name; `salve_plugin.learners()` lists them.
+        n_latents: number of latents; by default four times the width (half of it for the paper's
+            learner), at most half the training rows.
         seed: of the initial atoms and of the order of the rows.
         steps: optimizer steps; by default four passes over the data, but 400 to 10 000 steps.
-        batch_size: rows in a step.
-        learning_rate: its peak.
+        batch_size: rows in a step; by default 1024, or 256 if there are fewer than 16 384.
+        learning_rate: its peak; by default the best of three in a range test of short runs.
+        initialization: of the atoms: `rows`, `kmeans` (with a fixed seed) or `random`.
+        target_l0: active latents of a row to reach: sets `k`, or steers the penalty's weight.
+        patience: end early, by starting the decay of the rate, once R² on held-out rows has stood
+            still for so many reports; there are fifty in a run.
+        train_atoms: False keeps the initial atoms and trains the encoder alone, as a control.
+        gradient: from raw rows (rows, width) to the gradient of the model's loss with respect to
+            them, for learners that select by it.
         site: what rows in memory are activations of; a recording knows.
-        **options: the learner's hyper-parameters, e.g. `l1=0.03`.
+        run: checkpoints, precision, progress, several processes.
+        **options: the learner's hyper-parameters, e.g. `k=32`.
 
     Returns:
         The frozen dictionary. Its `meta` holds the arguments and `scale`, `held_out_r2`,
@@ -64,148 +124,225 @@ def fit(
         `dead_share` (latents that no training row activates) and where the data came from.
 
     Raises:
-        InputError: if the learner or an option does not exist, a number is out of range, or the
-            activations are too few, constant, NaN or infinite.
-        ReadError: if a shard is missing or damaged.
+        InputError: if the learner or an option does not exist, a number is out of range, the
+            activations are too few, constant, NaN or infinite, or training diverges.
+        ReadError: if a shard or the checkpoint is missing or damaged.
+        WriteError: if a checkpoint cannot be written.
     """
-    rule = create(learner, options)
+    run = run or Run()
+    rule = _steered(create(learner, options), target_l0)
     data = Rows(acts, site)
-    for name, value in (("n_latents", n_latents), ("steps", steps), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise InputError(f"learning_rate must be a finite positive number, got {learning_rate}")
-    moments = Moments.of(data)
-    n_latents = n_latents or max(1, min(data.site.width // 2, moments.n_rows // 2))
+    counts = {"n_latents": n_latents, "steps": steps, "batch_size": batch_size}
+    counts |= {"patience": patience, "checkpoint_every": run.checkpoint_every}
+    whole(**{name: value for name, value in counts.items() if value is not None})
+    above(0, learning_rate=1.0 if learning_rate is None else learning_rate)
+    moments = Moments.of(data) if rule.centred else Moments.of(data).unshifted()
+    n_latents = n_latents or max(
+        1, min(round(rule.expansion * data.site.width), moments.n_rows // 2)
+    )
     if n_latents > moments.n_rows:
         raise InputError(
             f"{moments.n_rows} training rows are too few for {n_latents} latents: record more "
             f"images, or choose n_latents of at most {moments.n_rows}"
         )
+    batch_size = batch_size or (1024 if moments.n_rows >= 16_384 else 256)
     steps = steps or min(max(400, math.ceil(4 * moments.n_rows / batch_size)), 10_000)
-    with torch.inference_mode(False), torch.enable_grad():
-        scaled = _initial(data, moments, rule, n_latents, seed)
-        batches = (rows / moments.scale for rows in _endless(data, batch_size, seed))
-        _train(
-            scaled, rule, islice(batches, steps), lambda step: learning_rate * _share(step, steps)
-        )
-    dictionary = _folded(scaled, rule, moments.scale)
-    dictionary.meta = {
+    arguments: dict[str, Any] = {
         "seed": seed,
         "steps": steps,
         "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "initialization": "rows",
+        "learning_rate": learning_rate or rule.learning_rate,
+        "initialization": initialization,
+        "target_l0": target_l0,
+        "patience": patience,
+        "train_atoms": train_atoms,
         "options": asdict(rule),  # type: ignore[call-overload] # every learner is a dataclass
-        "scale": moments.scale,
-        **_quality(dictionary, data, moments.scale),
-        **data.origin,
     }
+    with torch.inference_mode(False), torch.enable_grad():
+        start = start_of(data, moments, rule, n_latents, initialization=initialization, seed=seed)
+        work = _Work(rule, data, moments, start, arguments, run, gradient)
+        tensors = work.solved() if isinstance(rule, Solver) else work.trained()
+    dictionary = Dictionary(folded(rule, tensors, moments.shift, moments.scale), rule, data.site)
+    quality = quality_of(dictionary, data, moments.scale)
+    arguments["options"] = dictionary.options
+    dictionary.meta = {**arguments, "scale": moments.scale, **quality, **data.origin}
     return dictionary
 
 
-def _initial(data: Rows, moments: Moments, rule: Learner, n_latents: int, seed: int) -> Dictionary:
-    """Return the dictionary for scaled rows that training starts from."""
-    rows = next(data.training(max(n_latents, 1024), shuffle_seed=seed)) - moments.mean
-    rows = rows / moments.scale
-    random = torch.Generator().manual_seed(seed)
-    noise = torch.randn(n_latents, rows.shape[1], generator=random)
-    # Equal rows would give equal atoms, which equal gradients never part.
-    atoms = functional.normalize(rows[:n_latents] + 0.01 / math.sqrt(rows.shape[1]) * noise, dim=1)
-    reconstruction = rows @ atoms.T @ atoms
-    gain = (reconstruction * rows).sum() / reconstruction.square().sum()
-    encoder, bias = gain * atoms, moments.mean / moments.scale
-    tensors = {
-        "atoms": atoms,
-        "encoder_weight": encoder,
-        "encoder_bias": -(encoder @ bias),
-        "decoder_bias": bias,
-    }
-    return Dictionary(tensors, rule, data.site)
+class _Work:
+    """One fit on its way: the data as the learner sees them, and how to run over them."""
+
+    def __init__(
+        self,
+        rule: Learner,
+        data: Rows,
+        moments: Moments,
+        start: Start,
+        arguments: dict[str, Any],
+        run: Run,
+        gradient: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.rule, self.data, self.moments, self.start = rule, data, moments, start
+        self.arguments, self.run = arguments, run
+        self.gradient = None if gradient is None else self._scaled_gradient(gradient)
+        self.team = Team(run.accelerator)
+        self.plan = Plan(
+            arguments["steps"],
+            arguments["seed"],
+            moments.n_rows,
+            arguments["batch_size"],
+            arguments["target_l0"] if rule.l0_control == "weight" else None,
+            autocasts(run.precision),
+        )
+
+    def solved(self) -> Tensors:
+        """Return what a learner without gradients finds."""
+        assert isinstance(self.rule, Solver)
+        size = self.arguments["batch_size"]
+        self.arguments["steps"] = 0
+        return self.rule.solve(
+            self.start,
+            lambda: map(
+                self.moments.scaled,
+                self.data.training(size, shuffle_seed=self.arguments["seed"] * SEED_STRIDE),
+            ),
+        )
+
+    def trained(self) -> Tensors:
+        """Return what the training loop finds; it goes on from a checkpoint if there is one."""
+        state = State.fresh(self._prepared(), self.plan, self.arguments["learning_rate"] or 0.0)
+        identity = self._identity()
+        folder = None if self.run.checkpoint is None else Path(self.run.checkpoint)
+        if not (folder and checkpoint.restore(folder, state, identity)) and not state.learning_rate:
+            state.learning_rate = self._best_rate()
+        apart = self.moments.scaled(self.data.apart(WATCHED_ROWS))
+        every = max(1, self.plan.steps // REPORTS)
+        watched = self.run.callback or self.run.progress or self.arguments["patience"]
+        steps = train(
+            self.rule, state, self._batches(state.step), self.plan,
+            team=self.team, gradient=self.gradient,
+        )  # fmt: skip
+        with bar(self.run.progress and self.team.rank == 0) as show:
+            for done in steps:
+                if watched and (done.step % every == 0 or done.step == state.stop):
+                    r2 = held_out_r2(self.rule, state.tensors, apart)
+                    progress = progress_of(state, done, r2, self.plan.patience)
+                    show(progress)
+                    if self.run.callback and self.team.rank == 0:
+                        self.run.callback(progress)
+                    self._stop_if_still(state, progress, every)
+                if folder and self.team.rank == 0 and done.step % self.run.checkpoint_every == 0:
+                    checkpoint.store(folder, state, identity)
+        if folder and self.team.rank == 0:
+            checkpoint.discard(folder)
+        self.arguments |= {"steps": state.step, "learning_rate": state.learning_rate}
+        return self.rule.finished(state.tensors)
+
+    def _prepared(self) -> Tensors:
+        """Return fresh tensors to train, the same each time."""
+        random = torch.Generator().manual_seed(self.arguments["seed"])
+        tensors = self.rule.prepare(replace(self.start, random=random))
+        if not self.arguments["train_atoms"]:
+            if not tensors["atoms"].requires_grad:
+                raise InputError(
+                    f"learner '{self.rule.name}' makes its atoms from other tensors, so that they "
+                    "cannot be kept; leave out train_atoms=False"
+                )
+            tensors["atoms"] = tensors["atoms"].detach()
+        return tensors
+
+    def _batches(self, start: int = 0) -> Iterator[Tensor]:
+        """Yield scaled batches for ever from step `start` on, in another order in each epoch."""
+        size, seed = self.arguments["batch_size"], self.arguments["seed"]
+        in_epoch = math.ceil(self.moments.n_rows / size)
+        for epoch in count(start // in_epoch):
+            rows = self.data.training(size, shuffle_seed=seed * SEED_STRIDE + epoch)
+            skipped = start % in_epoch if epoch == start // in_epoch else 0
+            yield from map(self.moments.scaled, islice(rows, skipped, None))
+
+    def _best_rate(self) -> float:
+        """Return the learning rate whose short run, decay included, ends with the lowest loss."""
+        low, high = RANGE_STEPS
+        steps = min(max(low, self.plan.steps // 4), high, self.plan.steps)
+        plan = replace(self.plan, steps=steps, target_l0=None)
+        losses = {}
+        for rate in RATES:
+            state = State.fresh(self._prepared(), plan, rate)
+            try:
+                for _ in train(
+                    self.rule, state, self._batches(), plan, team=self.team, gradient=self.gradient
+                ):
+                    pass
+            except DivergedError:
+                continue
+            x = self.start.rows[:WATCHED_ROWS]
+            step = Step(
+                x,
+                torch.zeros(len(state.silent), dtype=torch.bool),
+                progress=1.0,
+                gradient=None if self.gradient is None else self.gradient(x),
+                team=self.team,
+            )
+            with torch.no_grad():
+                loss = float(self.rule.loss(state.tensors, step).loss)
+            if math.isfinite(loss):
+                losses[rate] = loss
+        if not losses:
+            raise InputError(
+                f"learner '{self.rule.name}' diverged at every learning rate of {RATES}; give a "
+                "smaller learning_rate"
+            )
+        return min(losses, key=lambda rate: losses[rate])
+
+    def _stop_if_still(self, state: State, progress: Progress, every: int) -> None:
+        """Begin the decay now if R² has not grown for `patience` reports."""
+        if progress.r2 is None or not self.arguments["patience"]:
+            return
+        if progress.r2 > state.best[0] + LEAST_GAIN:
+            state.best = (progress.r2, state.step)
+        waited = (state.step - state.best[1]) // every
+        if waited >= self.arguments["patience"] and state.step < state.decay_from:
+            state.decay_from = state.step
+            state.stop = state.step + max(1, round(DECAY * state.step))
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what determines the run, as plain JSON values."""
+        return {
+            **self.arguments,
+            "learner": self.rule.name,
+            "n_latents": self.start.n_latents,
+            "processes": self.team.size,
+            "precision": self.run.precision,
+            "scale": self.moments.scale,
+            "data": self.data.origin,
+        }
+
+    def _scaled_gradient(self, gradient: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        scale, shift = self.moments.scale, self.moments.shift
+
+        def scaled(x: Tensor) -> Tensor:
+            raw = gradient(scale * x + shift).detach().to(x.dtype)
+            if raw.shape != x.shape:
+                raise InputError(
+                    f"gradient returned shape {tuple(raw.shape)} for rows of shape "
+                    f"{tuple(x.shape)}; expected one gradient for each row"
+                )
+            return scale * raw
+
+        return scaled
 
 
-def _share(step: int, steps: int) -> float:
-    """Return which share of the learning rate a step uses: warm-up, plateau, decay to zero."""
-    rise = (step + 1) / max(1.0, WARM_UP * steps)
-    fall = (steps - step) / max(1.0, DECAY * steps)
-    return min(1.0, rise, fall)
-
-
-def _train(
-    dictionary: Dictionary,
-    rule: Learner,
-    batches: Iterator[Tensor],
-    rate: Callable[[int], float],
-) -> None:
-    """Minimize the learner's loss over the batches, keeping the atoms at unit norm."""
-    dictionary.requires_grad_(True)
-    atoms, parameters = dictionary.atoms, list(dictionary.parameters())
-    optimizer = torch.optim.Adam(parameters, fused=True)
-    for step, rows in enumerate(batches):
-        code = dictionary.encode(rows)
-        loss = rule.loss(rows, code, dictionary.decode(code))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        for parameter in parameters:
-            assert parameter.grad is not None
-            # Fused Adam updates wrongly from transposed gradients.
-            parameter.grad = parameter.grad.contiguous()
-        with torch.no_grad():
-            assert atoms.grad is not None
-            atoms.grad -= (atoms.grad * atoms).sum(1, keepdim=True) * atoms
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.param_groups[0]["lr"] = rate(step)
-            optimizer.step()
-            atoms /= torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
-    dictionary.requires_grad_(False)
-
-
-def _folded(scaled: Dictionary, rule: Learner, scale: float) -> Dictionary:
-    """Return the dictionary for raw rows: with unit atoms kept, codes become `scale` times larger.
-
-    E (x / s) + b becomes s times itself, E x + s b; likewise for the reconstruction.
-    """
-    tensors = {
-        "atoms": scaled.atoms,
-        "encoder_weight": scaled.encoder_weight,
-        "encoder_bias": scaled.encoder_bias * scale,
-        "decoder_bias": scaled.decoder_bias * scale,
-    }
-    return Dictionary(tensors, rule, scaled.site)
-
-
-def _endless(data: Rows, size: int, seed: int) -> Iterator[Tensor]:
-    """Yield shuffled training rows for ever, in another order each time."""
-    for epoch in count():
-        # Runs with neighbouring seeds must not share the order of an epoch.
-        yield from data.training(size, shuffle_seed=seed * 1_000_003 + epoch)
-
-
-@torch.no_grad()
-def _quality(dictionary: Dictionary, data: Rows, scale: float) -> dict[str, object]:
-    """Return R² on training and held-out rows, held-out L0, and the share of dead latents."""
-    rows_of = {"train": Spread(dictionary.width), "held_out": Spread(dictionary.width)}
-    errors = dict.fromkeys(rows_of, 0.0)
-    alive = torch.zeros(dictionary.n_latents, dtype=torch.bool)
-    active = 0
-    for rows, images in data.all():
-        code = dictionary.encode(rows)
-        error = (rows - dictionary.decode(code)).double().square().sum(1)
-        on, apart = code.abs() > L0_TOLERANCE * scale, held_out(images)
-        for part, chosen in (("train", ~apart), ("held_out", apart)):
-            rows_of[part].add(rows[chosen])
-            errors[part] += float(error[chosen].sum())
-        alive |= on[~apart].any(0)
-        active += int(on[apart].sum())
-    n_held_out = rows_of["held_out"].n_rows
-    r2 = {
-        f"{part}_r2": 1 - errors[part] / rows.total() if rows.total() else None
-        for part, rows in rows_of.items()
-    }
-    return {
-        **r2,
-        "held_out_rows": n_held_out,
-        "l0": active / n_held_out if n_held_out else None,
-        "l0_tolerance": L0_TOLERANCE,
-        "dead_share": 1 - float(alive.double().mean()),
-    }
+def _steered(rule: Learner, target_l0: float | int | None) -> Learner:
+    """Return the learner with k set to the target, where that is how it reaches one."""
+    if target_l0 is None:
+        return rule
+    above(0, target_l0=target_l0)
+    if rule.l0_control is None:
+        raise InputError(
+            f"learner '{rule.name}' has no sparsity that could be steered to target_l0 = "
+            f"{target_l0}; leave it out, or choose another learner"
+        )
+    if rule.l0_control == "k":
+        k = {"k": max(1, round(target_l0))}
+        return replace(rule, **k)  # type: ignore[type-var] # every learner is a dataclass
+    return rule

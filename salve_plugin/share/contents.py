@@ -12,7 +12,7 @@ from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import check_direction
 from salve_plugin.discover import learners
-from salve_plugin.discover.dictionary import PARAMETERS, Dictionary
+from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.files import sha256_tensor
 from salve_plugin.share import evidence
@@ -108,8 +108,7 @@ def tensors_of(contents: Contents) -> dict[str, Tensor]:
     if contents.alpha_crit is not None:
         tensors |= evidence.tensors(contents.alpha_crit)
     if contents.embed_dictionary and contents.dictionary is not None:
-        for name in PARAMETERS:
-            parameter = contents.dictionary.get_parameter(name)
+        for name, parameter in contents.dictionary.tensors.items():
             tensors[f"dictionary.{name}"] = parameter.detach().cpu()
     return tensors
 

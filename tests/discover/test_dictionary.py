@@ -110,7 +110,7 @@ def test_a_wrong_width_is_refused(dictionary: Dictionary, shape: tuple[int, ...]
         ("encoder_weight", torch.zeros(6, 4), r"encoder_weight is .*\(6, 4\)"),
         ("encoder_bias", torch.full((4,), torch.nan), "encoder_bias holds NaN"),
         ("decoder_bias", torch.full((6,), torch.inf), "decoder_bias holds NaN or infinite"),
-        ("gate", torch.zeros(4), "a dictionary has tensors"),
+        ("gate", torch.zeros(4), "this dictionary has tensors"),
     ],
 )
 def test_tensors_that_make_no_dictionary_are_refused(
@@ -206,7 +206,8 @@ def test_changed_fields_and_values_are_refused(dictionary: Dictionary, tmp_path:
     dictionary.save(saved)
     fields = json.loads((saved / "dictionary.json").read_text())
     changes = [
-        ({"learner": "topk"}, r"no learner 'topk'; choose one of \['l1'\]"),
+        ({"learner": "top"}, r"no learner 'top'; choose one of \["),
+        ({"learner": "topk"}, r"learner 'topk' has no options \['l1'\]"),
         ({"options": {"l1": 0.2}}, "was changed since it was saved"),
         ({"options": {"k": 3}}, r"no options \['k'\]"),
         ({"options": {"l1": -1.0}}, "at least 0, got -1"),

@@ -309,6 +309,34 @@ def test_a_dictionary_travels_by_reference_or_whole(
     assert dict(loaded.dictionary.meta) == {"seed": 0}
 
 
+@pytest.mark.parametrize(
+    ("learner", "more"),
+    [
+        ("batch_topk", {"k": 3}), ("matryoshka", {"k": 3, "groups": (0.25, 0.25)}), ("gated", {}),
+        ("poly", {"k": 3}), ("vl", {"k": 3}), ("gba", {}),
+    ],
+)  # fmt: skip
+def test_a_dictionary_of_any_learner_travels_whole(
+    learner: str,
+    more: dict[str, Any],
+    digits_resnet: nn.Module,
+    digits_test: digits.Split,
+    tmp_path: Path,
+) -> None:
+    hooked = salve.attach(digits_resnet)
+    few = digits.Split(digits_test.images[:80], digits_test.labels[:80])
+    acts = salve.record(hooked, few.batches(), progress=False)
+    dictionary = salve.fit(acts, learner, n_latents=16, steps=5, learning_rate=0.01, **more)
+    edit = salve.suppress(hooked, dictionary, latent=1, strength=1.0)
+    EditArtifact(edit, dictionary=dictionary, embed_dictionary=True).save_pretrained(tmp_path)
+    loaded = EditArtifact.from_pretrained(tmp_path).dictionary
+    assert loaded is not None
+    assert loaded.digest() == dictionary.digest()
+    assert loaded.options == dictionary.options
+    assert dict(loaded.meta) == dict(dictionary.meta)
+    assert torch.equal(loaded.encode(acts.tensor()), dictionary.encode(acts.tensor()))
+
+
 def test_inspect_reads_no_tensors_and_reports_the_card(
     tiny: EditArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

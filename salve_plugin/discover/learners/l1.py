@@ -1,14 +1,13 @@
 """The paper's dictionary: a linear autoencoder with an l1 penalty on its codes."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from salve_plugin.discover.learners.base import Learner
-from salve_plugin.errors import InputError
+from salve_plugin.discover.learners.base import Learner, Outcome, Step, Tensors
+from salve_plugin.discover.learners.checks import at_least
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,11 @@ class L1(Learner):
     """
 
     name: ClassVar[str] = "l1"
+    summary: ClassVar[str] = "linear code with an l1 penalty: signed, dense, exactly foldable"
     source: ClassVar[str] = "SALVE: sparse autoencoder-latent vector editing, linear l1 autoencoder"
+    expansion: ClassVar[float] = 0.5
+    learning_rate: ClassVar[float | None] = 5e-3  # a lower loss is not what an edit needs
+    centred: ClassVar[bool] = False  # the paper's autoencoder sees the activations as they are
     l1: float = 0.1
 
     def __post_init__(self) -> None:
@@ -33,19 +36,21 @@ class L1(Learner):
         Raises:
             InputError: if it is negative or not finite.
         """
-        if not (math.isfinite(self.l1) and self.l1 >= 0):
-            raise InputError(f"l1 must be a finite number of at least 0, got {self.l1}")
+        at_least(0, l1=self.l1)
 
-    def activate(self, pre: Float[Tensor, "*rows latents"]) -> Float[Tensor, "*rows latents"]:
+    def activate(
+        self, t: Tensors, pre: Float[Tensor, "*rows latents"]
+    ) -> Float[Tensor, "*rows latents"]:
         """Return the pre-activations themselves."""
         return pre
 
-    def loss(
-        self,
-        x: Float[Tensor, "rows width"],
-        code: Float[Tensor, "rows latents"],
-        reconstruction: Float[Tensor, "rows width"],
-    ) -> Float[Tensor, ""]:
+    def initial_code(self, pre: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows latents"]:
+        """Return the pre-activations themselves."""
+        return pre
+
+    def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² + l1 · ‖z‖₁."""
-        error = (x - reconstruction).square().sum(-1)
-        return (error + self.l1 * code.abs().sum(-1)).mean()
+        code = self.encode(t, step.x)
+        error = (step.x - self.decode(t, code)).square().sum(-1)
+        penalty = self.l1 * step.weight * code.abs().sum(-1)
+        return Outcome((error + penalty).mean(), (code != 0).sum(0))

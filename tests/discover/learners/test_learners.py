@@ -1,5 +1,7 @@
 """The registry of learners, and the linear l1 learner's loss."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from salve_plugin.discover.learners import LEARNERS, create, register
+from salve_plugin.discover.learners import LEARNERS, create, learners, register
+from salve_plugin.discover.learners.base import Step, Tensors
 from salve_plugin.discover.learners.l1 import L1
 from salve_plugin.errors import InputError
 
@@ -27,7 +30,7 @@ class Rectified(L1):
 
     name: ClassVar[str] = "rectified"
 
-    def activate(self, pre: Tensor) -> Tensor:
+    def activate(self, t: Tensors, pre: Tensor) -> Tensor:
         return pre.relu()
 
 
@@ -45,8 +48,8 @@ def test_a_learner_can_be_added_once_under_a_free_name() -> None:
 
 
 def test_an_unknown_learner_or_option_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(InputError, match=r"no learner 'topk'; choose one of \['l1'\]"):
-        create("topk", {})
+    with pytest.raises(InputError, match=r"no learner 'top'; choose one of \[.*'topk'"):
+        create("top", {})
     with pytest.raises(InputError, match=r"no options \['k'\]; it has \['l1'\]"):
         create("l1", {"k": 32})
     for bad in (-0.1, float("nan"), float("inf")):
@@ -54,32 +57,81 @@ def test_an_unknown_learner_or_option_is_refused_with_those_that_exist() -> None
             create("l1", {"l1": bad})
 
 
-def test_every_learner_has_its_name_and_source() -> None:
+JUNK = """
+from dataclasses import fields
+from salve_plugin.discover.learners import LEARNERS, create
+from salve_plugin.errors import InputError
+
+junk = ("x", {}, [1, "a"], None, True, -1, 0, 2.5, 1e308, float("nan"), float("-inf"))
+tried = 0
+for name, learner in LEARNERS.items():
+    for field in fields(learner):
+        taken = []
+        for value in junk:
+            tried += 1
+            try:
+                create(name, {field.name: value})
+            except InputError:
+                continue
+            taken.append(value)
+        bad = [value for value in taken if isinstance(value, (str, dict, list))]
+        assert not bad and len(taken) < len(junk), (name, field.name, taken)
+print(tried)
+"""
+
+
+def test_options_from_a_file_are_taken_or_refused_but_never_crash() -> None:
+    """In a process of its own: here every call's types are checked before our checks run."""
+    done = subprocess.run([sys.executable, "-c", JUNK], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 300
+
+
+def test_every_learner_says_what_it_is_and_where_it_is_from() -> None:
+    listed = {info.name: info for info in learners()}
+    assert sorted(listed) == sorted(LEARNERS)
     for name, learner in LEARNERS.items():
         assert learner.name == name
+        assert (listed[name].summary, listed[name].source) == (learner.summary, learner.source)
+        assert learner.summary
         assert learner.source
+        assert "\n" not in str(listed[name])
+
+
+def tensors_of_l1(random: torch.Generator, latents: int, width: int) -> Tensors:
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64, requires_grad=True)
+
+    return {
+        "atoms": randn(latents, width), "encoder_weight": randn(latents, width),
+        "encoder_bias": randn(latents), "decoder_bias": randn(width),
+    }  # fmt: skip
 
 
 def test_the_loss_is_the_mean_of_squared_error_and_weighted_codes_per_row() -> None:
+    t = {
+        "atoms": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        "encoder_weight": torch.tensor([[1.0, 0.0], [0.0, -1.0]]),
+        "encoder_bias": torch.tensor([0.0, 1.0]),
+        "decoder_bias": torch.tensor([0.0, 0.5]),
+    }
     x = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
-    back = torch.tensor([[1.0, 0.0], [3.0, 4.0]])  # squared errors 4 and 25
-    code = torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, -0.5]])  # l1 norms 3.5 and 0.5
-    assert float(L1(l1=0.1).loss(x, code, back)) == pytest.approx((4 + 25) / 2 + 0.1 * 2.0)
+    # codes (1, -1) and (0, 1); reconstructions (1, -0.5) and (0, 1.5); squared errors 6.25 and 2.25
+    outcome = L1(l1=0.1).loss(t, Step(x, torch.zeros(2, dtype=torch.bool)))
+    assert float(outcome.loss) == pytest.approx((6.25 + 2.25) / 2 + 0.1 * (2 + 1) / 2)
+    assert outcome.active.tolist() == [1, 2]
 
 
 def test_the_gradient_of_the_loss_is_its_formula() -> None:
     """dL/dz = (2 (x̂ − x) Vᵀ + l1 sign z) / N, dL/dE = (dL/dz)ᵀ x, dL/dV = 2 zᵀ (x̂ − x) / N."""
     random = torch.Generator().manual_seed(0)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random, dtype=torch.float64, requires_grad=True)
-
-    x, encoder, atoms = randn(7, 5), randn(3, 5), randn(3, 5)
-    code = x @ encoder.T
-    back = code @ atoms
-    loss = L1(l1=0.3).loss(x, code, back)
-    to_encoder, to_atoms = torch.autograd.grad(loss, [encoder, atoms])
+    t = tensors_of_l1(random, 3, 5)
+    x = torch.randn(7, 5, generator=random, dtype=torch.float64)
+    loss = L1(l1=0.3).loss(t, Step(x, torch.zeros(3, dtype=torch.bool))).loss
+    to_encoder, to_atoms = torch.autograd.grad(loss, [t["encoder_weight"], t["atoms"]])
     with torch.no_grad():
-        of_code = (2 * (back - x) @ atoms.T + 0.3 * code.sign()) / 7
+        code = x @ t["encoder_weight"].T + t["encoder_bias"]
+        back = code @ t["atoms"] + t["decoder_bias"]
+        of_code = (2 * (back - x) @ t["atoms"].T + 0.3 * code.sign()) / 7
         torch.testing.assert_close(to_encoder, of_code.T @ x)
         torch.testing.assert_close(to_atoms, 2 * code.T @ (back - x) / 7)

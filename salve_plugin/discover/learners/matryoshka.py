@@ -1,0 +1,111 @@
+"""Matryoshka: nested dictionaries, each of which must reconstruct on its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from salve_plugin.discover.learners.base import Start, Tensors
+from salve_plugin.discover.learners.batch_topk import BatchTopK
+from salve_plugin.discover.learners.checks import above
+from salve_plugin.discover.sparse import Code, Support
+from salve_plugin.errors import InputError
+
+
+@dataclass(frozen=True)
+class Matryoshka(BatchTopK):
+    """BatchTopK codes; the loss is the mean over nested prefixes of the latents of ‖x − x̂‖².
+
+    The first latents have to reconstruct alone, so they learn what is general; later ones add the
+    particulars. A general latent then cannot leave to a particular one the rows that this one
+    covers (absorption). The auxiliary loss learns from the error of the whole dictionary.
+
+    Attributes:
+        k: active latents of a row, on average.
+        aux: weight of the auxiliary loss.
+        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+        groups: sizes of the groups of latents that the prefixes end after, as shares of all
+            latents; what they leave over is the last group. Without any it is BatchTopK.
+    """
+
+    name: ClassVar[str] = "matryoshka"
+    summary: ClassVar[str] = "BatchTopK whose first latents reconstruct alone: general ones first"
+    source: ClassVar[str] = "Bussmann et al. 2025; Nabeshima 2024, Matryoshka sparse autoencoders"
+    groups: Sequence[float] = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: if one is out of range.
+        """
+        super().__post_init__()
+        if not isinstance(self.groups, (list, tuple)):
+            raise InputError(f"groups must be a list of shares of the latents, got {self.groups}")
+        object.__setattr__(self, "groups", tuple(self.groups))  # JSON returns a list
+        for share in self.groups:
+            above(0, groups=share)
+        if sum(self.groups) >= 1:
+            raise InputError(
+                f"groups {self.groups} add up to {sum(self.groups):g} and leave no latents to the "
+                "last group; choose shares that add up to less than 1"
+            )
+
+    def sizes(self, n_latents: int) -> list[int]:
+        """Return how many latents each group has; the prefixes end at their running sums.
+
+        Raises:
+            InputError: if a group would be empty.
+        """
+        sizes = [round(share * n_latents) for share in self.groups]
+        sizes.append(n_latents - sum(sizes))
+        if min(sizes) < 1:
+            raise InputError(
+                f"groups {self.groups} of {n_latents} latents have sizes {sizes}, and none may be "
+                "empty; choose more latents, or fewer and larger groups"
+            )
+        return sizes
+
+    def prepare(self, start: Start) -> Tensors:
+        """Return the four tied tensors, and the threshold (latents,), which is not trained.
+
+        Raises:
+            InputError: if there are fewer than k latents, or a group would be empty.
+        """
+        self.sizes(start.n_latents)
+        return super().prepare(start)
+
+    def misfit(
+        self, t: Tensors, x: Float[Tensor, "rows width"], code: Code
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows width"]]:
+        """Return the mean over rows and prefixes of ‖x − x̂‖², and x − x̂ of all latents."""
+        sizes = self.sizes(len(t["atoms"]))
+        atoms = torch.split(
+            t["atoms"], sizes
+        )  # a slice each would have a gradient as large as all atoms
+        parts = zip(blocks(code, sizes), atoms, strict=True)
+        left = list(accumulate((z.decode(part) for z, part in parts), torch.sub, initial=x))
+        errors = [rest - t["decoder_bias"] for rest in left[1:]]
+        return torch.stack([error.square().sum(-1).mean() for error in errors]).mean(), errors[-1]
+
+
+def blocks(code: Code, sizes: list[int]) -> list[Code]:
+    """Return a sparse code's parts for consecutive groups of latents of these sizes."""
+    support = code.support
+    assert support is not None
+    group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    group_of = group.to(support.latents.device)[support.latents]
+    parts, first = [], 0
+    for number, size in enumerate(sizes):
+        inside = (group_of == number).nonzero().flatten()
+        starts = torch.zeros_like(support.starts)
+        starts[1:] = torch.bincount(support.rows[inside], minlength=support.n_rows).cumsum(0)
+        parts.append(
+            Code(code.values[inside], Support(starts, support.latents[inside] - first, size))
+        )
+        first += size
+    return parts

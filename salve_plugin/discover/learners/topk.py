@@ -1,0 +1,92 @@
+"""TopK: exactly k latents in each row, and an auxiliary loss that brings dead ones back."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from salve_plugin.discover.learners.auxiliary import dead_loss
+from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
+from salve_plugin.discover.learners.checks import at_least, fits, whole
+from salve_plugin.discover.selection import largest
+from salve_plugin.discover.sparse import Code, Support, encode_at, pre_activations
+
+
+@dataclass(frozen=True)
+class TopK(Learner):
+    """z keeps the k largest of relu(E x + b_e) in each row; loss ‖x − x̂‖² + aux · AuxK.
+
+    Attributes:
+        k: active latents of a row; fewer where fewer pre-activations are positive.
+        aux: weight of the auxiliary loss.
+        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+    """
+
+    name: ClassVar[str] = "topk"
+    summary: ClassVar[str] = (
+        "keeps the k largest activations of each row; dead latents learn errors"
+    )
+    source: ClassVar[str] = "Gao et al. 2024, Scaling and evaluating sparse autoencoders"
+    l0_control: ClassVar[Literal["k", "weight"] | None] = "k"
+    signed: ClassVar[bool] = False
+    k: int = 32
+    aux: float = 1 / 32
+    k_aux: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: if one is out of range.
+        """
+        whole(k=self.k, k_aux=1 if self.k_aux is None else self.k_aux)
+        at_least(0, aux=self.aux)
+
+    def activate(
+        self, t: Tensors, pre: Float[Tensor, "*rows latents"]
+    ) -> Float[Tensor, "*rows latents"]:
+        """Keep the k largest positive pre-activations of each row."""
+        values, latents = pre.topk(min(self.k, pre.shape[-1]), dim=-1)
+        return torch.zeros_like(pre).scatter(-1, latents, functional.relu(values))
+
+    def initial_code(self, pre: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows latents"]:
+        """Keep the k largest positive pre-activations of each row."""
+        return TopK.activate(self, {}, pre)
+
+    def prepare(self, start: Start) -> Tensors:
+        """Return the four tied tensors.
+
+        Raises:
+            InputError: if there are fewer than k latents.
+        """
+        fits(self.k, start.n_latents)
+        return start.tensors()
+
+    def loss(self, t: Tensors, step: Step) -> Outcome:
+        """Return the mean over rows of ‖x − x̂‖² + aux · AuxK."""
+        weight, bias = t["encoder_weight"], t["encoder_bias"]
+        pre = pre_activations(step.x, weight, bias, step.scratch)
+        with torch.no_grad():
+            support = self.select(pre, t, step)
+        values = encode_at(step.x, weight, bias, support, pre)
+        code = Code(values if self.signed else functional.relu(values), support)
+        loss, error = self.misfit(t, step.x, code)
+        if self.aux and bool(step.dead.any()):
+            k_aux = self.k_aux or min(4 * self.k, max(1, step.x.shape[1] // 2))
+            loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux, signed=self.signed)
+        return Outcome(loss, code.counts())
+
+    def misfit(
+        self, t: Tensors, x: Float[Tensor, "rows width"], code: Code
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows width"]]:
+        """Return the mean over rows of ‖x − x̂‖², and x − x̂."""
+        error = x - code.decode(t["atoms"]) - t["decoder_bias"]
+        return error.square().sum(-1).mean(), error
+
+    def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:
+        """Return which latents of a training batch are kept."""
+        values, latents = largest(pre, self.k)
+        return Support.of_indices(latents, pre.shape[1], values)

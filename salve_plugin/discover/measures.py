@@ -1,0 +1,37 @@
+"""How well a finished dictionary reconstructs what it was learned from, in one pass."""
+
+import torch
+
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners.base import L0_TOLERANCE
+from salve_plugin.discover.rows import Rows, Spread, held_out
+
+
+@torch.no_grad()
+def quality_of(dictionary: Dictionary, data: Rows, scale: float) -> dict[str, object]:
+    """Return R² on training and held-out rows, held-out L0, and the share of dead latents."""
+    rows_of = {"train": Spread(dictionary.width), "held_out": Spread(dictionary.width)}
+    errors = dict.fromkeys(rows_of, 0.0)
+    alive = torch.zeros(dictionary.n_latents, dtype=torch.bool)
+    active = 0
+    for rows, images in data.all():
+        code = dictionary.encode(rows)
+        error = (rows - dictionary.decode(code)).double().square().sum(1)
+        on, apart = code.abs() > L0_TOLERANCE * scale, held_out(images)
+        for part, chosen in (("train", ~apart), ("held_out", apart)):
+            rows_of[part].add(rows[chosen])
+            errors[part] += float(error[chosen].sum())
+        alive |= on[~apart].any(0)
+        active += int(on[apart].sum())
+    n_held_out = rows_of["held_out"].n_rows
+    r2 = {
+        f"{part}_r2": 1 - errors[part] / rows.total() if rows.total() else None
+        for part, rows in rows_of.items()
+    }
+    return {
+        **r2,
+        "held_out_rows": n_held_out,
+        "l0": active / n_held_out if n_held_out else None,
+        "l0_tolerance": L0_TOLERANCE,
+        "dead_share": 1 - float(alive.double().mean()),
+    }

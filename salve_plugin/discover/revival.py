@@ -1,0 +1,51 @@
+"""Dead latents start anew from rows that are reconstructed badly."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from salve_plugin.discover.learners.base import Learner, Tensors
+
+ENCODER_SHARE = 0.2
+"""Norm of a revived latent's encoder row relative to the living ones': it starts quietly."""
+
+
+def revive(
+    rule: Learner,
+    t: Tensors,
+    optimizer: torch.optim.Optimizer,
+    rows: Float[Tensor, "rows width"],
+    dead: Bool[Tensor, " latents"],
+    random: torch.Generator,
+) -> None:
+    """Give dead latents the directions of badly reconstructed rows, in place.
+
+    Rows are drawn with probability in proportion to their error. A dead latent's atom becomes the
+    row's direction, its encoder the same direction at a fifth of the living encoders' mean norm,
+    its bias zero, and Adam forgets it (the resampling of Bricken et al. 2023).
+
+    Args:
+        rule: the learner.
+        t: its tensors.
+        optimizer: whose moments of those latents are zeroed.
+        rows: a batch, scaled.
+        dead: which latents.
+        random: draws the rows.
+    """
+    latents = dead.nonzero().flatten()
+    if len(latents) == 0:
+        return
+    error = torch.linalg.vector_norm(rows - rule.decode(t, rule.encode(t, rows)), dim=1)
+    if not error.sum() > 0:
+        return
+    drawn = torch.multinomial(error, len(latents), replacement=True, generator=random)
+    directions = torch.nn.functional.normalize(rows[drawn], dim=1)
+    living = t["encoder_weight"][~dead]
+    size = torch.linalg.vector_norm(living, dim=1).mean() if len(living) else rows.new_ones(())
+    t["atoms"][latents] = directions
+    t["encoder_weight"][latents] = ENCODER_SHARE * size * directions
+    t["encoder_bias"][latents] = 0
+    for name in ("atoms", "encoder_weight", "encoder_bias"):
+        for moment in optimizer.state.get(t[name], {}).values():
+            if moment.shape == t[name].shape:
+                moment[latents] = 0

@@ -1,0 +1,317 @@
+"""Dictionaries in the file format of SAELens: `cfg.json` and `sae_weights.safetensors`.
+
+SAELens writes a row's code as σ((x − b_dec) W_enc + b_enc), or without subtracting b_dec, and lets
+decoder rows have any norm. A `Dictionary` folds b_dec into the encoder's bias and has atoms of unit
+norm. Both conversions are exact: where c is the norm of a decoder row, W_enc, b_enc and thresholds
+of that latent are multiplied by c, and its codes become c times larger.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from salve_plugin.discover.dictionary import NORM_TOLERANCE, Dictionary
+from salve_plugin.discover.learners import create
+from salve_plugin.discover.learners.base import Tensors
+from salve_plugin.errors import ArtifactError, InputError, WriteError
+from salve_plugin.files import write_atomically
+from salve_plugin.site import Site
+
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+FORMAT = "6.54.12"
+"""The version of SAELens whose files these are; it writes its version into them."""
+
+UNIT = 1e-6
+"""How far norms of single-precision atoms may be from 1 by rounding alone."""
+
+Weights = dict[str, Tensor]
+
+SHARED = ("W_dec", "W_enc", "b_dec")
+OWN = {
+    "standard": ("b_enc",),
+    "topk": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "b_mag", "r_mag"),
+}
+"""The tensors that SAELens keeps for each architecture besides the shared ones."""
+
+WRITTEN_AS = {
+    "relu_l1": "standard",
+    "topk": "topk",
+    "gradient_topk": "topk",
+    "jumprelu": "jumprelu",
+    "batch_topk": "jumprelu",
+    "mutual_choice": "jumprelu",
+    "feature_choice": "jumprelu",
+    "matryoshka": "jumprelu",
+    "gated": "gated",
+    "gba": "gated",
+}
+"""The architecture that codes as the finished dictionary of a learner does."""
+
+READ_AS = {"standard": "relu_l1", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+"""The learner whose finished dictionary codes as an architecture does."""
+
+
+def save_saelens(dictionary: Dictionary, folder: str | os.PathLike[str]) -> None:
+    """Write a dictionary so that `sae_lens.SAE.load_from_disk(folder)` reads it.
+
+    SAELens then encodes and decodes raw activations as the dictionary does, up to rounding.
+    Dictionaries with a threshold are written as `jumprelu`, GBA as `gated`. The learner, its
+    options and `meta` stay behind, except for the learner's name.
+
+    Raises:
+        InputError: if SAELens has no architecture for what the learner does, or it has one but not
+            for these values (a threshold below zero, a gain of zero).
+        WriteError: if the disk is full or not writable; each of the two files is whole or absent.
+    """
+    architecture = WRITTEN_AS.get(dictionary.learner)
+    if architecture is None:
+        raise InputError(
+            f"SAELens cannot represent the dictionaries of learner '{dictionary.learner}'; it can "
+            f"represent those of {sorted(WRITTEN_AS)}"
+        )
+    weights = _written(dictionary)
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": dictionary.width,
+        "d_sae": dictionary.n_latents,
+        "dtype": str(dictionary.atoms.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": FORMAT,
+            "sae_lens_training_version": None,
+            "hook_name": dictionary.site.name,
+            "salve_learner": dictionary.learner,
+        },
+    }
+    if architecture == "topk":
+        k = dictionary.options["k"]
+        assert isinstance(k, int)
+        config |= {"k": min(k, dictionary.n_latents), "rescale_acts_by_decoder_norm": False}
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {folder}: {error.strerror}") from error
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(folder / WEIGHTS_FILE, save(contiguous, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=1).encode() + b"\n")
+
+
+def load_saelens(folder: str | os.PathLike[str], site: Site) -> Dictionary:
+    """Read a dictionary that SAELens, or `save_saelens`, wrote.
+
+    The architectures `standard`, `topk`, `jumprelu` and `gated` become the learners `relu_l1`,
+    `topk`, `jumprelu` and `gated`; hyper-parameters that only matter in training have their
+    defaults. Decoder rows that are not of unit norm are divided by their norms, and codes are as
+    much larger than SAELens' codes. That is exact for all but TopK, where it would change which
+    latents are the largest unless all norms are the same; with `rescale_acts_by_decoder_norm`
+    SAELens itself compares and returns the larger codes. Half precision is read as float32.
+
+    Args:
+        folder: with `cfg.json` and `sae_weights.safetensors`.
+        site: where in the model the activations are read.
+
+    Returns:
+        The frozen dictionary; its `meta` holds the architecture and SAELens' metadata.
+
+    Raises:
+        ArtifactError: if a file is missing or damaged, or its tensors are not what `cfg.json` says
+            or not finite.
+        InputError: if the dictionary does something that a `Dictionary` cannot (another
+            architecture, normalized or reshaped activations), or does not fit the site.
+    """
+    folder = Path(folder)
+    config = _config(folder / CONFIG_FILE)
+    _refuse(config, folder / CONFIG_FILE, site)
+    architecture = config["architecture"]
+    weights = _weights(folder / WEIGHTS_FILE, config)
+    norms = torch.linalg.vector_norm(weights["W_dec"].double(), dim=1)
+    if architecture == "topk" and not config.get("rescale_acts_by_decoder_norm"):
+        norms = _common(norms, folder)
+    tensors = _with_unit_atoms(_as_tensors(weights, config), norms, folder)
+    options = {"k": config["k"]} if architecture == "topk" else {}
+    meta = {"format": "SAELens", "architecture": architecture, "metadata": config["metadata"]}
+    return Dictionary(tensors, create(READ_AS[architecture], options), site, meta)
+
+
+def _written(dictionary: Dictionary) -> Weights:
+    """Return SAELens' tensors, which read the raw activations without subtracting b_dec."""
+    t = dictionary.tensors
+    bias = t["encoder_bias"]
+    shared = {"W_enc": t["encoder_weight"].T, "W_dec": t["atoms"], "b_dec": t["decoder_bias"]}
+    if dictionary.learner == "gba":  # relu(pre + offset), as in the magnitude path of gain 1
+        own = {"b_gate": bias, "r_mag": torch.zeros_like(bias), "b_mag": bias + t["offset"]}
+        return {**shared, **own}
+    if dictionary.learner == "gated":
+        gain = t["gain"]
+        _all(gain > 0, gain, "gain", "SAELens stores its logarithm")
+        magnitude = t["magnitude_bias"].double() + gain.double() * bias.double()
+        return {**shared, "b_gate": bias, "r_mag": gain.log(), "b_mag": magnitude.to(bias.dtype)}
+    if "threshold" in t:
+        _all(t["threshold"] >= 0, t["threshold"], "threshold", "SAELens rectifies codes")
+        return {**shared, "b_enc": bias, "threshold": t["threshold"]}
+    return {**shared, "b_enc": bias}
+
+
+def _all(good: Tensor, values: Tensor, name: str, why: str) -> None:
+    """Raise InputError unless every value is good."""
+    if not good.all():
+        latent = int(good.int().argmin())
+        raise InputError(
+            f"{name} of latent {latent} is {float(values[latent]):g}: {why}, so that its files "
+            "cannot represent this dictionary"
+        )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return the fields of `cfg.json`, in the layout that SAELens has had since version 6."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("metadata") or {}, dict):
+        raise ArtifactError(f"{path} does not hold the fields of a SAELens dictionary")
+    for older, newer in (("activation_fn_str", "activation_fn"), ("hook_point", "hook_name")):
+        if older in config:
+            config[newer] = config.pop(older)
+    hook = config.get("hook_name") or ""
+    defaults = {
+        "architecture": "standard",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if "hook_z" in hook else "none",
+        "metadata": {"hook_name": hook} if hook else {},
+    }
+    return {**defaults, **{name: value for name, value in config.items() if value is not None}}
+
+
+def _refuse(config: Mapping[str, Any], path: Path, site: Site) -> None:
+    """Raise unless a dictionary for the site can do what the fields say."""
+    architecture = config["architecture"]
+    if architecture not in OWN:
+        raise InputError(
+            f"{path} describes a SAELens dictionary of architecture {architecture!r}; "
+            f"salve_plugin reads {sorted(OWN)}"
+        )
+    ways = {
+        "normalize_activations": ("none", False),
+        "reshape_activations": ("none",),
+        "activation_fn": ("relu",),
+        "finetuning_scaling_factor": (False,),
+    }
+    for name, allowed in ways.items():
+        if config.get(name, allowed[0]) not in allowed:
+            raise InputError(
+                f"{path} has {name} = {config[name]!r}: that changes activations row by row, or by "
+                f"numbers that the folder does not hold; a dictionary needs {allowed[0]!r}. Fold "
+                "it into the weights with SAELens and save again"
+            )
+    for name in ("d_in", "d_sae"):
+        if type(config.get(name)) is not int:
+            raise ArtifactError(f"{path} has {name} = {config.get(name)!r}; expected a number")
+    if config["d_in"] != site.width:
+        raise InputError(
+            f"{path} has d_in = {config['d_in']}, but site '{site.name}' has {site.width} "
+            "features; load it for the site that it was trained on"
+        )
+    k, latents = config.get("k"), config.get("d_sae")
+    if architecture == "topk" and not (
+        type(k) is int and type(latents) is int and 0 < k <= latents
+    ):
+        raise ArtifactError(f"{path} has k = {k!r}; expected a whole number from 1 to d_sae")
+
+
+def _weights(path: Path, config: Mapping[str, Any]) -> Weights:
+    """Return the tensors, at least in single precision, after checking names, shapes and values."""
+    try:
+        weights = load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from error
+    names = sorted((*SHARED, *OWN[config["architecture"]]))
+    if sorted(weights) != names:
+        raise ArtifactError(
+            f"{path} holds {sorted(weights)}; a dictionary of architecture "
+            f"'{config['architecture']}' has {names}"
+        )
+    width, latents = config["d_in"], config["d_sae"]
+    shapes = {"W_enc": (width, latents), "W_dec": (latents, width), "b_dec": (width,)}
+    for name, tensor in sorted(weights.items()):
+        shape = shapes.get(name, (latents,))
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise ArtifactError(
+                f"{name} in {path} is {tensor.dtype} of shape {tuple(tensor.shape)}; {CONFIG_FILE} "
+                f"asks for floats of shape {shape}"
+            )
+        if not tensor.isfinite().all():
+            raise ArtifactError(f"{name} in {path} holds NaN or infinite values")
+    kind = torch.promote_types(weights["W_dec"].dtype, torch.float32)
+    return {name: tensor.to(kind) for name, tensor in weights.items()}
+
+
+def _as_tensors(weights: Weights, config: Mapping[str, Any]) -> Tensors:
+    """Return the dictionary's tensors, its atoms still of any norm.
+
+    With u = W_encᵀ (x − b_dec), a gate u + b_gate is E x + b_e, and the magnitude eʳ u + b_mag is
+    eʳ (E x + b_e) + b_mag − eʳ b_gate.
+    """
+    encoder = weights["W_enc"].T.contiguous()
+    gated = config["architecture"] == "gated"
+    bias = weights["b_gate" if gated else "b_enc"].double()
+    if config["apply_b_dec_to_input"]:
+        bias = bias - encoder.double() @ weights["b_dec"].double()
+    tensors = {
+        "atoms": weights["W_dec"],
+        "encoder_weight": encoder,
+        "encoder_bias": bias,
+        "decoder_bias": weights["b_dec"],
+    }
+    if gated:
+        gain = weights["r_mag"].double().exp()
+        # Relative to the gate that E x + b_e is: with its bias before b_dec was folded in.
+        magnitude = weights["b_mag"].double() - gain * weights["b_gate"].double()
+        tensors |= {"gain": gain, "magnitude_bias": magnitude}
+    if "threshold" in weights:  # SAELens rectifies: a threshold below zero does what zero does
+        tensors["threshold"] = weights["threshold"].clamp(min=0)
+    return tensors
+
+
+def _common(norms: Tensor, folder: Path) -> Tensor:
+    """Return the one norm that all decoder rows have, for each of them."""
+    mean = norms.mean()
+    if ((norms - mean).abs() > NORM_TOLERANCE * mean).any():
+        raise InputError(
+            f"decoder rows in {folder} have norms from {float(norms.min()):.6g} to "
+            f"{float(norms.max()):.6g}: atoms of norm 1 would change which latents are the k "
+            "largest. Train with rescale_acts_by_decoder_norm, or retrain with fit()"
+        )
+    return mean.expand_as(norms)
+
+
+def _with_unit_atoms(tensors: Tensors, norms: Tensor, folder: Path) -> Tensors:
+    """Return tensors with atoms of unit norm and codes as much larger; unchanged if they are."""
+    if not (norms > 0).all():
+        raise InputError(
+            f"decoder row {int(norms.argmin())} in {folder} is zero: it has no direction. Remove "
+            "the latent"
+        )
+    kind = tensors["atoms"].dtype
+    if ((norms - 1).abs() > UNIT).any():
+        factors = {"atoms": 1 / norms, "decoder_bias": None, "gain": None}
+        for name, tensor in tensors.items():
+            factor = factors.get(name, norms)
+            if factor is not None:
+                tensors[name] = tensor * (factor if tensor.ndim == 1 else factor[:, None])
+    return {name: tensor.to(kind) for name, tensor in tensors.items()}

@@ -1,0 +1,306 @@
+"""Sparse products for training: a step costs one dense product, whatever the dictionary's size.
+
+A code with k of n latents active needs k/n of what dense products compute, and so do the gradients
+of encoder and decoder, because latents that are not active have none. Codes are compressed sparse
+rows (CSR): the active latents of all rows one after the other.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """Which latents of which rows may be non-zero.
+
+    Attributes:
+        starts: where each row's latents begin, and where the last row's end (rows + 1,), int32.
+        latents: active latents, row after row (active,), int32.
+        n_latents: number of latents.
+        known: the pre-activations there, if choosing them found them (active,).
+    """
+
+    starts: Int[Tensor, " rows_and_one"]
+    latents: Int[Tensor, " active"]
+    n_latents: int
+    known: Float[Tensor, " active"] | None = None
+
+    @classmethod
+    def of_indices(
+        cls,
+        latents: Int[Tensor, "rows k"],
+        n_latents: int,
+        known: Float[Tensor, "rows k"] | None = None,
+    ) -> "Support":
+        """Take k latents in each row, whose pre-activations may be known."""
+        rows, k = latents.shape
+        starts = torch.arange(0, rows * k + 1, k, dtype=torch.int32, device=latents.device)
+        values = None if known is None else known.flatten()
+        return cls(starts, latents.flatten().int(), n_latents, values)
+
+    @classmethod
+    def of_mask(cls, mask: Bool[Tensor, "rows latents"]) -> "Support":
+        """Take the latents where the mask is true."""
+        n_rows, n_latents = mask.shape
+        places = mask.flatten().nonzero().flatten()
+        ends = torch.arange(n_rows + 1, device=mask.device) * n_latents
+        starts = torch.searchsorted(places, ends)
+        return cls(starts.int(), (places % n_latents).int(), n_latents)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.starts) - 1
+
+    @cached_property
+    def rows(self) -> Int[Tensor, " active"]:
+        """The row of each active latent."""
+        counts = self.starts.diff()
+        return torch.repeat_interleave(
+            torch.arange(self.n_rows, device=counts.device), counts, output_size=len(self.latents)
+        )
+
+    def counts(self) -> Int[Tensor, " latents"]:
+        """Return in how many rows each latent is active."""
+        return torch.bincount(self.latents, minlength=self.n_latents)
+
+    @cached_property
+    def _places(self) -> Int[Tensor, " active"]:
+        """Where in the flattened matrix each entry is."""
+        return self.rows * self.n_latents + self.latents
+
+    @cached_property
+    def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each latent's entries start once sorted by latent, their rows, and their order."""
+        order = self.latents.argsort(stable=True)
+        starts = torch.zeros(self.n_latents + 1, dtype=torch.int32, device=order.device)
+        starts[1:] = self.counts().cumsum(0)
+        return starts, self.rows[order].int(), order
+
+    def gather(self, dense: Float[Tensor, "rows latents"]) -> Float[Tensor, " active"]:
+        """Return the values of a dense matrix at the support."""
+        return dense.flatten().index_select(0, self._places)
+
+    def dense(self, values: Float[Tensor, " active"]) -> Float[Tensor, "rows latents"]:
+        """Return the dense matrix with these values at the support and zero elsewhere."""
+        matrix = values.new_zeros(self.n_rows * self.n_latents)
+        return matrix.index_put((self._places,), values).view(self.n_rows, self.n_latents)
+
+    def sum_rows(
+        self, values: Float[Tensor, " active"], rows: Float[Tensor, "rows width"]
+    ) -> Float[Tensor, "latents width"]:
+        """Return zᵀ x: for each latent the sum of the rows, weighted by the values there."""
+        starts, of_rows, order = self._by_latent
+        return functional.embedding_bag(
+            of_rows, rows, starts[:-1], mode="sum", per_sample_weights=values[order]
+        )
+
+    def sum_latents(
+        self, values: Float[Tensor, " active"], atoms: Float[Tensor, "latents width"]
+    ) -> Float[Tensor, "rows width"]:
+        """Return z V: for each row the sum of its latents' atoms, weighted by the values."""
+        return functional.embedding_bag(
+            self.latents, atoms, self.starts[:-1], mode="sum", per_sample_weights=values
+        )
+
+    def products(
+        self, rows: Float[Tensor, "rows width"], atoms: Float[Tensor, "latents width"]
+    ) -> Float[Tensor, " active"]:
+        """Return x Vᵀ at the support only."""
+        zeros = torch.zeros(len(self.latents), dtype=rows.dtype, device=rows.device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            pattern = torch.sparse_csr_tensor(
+                self.starts, self.latents, zeros, (self.n_rows, self.n_latents),
+                check_invariants=False,
+            )  # fmt: skip
+        sampled: Tensor = torch.sparse.sampled_addmm(pattern, rows, atoms.T, beta=0.0)
+        return sampled.values()
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """The code of a batch, sparse or dense.
+
+    Attributes:
+        values: at the support (active,), or of all latents (rows, latents) without one.
+        support: which latents the values are of; None if of all.
+    """
+
+    values: Tensor
+    support: Support | None = None
+
+    def at(self, vector: Float[Tensor, " latents"]) -> Tensor:
+        """Return one number per latent beside each value."""
+        return vector if self.support is None else vector[self.support.latents]
+
+    def replaced(self, values: Tensor) -> "Code":
+        """Return other values at the same places."""
+        return Code(values, self.support)
+
+    def decode(self, atoms: Float[Tensor, "latents width"]) -> Float[Tensor, "rows width"]:
+        """Return z V; differentiable in values and atoms."""
+        if self.support is None:
+            return self.values @ atoms
+        return decode_at(self.values, self.support, atoms)
+
+    def counts(self, above: float = 0.0) -> Int[Tensor, " latents"]:
+        """Return in how many rows the size of each latent is above a bound."""
+        active = self.values.detach().abs() > above
+        if self.support is None:
+            return active.sum(0)
+        on = self.support.latents[active]
+        return torch.bincount(on, minlength=self.support.n_latents)
+
+
+class Scratch:
+    """Memory for one large matrix, used again in every step.
+
+    Fresh memory of tens of megabytes comes from the system page by page, which costs a sixth of the
+    product that fills it.
+    """
+
+    def __init__(self) -> None:
+        """Start without memory."""
+        self._memory = torch.empty(0)
+
+    def like(self, rows: int, columns: int, like: Tensor) -> Float[Tensor, "rows columns"]:
+        """Return a matrix whose content is left over from the last call."""
+        memory = self._memory
+        same = memory.dtype == like.dtype and memory.device == like.device
+        if not same or memory.numel() < rows * columns:
+            self._memory = memory = like.new_empty(rows * columns)
+        return memory[: rows * columns].view(rows, columns)
+
+
+@torch.no_grad()
+def pre_activations(
+    x: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "latents width"],
+    bias: Float[Tensor, " latents"],
+    scratch: Scratch | None = None,
+) -> Float[Tensor, "rows latents"]:
+    """Return x Eᵀ + b_e without gradients, in the type of `x` even where autocast computes it.
+
+    Sums of codes need more than bfloat16.
+    """
+    if scratch is None or torch.is_autocast_enabled(x.device.type):
+        return torch.addmm(bias, x, weight.T).to(x.dtype)
+    return torch.addmm(bias, x, weight.T, out=scratch.like(len(x), len(weight), x))
+
+
+MAX_DENSITY = 0.1
+"""Share of active latents above which dense products are faster, measured at width 512."""
+
+
+def encode_where(
+    x: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "latents width"],
+    bias: Float[Tensor, " latents"],
+    pre: Float[Tensor, "rows latents"],
+    mask: Bool[Tensor, "rows latents"],
+) -> Code:
+    """Return the pre-activations where the mask is true, differentiable in `weight` and `bias`.
+
+    If that is more than a tenth, it returns all of them: whoever calls must give the others the
+    value zero.
+
+    Args:
+        x: rows; they get no gradient.
+        weight: encoder.
+        bias: of the encoder.
+        pre: all pre-activations, as from `pre_activations`.
+        mask: which of them are needed.
+    """
+    if int(torch.count_nonzero(mask)) > MAX_DENSITY * mask.numel():
+        return Code(_Encode.apply(x, weight, bias, pre))
+    support = Support.of_mask(mask)
+    return Code(encode_at(x, weight, bias, support, pre), support)
+
+
+def encode_at(
+    x: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "latents width"],
+    bias: Float[Tensor, " latents"],
+    support: Support,
+    pre: Float[Tensor, "rows latents"],
+) -> Float[Tensor, " active"]:
+    """Return the pre-activations at the support, differentiable in `weight` and `bias`.
+
+    Args:
+        x: rows; they get no gradient.
+        weight: encoder.
+        bias: of the encoder.
+        support: which pre-activations.
+        pre: all of them, x Eᵀ + b_e, computed without gradients.
+    """
+    values: Tensor = _EncodeAt.apply(x, weight, bias, support, pre)
+    return values
+
+
+def decode_at(
+    values: Float[Tensor, " active"],
+    support: Support,
+    atoms: Float[Tensor, "latents width"],
+) -> Float[Tensor, "rows width"]:
+    """Return the sum of the atoms weighted by each row's code, z V; differentiable in both."""
+    rows: Tensor = _DecodeAt.apply(values, atoms, support)
+    return rows
+
+
+class _Encode(torch.autograd.Function):
+    """All pre-activations, which are known already, with their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pre: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return pre.view_as(pre)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return None, gradient.T @ x, gradient.sum(0), None
+
+
+class _EncodeAt(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, support: Support, pre: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.support = support
+        return support.gather(pre) if support.known is None else support.known.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        support: Support = ctx.support
+        for_bias = gradient.new_zeros(support.n_latents).index_add_(0, support.latents, gradient)
+        return None, support.sum_rows(gradient, x), for_bias, None, None
+
+
+class _DecodeAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, atoms: Tensor, support: Support) -> Tensor:
+        ctx.save_for_backward(values, atoms)
+        ctx.support = support
+        return support.sum_latents(values, atoms)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, atoms = ctx.saved_tensors
+        support: Support = ctx.support
+        gradient = gradient.contiguous()
+        for_values = for_atoms = None
+        if ctx.needs_input_grad[0]:
+            for_values = support.products(gradient, atoms)
+        if ctx.needs_input_grad[1]:
+            for_atoms = support.sum_rows(values, gradient)
+        return for_values, for_atoms, None

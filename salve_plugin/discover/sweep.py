@@ -1,0 +1,111 @@
+"""Many small fits, and which of them nothing else beats."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from time import process_time
+from typing import Any
+
+from torch import Tensor
+
+from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.train import fit
+from salve_plugin.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One fit of a sweep.
+
+    Attributes:
+        learner: its name.
+        arguments: what it was fitted with besides the arguments that all trials share.
+        dictionary: the result.
+        r2: on held-out rows.
+        l0: active latents of a held-out row.
+        dead_share: latents that no training row activates.
+        seconds: processor time of the fit.
+        front: whether no other trial has at least its R² at no more active latents.
+    """
+
+    learner: str
+    arguments: Mapping[str, Any]
+    dictionary: Dictionary
+    r2: float
+    l0: float
+    dead_share: float
+    seconds: float
+    front: bool = False
+
+    def __str__(self) -> str:
+        """Return the trial in one line; the front is starred."""
+        arguments = " ".join(f"{name}={value}" for name, value in self.arguments.items())
+        return (
+            f"{'*' if self.front else ' '} {self.learner:<12} R² {self.r2:.4f}  L0 {self.l0:8.2f}  "
+            f"dead {self.dead_share:6.1%}  {self.seconds:7.1f} s  {arguments}"
+        )
+
+
+def sweep(
+    acts: Activations | Tensor,
+    learners: str | Sequence[str],
+    grid: Mapping[str, Sequence[Any]],
+    **shared: Any,
+) -> list[Trial]:
+    """Fit every combination of a small grid; return the trials by L0, the front of R² marked.
+
+    Args:
+        acts: as for `fit`.
+        learners: one learner or several.
+        grid: values to try for each argument of `fit`, options of the learner included.
+        **shared: arguments of `fit` that all trials share.
+
+    Raises:
+        InputError: if the grid is empty, an argument is in it and shared, the data have no
+            held-out rows, or as `fit` says.
+    """
+    names = [learners] if isinstance(learners, str) else list(learners)
+    empty = [name for name, values in grid.items() if len(values) == 0]
+    both = sorted(set(grid) & set(shared))
+    if empty or both or not names:
+        raise InputError(
+            f"nothing to try for {empty or 'learners'}"
+            if empty or not names
+            else f"{both} are in the grid and shared by all trials; give each once"
+        )
+    trials = [
+        _trial(acts, name, arguments, shared) for name in names for arguments in _combined(grid)
+    ]
+    return sorted(_marked(trials), key=lambda trial: (trial.l0, -trial.r2))
+
+
+def _combined(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def _trial(
+    acts: Activations | Tensor, learner: str, arguments: dict[str, Any], shared: Mapping[str, Any]
+) -> Trial:
+    before = process_time()
+    dictionary = fit(acts, learner, **arguments, **shared)
+    seconds = process_time() - before
+    r2, l0, dead = (dictionary.meta[name] for name in ("held_out_r2", "l0", "dead_share"))
+    if not isinstance(r2, float) or not isinstance(l0, float) or not isinstance(dead, float):
+        raise InputError(
+            f"{dictionary.meta['held_out_rows']} held-out rows are too few to compare trials; "
+            "record more images"
+        )
+    return Trial(learner, arguments, dictionary, r2, l0, dead, seconds)
+
+
+def _marked(trials: list[Trial]) -> Iterator[Trial]:
+    """Yield the trials, those marked that no other one beats or equals at lower cost."""
+    for trial in trials:
+        beaten = any(
+            other.r2 >= trial.r2 and other.l0 <= trial.l0
+            and (other.r2 > trial.r2 or other.l0 < trial.l0)
+            for other in trials
+        )  # fmt: skip
+        yield Trial(**{**vars(trial), "front": not beaten})

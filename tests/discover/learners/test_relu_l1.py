@@ -1,0 +1,105 @@
+"""ReLU with an l1 penalty: its loss against plain autograd, p-annealing, recovery."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor
+
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners.base import Learner, Step, Tensors
+from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP, ReluL1
+from salve_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from tests.discover.learners.conftest import Planted
+
+HalfTrained = Callable[..., tuple[Tensors, Step]]
+
+
+def test_codes_depend_on_nothing_but_their_row(check_inference: Callable[[Learner], None]) -> None:
+    check_inference(ReluL1())
+
+
+def gradients(loss: Tensor, t: Tensors) -> list[Tensor]:
+    return list(
+        torch.autograd.grad(loss, [tensor for tensor in t.values() if tensor.requires_grad])
+    )
+
+
+@pytest.mark.parametrize("bias", [0.0, -0.6], ids=["dense", "sparse"])
+def test_the_loss_and_its_gradients_are_those_of_its_formula(
+    half_trained: HalfTrained, bias: float
+) -> None:
+    """At a share of active latents above a tenth products are dense, below they are sparse."""
+    t, step = half_trained(ReluL1())
+    t["encoder_bias"].data += bias
+    step = replace(step, weight=2.0)
+    code = (step.x @ t["encoder_weight"].T + t["encoder_bias"]).relu()
+    assert 0 < float((code > 0).double().mean()) < 0.1 or bias == 0
+    back = code @ t["atoms"] + t["decoder_bias"]
+    formula = ((step.x - back).square().sum() + 0.3 * 2.0 * code.sum()) / len(step.x)
+    outcome = ReluL1(l1=0.3).loss(t, step)
+    torch.testing.assert_close(outcome.loss, formula)
+    assert outcome.active.tolist() == (code > 0).sum(0).tolist()
+    torch.testing.assert_close(gradients(outcome.loss, t), gradients(formula, t))
+
+
+def test_the_penalty_rises_from_nothing_to_its_weight(half_trained: HalfTrained) -> None:
+    t, step = half_trained(ReluL1())
+
+    def penalty(progress: float) -> float:
+        at = replace(step, progress=progress)
+        return float((ReluL1(l1=0.3).loss(t, at).loss - ReluL1(l1=0.0).loss(t, at).loss).detach())
+
+    assert penalty(0.0) == pytest.approx(0, abs=1e-12)
+    assert penalty(SPARSITY_WARM_UP / 4) == pytest.approx(penalty(0.9) / 4)
+    assert penalty(SPARSITY_WARM_UP) == pytest.approx(penalty(0.9))
+
+
+def test_annealing_changes_the_shape_of_the_penalty_but_not_its_size(
+    half_trained: HalfTrained,
+) -> None:
+    """Its derivative in a code z is in proportion to p z^(p − 1): it spares large codes."""
+    t, step = half_trained(ReluL1())
+    plain, annealed = ReluL1(l1=0.3), ReluL1(l1=0.3, final_p=0.4)
+    early, late = replace(step, progress=0.4), replace(step, progress=0.999)
+    assert gradients(annealed.loss(t, early).loss, t)[0].equal(
+        gradients(plain.loss(t, early).loss, t)[0]
+    )
+    torch.testing.assert_close(annealed.loss(t, late).loss, plain.loss(t, late).loss)
+    code = (step.x @ t["encoder_weight"].T + t["encoder_bias"]).relu()
+    assert bool((code[code > 0] > 1e-3).all())  # the derivative at zero would be infinite
+    powers = code[code > 0].pow(0.4).sum()
+    scale = 0.3 * code.sum().detach() / powers.detach() / len(step.x)
+    back = code @ t["atoms"] + t["decoder_bias"]
+    formula = (step.x - back).square().sum() / len(step.x) + scale * powers
+    torch.testing.assert_close(gradients(annealed.loss(t, late).loss, t), gradients(formula, t))
+
+
+def test_the_exponent_falls_in_ten_equal_updates(half_trained: HalfTrained) -> None:
+    """Seen by the derivative of the penalty, which stays the same between two updates."""
+    t, step = half_trained(ReluL1())
+    learner = ReluL1(l1=0.3, final_p=0.5)
+    seen = [
+        float(gradients(learner.loss(t, replace(step, progress=at / 500)).loss, t)[2].sum())
+        for at in range(150, 500)
+    ]
+    assert len(set(seen)) == 11
+
+
+@pytest.mark.slow
+def test_planted_atoms_are_found_at_a_target_number_of_active_latents(
+    train: Callable[..., Dictionary], flat: "Planted"
+) -> None:
+    found = train(ReluL1(), flat.rows, target_l0=3.0)
+    assert float(found.meta["l0"]) == pytest.approx(3.0, rel=0.15)  # type: ignore[arg-type] # a number
+    assert float((flat.cosines(found.atoms) > 0.9).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("options", [{"l1": -1.0}, {"final_p": 0.0}, {"final_p": 1.5}])
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        ReluL1(**options)

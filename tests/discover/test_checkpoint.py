@@ -1,0 +1,113 @@
+"""A killed fit goes on where it was, to the same bits; foreign or damaged state is refused."""
+
+import multiprocessing
+import os
+import signal
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from salve_plugin.discover.checkpoint import FILE
+from salve_plugin.discover.learners import LEARNERS
+from salve_plugin.discover.progress import Progress
+from salve_plugin.discover.train import Run, fit
+from salve_plugin.errors import InputError, ReadError
+
+NAMES = ["l1", "relu_l1", "topk", "batch_topk", "jumprelu", "gated", "matryoshka"]
+NAMES += ["archetypal", "mp", "feature_choice", "gba", "variational", "poly"]
+
+
+def rows() -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    on = torch.rand(500, 12, generator=random) < 0.2
+    return on * torch.rand(500, 12, generator=random) @ torch.randn(12, 8, generator=random)
+
+
+class KilledError(Exception):
+    """Raised in the middle of a fit."""
+
+
+def killed_at(step: int) -> Run:
+    def callback(progress: Progress) -> None:
+        if progress.step >= step:
+            raise KilledError
+
+    return Run(callback=callback)
+
+
+@pytest.mark.parametrize("learner", NAMES)
+def test_an_interrupted_fit_ends_with_the_same_bits(learner: str, tmp_path: Path) -> None:
+    arguments: dict[str, object] = {
+        "n_latents": 12,
+        "steps": 60,
+        "batch_size": 64,
+        "learning_rate": 0.01,
+    }
+    if "k" in {field.name for field in fields(LEARNERS[learner])}:  # type: ignore[arg-type] # every learner is a dataclass
+        arguments["k"] = 3
+    if learner == "matryoshka":
+        arguments["groups"] = (0.25, 0.25)
+    whole = fit(rows(), learner, **arguments)  # type: ignore[arg-type] # plain arguments
+    interrupted = killed_at(37)
+    run = Run(checkpoint=tmp_path, checkpoint_every=10, callback=interrupted.callback)
+    with pytest.raises(KilledError):
+        fit(rows(), learner, run=run, **arguments)  # type: ignore[arg-type] # plain arguments
+    assert (tmp_path / FILE).exists()
+    seen: list[int] = []
+    run = Run(tmp_path, 10, callback=lambda progress: seen.append(progress.step))
+    resumed = fit(rows(), learner, run=run, **arguments)  # type: ignore[arg-type] # plain arguments
+    assert seen[0] == 31  # a tenth of the steps was done after step 30, the last checkpoint
+    assert resumed.digest() == whole.digest()
+    assert dict(resumed.meta) == dict(whole.meta)
+    assert not (tmp_path / FILE).exists()
+
+
+def _fit_until_killed(folder: Path) -> None:
+    def kill(progress: Progress) -> None:
+        if progress.step >= 30:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    fit(rows(), "topk", n_latents=12, k=3, steps=50, run=Run(folder, 7, callback=kill))
+
+
+def test_a_process_that_is_really_killed_is_resumed_by_the_next(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(
+        target=_fit_until_killed, args=(tmp_path,)
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    resumed = fit(rows(), "topk", n_latents=12, k=3, steps=50, run=Run(tmp_path, 7))
+    whole = fit(rows(), "topk", n_latents=12, k=3, steps=50)
+    assert resumed.digest() == whole.digest()
+    assert resumed.meta["learning_rate"] == whole.meta["learning_rate"]
+
+
+def test_another_run_may_not_continue_a_checkpoint(tmp_path: Path) -> None:
+    interrupted = Run(tmp_path, 5, callback=killed_at(20).callback)
+    with pytest.raises(KilledError):
+        fit(rows(), "topk", n_latents=12, k=3, steps=40, learning_rate=0.01, run=interrupted)
+    again = {"n_latents": 12, "k": 3, "steps": 40, "learning_rate": 0.01}
+    run = Run(tmp_path, 5)
+    for change, what in (({"seed": 1}, "seed"), ({"k": 2}, "options"), ({"steps": 41}, "steps")):
+        with pytest.raises(InputError, match=f"run with other .*{what}"):
+            fit(rows(), "topk", run=run, **{**again, **change})  # type: ignore[arg-type] # plain arguments
+    with pytest.raises(InputError, match="run with other scale"):
+        fit(2 * rows(), "topk", run=run, **again)  # type: ignore[arg-type] # plain arguments
+    assert (tmp_path / FILE).exists()
+
+
+def test_no_damage_to_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
+    interrupted = Run(tmp_path, 5, callback=killed_at(20).callback)
+    with pytest.raises(KilledError):
+        fit(rows(), "topk", n_latents=12, k=3, steps=40, learning_rate=0.01, run=interrupted)
+    path = tmp_path / FILE
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:20], b"", whole[:99] + bytes([whole[99] ^ 1]) + whole[100:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ReadError, match="checkpoint"):
+            fit(rows(), "topk", n_latents=12, k=3, steps=40, learning_rate=0.01, run=Run(tmp_path))

@@ -1,0 +1,142 @@
+"""SAELens itself reads what we write and writes what we read, in an environment of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners import create
+from salve_plugin.discover.saelens import WRITTEN_AS, load_saelens, save_saelens
+from salve_plugin.site import Site
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(1500)]
+
+WIDTH, LATENTS = 12, 30
+SITE = Site("unembed.hook_in", "fc", "in", "pooled", WIDTH)
+
+OURS = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+
+folder = Path(sys.argv[1])
+x = load_file(folder / "rows.safetensors")["x"]
+for each in sorted(path for path in folder.iterdir() if path.is_dir()):
+    sae = SAE.load_from_disk(each)
+    code = sae.encode(x)
+    save_file({"code": code, "rows": sae.decode(code)}, each / "theirs.safetensors")
+"""
+"""Reads each folder as SAELens does, and writes what SAELens makes of the rows."""
+
+THEIRS = """
+import sys
+import torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+from sae_lens.registry import get_sae_class
+
+folder = Path(sys.argv[1])
+x = load_file(folder / "rows.safetensors")["x"]
+width, latents = x.shape[1], int(sys.argv[2])
+torch.manual_seed(0)
+for architecture in ("standard", "topk", "jumprelu", "gated"):
+    for centred in (True, False):
+        kind, config = get_sae_class(architecture)
+        more = {"k": 5, "rescale_acts_by_decoder_norm": True} if architecture == "topk" else {}
+        sae = kind(config(d_in=width, d_sae=latents, apply_b_dec_to_input=centred, **more))
+        with torch.no_grad():
+            for name, value in sae.named_parameters():
+                value.copy_(torch.randn_like(value) * (0.3 if name == "r_mag" else 1))
+        each = folder / f"{architecture}_{centred}"
+        sae.save_model(each)
+        code = sae.encode(x)
+        save_file({"code": code, "rows": sae.decode(code)}, each / "theirs.safetensors")
+"""
+"""Writes folders as SAELens does, and what SAELens makes of the rows."""
+
+
+@pytest.fixture(scope="module")
+def sae_lens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with sae-lens, which shares our torch.
+
+    It is made once in the folder named by SALVE_PEER_ENVIRONMENTS, if that is set, and else anew.
+    """
+    cache = os.environ.get("SALVE_PEER_ENVIRONMENTS")
+    folder = (Path(cache) if cache else tmp_path_factory.mktemp("peers")) / "sae-lens"
+    python, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.exists():
+        _run(sys.executable, "-m", "venv", "--clear", str(folder))
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        shared = folder / "lib" / version / "site-packages" / "shared.pth"
+        shared.write_text(sysconfig.get_paths()["purelib"] + "\n")
+        _run(str(python), "-m", "pip", "install", "--quiet", "sae-lens")
+        ready.touch()
+    return python
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command[:4]}: {done.stderr[-3000:]}"
+
+
+def _rows(folder: Path) -> torch.Tensor:
+    x = 2 * torch.randn(100, WIDTH, generator=torch.Generator().manual_seed(1))
+    save_file({"x": x}, folder / "rows.safetensors")
+    return x
+
+
+def _dictionary(learner: str, seed: int) -> Dictionary:
+    random = torch.Generator().manual_seed(seed)
+    names = create(learner, {}).extra
+    tensors = {
+        "atoms": functional.normalize(torch.randn(LATENTS, WIDTH, generator=random), dim=1),
+        "encoder_weight": torch.randn(LATENTS, WIDTH, generator=random),
+        "encoder_bias": torch.randn(LATENTS, generator=random),
+        "decoder_bias": torch.randn(WIDTH, generator=random),
+        **{name: 0.1 + torch.rand(LATENTS, generator=random) for name in names},
+    }
+    return Dictionary(tensors, create(learner, {"k": 5} if "topk" in learner else {}), SITE)
+
+
+def test_sae_lens_codes_and_reconstructs_as_we_do_with_what_we_write(
+    sae_lens: Path, tmp_path: Path
+) -> None:
+    x = _rows(tmp_path)
+    ours = {learner: _dictionary(learner, seed) for seed, learner in enumerate(WRITTEN_AS)}
+    for learner, dictionary in ours.items():
+        save_saelens(dictionary, tmp_path / learner)
+    _run(str(sae_lens), "-c", OURS, str(tmp_path))
+    for learner, dictionary in ours.items():
+        theirs = load_file(tmp_path / learner / "theirs.safetensors")
+        code = dictionary.encode(x)
+        assert 0 < float((code > 0).float().mean()) < 1
+        torch.testing.assert_close(theirs["code"], code, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(theirs["rows"], dictionary(x), rtol=1e-5, atol=1e-5)
+
+
+def test_we_reconstruct_as_sae_lens_does_with_what_it_writes(
+    sae_lens: Path, tmp_path: Path
+) -> None:
+    x = _rows(tmp_path)
+    _run(str(sae_lens), "-c", THEIRS, str(tmp_path), str(LATENTS))
+    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(folders) == 8
+    for folder in folders:
+        dictionary = load_saelens(folder, SITE)
+        theirs = load_file(folder / "theirs.safetensors")
+        torch.testing.assert_close(dictionary(x), theirs["rows"], rtol=1e-5, atol=2e-5)
+        norms = load_file(folder / "sae_weights.safetensors")["W_dec"].norm(dim=1)
+        if json.loads((folder / "cfg.json").read_text())["architecture"] == "topk":
+            norms = torch.ones(LATENTS)  # SAELens multiplied its codes by the norms itself
+        code = theirs["code"] * norms
+        torch.testing.assert_close(dictionary.encode(x), code, rtol=1e-5, atol=2e-5)

@@ -1,0 +1,35 @@
+"""The k largest of each row, against torch's own."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from salve_plugin.discover.selection import largest
+
+
+@given(
+    n_rows=st.integers(0, 4),
+    n=st.integers(1, 300),
+    k=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=80, derandomize=True)
+def test_the_values_are_torchs_and_stand_where_the_columns_say(
+    n_rows: int, n: int, k: int, seed: int
+) -> None:
+    rows = torch.randn(n_rows, n, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    k = min(k, n)
+    values, columns = largest(rows, k)
+    expected = rows.topk(k, dim=1).values
+    torch.testing.assert_close(values.sort(1, descending=True).values, expected, rtol=0, atol=0)
+    assert torch.equal(rows.gather(1, columns), values)
+    assert all(len(set(line)) == k for line in columns.tolist())
+
+
+@pytest.mark.parametrize(("n", "k"), [(512, 32), (2048, 32), (8192, 32), (256, 8), (96, 3)])
+def test_sizes_that_are_dealt_out_to_groups(n: int, k: int) -> None:
+    rows = torch.randn(5, n, generator=torch.Generator().manual_seed(n))
+    values, columns = largest(rows, k)
+    assert torch.equal(values.sort(1, descending=True).values, rows.topk(k, dim=1).values)
+    assert torch.equal(rows.gather(1, columns), values)

@@ -1,0 +1,54 @@
+"""A sweep fits every combination and marks those that nothing beats."""
+
+import pytest
+import torch
+
+from salve_plugin.discover import sweep as module
+from salve_plugin.discover.sweep import Trial, sweep
+from salve_plugin.discover.train import fit
+from salve_plugin.errors import InputError
+
+
+def rows() -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    on = torch.rand(600, 12, generator=random) < 0.2
+    return on * torch.rand(600, 12, generator=random) @ torch.randn(12, 8, generator=random)
+
+
+def test_every_combination_is_fitted_as_fit_would() -> None:
+    shared = {"n_latents": 12, "steps": 20, "learning_rate": 0.01, "target_l0": 3}
+    trials = sweep(rows(), ["topk", "relu_l1"], {"seed": [0, 1]}, **shared)
+    tried = sorted((trial.learner, trial.arguments["seed"]) for trial in trials)
+    assert tried == [("relu_l1", 0), ("relu_l1", 1), ("topk", 0), ("topk", 1)]
+    assert [trial.l0 for trial in trials] == sorted(trial.l0 for trial in trials)
+    for trial in trials:
+        alone = fit(rows(), trial.learner, **trial.arguments, **shared)  # type: ignore[arg-type] # plain arguments
+        assert trial.dictionary.digest() == alone.digest()
+        assert (trial.r2, trial.l0) == (alone.meta["held_out_r2"], alone.meta["l0"])
+
+
+def test_more_active_latents_reconstruct_better_and_all_are_on_the_front() -> None:
+    trials = sweep(rows(), "topk", {"k": [1, 3, 6]}, n_latents=12, steps=200, learning_rate=0.01)
+    assert [trial.arguments["k"] for trial in trials] == [1, 3, 6]
+    assert [trial.r2 for trial in trials] == sorted(trial.r2 for trial in trials)
+    assert all(trial.front for trial in trials)
+    assert str(trials[0]).startswith("* topk")
+    assert "k=1" in str(trials[0])
+
+
+def test_the_front_is_what_no_other_trial_beats() -> None:
+    dictionary = fit(rows(), "l1", steps=1, learning_rate=0.01)
+    numbers = [(0.5, 2.0), (0.9, 8.0), (0.4, 3.0), (0.9, 9.0), (0.5, 2.0)]
+    trials = [Trial("l1", {}, dictionary, r2, l0, 0.0, 0.0) for r2, l0 in numbers]
+    assert [trial.front for trial in module._marked(trials)] == [True, True, False, False, True]
+
+
+def test_grids_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(InputError, match=r"nothing to try for \['k'\]"):
+        sweep(rows(), "topk", {"k": []})
+    with pytest.raises(InputError, match="nothing to try for learners"):
+        sweep(rows(), [], {"k": [1]})
+    with pytest.raises(InputError, match=r"\['seed'\] are in the grid and shared"):
+        sweep(rows(), "topk", {"seed": [1]}, seed=2)
+    with pytest.raises(InputError, match="held-out rows are too few"):
+        sweep(rows()[:5], "l1", {"seed": [0]}, steps=1, learning_rate=0.01)

@@ -1,0 +1,98 @@
+"""Two processes that share each batch learn what one learns alone (Hugging Face accelerate)."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from salve_plugin.discover.team import Team
+from salve_plugin.discover.train import fit
+
+SCRIPT = """
+import sys
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from salve_plugin.discover.train import Run, fit
+
+torch.set_num_threads(1)
+source, out, learners = sys.argv[1:]
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes == 2
+rows = load_file(source)["rows"]
+for learner in learners.split(","):
+    k = {"k": 3} if "topk" in learner or "choice" in learner else {}
+    dictionary = fit(
+        rows, learner, n_latents=12, steps=30, batch_size=50, learning_rate=0.01,
+        run=Run(accelerator=accelerator), **k,
+    )
+    save_file(dictionary.tensors, f"{out}/{learner}-{accelerator.process_index}.safetensors")
+"""
+
+LEARNERS = ["l1", "relu_l1", "topk", "batch_topk", "jumprelu", "gated", "gba", "feature_choice"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    on = torch.rand(500, 12, generator=random) < 0.2
+    return on * torch.rand(500, 12, generator=random) @ torch.randn(12, 8, generator=random)
+
+
+@pytest.fixture(scope="module")
+def shared(rows: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fit every learner with two real processes over gloo.
+
+    torchrun starts them, because on processors `accelerate launch` needs an MPI installation.
+    """
+    folder = tmp_path_factory.mktemp("team")
+    save_file({"rows": rows}, folder / "rows.safetensors")
+    (folder / "script.py").write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--master-port", str(port),
+        str(folder / "script.py"), str(folder / "rows.safetensors"), str(folder),
+        ",".join(LEARNERS),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_two_processes_end_with_the_dictionary_of_one(
+    learner: str, rows: Tensor, shared: Path
+) -> None:
+    """Sums over rows are grouped differently, so the two differ by rounding."""
+    k = {"k": 3} if "topk" in learner or "choice" in learner else {}
+    shared_by = {"n_latents": 12, "batch_size": 50, "learning_rate": 0.01, **k}
+    alone = fit(rows, learner, steps=30, **shared_by)  # type: ignore[arg-type] # plain arguments
+    first, second = (load_file(shared / f"{learner}-{rank}.safetensors") for rank in (0, 1))
+    for name, expected in alone.tensors.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], expected, rtol=2e-3, atol=2e-3)
+    moved = fit(rows, learner, steps=1, **shared_by)  # type: ignore[arg-type] # plain arguments
+    assert not torch.allclose(moved.atoms, alone.atoms, rtol=2e-3, atol=2e-3)
+
+
+def test_a_process_alone_shares_nothing_and_changes_nothing() -> None:
+    team, rows = Team(), torch.arange(10.0).reshape(5, 2)
+    assert (team.size, team.rank) == (1, 0)
+    for kept in (team.share(rows), team.sum(rows), team.mean(rows), team.gather(rows)):
+        assert torch.equal(kept, rows)
