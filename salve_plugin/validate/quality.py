@@ -1,0 +1,294 @@
+"""How good a dictionary is: every measure in one call, beside those of its controls."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners.base import L0_TOLERANCE
+from salve_plugin.discover.loader import labelled_batches
+from salve_plugin.errors import BaseMismatchError, InputError
+from salve_plugin.hooks import HookedModel
+from salve_plugin.validate import quality_report
+from salve_plugin.validate.baselines import CONTROLS, control
+from salve_plugin.validate.held_out import HeldOut
+from salve_plugin.validate.measures import (
+    Latents,
+    Measures,
+    measures,
+    with_splice,
+    with_stability,
+)
+from salve_plugin.validate.monosemanticity import mean_cosine
+from salve_plugin.validate.reconstruction import check_finite, density_histogram
+from salve_plugin.validate.splicing import Behaviour, Rewrite, Splice, splice_head, splice_images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OWN = "dictionary"
+"""Name of the dictionary's own row."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A dictionary's measures beside those of its controls, all on the same held-out images.
+
+    Attributes:
+        rows: measures by name: `dictionary` first, then the controls.
+        histograms: by name, how many latents have which density: see `density_histogram`.
+        n_rows: rows measured on.
+        n_images: images that they are of.
+        n_held_out: held-out images of the recording, of which these are all or some.
+        site: name of the site.
+        learner: of the dictionary.
+        k: active latents of a row that the TopK controls have.
+        l0_tolerance: |z| above this share of the data's root mean squared distance from their mean
+            counts as active.
+        seed: of controls, nulls and permutations.
+        initializations: how the atoms of the dictionary and of each other one started, as their
+            `meta` says; None where it does not.
+        clean: the untouched model; None if nothing was spliced.
+        mean_ablation: the model with the site replaced by its mean.
+        zero_ablation: the model with the site replaced by zero.
+        mean_cosine: mean cosine of two images' embeddings, the monosemanticity of a latent that
+            does not care; None without embeddings.
+    """
+
+    rows: Mapping[str, Measures]
+    histograms: Mapping[str, tuple[int, ...]]
+    n_rows: int
+    n_images: int
+    n_held_out: int
+    site: str
+    learner: str
+    k: int
+    l0_tolerance: float
+    seed: int
+    initializations: tuple[str | None, ...]
+    clean: Behaviour | None = None
+    mean_ablation: Behaviour | None = None
+    zero_ablation: Behaviour | None = None
+    mean_cosine: float | None = None
+
+    @property
+    def dictionary(self) -> Measures:
+        """The dictionary's own measures."""
+        return self.rows[OWN]
+
+    @property
+    def controls(self) -> dict[str, Measures]:
+        """The controls' measures by name."""
+        return {name: row for name, row in self.rows.items() if name != OWN}
+
+    def __str__(self) -> str:
+        """Return the table."""
+        return self.table()
+
+    def table(self) -> str:
+        """Return all numbers as an aligned table, one column for each dictionary, and notes."""
+        return quality_report.table(self)
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        values = asdict(self)
+        values["histograms"] = {name: list(bins) for name, bins in self.histograms.items()}
+        values["initializations"] = list(self.initializations)
+        return values
+
+    def figure(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw the density histogram and the main measures beside those of the controls.
+
+        Args:
+            path: also write it there, in the format of the suffix (PNG without one).
+
+        Raises:
+            InputError: if matplotlib does not know the format.
+            WriteError: if the file cannot be written.
+        """
+        return quality_report.figure(self, path)
+
+
+@torch.no_grad()
+def quality(
+    dictionary: Dictionary,
+    acts: Activations,
+    *,
+    hooked: HookedModel | None = None,
+    loader: Iterable[Any] | None = None,
+    others: Sequence[Dictionary] = (),
+    embeddings: Float[Tensor, "images dim"] | None = None,
+    controls: Sequence[str] = CONTROLS,
+    seed: int = 0,
+) -> Quality:
+    """Measure a dictionary and its controls on the recording's held-out images.
+
+    The held-out images are those that `fit` never trains on, one in ten; of more than 65 536
+    held-out rows, evenly chosen images are taken. What is not asked for is None and printed as "-":
+    without `hooked` nothing is spliced, without `others` there is no stability, without
+    `embeddings` no monosemanticity. Nor is there separability with fewer than two classes, or an
+    amortization gap of codes that are no sums of few atoms (L0 above half the width, or another
+    decoder than z V + b_d).
+
+    Args:
+        dictionary: trained on `acts`.
+        acts: recording of the dictionary's site.
+        hooked: the recorded model, for cross-entropy, accuracy and KL with reconstructions spliced
+            in: in closed form if the site is all that the classifier reads.
+        loader: what `record` was given, needed only to splice at other sites.
+        others: dictionaries of the same site and size, trained with other seeds. Each control is
+            then compared with itself of another seed.
+        embeddings: one for each image of the recording, in its order, by another network.
+        controls: which; see `salve_plugin.validate.baselines.control`. TopK ones keep as many
+            latents active as the dictionary has on average.
+        seed: of whatever is random in controls, nulls and permutations.
+
+    Raises:
+        InputError: if a dictionary's site is not the recording's, no image is held out, a value is
+            NaN or infinite, `others` have other shapes, `embeddings` another length, `loader` is
+            missing or not the recorded one, or there is no such control.
+        BaseMismatchError: if the model has no such site as the recording.
+        ReadError: if a shard or an image cannot be read.
+    """
+    _check(dictionary, acts, others, embeddings, controls)
+    data = HeldOut.of(acts, seed=seed)
+    own = Latents.of(dictionary, data)
+    k = min(max(1, round(float(own.l0.mean()))), dictionary.n_latents)
+    everyone = {OWN: dictionary}
+    for name in controls:
+        everyone[name] = control(name, acts, dictionary, k=k, seed=seed)
+    splices = {} if hooked is None else _splices(everyone, acts, data, hooked, loader)
+    seen = None if embeddings is None else embeddings[data.chosen]
+    rows, histograms = {}, {}
+    for name, each in everyone.items():
+        latents = own if name == OWN else Latents.of(each, data)
+        found = measures(each, data, latents, embeddings=seen, seed=seed)
+        if name in splices:
+            found = with_splice(found, splices[name])
+        if others:
+            reruns = others
+            if name != OWN:  # the atoms of `frozen` are its initial ones: a step shows them
+                reruns = [control(name, acts, dictionary, k=k, seed=seed + 1, steps=1)]
+            found = with_stability(found, each, reruns, signed=not latents.signed, seed=seed)
+        rows[name] = found
+        histograms[name] = tuple(density_histogram(latents.density).tolist())
+    return Quality(
+        rows=rows,
+        histograms=histograms,
+        n_rows=len(data.x),
+        n_images=data.n_images,
+        n_held_out=data.n_held_out,
+        site=acts.site.name,
+        learner=dictionary.learner,
+        k=k,
+        l0_tolerance=L0_TOLERANCE,
+        seed=seed,
+        initializations=tuple(_initialization(each) for each in (dictionary, *others)),
+        clean=splices[OWN].clean if splices else None,
+        mean_ablation=splices[OWN].mean if splices else None,
+        zero_ablation=splices[OWN].zero if splices else None,
+        mean_cosine=mean_cosine(seen) if seen is not None and len(seen) > 1 else None,
+    )
+
+
+def _check(
+    dictionary: Dictionary,
+    acts: Activations,
+    others: Sequence[Dictionary],
+    embeddings: Tensor | None,
+    controls: Sequence[str],
+) -> None:
+    """Raise InputError for what can be seen before anything is computed."""
+    for each in (dictionary, *others):
+        if each.site != acts.site:
+            raise InputError(
+                f"a dictionary reads site '{each.site.name}' ({each.width} features), the "
+                f"recording is of '{acts.site.name}' ({acts.width}); record the dictionary's site"
+            )
+    wrong = [each.n_latents for each in others if each.n_latents != dictionary.n_latents]
+    if wrong:
+        raise InputError(
+            f"the dictionary has {dictionary.n_latents} latents, others have {wrong}; stability "
+            "compares runs of one size: train them with the same n_latents"
+        )
+    unknown = sorted(set(controls) - set(CONTROLS))
+    if unknown:
+        raise InputError(f"no controls {unknown}; choose from {list(CONTROLS)}")
+    if embeddings is None:
+        return
+    if embeddings.ndim != 2 or len(embeddings) != acts.n_images:
+        raise InputError(
+            f"embeddings of shape {tuple(embeddings.shape)} do not fit the recording's "
+            f"{acts.n_images} images: expected (images, dim), in the recording's order"
+        )
+    check_finite(embeddings, "embeddings")
+
+
+def _splices(
+    dictionaries: Mapping[str, Dictionary],
+    acts: Activations,
+    data: HeldOut,
+    hooked: HookedModel,
+    loader: Iterable[Any] | None,
+) -> dict[str, Splice]:
+    """Splice every dictionary into the model, on the held-out images."""
+    site = acts.site
+    if hooked.sites.get(site.name) != site:
+        raise BaseMismatchError(
+            f"the model has no site '{site.name}' as it was recorded: it has "
+            f"{hooked.sites.get(site.name, list(hooked.sites))}; attach the recorded model"
+        )
+    rewrites = {name: _rewrite(each) for name, each in dictionaries.items()}
+    if site.layout == "pooled" and hooked.heads and set(hooked.heads) <= set(site.readers):
+        weight, bias = hooked.unembed(site)
+        return splice_head(weight, bias, data.x, data.labels, rewrites, mean=data.mean)
+    if loader is None:
+        raise InputError(
+            f"site '{site.name}' is not all that the classifier reads, so splicing must run the "
+            "model: pass the recorded `loader` too, or leave out `hooked`"
+        )
+    batches = _chosen(loader, acts, data)
+    return splice_images(hooked, site, batches, rewrites, mean=data.mean)
+
+
+def _rewrite(dictionary: Dictionary) -> Rewrite:
+    """Return the function from rows to their reconstructions, on the rows' device."""
+
+    def rewrite(rows: Tensor) -> Tensor:
+        result: Tensor = dictionary(rows.to(dictionary.atoms.device))
+        return result.to(rows.device)
+
+    return rewrite
+
+
+def _chosen(
+    loader: Iterable[Any], acts: Activations, data: HeldOut
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the held-out images of the recorded loader; in the end, raise if it is another one."""
+    kept = torch.zeros(acts.n_images, dtype=torch.bool)
+    kept[data.chosen] = True
+    digest = hashlib.sha256()
+    start = 0
+    for batch in labelled_batches(loader, None):
+        digest.update(batch.labels.numpy().tobytes())
+        mine = kept[start : start + len(batch.labels)]
+        start += len(batch.labels)
+        if len(mine) == len(batch.labels) and bool(mine.any()):
+            yield batch.images[mine.to(batch.images.device)], batch.labels[mine]
+    if start != acts.n_images or digest.hexdigest() != acts.labels_sha256:
+        raise InputError(
+            f"the loader yields {start} images, or other labels in another order, than the "
+            f"{acts.n_images} that were recorded; pass the loader that `record` was given"
+        )
+
+
+def _initialization(dictionary: Dictionary) -> str | None:
+    name = dictionary.meta.get("initialization")
+    return name if isinstance(name, str) else None

@@ -1,0 +1,172 @@
+"""The measures of dictionaries as a table and as a figure."""
+
+import os
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from salve_plugin.errors import InputError
+from salve_plugin.files import write_atomically
+from salve_plugin.validate.reconstruction import BINS_IN_DECADE, DECADES
+from salve_plugin.validate.stability import SAME
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from salve_plugin.validate.quality import Quality
+
+TITLES = {
+    "n_latents": "latents",
+    "r2": "R²",
+    "fvu": "FVU",
+    "l0": "L0",
+    "dead_share": "dead share",
+    "dense_share": "dense share",
+    "coherence": "coherence",
+    "nearest_cosine": "nearest atom's |cosine|",
+    "cross_entropy": "cross-entropy, spliced",
+    "accuracy": "accuracy, spliced",
+    "kl": "KL, spliced",
+    "ce_recovered": "cross-entropy recovered",
+    "accuracy_recovered": "accuracy recovered",
+    "stability": "stability across seeds",
+    "stable_share": f"share above {SAME}",
+    "stability_null": "stability of random atoms",
+    "signed_cosine": "cosine",
+    "monosemanticity": "monosemanticity",
+    "monosemantic_latents": "latents that have one",
+    "separability": "class separability",
+    "constant_latents": "latents left out",
+    "error_r2": "R² of error, linear",
+    "error_norm_r2": "R² of its norm",
+    "fvu_nonlinear": "FVU, nonlinear part",
+    "amortization_gap": "amortization gap",
+}
+"""How a measure is called in table and figure."""
+
+DRAWN = (
+    "r2", "l0", "ce_recovered", "accuracy_recovered", "stability", "monosemanticity",
+    "separability", "dead_share", "dense_share", "fvu_nonlinear", "amortization_gap",
+)  # fmt: skip
+"""Measures that the figure shows, where the dictionary has them."""
+
+
+def table(quality: "Quality") -> str:
+    """Return measures in rows, dictionaries in columns, and what one must know to read them."""
+    names = list(quality.rows)
+    lines = [["", *names]]
+    for field, title in TITLES.items():
+        lines.append([title, *(_printed(getattr(quality.rows[name], field)) for name in names)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*text, "", *notes(quality)])
+
+
+def notes(quality: "Quality") -> list[str]:
+    """Return what one must know to read the numbers, one sentence in a line."""
+    some = "" if quality.n_images == quality.n_held_out else f" of {quality.n_held_out}"
+    lines = [
+        f"'{quality.learner}' dictionary of '{quality.site}', measured on {quality.n_rows} rows of "
+        f"{quality.n_images}{some} images held out from training.",
+        f"Active: |z| above {quality.l0_tolerance} of the data's root mean squared distance from "
+        f"their mean. TopK controls keep {quality.k} latents of a row; seed {quality.seed}.",
+    ]
+    if quality.clean and quality.mean_ablation and quality.zero_ablation:
+        behaviours = {
+            "untouched": quality.clean, "site at its mean": quality.mean_ablation,
+            "site at zero": quality.zero_ablation,
+        }  # fmt: skip
+        lines += [
+            f"Model {name}: cross-entropy {one.cross_entropy:.4f}, accuracy {one.accuracy:.4f}, "
+            f"KL {one.kl:.4f}."
+            for name, one in behaviours.items()
+        ]
+    if quality.dictionary.stability is not None:
+        starts = ", ".join(each or "unknown" for each in quality.initializations)
+        lines.append(
+            f"Stability: atoms matched one to one; the dictionaries' atoms started from: {starts}."
+        )
+    if quality.mean_cosine is not None:
+        lines.append(
+            f"A latent that does not care about the image has monosemanticity "
+            f"{quality.mean_cosine:.4f}."
+        )
+    return lines
+
+
+def figure(quality: "Quality", path: str | os.PathLike[str] | None = None) -> "Figure":
+    """Draw the density histogram and bars beside those of the controls; see `Quality.figure`."""
+    from matplotlib.figure import Figure
+
+    drawn = [name for name in DRAWN if getattr(quality.dictionary, name) is not None]
+    columns = 4
+    rows = -(-(len(drawn) + 2) // columns)  # the histogram takes two places
+    result = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
+    grid = result.add_gridspec(rows, columns)
+    _draw_densities(result.add_subplot(grid[0, :2]), quality)
+    for place, name in enumerate(drawn, start=2):
+        _draw_bars(result.add_subplot(grid[place // columns, place % columns]), quality, name)
+    if path is not None:
+        _write(result, Path(path))
+    return result
+
+
+def _draw_densities(axes: "Axes", quality: "Quality") -> None:
+    """Draw which share of the latents has which density, dead ones left out."""
+    edges = [-DECADES + place / BINS_IN_DECADE for place in range(DECADES * BINS_IN_DECADE + 1)]
+    for place, (name, counts) in enumerate(quality.histograms.items()):
+        shares = [count / quality.rows[name].n_latents for count in counts]
+        style: dict[str, Any] = {"fill": True, "alpha": 0.35} if place == 0 else {"linewidth": 1.2}
+        axes.stairs(shares, edges, label=name, color=f"C{place}", **style)
+    places = zip(edges[:-1], *quality.histograms.values(), strict=True)
+    filled = [edge for edge, *counts in places if any(counts)]
+    axes.set_xlim(min(filled, default=-1) - 0.1, 0.1)
+    axes.set_xlabel("log10 of the share of rows in which a latent is active", fontsize="small")
+    axes.set_ylabel("share of latents", fontsize="small")
+    axes.tick_params(labelsize="x-small")
+    axes.legend(fontsize="x-small")
+
+
+def _draw_bars(axes: "Axes", quality: "Quality", field: str) -> None:
+    """Draw one measure of every dictionary that has it, the chance level as a line."""
+    names = list(quality.rows)
+    values = [getattr(quality.rows[name], field) for name in names]
+    for place, value in enumerate(values):
+        if value is None:
+            axes.text(0, place, " -", va="center", fontsize="x-small")
+        else:
+            axes.barh(place, value, color=f"C{place}")
+    chance = {
+        "stability": quality.dictionary.stability_null, "monosemanticity": quality.mean_cosine,
+    }.get(field)  # fmt: skip
+    if chance is not None:
+        axes.axvline(chance, color="black", linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(names)), names, fontsize="x-small")
+    axes.tick_params(axis="x", labelsize="x-small")
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_title(TITLES[field], fontsize="small")
+
+
+def _write(figure: "Figure", path: Path) -> None:
+    stream = BytesIO()
+    try:
+        figure.savefig(stream, format=path.suffix.removeprefix(".").lower() or "png", dpi=150)
+    except ValueError as error:
+        raise InputError(f"cannot draw {path}: {error}") from error
+    write_atomically(path, stream.getvalue())
+
+
+def _printed(value: int | float | bool | None) -> str:
+    """Return a number as the table shows it."""
+    kinds: dict[type, Callable[[Any], str]] = {
+        type(None): lambda _: "-",
+        bool: lambda signed: "signed" if signed else "absolute",
+        int: str,
+        float: lambda number: f"{number:z.3f}",
+    }
+    return kinds[type(value)](value)
