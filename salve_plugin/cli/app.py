@@ -84,7 +84,12 @@ def discover_command(
     latents: Annotated[
         int | None, typer.Option("--latents", help="Size of the dictionary.")
     ] = None,
-    learner: Annotated[str, typer.Option("--learner", help="How to learn it.")] = "l1",
+    learner: Annotated[
+        str, typer.Option("--learner", help="How to learn it: see `salve learners`.")
+    ] = "l1",
+    l0: Annotated[
+        float | None, typer.Option("--l0", help="Active latents of a row to reach.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the dictionary.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
     as_json: Json = False,
@@ -92,9 +97,15 @@ def discover_command(
     """Record a model's activations on an image folder and learn a dictionary; resumable."""
     source = studies.source(model, checkpoint, num_classes)
     studies.discover(
-        source, data, out, site=site, latents=latents, learner=learner, seed=seed,
-        batch_size=batch_size, as_json=as_json,
+        source, data, out, site=site, latents=latents, learner=learner, l0=l0,
+        seed=seed, batch_size=batch_size, as_json=as_json,
     )  # fmt: skip
+
+
+@app.command("learners")
+def learners_command(as_json: Json = False) -> None:
+    """List the ways to learn a dictionary, their options and sources."""
+    studies.list_learners(as_json=as_json)
 
 
 @app.command("features")

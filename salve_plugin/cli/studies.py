@@ -9,8 +9,9 @@ from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.study import Source, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
+from salve_plugin.discover.learners import learners
 from salve_plugin.discover.recording import record
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.train import Run, fit
 from salve_plugin.errors import InputError
 from salve_plugin.files import write_atomically
 
@@ -29,6 +30,7 @@ def discover(
     site: str,
     latents: int | None,
     learner: str,
+    l0: float | None,
     seed: int,
     batch_size: int,
     as_json: bool,
@@ -45,7 +47,9 @@ def discover(
         folder=study.activations_folder,
         progress=not as_json,
     )
-    dictionary = fit(acts, learner, n_latents=latents, seed=seed)
+    dictionary = fit(
+        acts, learner, n_latents=latents, target_l0=l0, seed=seed, run=Run(progress=not as_json)
+    )
     dictionary.save(study.dictionary_folder)
     study.save()
     found = profile(dictionary, acts)
@@ -69,6 +73,16 @@ def discover(
         return
     show_table("discovered", ("what", "value"), [*summary.items()])
     console().print(f"Next: salve features {out}", highlight=False)
+
+
+def list_learners(*, as_json: bool) -> None:
+    """Show every learner with its options, and where it is from."""
+    listed = learners()
+    if as_json:
+        show_json({"learners": [{**vars(info), "options": dict(info.options)} for info in listed]})
+        return
+    rows = [(info.name, info.summary, " ".join(info.options), info.source) for info in listed]
+    show_table("learners", ("name", "how", "options", "source"), rows)
 
 
 def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -> None:

@@ -54,6 +54,25 @@ def test_a_study_says_what_was_found(study: Path, capsys: Capture) -> None:
     assert three["ranked"] == sorted(three["ranked"], key=lambda each: -each["score"])
 
 
+def test_another_learner_can_be_steered_to_a_number_of_active_latents(
+    study: Path, image_folder: Path, checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    names = [info["name"] for info in _run(capsys, "learners")["learners"]]
+    assert {"l1", "topk", "jumprelu"} <= set(names)
+    found = _run(
+        capsys, "discover", "--model", "test_resnet", "--checkpoint", checkpoint, "--num-classes",
+        10, "--data", image_folder, "--out", tmp_path, "--latents", 16, "--learner", "topk",
+        "--l0", 3,
+    )  # fmt: skip
+    assert found["learner"] == "topk"
+    assert 0 < found["l0"] <= 3
+    refused = _fails(
+        capsys, "discover", "--model", "test_resnet", "--checkpoint", checkpoint, "--num-classes",
+        10, "--data", image_folder, "--out", tmp_path, "--learner", "l1", "--l0", 3,
+    )  # fmt: skip
+    assert "learner 'l1' has no sparsity that could be steered to target_l0 = 3" in refused
+
+
 def test_discovering_again_reuses_the_recording(
     study: Path, image_folder: Path, checkpoint: Path, capsys: Capture
 ) -> None:
