@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= salve-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-pretrained test test-slow lint docs bench clean
+.PHONY: help demo demo-pretrained test test-slow test-peer lint docs bench clean
 
 help: ## List what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -37,6 +37,9 @@ test: $(VENV)/.dev ## Run the tests (under 10 minutes on 2 cores)
 
 test-slow: $(VENV)/.dev ## Run the tests that take long
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-peer: $(VENV)/.dev ## Compare with programs of others, in environments of their own
+	$(BIN)/python -m pytest -m peer $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .
