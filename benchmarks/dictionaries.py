@@ -398,6 +398,7 @@ def salve(precision: Literal["float32", "bfloat16"], job: Job) -> Report:
     # The process that prints the tables, and reads no dictionary, starts without it.
     from salve_plugin.discover import loop, train
     from salve_plugin.discover.precision import has_bfloat16
+    from salve_plugin.discover.run import Run
 
     if precision == "bfloat16" and not has_bfloat16():
         raise UnsupportedError("this processor has no instructions for bfloat16")
@@ -422,7 +423,7 @@ def salve(precision: Literal["float32", "bfloat16"], job: Job) -> Report:
             learning_rate=rate,
             initialization="rows",
             seed=job.seed,
-            run=train.Run(precision=precision),
+            run=Run(precision=precision),
             **options,
         )
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from salve_plugin.discover.learners import learners as learners
     from salve_plugin.discover.progress import Progress as Progress
     from salve_plugin.discover.recording import record as record
+    from salve_plugin.discover.run import Run as Run
     from salve_plugin.discover.sweep import Trial as Trial
     from salve_plugin.discover.sweep import sweep as sweep
-    from salve_plugin.discover.train import Run as Run
     from salve_plugin.discover.train import fit as fit
     from salve_plugin.errors import SalveError as SalveError
     from salve_plugin.hooks import HookedModel as HookedModel
@@ -53,7 +53,7 @@ _HOME = {
     "fit": "discover.train",
     "learners": "discover.learners",
     "Progress": "discover.progress",
-    "Run": "discover.train",
+    "Run": "discover.run",
     "sweep": "discover.sweep",
     "Trial": "discover.sweep",
     "Features": "discover.features",

@@ -13,7 +13,8 @@ from torch import Tensor
 from salve_plugin.discover.checkpoint import FILE
 from salve_plugin.discover.learners import LEARNERS
 from salve_plugin.discover.progress import Progress
-from salve_plugin.discover.train import Run, fit
+from salve_plugin.discover.run import Run
+from salve_plugin.discover.train import fit
 from salve_plugin.errors import InputError, ReadError
 
 NAMES = ["l1", "relu_l1", "topk", "batch_topk", "jumprelu", "gated", "matryoshka"]

@@ -105,7 +105,7 @@ def test_means_and_counts_agree_with_a_brute_force_average(make_recording: MakeR
     random = torch.Generator().manual_seed(0)
     x = torch.randn(5000, 6, generator=random)
     labels = torch.randint(5, (5000,), generator=random)
-    dictionary = fit(x, n_latents=3, steps=20)
+    dictionary = fit(x, "l1", n_latents=3, steps=20)
     acts = make_recording(x, labels, shard_rows=700)
     dictionary.site = acts.site
     features = profile(dictionary, acts)
@@ -144,7 +144,8 @@ def test_without_class_names_only_indices_are_known(make_recording: MakeRecordin
 def test_a_dictionary_of_another_site_is_refused(make_recording: MakeRecording) -> None:
     with pytest.raises(InputError, match="reads site 'rows'"):
         profile(
-            fit(torch.randn(50, 4), steps=1), make_recording(torch.randn(6, 4), torch.arange(6))
+            fit(torch.randn(50, 4), "l1", steps=1),
+            make_recording(torch.randn(6, 4), torch.arange(6)),
         )
 
 
@@ -156,7 +157,7 @@ def auc(scores: Tensor, positive: Tensor) -> float:
 
 def test_the_selected_latents_tell_the_digits_apart(digits_recording: Activations) -> None:
     """Each class has a latent of its own, and it ranks the images one against the rest."""
-    dictionary = fit(digits_recording)
+    dictionary = fit(digits_recording, "l1")
     features = profile(dictionary, digits_recording)
     chosen = [features.ranked(label, 1)[0] for label in range(10)]
     assert len(set(chosen)) == 10

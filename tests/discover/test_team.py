@@ -19,7 +19,8 @@ import sys
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from salve_plugin.discover.train import Run, fit
+from salve_plugin.discover.run import Run
+from salve_plugin.discover.train import fit
 
 torch.set_num_threads(1)
 source, out, learners = sys.argv[1:]

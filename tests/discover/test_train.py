@@ -1,6 +1,7 @@
 """Fitting: recovery of a planted dictionary, what is held out, determinism, refusals."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ from torch.nn import functional
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.rows import Moments, Rows, held_out
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.train import fit as fit_any
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
 
 MakeRecording = Callable[..., Activations]
+
+fit = partial(fit_any, learner="l1")
+"""The paper's learner: it is the simplest, and what is tested here holds for all."""
 
 
 def planted(rows: int = 4000, width: int = 16) -> tuple[Tensor, Tensor]:
@@ -205,6 +209,16 @@ def test_activations_that_nothing_can_be_learned_from_are_refused(
         fit(torch.randn(1, 4))
     with pytest.raises(InputError, match=r"must be \(rows, width\), got shape \(4,\)"):
         fit(torch.randn(4))
+
+
+def test_by_default_it_is_a_matching_pursuit_of_a_size_that_suits_the_rows() -> None:
+    rows, _ = planted(rows=400, width=12)
+    found = fit_any(rows, steps=60)
+    assert (found.learner, found.n_latents) == ("mp", 48)
+    assert found.options["k"] == 6  # at most an eighth of the latents, if nobody says
+    assert found.meta["l0"] == pytest.approx(6, abs=0.5)
+    assert fit_any(rows, steps=1, n_latents=3).options["k"] == 1
+    assert fit_any(rows, steps=1, k=9).options["k"] == 9
 
 
 def test_a_recording_knows_its_site(make_recording: MakeRecording) -> None:

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from salve_plugin.discover import train
+from salve_plugin.discover import rate
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.checkpoint import FILE
 from salve_plugin.discover.precision import has_bfloat16
 from salve_plugin.discover.progress import Progress
 from salve_plugin.discover.rows import Moments, Rows, held_out
+from salve_plugin.discover.run import Run
 from salve_plugin.discover.start import start_of
-from salve_plugin.discover.train import Run, fit
+from salve_plugin.discover.train import fit
 from salve_plugin.errors import InputError, ReadError
 
 MakeRecording = Callable[..., Activations]
@@ -82,10 +83,10 @@ def test_patience_ends_a_fit_that_stands_still_and_keeps_its_quality() -> None:
 def test_the_range_test_takes_the_best_of_its_rates() -> None:
     """Short runs with each rate by hand end no better than the chosen one's, by more than noise."""
     chosen = fit(rows(), "topk", n_latents=24, k=3, steps=40)
-    assert chosen.meta["learning_rate"] in train.RATES
+    assert chosen.meta["learning_rate"] in rate.RATES
     scores = {
-        rate: fit(rows(), "topk", n_latents=24, k=3, steps=40, learning_rate=rate).meta["train_r2"]
-        for rate in train.RATES
+        each: fit(rows(), "topk", n_latents=24, k=3, steps=40, learning_rate=each).meta["train_r2"]
+        for each in rate.RATES
     }
     assert scores[chosen.meta["learning_rate"]] >= max(scores.values()) - 0.02  # type: ignore[operator, type-var] # plain values
 

@@ -113,17 +113,13 @@ def half_trained() -> Callable[..., tuple[Tensors, Step]]:
 
 
 @pytest.fixture(scope="session")
-def check_inference(
-    half_trained: Callable[..., tuple[Tensors, Step]],
-) -> Callable[[Learner], None]:
-    """Check what every code must satisfy: fold, batch and order of latents make no difference."""
+def check_fold() -> Callable[[Learner, Tensors, Tensor], None]:
+    """Check that the dictionary of raw rows says what that of scaled rows says, in float64."""
 
-    def check(learner: Learner) -> None:
-        trained, step = half_trained(learner)
-        t, x = learner.finished(trained), step.x
+    def check(learner: Learner, finished: Tensors, x: Tensor) -> None:
+        t, x = {name: value.double() for name, value in finished.items()}, x.double()
         code = learner.encode(t, x)
         assert 0 < int((code != 0).sum()) < code.numel()
-
         mean = torch.linspace(-3, 3, x.shape[1], dtype=torch.float64)
         raw = folded(learner, t, mean, 7.3)
         torch.testing.assert_close(learner.encode(raw, 7.3 * x + mean), 7.3 * code)
@@ -131,6 +127,22 @@ def check_inference(
             learner.decode(raw, learner.encode(raw, 7.3 * x + mean)),
             7.3 * learner.decode(t, code) + mean,
         )
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def check_inference(
+    half_trained: Callable[..., tuple[Tensors, Step]],
+    check_fold: Callable[[Learner, Tensors, Tensor], None],
+) -> Callable[[Learner], None]:
+    """Check what every code must satisfy: fold, batch and order of latents make no difference."""
+
+    def check(learner: Learner) -> None:
+        trained, step = half_trained(learner)
+        t, x = learner.finished(trained), step.x
+        code = learner.encode(t, x)
+        check_fold(learner, t, x)
 
         alone = torch.cat([learner.encode(t, row[None]) for row in x])
         torch.testing.assert_close(alone, code)

@@ -1,5 +1,7 @@
 """Feature Choice: latents choose rows; Mutual Choice is BatchTopK."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -169,22 +171,11 @@ def test_the_code_of_a_row_does_not_depend_on_the_others_and_is_about_as_sparse(
     assert (t["threshold"] >= 0).all()
 
 
-def test_scale_and_mean_fold_into_the_tensors_exactly() -> None:
+def test_scale_and_mean_fold_into_the_tensors_exactly(
+    check_fold: Callable[[Learner, Tensors, Tensor], None],
+) -> None:
     learner = FeatureChoice(k=2)
-    t = {name: each.double() for name, each in learner.finished(trained(learner)[0]).items()}
-    x, scale, mean = step(8).x.double(), 3.5, randn(WIDTH, seed=9).double()
-    folded = {
-        "atoms": t["atoms"],
-        "encoder_weight": t["encoder_weight"],
-        "encoder_bias": scale * t["encoder_bias"] - t["encoder_weight"] @ mean,
-        "decoder_bias": scale * t["decoder_bias"] + mean,
-        **{name: scale**power * t[name] for name, power in learner.extra.items()},
-    }
-    code = learner.encode(folded, scale * x + mean)
-    assert 0 < float((code != 0).double().mean()) < 1
-    torch.testing.assert_close(code, scale * learner.encode(t, x))
-    back = scale * learner.decode(t, learner.encode(t, x)) + mean
-    torch.testing.assert_close(learner.decode(folded, code), back)
+    check_fold(learner, learner.finished(trained(learner)[0]), step(8).x)
 
 
 def test_mutual_choice_is_batch_topk() -> None:

@@ -1,11 +1,13 @@
 """GBA: a control rule sets the biases; gradients learn the rest."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.learners.base import Start, Step, Tensors
+from salve_plugin.discover.learners.base import Learner, Start, Step, Tensors
 from salve_plugin.discover.learners.gba import GBA, moved
 from salve_plugin.discover.train import fit
 from salve_plugin.errors import InputError
@@ -98,22 +100,11 @@ def test_the_finished_dictionary_has_the_code_of_training_row_by_row() -> None:
     torch.testing.assert_close(code[3], learner.encode(finished, x[3]))
 
 
-def test_scale_and_mean_fold_into_the_tensors_exactly() -> None:
+def test_scale_and_mean_fold_into_the_tensors_exactly(
+    check_fold: Callable[[Learner, Tensors, Tensor], None],
+) -> None:
     learner = GBA()
-    t = {name: each.double() for name, each in learner.finished(prepared(learner)).items()}
-    x, scale, mean = step(8).x.double(), 3.5, randn(WIDTH, seed=9).double()
-    folded = {
-        "atoms": t["atoms"],
-        "encoder_weight": t["encoder_weight"],
-        "encoder_bias": scale * t["encoder_bias"] - t["encoder_weight"] @ mean,
-        "decoder_bias": scale * t["decoder_bias"] + mean,
-        **{name: scale**power * t[name] for name, power in learner.extra.items()},
-    }
-    code = learner.encode(folded, scale * x + mean)
-    assert 0 < float((code != 0).double().mean()) < 1
-    torch.testing.assert_close(code, scale * learner.encode(t, x))
-    back = scale * learner.decode(t, learner.encode(t, x)) + mean
-    torch.testing.assert_close(learner.decode(folded, code), back)
+    check_fold(learner, learner.finished(prepared(learner)), step(8).x)
 
 
 def test_windows_of_rows_are_counted_and_then_begin_anew() -> None:

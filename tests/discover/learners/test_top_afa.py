@@ -1,5 +1,7 @@
 """top-AFA: as many latents as give the code the row's norm."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.learners.base import Start, Step, Tensors
+from salve_plugin.discover.learners.base import Learner, Start, Step, Tensors
 from salve_plugin.discover.learners.top_afa import TopAFA, chosen, count_kept
 from salve_plugin.discover.train import fit
 from salve_plugin.errors import InputError
@@ -152,22 +154,11 @@ def test_a_fitted_dictionary_makes_codes_as_long_as_the_rows() -> None:
     assert dictionary.meta["l0"] < 8  # type: ignore[operator] # JSON
 
 
-def test_scale_and_mean_fold_into_the_tensors_exactly() -> None:
+def test_scale_and_mean_fold_into_the_tensors_exactly(
+    check_fold: Callable[[Learner, Tensors, Tensor], None],
+) -> None:
     learner = TopAFA()
-    t = {name: each.double() for name, each in learner.finished(prepared(learner)).items()}
-    x, scale, mean = step().x.double(), 3.5, randn(WIDTH, seed=9).double()
-    folded = {
-        "atoms": t["atoms"],
-        "encoder_weight": t["encoder_weight"],
-        "encoder_bias": scale * t["encoder_bias"] - t["encoder_weight"] @ mean,
-        "decoder_bias": scale * t["decoder_bias"] + mean,
-        **{name: scale**power * t[name] for name, power in learner.extra.items()},
-    }
-    code = learner.encode(folded, scale * x + mean)
-    assert 0 < float((code != 0).double().mean()) < 1
-    torch.testing.assert_close(code, scale * learner.encode(t, x))
-    back = scale * learner.decode(t, learner.encode(t, x)) + mean
-    torch.testing.assert_close(learner.decode(folded, code), back)
+    check_fold(learner, learner.finished(prepared(learner)), step().x)
 
 
 def test_options_are_checked() -> None:
