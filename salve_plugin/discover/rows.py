@@ -123,7 +123,7 @@ class Moments:
 
     def scaled(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         """Return what learners see: rows minus the shift, divided by the scale."""
-        return (rows - self.shift) / self.scale
+        return (rows - self.shift).div_(self.scale)  # the difference is ours to change
 
     @property
     def centre(self) -> Float[Tensor, " width"]:

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,30 @@ for learner in learners.split(","):
         run=Run(accelerator=accelerator), **k,
     )
     save_file(dictionary.tensors, f"{out}/{learner}-{accelerator.process_index}.safetensors")
+    gradients = first_gradients(rows, learner, k, Team(accelerator))
+    save_file(gradients, f"{out}/gradients-{learner}-{accelerator.process_index}.safetensors")
+"""
+
+GRADIENTS = """
+import torch
+from salve_plugin.discover.learners import create
+from salve_plugin.discover.learners.base import Start, Step
+from salve_plugin.discover.team import Team
+
+def first_gradients(rows, learner, k, team):
+    torch.manual_seed(0)
+    rule, batch = create(learner, k), rows[:50]
+    atoms = torch.nn.functional.normalize(torch.randn(12, 8), dim=1)
+    tensors = rule.prepare(Start(batch, atoms, 0.5, torch.Generator().manual_seed(0)))
+    tensors = {
+        name: each.detach().double().requires_grad_(each.requires_grad)
+        for name, each in tensors.items()
+    }
+    dead = torch.arange(12) < 2
+    rule.loss(tensors, Step(team.share(batch).double(), dead, progress=0.5, team=team)).loss.backward()
+    trained = {name: each for name, each in tensors.items() if each.grad is not None}
+    team.average_gradients(list(trained.values()))
+    return {name: each.grad.clone() for name, each in trained.items()}
 """
 
 LEARNERS = ["l1", "relu_l1", "topk", "batch_topk", "jumprelu", "gated", "gba", "feature_choice"]
@@ -54,7 +79,7 @@ def shared(rows: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("team")
     save_file({"rows": rows}, folder / "rows.safetensors")
-    (folder / "script.py").write_text(SCRIPT)
+    (folder / "script.py").write_text(GRADIENTS + SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,6 +115,22 @@ def test_two_processes_end_with_the_dictionary_of_one(
         torch.testing.assert_close(first[name], expected, rtol=2e-3, atol=2e-3)
     moved = fit(rows, learner, steps=1, **shared_by)  # type: ignore[arg-type] # plain arguments
     assert not torch.allclose(moved.atoms, alone.atoms, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_gradients_of_two_processes_are_those_of_one_on_the_same_batch(
+    learner: str, rows: Tensor, shared: Path
+) -> None:
+    """In float64, with two dead latents, so that auxiliary losses and their normalizers count."""
+    k = {"k": 3} if "topk" in learner or "choice" in learner else {}
+    scope: dict[str, Callable[..., dict[str, Tensor]]] = {}
+    exec(GRADIENTS, scope)
+    alone = scope["first_gradients"](rows, learner, k, Team())
+    together = load_file(shared / f"gradients-{learner}-1.safetensors")
+    assert set(alone) == set(together)
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, rtol=1e-9, atol=1e-12)
+        assert gradient.abs().max() > 0
 
 
 def test_a_process_alone_shares_nothing_and_changes_nothing() -> None:
