@@ -55,7 +55,8 @@ def first_gradients(rows, learner, k, team):
         for name, each in tensors.items()
     }
     dead = torch.arange(12) < 2
-    rule.loss(tensors, Step(team.share(batch).double(), dead, progress=0.5, team=team)).loss.backward()
+    step = Step(team.share(batch).double(), dead, progress=0.5, team=team)
+    rule.loss(tensors, step).loss.backward()
     trained = {name: each for name, each in tensors.items() if each.grad is not None}
     team.average_gradients(list(trained.values()))
     return {name: each.grad.clone() for name, each in trained.items()}

@@ -14,6 +14,7 @@ from salve_plugin.discover.learners.base import Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.batch_topk import MOMENTUM, BatchTopK, smallest_kept
 from salve_plugin.discover.learners.checks import at_least, flag
 from salve_plugin.discover.sparse import Code, Support, encode_at, pre_activations
+from salve_plugin.discover.squared_error import squared_error
 
 THRESHOLD_MOMENTUM = 0.9
 """Share that a latent's threshold keeps in each step. A slower one lags behind: after 400 steps on
@@ -128,8 +129,7 @@ class FeatureChoice(MutualChoice):
             signed = step.team.sum(positive) == 0
         values = encode_at(step.x, weight, bias, support, pre)
         code = Code(torch.where(signed[support.latents], values, functional.relu(values)), support)
-        error = step.x - code.decode(t["atoms"]) - t["decoder_bias"]
-        loss = error.square().sum(-1).mean()
+        loss, error = squared_error(step.x, code.decode(t["atoms"]), t["decoder_bias"])
         if self.aux and bool(among.any()):
             k_aux = self.k_aux or min(4 * self.k, max(1, step.x.shape[1] // 2))
             loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux, among)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, between, whole
 from salve_plugin.discover.sparse import Code, encode_where, pre_activations
+from salve_plugin.discover.squared_error import squared_error
 from salve_plugin.discover.team import Team
 from salve_plugin.errors import InputError
 
@@ -98,8 +99,8 @@ class GBA(Learner):
         projected = encode_where(step.x, atoms, offset, pre, pre > 0)
         sizes = projected.at(t["scale"]) * (projected.values - projected.at(bias))
         code = Code((projected.values > 0) * sizes, projected.support)
-        error = step.x - code.decode(atoms) - t["decoder_bias"]
-        return Outcome(error.square().sum(-1).mean(), code.counts())
+        loss, _ = squared_error(step.x, code.decode(atoms), t["decoder_bias"])
+        return Outcome(loss, code.counts())
 
     @torch.no_grad()
     def _move_biases(self, t: Tensors) -> None:

@@ -13,6 +13,7 @@ from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, T
 from salve_plugin.discover.learners.checks import above, at_least, whole
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
 from salve_plugin.discover.sparse import encode_where, pre_activations
+from salve_plugin.discover.squared_error import squared_error
 
 PACE = 6.0
 """What is trained is log θ divided by this, so that thresholds move at a multiple of the rate at
@@ -96,10 +97,10 @@ class JumpReLU(Learner):
         chosen = encode_where(step.x, weight, bias, pre, pre > near)
         theta = chosen.at(theta).expand_as(chosen.values)
         code = chosen.replaced(jump(chosen.values, theta, self.bandwidth))
-        error = step.x - code.decode(t["atoms"]) - t["decoder_bias"]
+        loss, error = squared_error(step.x, code.decode(t["atoms"]), t["decoder_bias"])
         l0 = above_threshold(chosen.values.detach(), theta, self.bandwidth).sum() / len(step.x)
         strength = self.l0 * step.weight * min(1.0, step.progress / SPARSITY_WARM_UP)
-        loss = error.square().sum(-1).mean() + strength * self._penalty(l0, step)
+        loss = loss + strength * self._penalty(l0, step)
         if self.aux and bool(step.dead.any()):
             k_aux = min(4 * self.initial_l0, max(1, step.x.shape[1] // 2))
             loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux)

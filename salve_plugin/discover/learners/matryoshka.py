@@ -13,6 +13,7 @@ from salve_plugin.discover.learners.base import Start, Tensors
 from salve_plugin.discover.learners.batch_topk import BatchTopK
 from salve_plugin.discover.learners.checks import above
 from salve_plugin.discover.sparse import Code, Support
+from salve_plugin.discover.squared_error import squared_error
 from salve_plugin.errors import InputError
 
 
@@ -84,13 +85,12 @@ class Matryoshka(BatchTopK):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows width"]]:
         """Return the mean over rows and prefixes of ‖x − x̂‖², and x − x̂ of all latents."""
         sizes = self.sizes(len(t["atoms"]))
-        atoms = torch.split(
-            t["atoms"], sizes
-        )  # a slice each would have a gradient as large as all atoms
+        # A slice each would have a gradient as large as all atoms.
+        atoms = torch.split(t["atoms"], sizes)
         parts = zip(blocks(code, sizes), atoms, strict=True)
-        left = list(accumulate((z.decode(part) for z, part in parts), torch.sub, initial=x))
-        errors = [rest - t["decoder_bias"] for rest in left[1:]]
-        return torch.stack([error.square().sum(-1).mean() for error in errors]).mean(), errors[-1]
+        sums = accumulate((z.decode(part) for z, part in parts), torch.add)
+        found = [squared_error(x, each, t["decoder_bias"]) for each in sums]
+        return torch.stack([mean for mean, _ in found]).mean(), found[-1][1]
 
 
 def blocks(code: Code, sizes: list[int]) -> list[Code]:

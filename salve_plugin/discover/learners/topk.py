@@ -13,6 +13,7 @@ from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, T
 from salve_plugin.discover.learners.checks import at_least, fits, whole
 from salve_plugin.discover.selection import largest
 from salve_plugin.discover.sparse import Code, Support, encode_at, pre_activations
+from salve_plugin.discover.squared_error import squared_error
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ class TopK(Learner):
         self, t: Tensors, x: Float[Tensor, "rows width"], code: Code
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows width"]]:
         """Return the mean over rows of ‖x − x̂‖², and x − x̂."""
-        error = x - code.decode(t["atoms"]) - t["decoder_bias"]
-        return error.square().sum(-1).mean(), error
+        return squared_error(x, code.decode(t["atoms"]), t["decoder_bias"])
 
     def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:
         """Return which latents of a training batch are kept."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.learners.base import Learner, Step, Tensors
+from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Step, Tensors
 from salve_plugin.discover.learners.gated import Gated
 from salve_plugin.discover.learners.relu_l1 import ReluL1
 from salve_plugin.errors import InputError
@@ -61,7 +61,7 @@ def test_the_loss_and_its_gradients_are_those_of_its_three_terms(
     terms = error.square().sum(1) + by_gate.square().sum(1) + 0.3 * 2.0 * gate.relu().sum(1)
     outcome = learner.loss(t, step)
     torch.testing.assert_close(outcome.loss, terms.mean())
-    assert outcome.active.tolist() == (code != 0).sum(0).tolist()
+    assert outcome.active.tolist() == (code > L0_TOLERANCE).sum(0).tolist()
     trained = [tensor for tensor in t.values() if tensor.requires_grad]
     assert len(trained) == 6
     torch.testing.assert_close(

@@ -118,7 +118,7 @@ def test_groups_survive_a_file(
     found.save(tmp_path)
     again = Dictionary.load(tmp_path)
     assert (
-        again.options == found.options == {"k": 2, "aux": 1 / 32, "k_aux": None, "groups": (0.25,)}
+        again.options == found.options == {"k": 2, "aux": 1 / 32, "k_aux": None, "groups": [0.25]}
     )
     assert again.digest() == found.digest()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.learners.base import Learner, Step, Tensors
+from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Step, Tensors
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP, ReluL1
 from salve_plugin.errors import InputError
 
@@ -43,7 +43,7 @@ def test_the_loss_and_its_gradients_are_those_of_its_formula(
     formula = ((step.x - back).square().sum() + 0.3 * 2.0 * code.sum()) / len(step.x)
     outcome = ReluL1(l1=0.3).loss(t, step)
     torch.testing.assert_close(outcome.loss, formula)
-    assert outcome.active.tolist() == (code > 0).sum(0).tolist()
+    assert outcome.active.tolist() == (code > L0_TOLERANCE).sum(0).tolist()
     torch.testing.assert_close(gradients(outcome.loss, t), gradients(formula, t))
 
 
