@@ -162,6 +162,12 @@ class _Work:
         self.arguments, self.run = arguments, run
         self.gradient = None if gradient is None else self._scaled_gradient(gradient)
         self.team = Team(run.accelerator)
+        fewest = min(arguments["batch_size"], moments.n_rows)
+        if fewest < self.team.size:
+            raise InputError(
+                f"batches of {fewest} rows cannot be shared by {self.team.size} processes; choose "
+                "a larger batch_size, or fewer processes"
+            )
         self.plan = Plan(
             arguments["steps"],
             arguments["seed"],
@@ -233,11 +239,12 @@ class _Work:
     def _batches(self, start: int = 0) -> Iterator[Tensor]:
         """Yield scaled batches for ever from step `start` on, in another order in each epoch."""
         size, seed = self.arguments["batch_size"], self.arguments["seed"]
-        in_epoch = math.ceil(self.moments.n_rows / size)
+        whole, rest = divmod(self.moments.n_rows, size)
+        in_epoch = whole + (rest >= self.team.size)  # a smaller rest leaves a process without rows
         for epoch in count(start // in_epoch):
             rows = self.data.training(size, shuffle_seed=seed * SEED_STRIDE + epoch)
             skipped = start % in_epoch if epoch == start // in_epoch else 0
-            yield from map(self.moments.scaled, islice(rows, skipped, None))
+            yield from map(self.moments.scaled, islice(rows, skipped, in_epoch))
 
     def _stop_if_still(self, state: State, progress: Progress, every: int) -> None:
         """Begin the decay now if R² has not grown for `patience` reports."""
