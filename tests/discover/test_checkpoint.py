@@ -1,13 +1,14 @@
 """A killed fit goes on where it was, to the same bits; foreign or damaged state is refused."""
 
-import multiprocessing
-import os
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from salve_plugin.discover.checkpoint import FILE
@@ -66,22 +67,30 @@ def test_an_interrupted_fit_ends_with_the_same_bits(learner: str, tmp_path: Path
     assert not (tmp_path / FILE).exists()
 
 
-def _fit_until_killed(folder: Path) -> None:
-    def kill(progress: Progress) -> None:
-        if progress.step >= 30:
-            os.kill(os.getpid(), signal.SIGKILL)
+KILLED = """
+import os, signal, sys
+import torch
+from safetensors.torch import load_file
+from salve_plugin.discover.run import Run
+from salve_plugin.discover.train import fit
 
-    torch.set_num_threads(1)
-    fit(rows(), "topk", n_latents=12, k=3, steps=50, run=Run(folder, 7, callback=kill))
+def kill(progress):
+    if progress.step >= 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+rows = load_file(sys.argv[1])["rows"]
+fit(rows, "topk", n_latents=12, k=3, steps=50, run=Run(sys.argv[2], 7, callback=kill))
+"""
 
 
 def test_a_process_that_is_really_killed_is_resumed_by_the_next(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(
-        target=_fit_until_killed, args=(tmp_path,)
-    )
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    source = tmp_path / "rows.safetensors"
+    save_file({"rows": rows()}, source)
+    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path)]
+    done = subprocess.run(command, timeout=120, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / FILE).exists()
     resumed = fit(rows(), "topk", n_latents=12, k=3, steps=50, run=Run(tmp_path, 7))
     whole = fit(rows(), "topk", n_latents=12, k=3, steps=50)
     assert resumed.digest() == whole.digest()
