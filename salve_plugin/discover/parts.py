@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch.utils.data import DataLoader
 
 from salve_plugin.discover.shards import Index, Shard
 from salve_plugin.discover.team import Team
@@ -25,9 +26,7 @@ def share_of(loader: Iterable[Any], team: Team) -> Iterable[Any]:
     A `DataLoader` over a map-style data set reads only the images of its own batches
     (`accelerate` splits it); of anything else the other processes' batches are skipped.
     """
-    import torch
-
-    if isinstance(loader, torch.utils.data.DataLoader) and loader.batch_sampler is not None:
+    if isinstance(loader, DataLoader) and loader.batch_sampler is not None:
         from accelerate.data_loader import prepare_data_loader
 
         prepared: Iterable[Any] = prepare_data_loader(

@@ -131,7 +131,7 @@ class FeatureChoice(MutualChoice):
         code = Code(torch.where(signed[support.latents], values, functional.relu(values)), support)
         loss, error = squared_error(step.x, code.decode(t["atoms"]), t["decoder_bias"])
         if self.aux and bool(among.any()):
-            k_aux = self.k_aux or min(4 * self.k, max(1, step.x.shape[1] // 2))
+            k_aux = self.dead_places(step.x.shape[1])
             loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux, among)
         return Outcome(loss, code.counts())
 

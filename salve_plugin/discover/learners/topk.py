@@ -76,9 +76,13 @@ class TopK(Learner):
         code = Code(values if self.signed else functional.relu(values), support)
         loss, error = self.misfit(t, step.x, code)
         if self.aux and bool(step.dead.any()):
-            k_aux = self.k_aux or min(4 * self.k, max(1, step.x.shape[1] // 2))
+            k_aux = self.dead_places(step.x.shape[1])
             loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux, signed=self.signed)
         return Outcome(loss, code.counts())
+
+    def dead_places(self, width: int) -> int:
+        """Return how many dead latents of a row learn from its error, for rows of a width."""
+        return self.k_aux or min(4 * self.k, max(1, width // 2))
 
     def misfit(
         self, t: Tensors, x: Float[Tensor, "rows width"], code: Code

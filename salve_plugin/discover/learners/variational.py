@@ -86,7 +86,7 @@ class Variational(AbsTopK):
         warm = min(1.0, step.progress / WARM_UP)
         loss = loss + self.kl * warm * divergence(mean * math.sqrt(self.k), log_variance)
         if self.aux and bool(step.dead.any()):
-            k_aux = self.k_aux or min(4 * self.k, max(1, step.x.shape[1] // 2))
+            k_aux = self.dead_places(step.x.shape[1])
             pre = mean.detach()
             loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux, signed=True)
         return Outcome(loss, code.counts())
