@@ -48,3 +48,35 @@ class BaseMismatchError(SalveError, ValueError):
 
 class ArtifactError(SalveError, ValueError):
     """An edit artifact is corrupt, truncated, of an unknown version, or otherwise refused."""
+
+
+class MissingFileError(ArtifactError):
+    """There is no artifact, or a file of it is missing."""
+
+
+class HubError(SalveError, OSError):
+    """The Hub did not do what was asked; nothing local was changed.
+
+    Attributes:
+        reason: what went wrong, one of the words of `salve_plugin.share.hub.failures.Reason`.
+        status: the HTTP status, if there was an answer.
+    """
+
+    def __init__(self, message: str, *, reason: str, status: int | None = None) -> None:
+        """Keep the reason beside the message."""
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
+
+
+class HubConflictError(HubError):
+    """Somebody else's commit or tag is in the way; nothing of it was overwritten.
+
+    Attributes:
+        winner: the commit that is in the way.
+    """
+
+    def __init__(self, message: str, *, winner: str, status: int | None = None) -> None:
+        """Keep the commit beside the message."""
+        super().__init__(message, reason="conflict", status=status)
+        self.winner = winner

@@ -45,6 +45,12 @@ def _umask() -> int:
     return mask
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable, where the system can open folders."""
     if not hasattr(os, "O_DIRECTORY"):

@@ -18,6 +18,7 @@ from salve_plugin.discover.learners import create
 from salve_plugin.discover.learners.base import COMMON, Learner
 from salve_plugin.errors import ArtifactError, InputError, WriteError
 from salve_plugin.files import sha256_tensor, write_atomically
+from salve_plugin.reference import Reference
 from salve_plugin.site import Site
 
 TENSORS_FILE = "dictionary.safetensors"
@@ -44,7 +45,10 @@ class Dictionary(nn.Module):
         tensors: all of the above by name, and what else the learner's code depends on.
         site: where in the model the activations are read.
         meta: how it was trained and how well it reconstructs; plain JSON values.
+        origin: the place on the Hub that it was pulled from or pushed to; None if it was not.
     """
+
+    origin: Reference | None = None
 
     def __init__(
         self,

@@ -2,34 +2,28 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from salve_plugin.control.application import pristine_rows, restore_rows_, status
 from salve_plugin.control.edit import Edit
-from salve_plugin.errors import ArtifactError, EditStateError, InputError
+from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share import reading
 from salve_plugin.share.canonical import Json
-from salve_plugin.share.card import CARD_FILE, new_card, updated_card
 from salve_plugin.share.contents import Contents, manifest_of, tensors_of
-from salve_plugin.share.folder import folder_reader, replace_files, sha256_bytes
-from salve_plugin.share.manifest import (
-    CONFIG_FILE,
-    MAX_CONFIG_BYTES,
-    MAX_PICTURE_BYTES,
-    PNG_START,
-    identity,
-    picture_file,
-    read_manifest,
-    seal,
-    write_manifest,
-)
-from salve_plugin.share.tensor_file import TENSOR_FILE, encode_tensors
+from salve_plugin.share.existing import ExistingFolder
+from salve_plugin.share.folder import replace_files
+from salve_plugin.share.hub.access import Access, Token
+from salve_plugin.share.hub.address import Origin
+from salve_plugin.share.hub.push import Pushed, Target, push
+from salve_plugin.share.manifest import CONFIG_FILE, MAX_PICTURE_BYTES, PNG_START, identity
+from salve_plugin.share.sources import PathLike, Where, open_source
+from salve_plugin.share.writing import planned
 
 MAX_PICTURES = 64
 
@@ -55,6 +49,9 @@ class EditArtifact(Contents):
         >>> artifact.save_pretrained("espresso")                        # doctest: +SKIP
         >>> EditArtifact.from_pretrained("espresso").edit.apply_(model) # doctest: +SKIP
     """
+
+    origin: Origin | None = field(default=None, init=False, repr=False)
+    """Where on the Hub the artifact was read from; None if it was not."""
 
     def __post_init__(self) -> None:
         """Check that the parts belong together and the pictures are pictures.
@@ -108,39 +105,100 @@ class EditArtifact(Contents):
             WriteError: if the disk is full or the folder cannot be written; nothing is changed.
         """
         path = Path(folder)
-        config, files = self._packed()
-        previous = _previous_manifest(path)
-        card = _card(path, config, previous)
-        obsolete = _own_files(path, previous) - set(files)
-        replace_files(path, {CARD_FILE: card, **files}, obsolete=obsolete)
+        change = planned(self, ExistingFolder(path))
+        replace_files(path, change.files, obsolete=change.obsolete)
         return path
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "EditArtifact":
-        """Read an artifact from a local folder, everything checked before anything is used.
+    def from_pretrained(cls, source: PathLike, **where: Unpack[Where]) -> "EditArtifact":
+        """Read an artifact, everything checked before anything is used.
+
+        From the Hub, a revision is resolved to a commit once and all files are that commit's; the
+        result's `origin` names it. What was damaged in the client's cache is downloaded again.
+
+        Args:
+            source: a local folder, or a Hub repository as "user/name".
+            **where: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
+                `force_download` and `endpoint`, see `salve_plugin.share.sources.Where`.
 
         Raises:
-            ArtifactError: if there is no such folder (repository names are not supported in this
-                version), or the artifact is damaged, changed, incomplete, too large, of a newer
-                format, or contradicts itself.
+            ArtifactError: if there is no artifact, or it is damaged, changed, incomplete, too
+                large, of a newer format, or contradicts itself.
+            HubError: if the Hub refuses or cannot be reached and the cache does not help.
+            InputError: if an argument is ill-formed.
+            WriteError: if the client's cache cannot be written.
         """
-        _, parts = reading.read_artifact(folder_reader(reading.open_folder(folder)))
-        return cls(**parts)
+        place = open_source(source, CONFIG_FILE, **where)
+        _, parts = place.use(reading.read_artifact)
+        artifact = cls(**parts)
+        object.__setattr__(artifact, "origin", place.origin)
+        return artifact
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: Token = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        tag: str | None = None,
+        endpoint: str | None = None,
+    ) -> Pushed:
+        """Put the artifact on the Hub in one commit, or leave everything there as it was.
+
+        What holds for `save_pretrained` over an older artifact holds here too. Pushing again what
+        is there already makes no commit.
+
+        Args:
+            repo_id: "user/name"; created if missing (not for a pull request).
+            subfolder: of the repository, so that it can hold several artifacts.
+            revision: branch to commit to, by default `main`.
+            private: whether a new repository is private. If the repository exists and is not what
+                was asked for, nothing is pushed.
+            token: with write access; by default the one that the user has logged in with.
+            commit_message: title of the commit.
+            create_pr: make a pull request instead of a commit to the branch.
+            tag: name for the commit; a tag is never moved.
+            endpoint: address of the Hub, by default the client's (`HF_ENDPOINT`).
+
+        Returns:
+            The exact place; its `reference.commit` as `revision` always gets the same bytes.
+
+        Raises:
+            HubConflictError: if somebody else committed meanwhile, or the tag is taken.
+            HubError: if the Hub refused or cannot be reached; the same call can be made again and
+                makes no second commit.
+            InputError: if an argument is ill-formed, or as for `save_pretrained`.
+        """
+        target = Target(
+            repo_id,
+            revision=revision,
+            subfolder=subfolder,
+            private=private,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            tag=tag,
+            access=Access(endpoint, token),
+        )
+        return push(target, partial(planned, self), f"Add edit {self.digest[:12]}")
 
     @classmethod
-    def verify(cls, folder: str | Path) -> str:
+    def verify(cls, source: PathLike, **where: Unpack[Where]) -> str:
         """Check everything that reading checks and return the artifact's digest.
 
         Raises:
-            ArtifactError: as `from_pretrained`.
+            SalveError: as `from_pretrained`.
         """
-        config, _ = reading.read_artifact(folder_reader(reading.open_folder(folder)))
+        config, _ = open_source(source, CONFIG_FILE, **where).use(reading.read_artifact)
         return str(config["digest"])
 
     @staticmethod
-    def inspect(folder: str | Path) -> Json:
+    def inspect(source: PathLike, **where: Unpack[Where]) -> Json:
         """Return what an artifact says about itself; see `salve_plugin.share.reading.inspect`."""
-        return reading.inspect(folder)
+        return reading.inspect(source, **where)
 
     def revert_(self, model: nn.Module) -> None:
         """Undo the edit bit for bit.
@@ -165,27 +223,6 @@ class EditArtifact(Contents):
         else:
             restore_rows_(model, self.edit, self.pristine)
 
-    def _packed(self) -> tuple[Json, dict[str, bytes]]:
-        """Return the manifest's fields and the bytes of every file but the card.
-
-        The manifest is the last file: until it is in place, the digests in an older one expose a
-        mixture of old and new.
-        """
-        tensors = tensors_of(self)
-        pictures = sorted((self.pictures or {}).items())
-        files = {
-            TENSOR_FILE: encode_tensors(tensors),
-            **{picture_file(name): data for name, data in pictures},
-        }
-        config = seal(manifest_of(self), tensors, files)
-        files[CONFIG_FILE] = write_manifest(config)
-        # Whatever is written can be read: the reader's own checks are the writer's.
-        try:
-            reading.read_artifact(lambda name, _: files[name])
-        except ArtifactError as error:
-            raise InputError(f"the artifact could not be read back: {error}") from error
-        return config, files
-
 
 def _check_pictures(pictures: Mapping[str, bytes]) -> None:
     if len(pictures) > MAX_PICTURES:
@@ -202,30 +239,3 @@ def _check_pictures(pictures: Mapping[str, bytes]) -> None:
             raise InputError(
                 f"picture '{name}' is not a PNG file of at most {MAX_PICTURE_BYTES} bytes"
             )
-
-
-def _previous_manifest(folder: Path) -> Json | None:
-    """Return the manifest of an artifact that is in the folder already, if it is a valid one."""
-    try:
-        return read_manifest(folder_reader(folder)(CONFIG_FILE, MAX_CONFIG_BYTES))
-    except ArtifactError:
-        return None
-
-
-def _card(folder: Path, config: Json, previous: Json | None) -> bytes:
-    existing = reading.read_card(folder)
-    return new_card(config) if existing is None else updated_card(existing, config, previous)
-
-
-def _own_files(folder: Path, previous: Json | None) -> set[str]:
-    """Return the files of the artifact in the folder that are as it wrote them."""
-    entries = {} if previous is None else previous["files"]
-    assert isinstance(entries, dict)
-    read, own = folder_reader(folder), set()
-    for name, entry in entries.items():
-        try:
-            if sha256_bytes(read(name, int(entry["size"]))) == entry["sha256"]:
-                own.add(name)
-        except ArtifactError:
-            continue
-    return own

@@ -15,7 +15,7 @@ from salve_plugin.errors import InputError
 CARD_FILE = "README.md"
 MAX_CARD_BYTES = 4 * 2**20
 
-CardState = Literal["as written", "edited", "missing"]
+CardState = Literal["as written", "edited", "missing", "unknown"]
 Config = Mapping[str, Any]
 """A manifest that passed its schema."""
 
@@ -80,10 +80,8 @@ def updated_card(existing: bytes, config: Config, previous: Config | None = None
     return existing if wanted == metadata else _with_metadata(existing, wanted)
 
 
-def card_state(existing: bytes | None, config: Config) -> CardState:
+def card_state(existing: bytes, config: Config) -> CardState:
     """Tell whether a `README.md` holds exactly the text that the manifest calls for."""
-    if existing is None:
-        return "missing"
     expected = card_body(config).encode()
     _, _, body = existing.rpartition(b"\n---\n")
     return "as written" if existing.startswith(b"---\n") and body == expected else "edited"

@@ -15,6 +15,7 @@ from salve_plugin.discover import learners
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.files import sha256_tensor
+from salve_plugin.reference import Reference
 from salve_plugin.share import evidence
 from salve_plugin.share.canonical import Json, check_json
 from salve_plugin.share.manifest import check_names
@@ -34,6 +35,8 @@ class Contents:
             tensors only with `embed_dictionary`.
         embed_dictionary: whether the dictionary itself travels in the artifact.
         dictionary_learner: name of the dictionary's learner; taken from `dictionary` if given.
+        dictionary_at: where on the Hub the dictionary is, see `Dictionary.push_to_hub`; taken
+            from `dictionary` if that came from there.
         alpha_crit: exact critical strengths, stored per image and summarized per class.
         evaluation: the same measures before and after the edit,
             `{"before": {name: number}, "after": {name: number}}`.
@@ -49,6 +52,7 @@ class Contents:
     dictionary: Dictionary | None = None
     embed_dictionary: bool = False
     dictionary_learner: str | None = None
+    dictionary_at: Reference | None = None
     alpha_crit: AlphaCrit | None = None
     evaluation: Measures | None = None
     pristine: Mapping[str, Tensor] | None = None
@@ -64,6 +68,8 @@ class Contents:
         """
         if self.dictionary is not None:
             object.__setattr__(self, "dictionary_learner", self.dictionary.learner)
+            if self.dictionary_at is None and self.dictionary.origin is not None:
+                object.__setattr__(self, "dictionary_at", self.dictionary.origin)
         if self.labels is None and self.alpha_crit is not None:
             object.__setattr__(self, "labels", self.alpha_crit.classes)
         check_parts(self)
@@ -137,6 +143,9 @@ def rebuild(
             "dictionary": dictionary,
             "embed_dictionary": dictionary is not None,
             "dictionary_learner": reference and reference["learner"],
+            "dictionary_at": Reference.from_json(reference["at"])
+            if reference and reference["at"]
+            else None,
             "alpha_crit": evidence.rebuild(
                 config["alpha_crit"], _part(tensors, evidence.PREFIX), config["labels"]
             ),
@@ -165,6 +174,8 @@ def check_parts(contents: Contents) -> None:
         )
     if contents.embed_dictionary and dictionary is None:
         raise InputError("embed_dictionary=True needs the dictionary itself: pass dictionary=")
+    if contents.dictionary_at is not None and edit.dictionary_digest is None:
+        raise InputError("dictionary_at is given, but the edit does not come from a dictionary")
     if contents.alpha_crit is not None:
         _check_critical(contents.alpha_crit, contents.labels)
     if contents.pristine is not None:
@@ -226,6 +237,7 @@ def _dictionary_fields(contents: Contents) -> Json | None:
         return None
     dictionary = contents.dictionary
     return {
+        "at": None if contents.dictionary_at is None else contents.dictionary_at.to_json(),
         "digest": contents.edit.dictionary_digest,
         "learner": contents.dictionary_learner,
         "fields": {

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from salve_plugin.errors import ArtifactError, WriteError
-from salve_plugin.files import sync_folder, write_atomically
+from salve_plugin.errors import ArtifactError, MissingFileError, WriteError
+from salve_plugin.files import sync_file, sync_folder, write_atomically
 
 Reader = Callable[[str, int], bytes]
 """Returns the bytes of a named file, refusing more than the given number of them."""
@@ -39,21 +39,32 @@ def folder_reader(folder: Path) -> Reader:
                 f"{path} is a link; links are never followed. Copy the folder with its links "
                 "resolved (`cp -rL`) and read the copy"
             )
-        # O_NOFOLLOW closes the gap after is_symlink; O_NONBLOCK keeps a named pipe from waiting.
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        try:
-            descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise ArtifactError(
-                f"cannot read {path}: {error.strerror}; an artifact needs this file, get the "
-                "folder again"
-            ) from error
-        try:
-            return _read_plain(descriptor, path, limit)
-        finally:
-            os.close(descriptor)
+        return read_plain(path, limit)
 
     return read
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """Return the bytes of a plain file, which is opened once and not through a link.
+
+    Raises:
+        ArtifactError: if it is missing, a link, a folder or a device, longer than `limit` bytes,
+            or cannot be read.
+    """
+    # O_NOFOLLOW closes the gap after a check; O_NONBLOCK keeps a named pipe from waiting.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else ArtifactError
+        raise kind(
+            f"cannot read {path}: {error.strerror}; an artifact needs this file, get the "
+            "folder again"
+        ) from error
+    try:
+        return _read_plain(descriptor, path, limit)
+    finally:
+        os.close(descriptor)
 
 
 def _read_plain(descriptor: int, path: Path, limit: int) -> bytes:
@@ -74,7 +85,7 @@ def _read_plain(descriptor: int, path: Path, limit: int) -> bytes:
 
 
 def replace_files(
-    folder: Path, contents: Mapping[str, bytes], *, obsolete: Collection[str] = ()
+    folder: Path, contents: Mapping[str, bytes | Path], *, obsolete: Collection[str] = ()
 ) -> None:
     """Put files into a folder in the given order, or leave everything as it was.
 
@@ -85,7 +96,8 @@ def replace_files(
 
     Args:
         folder: created if missing, parents too. Files that are not named here are not touched.
-        contents: by file name; the last one is the one that makes the others valid.
+        contents: bytes, or a local file to copy, by file name; the last one is the one that makes
+            the others valid.
         obsolete: names of our own files to remove once all is in place.
 
     Raises:
@@ -100,7 +112,11 @@ def replace_files(
             raise WriteError(f"cannot write {folder}: {taken} are folders; move them away")
         staging = Path(tempfile.mkdtemp(prefix=".salve-", dir=folder))
         for name, data in contents.items():
-            write_atomically(staging / name, data)
+            if isinstance(data, Path):
+                shutil.copyfile(data, staging / name)
+                sync_file(staging / name)
+            else:
+                write_atomically(staging / name, data)
         _move_all(staging, folder, list(contents))
         for name in obsolete:
             with suppress(OSError):

@@ -33,7 +33,7 @@ FEATURES = frozenset({"scale", "pristine", "alpha_crit", "dictionary"})
 """What a reader must know to read an artifact that lists it in `requires`."""
 
 # Where and how the artifact was written down; the same edit in other files is the same artifact.
-_NOT_IDENTITY = {"digest", "files", "format_version", "manifest_sha256", "producer"}
+_NOT_IDENTITY = {"digest", "files", "format_version", "manifest_sha256", "merged", "producer"}
 
 
 def picture_file(name: str) -> str:
@@ -46,16 +46,32 @@ def picture_name(file: str) -> str:
     return file.removeprefix("picture_").removesuffix(".png")
 
 
-def seal(config: Json, tensors: Mapping[str, Tensor], files: Mapping[str, bytes]) -> Json:
-    """Return the manifest completed by version, files and digests, `manifest_sha256` excepted."""
+def seal(
+    config: Json,
+    tensors: Mapping[str, Tensor],
+    files: Mapping[str, bytes],
+    merged: Mapping[str, Json] | None = None,
+) -> Json:
+    """Return the manifest completed by version, files and digests, `manifest_sha256` excepted.
+
+    Args:
+        config: what the artifact is, see `salve_plugin.share.contents.manifest_of`.
+        tensors: of `edit.safetensors`.
+        files: the artifact's other files.
+        merged: entries of the edited model's own files, where they lie beside the artifact.
+    """
     return {
         **config,
         "format_version": FORMAT_VERSION,
         "digest": identity(config, tensors),
-        "files": {
-            name: {"sha256": sha256_bytes(data), "size": len(data)} for name, data in files.items()
-        },
+        "files": {name: entry_of(data) for name, data in files.items()},
+        "merged": None if merged is None else dict(merged),
     }
+
+
+def entry_of(data: bytes) -> Json:
+    """Return a file's entry in the manifest."""
+    return {"sha256": sha256_bytes(data), "size": len(data)}
 
 
 def write_manifest(config: Json) -> bytes:

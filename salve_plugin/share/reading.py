@@ -4,14 +4,13 @@ Every file is read once into memory, hashed, and parsed from those very bytes. N
 is imported, executed or used as a path.
 """
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.errors import ArtifactError, HubError, InputError, MissingFileError
 from salve_plugin.share.canonical import Json, dump
-from salve_plugin.share.card import CARD_FILE, MAX_CARD_BYTES, card_state
+from salve_plugin.share.card import CARD_FILE, MAX_CARD_BYTES, CardState, card_state
 from salve_plugin.share.contents import Contents, manifest_of, rebuild
-from salve_plugin.share.folder import Reader, folder_reader
+from salve_plugin.share.folder import Reader
 from salve_plugin.share.manifest import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
@@ -20,23 +19,8 @@ from salve_plugin.share.manifest import (
     read_files,
     read_manifest,
 )
+from salve_plugin.share.sources import PathLike, Where, open_source
 from salve_plugin.share.tensor_file import TENSOR_FILE, decode_tensors
-
-
-def open_folder(folder: str | Path) -> Path:
-    """Return the artifact's folder.
-
-    Raises:
-        ArtifactError: if there is no such folder.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise ArtifactError(
-            f"there is no folder '{folder}'. This version reads artifacts from local folders "
-            "only; download the repository first and pass the folder that holds "
-            f"{CONFIG_FILE}"
-        )
-    return path
 
 
 def read_artifact(read: Reader) -> tuple[Json, dict[str, Any]]:
@@ -77,39 +61,47 @@ def _check_consistency(config: Json, parts: dict[str, Any]) -> None:
         )
 
 
-def inspect(folder: str | Path) -> Json:
+def inspect(source: PathLike, **where: Unpack[Where]) -> Json:
     """Return what an artifact says about itself, after checking the digest of every file.
 
     Only JSON is read and hashes are computed; tensors are not opened. Beside the manifest's own
     fields (see `edit_config.schema.json`) there are
 
     - `bytes`: the size of the artifact's files,
-    - `card`: "as written", "edited" (by people: its tables may differ from the manifest) or
-      "missing".
+    - `card`: "as written", "edited" (by people: its tables may differ from the manifest),
+      "missing", or "unknown" (not in the cache, and the network is not to be used),
+    - `origin`: repository, commit and subfolder if it is on the Hub, else None.
+
+    Args:
+        source: a local folder, or a Hub repository as "user/name".
+        **where: see `salve_plugin.share.sources.Where`.
 
     Raises:
-        ArtifactError: as for reading.
+        SalveError: as for reading.
     """
-    path = open_folder(folder)
-    read = folder_reader(path)
+    place = open_source(source, CONFIG_FILE, **where)
+    described = place.use(_described)
+    origin = place.origin
+    return {**described, "origin": None if origin is None else origin.reference.to_json()}
+
+
+def _described(read: Reader) -> Json:
     manifest = read(CONFIG_FILE, MAX_CONFIG_BYTES)
     config: dict[str, Any] = read_manifest(manifest)
     files = read_files(read, config["files"])
-    card = read_card(path)
     return {
         **config,
         "bytes": len(manifest) + sum(len(data) for data in files.values()),
-        "card": card_state(card, config),
+        "card": _card_state(read, config),
     }
 
 
-def read_card(folder: Path) -> bytes | None:
-    """Return the bytes of `README.md`, None without one.
-
-    Raises:
-        ArtifactError: if it is a link, not a plain file, or too long.
-    """
-    path = folder / CARD_FILE
-    if not path.exists() and not path.is_symlink():
-        return None
-    return folder_reader(folder)(CARD_FILE, MAX_CARD_BYTES)
+def _card_state(read: Reader, config: Json) -> CardState:
+    try:
+        return card_state(read(CARD_FILE, MAX_CARD_BYTES), config)
+    except MissingFileError:
+        return "missing"
+    except HubError as error:
+        if error.reason != "not_cached":
+            raise
+        return "unknown"

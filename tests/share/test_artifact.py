@@ -238,7 +238,7 @@ def test_the_identity_is_what_the_manifest_says_it_is(tiny: EditArtifact, tmp_pa
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return text.encode()
 
-    left_out = ("digest", "files", "format_version", "manifest_sha256", "producer")
+    left_out = ("digest", "files", "format_version", "manifest_sha256", "merged", "producer")
     block(canonical({name: value for name, value in config.items() if name not in left_out}))
     tensors = safetensors.torch.load_file(tmp_path / "edit.safetensors")
     for name, tensor in sorted(tensors.items()):
@@ -366,12 +366,22 @@ def test_verify_returns_the_digest_or_raises(tiny: EditArtifact, tmp_path: Path)
         EditArtifact.verify(tmp_path)
 
 
-def test_a_repository_name_is_refused_with_the_reason() -> None:
-    with pytest.raises(ArtifactError, match="local folders only"):
-        EditArtifact.from_pretrained("somebody/resnet18-no-church")
+@pytest.mark.parametrize("source", ["no-church", "./no-church", "/a/b", "a/b/c", Path("a/b")])
+def test_what_is_no_folder_and_no_repository_is_refused(source: str | Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no folder .* 'user/name'"):
+        EditArtifact.from_pretrained(source)
 
 
-# --- what cannot be saved ------------------------------------------------------------------------
+def test_a_local_folder_has_no_revision(tiny: EditArtifact, tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path / "a" / "b")
+    assert EditArtifact.verify(tmp_path / "a", subfolder="b") == tiny.digest
+    for where in ({"revision": "main"}, {"force_download": True}):
+        with pytest.raises(InputError, match="local folder, which has no revisions"):
+            EditArtifact.from_pretrained(tmp_path / "a" / "b", **where)
+    with pytest.raises(InputError, match="not a path inside"):
+        EditArtifact.from_pretrained(tmp_path / "a", subfolder="../a/b")
+    with pytest.raises(ArtifactError, match="check the subfolder"):
+        EditArtifact.from_pretrained(tmp_path / "a", subfolder="c")
 
 
 @pytest.mark.parametrize(
@@ -827,7 +837,7 @@ def test_a_manifest_with_any_value_replaced_and_sealed_anew_raises_only_our_erro
     try:
         config["digest"] = identity(config, decode_tensors(shared_files["edit.safetensors"]))
         manifest = reseal(config)
-    except InputError:  # not even JSON: NaN and the like, as a careless program writes it
+    except ValueError:  # not even JSON: NaN and the like, as a careless program writes it
         manifest = json.dumps(config).encode(errors="surrogatepass")
     try:
         in_memory({**shared_files, "edit_config.json": manifest})

@@ -32,7 +32,10 @@ def valid_config() -> dict[str, Any]:
             "tensors": {"fc.weight": {"dtype": "float32", "sha256": SHA, "shape": [2, 4]}},
         },
         "data": {"name": "digits", "images": 3},
-        "dictionary": {"digest": SHA, "fields": None, "learner": "l1"},
+        "dictionary": {
+            "at": {"commit": SHA[:40], "repo_id": "me/dictionary", "subfolder": "a/b"},
+            "digest": SHA, "fields": None, "learner": "l1",
+        },
         "digest": SHA,
         "edit": {
             "atom_norm": "unit", "latent": 3, "mode": "suppress", "operator": "scale",
@@ -48,6 +51,10 @@ def valid_config() -> dict[str, Any]:
         "format_version": "1.0",
         "labels": ["no", "yes"],
         "manifest_sha256": SHA,
+        "merged": {
+            "config.json": {"sha256": SHA, "size": 1},
+            "model.safetensors": {"sha256": SHA, "size": 2},
+        },
         "producer": {"name": "salve_plugin", "version": "0.1.0"},
         "requires": ["alpha_crit", "scale"],
         "tensors": {"direction": {"dtype": "F32", "shape": [4]}},
@@ -99,6 +106,10 @@ def test_a_valid_manifest_passes() -> None:
         (("files", "/etc/passwd"), {"sha256": SHA, "size": 1}, "name of a field"),
         (("files", "picture_a.png\n"), {"sha256": SHA, "size": 1}, "name of a field"),
         (("files", "picture_../../a.png"), {"sha256": SHA, "size": 1}, "name of a field"),
+        (("merged", "pytorch_model.bin"), {"sha256": SHA, "size": 1}, "unknown fields"),
+        (("dictionary", "at", "repo_id"), "../me", "matches"),
+        (("dictionary", "at", "commit"), "main", "matches"),
+        (("dictionary", "at", "subfolder"), "a/../b", "matches"),
         (("tensors", "shell"), {"dtype": "F32", "shape": []}, "name of a field"),
         (("base", "tensors"), {}, "number of fields"),
         (("base", "description", ""), 1, "name of a field"),

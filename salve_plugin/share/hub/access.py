@@ -1,0 +1,61 @@
+"""Which Hub, and with whose token: the only place that tokens pass through."""
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from salve_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Token = str | bool | None
+"""A token; True or None for the one that the user has logged in with, False for none."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """A Hub and the right to use it.
+
+    Attributes:
+        endpoint: the Hub's address; None for the user's own (`HF_ENDPOINT`, else huggingface.co).
+        token: never shown, logged or put into a message. The token that the user has logged in
+            with belongs to the user's own Hub: to another endpoint it goes only with `token=True`.
+
+    Raises:
+        InputError: if the token could not be sent, or the endpoint is not an http address.
+    """
+
+    endpoint: str | None = None
+    token: Token = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check what would otherwise fail in the client with the token in the message."""
+        if isinstance(self.token, str) and not re.fullmatch(r"[!-~]+", self.token):
+            raise InputError(
+                "the token is empty or holds spaces, line breaks or letters that cannot be sent; "
+                "pass it exactly as the Hub shows it"
+            )
+        if self.endpoint is not None and not re.fullmatch(
+            r"https?://[^\s/@]+[^\s@]*", self.endpoint
+        ):
+            raise InputError(
+                f"endpoint {self.endpoint[:100]!r} is not an address such as "
+                "'https://huggingface.co' (without user names)"
+            )
+
+    def client(self) -> "HfApi":
+        """Return the Hub client for this access."""
+        from huggingface_hub import HfApi
+
+        return HfApi(
+            endpoint=self.endpoint,
+            token=self._sent_token(),
+            library_name="salve_plugin",
+        )
+
+    def _sent_token(self) -> Token:
+        from huggingface_hub import constants
+
+        foreign = self.endpoint is not None and self.endpoint.rstrip("/") != constants.ENDPOINT
+        return False if foreign and self.token is None else self.token

@@ -1,0 +1,87 @@
+"""From an artifact's contents to the files that are to be written, given what is there already."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.share import reading
+from salve_plugin.share.canonical import Json
+from salve_plugin.share.card import CARD_FILE, MAX_CARD_BYTES, new_card, updated_card
+from salve_plugin.share.contents import Contents, manifest_of, tensors_of
+from salve_plugin.share.existing import Change, Existing
+from salve_plugin.share.manifest import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    identity,
+    picture_file,
+    read_manifest,
+    seal,
+    write_manifest,
+)
+from salve_plugin.share.tensor_file import TENSOR_FILE, encode_tensors
+
+
+def planned(contents: Contents, existing: Existing) -> Change:
+    """Return what to write so that the place holds exactly this artifact.
+
+    An edited model that lies beside an artifact with the same edit stays and stays listed; beside
+    another edit it would be a lie, and is removed unless somebody changed it. The manifest is the
+    last of the files: until it is in place, the digests in an older one expose a mixture.
+
+    Raises:
+        InputError: if a part has no exact JSON form, or the artifact could not be read back.
+    """
+    previous = previous_manifest(existing)
+    config, files = _packed(contents, _kept_model(contents, existing, previous))
+    own = {} if previous is None else {**previous["files"], **(previous["merged"] or {})}
+    kept = {*files, *(config["merged"] or {})}
+    obsolete = [
+        name for name, entry in own.items() if name not in kept and existing.holds(name, entry)
+    ]
+    return Change({CARD_FILE: _card(existing, config, previous), **files}, obsolete)
+
+
+def previous_manifest(existing: Existing) -> dict[str, Any] | None:
+    """Return the manifest of an artifact that is there already, if it is a valid one."""
+    try:
+        data = existing.read(CONFIG_FILE, MAX_CONFIG_BYTES)
+        return None if data is None else read_manifest(data)
+    except ArtifactError:
+        return None
+
+
+def _kept_model(
+    contents: Contents, existing: Existing, previous: Mapping[str, Any] | None
+) -> Mapping[str, Json] | None:
+    """Return the entries of an edited model that is there already, if it has this very edit."""
+    merged: Mapping[str, Json] | None = None if previous is None else previous["merged"]
+    if previous is None or merged is None:
+        return None
+    same = identity(manifest_of(contents), tensors_of(contents)) == previous["digest"]
+    whole = all(existing.holds(name, entry) for name, entry in merged.items())
+    return merged if same and whole else None
+
+
+def _packed(
+    contents: Contents, merged: Mapping[str, Json] | None
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return the manifest's fields and the bytes of every file but the card."""
+    tensors = tensors_of(contents)
+    pictures = sorted((contents.pictures or {}).items())
+    files = {
+        TENSOR_FILE: encode_tensors(tensors),
+        **{picture_file(name): data for name, data in pictures},
+    }
+    config = seal(manifest_of(contents), tensors, files, merged)
+    files[CONFIG_FILE] = write_manifest(config)
+    # Whatever is written can be read: the reader's own checks are the writer's.
+    try:
+        reading.read_artifact(lambda name, _: files[name])
+    except ArtifactError as error:
+        raise InputError(f"the artifact could not be read back: {error}") from error
+    return config, files
+
+
+def _card(existing: Existing, config: Json, previous: Json | None) -> bytes:
+    card = existing.read(CARD_FILE, MAX_CARD_BYTES)
+    return new_card(config) if card is None else updated_card(card, config, previous)
