@@ -1,9 +1,13 @@
-"""Trained networks and real images that most tests share."""
+"""Trained networks, real images and a Hub on loopback that most tests share."""
 
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hub_client import LoopbackHub
 from torch import nn
 
 from salve_plugin.demo import digits
@@ -46,3 +50,106 @@ def digits_vit() -> nn.Module:
 def digits_network(request: pytest.FixtureRequest) -> nn.Module:
     """Each of the two trained networks in turn."""
     return digits.load(request.param, FIXTURES / f"digits_{request.param}.safetensors")
+
+
+@pytest.fixture
+def hf_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home of the Hugging Face client: no file or token of the user is touched.
+
+    The client reads its environment when it is imported, so its constants are set, too. `hf_xet`
+    reads the environment when the client begins a session with it, so there is a new one a test.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _xet
+
+    home = tmp_path / "hf_home"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    places = {"HF_HUB_CACHE": "hub", "HF_XET_CACHE": "xet", "HF_TOKEN_PATH": "token"}
+    for name, place in {**places, "HF_ASSETS_CACHE": "assets"}.items():
+        monkeypatch.setattr(constants, name, str(home / place))
+        monkeypatch.setenv(name, str(home / place))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+    monkeypatch.setenv("HF_HOME", str(home))
+    # Telemetry asks huggingface.co which program runs the client.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
+    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
+    monkeypatch.setattr(_xet, "XET_CONNECTION_INFO_CACHE", {})
+    yield home
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def client_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds for which the client wanted to wait before it repeated requests; none passes."""
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import _http
+
+    waits: list[float] = []
+    clock = SimpleNamespace(sleep=waits.append, time=time.time)
+    monkeypatch.setattr(_http, "time", clock)
+    monkeypatch.setattr(file_download, "time", clock)
+    return waits
+
+
+HUB_OPTIONS = ("--page", "10", "--multipart", "5000000", "--part", "2500000")
+HUB_MODES = {"xet": HUB_OPTIONS, "plain": (*HUB_OPTIONS, "--no-xet")}
+
+
+@pytest.fixture(scope="session")
+def _hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], LoopbackHub]]:
+    started: dict[str, LoopbackHub] = {}
+
+    def hub_of(mode: str) -> LoopbackHub:
+        if mode not in started:
+            root = tmp_path_factory.mktemp("hub") / mode
+            started[mode] = LoopbackHub.start(root, *HUB_MODES[mode])
+        return started[mode]
+
+    yield hub_of
+    for hub in started.values():
+        hub.kill()
+
+
+@pytest.fixture(params=list(HUB_MODES))
+def hub(
+    request: pytest.FixtureRequest,
+    hf_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    _hubs: Callable[[str], LoopbackHub],
+) -> LoopbackHub:
+    """A Hub that all tests share, with Xet and without; `hub.xet` says which.
+
+    Repositories stay, so each test takes names of its own (`repo_id`); faults and the log do not.
+    """
+    from huggingface_hub import constants
+
+    hub = _hubs(request.param)
+    hub.clear()
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not hub.xet)
+    return hub
+
+
+@pytest.fixture(params=list(HUB_MODES))
+def hub_process(
+    request: pytest.FixtureRequest,
+    hf_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[LoopbackHub]:
+    """A Hub of the test's own, to kill and restart."""
+    from huggingface_hub import constants
+
+    hub = LoopbackHub.start(tmp_path / "hub", *HUB_MODES[request.param])
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not hub.xet)
+    yield hub
+    hub.kill()
+
+
+@pytest.fixture
+def repo_id(request: pytest.FixtureRequest) -> str:
+    """A name for a repository of alice that no other test has."""
+    return f"alice/{abs(hash(request.node.nodeid)):x}-{time.monotonic_ns():x}"
