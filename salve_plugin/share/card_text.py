@@ -1,0 +1,156 @@
+"""The model card's text: what an artifact's manifest says, in words for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Config = Mapping[str, Any]
+"""A manifest that passed its schema."""
+
+
+def card_body(config: Config) -> str:
+    """Return the card's text below its metadata, a function of the manifest alone."""
+    parts = [
+        f"# {_title(config)}",
+        _what_changed(config),
+        _evaluation(config),
+        _critical_strengths(config),
+        _pictures(config),
+        _how_to_use(config),
+        _integrity(config),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _title(config: Config) -> str:
+    verb = {"suppress": "suppressed", "enhance": "enhanced"}[config["edit"]["mode"]]
+    return f"{_architecture(config)} with one feature {verb}"
+
+
+def _architecture(config: Config) -> str:
+    return _plain(config["base"]["description"].get("architecture") or "A model")
+
+
+def _what_changed(config: Config) -> str:
+    edit, site = config["edit"], config["edit"]["site"]
+    sign = {"suppress": "−", "enhance": "+"}[edit["mode"]]
+    columns = {"suppress": "Weakened", "enhance": "Strengthened"}[edit["mode"]]
+    layers = ", ".join(f"`{_plain(path)}`" for path in sorted(config["base"]["tensors"]))
+    learner = config["dictionary"]["learner"] if config["dictionary"] else None
+    of = f"latent {edit['latent']}" + (f" of a `{_plain(learner)}` dictionary" if learner else "")
+    undo = ", and the means to undo it" if "pristine" in config["requires"] else ""
+    return (
+        "This folder holds a permanent edit of the weights of a trained image classifier, made "
+        f"with [salve_plugin](https://pypi.org/project/salve-plugin/){undo}. It does not hold the "
+        "model.\n\n"
+        f"- **Feature:** {of}, read at `{_plain(site['name'])}` ({site['width']} features).\n"
+        f"- **Change:** {columns} are the columns of {layers} in proportion to the feature's "
+        f"direction c (unit norm): column j is multiplied by max(0, 1 {sign} α·|c_j|), with "
+        f"α = {edit['strength']:g}.\n"
+        f"- **Rows:** {_rows(config)}.\n"
+        "- **At run time:** no hooks and no further parameters; the edited model is as fast as "
+        "the original."
+    )
+
+
+def _rows(config: Config) -> str:
+    rows = config["edit"]["rows"]
+    if rows is None:
+        return "all"
+    return "only " + ", ".join(_class_name(config, row) for row in rows)
+
+
+def _class_name(config: Config, index: int) -> str:
+    labels = config["labels"]
+    named = labels is not None and 0 <= index < len(labels)
+    return f"{_plain(labels[index])} ({index})" if named else str(index)
+
+
+def _evaluation(config: Config) -> str:
+    evaluation = config["evaluation"]
+    if evaluation is None:
+        return ""
+    rows = [
+        (_plain(name), f"{before:.4g}", f"{evaluation['after'][name]:.4g}")
+        for name, before in sorted(evaluation["before"].items())
+    ]
+    data = "\n".join(
+        f"- {_plain(key)}: {_plain(value)}" for key, value in sorted(config["data"].items())
+    )
+    table = _table(("measure", "before", "after"), rows)
+    return f"## Evaluation\n\n{table}" + (f"\n\nData:\n\n{data}" if data else "")
+
+
+def _critical_strengths(config: Config) -> str:
+    critical = config["alpha_crit"]
+    if critical is None:
+        return ""
+    rows = [
+        (
+            _class_name(config, entry["label"]),
+            str(entry["count"]),
+            f"{entry['already']:.0%}",
+            f"{entry['unreachable']:.0%}",
+            *(_strength(entry["quantiles"][level]) for level in ("0.1", "0.5", "0.95")),
+        )
+        for entry in critical["classes"]
+    ]
+    head = ("class", "images", "there already", "never", "10 %", "median", "95 %")
+    return (
+        "## Critical strength\n\nThe smallest α at which an image's logit "
+        f"{_target(critical)}, computed exactly; ∞ where no α does.\n\n{_table(head, rows)}"
+    )
+
+
+def _strength(value: int | float | None) -> str:
+    return "∞" if value is None else f"{value:.4g}"
+
+
+def _target(critical: Mapping[str, Any]) -> str:
+    whose = {"label": "", "predicted": " (of the class that the model predicts)"}
+    goal = {
+        "zero": "falls to zero",
+        "fraction": f"falls to {critical['fraction']} of its value",
+        "flip": "is overtaken by that of another class",
+    }
+    return goal[critical["target"]] + whose[critical["against"]]
+
+
+def _pictures(config: Config) -> str:
+    names = sorted(name for name in config["files"] if name.endswith(".png"))
+    lines = [f"![{name.removeprefix('picture_').removesuffix('.png')}]({name})" for name in names]
+    return "## Pictures\n\n" + "\n\n".join(lines) if lines else ""
+
+
+def _how_to_use(config: Config) -> str:
+    revert = (
+        "artifact.revert_(model)                         # the original weights, bit for bit"
+        if "pristine" in config["requires"]
+        else "artifact.edit.revert_(model)                    # in the process that applied it"
+    )
+    return (
+        "## Apply and revert\n\n```python\n"
+        "import salve_plugin as salve\n\n"
+        'artifact = salve.EditArtifact.from_pretrained("path/to/this/folder")\n'
+        "artifact.edit.apply_(model)                     # refuses any other base model\n"
+        f"{revert}\n```"
+    )
+
+
+def _integrity(config: Config) -> str:
+    return (
+        "## Integrity\n\n"
+        f"Artifact `{config['digest']}` (SHA-256 over the edit's tensors and description). Every "
+        "file except this text is checked against `edit_config.json` before it is used."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _plain(value: object) -> str:
+    """Return text that cannot break out of a Markdown line, a table cell or a code span."""
+    text = " ".join(str(value).split())
+    replaced = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "[": "\\[", "`": "'"}
+    return "".join(replaced.get(letter, letter) for letter in text)
