@@ -1,6 +1,7 @@
 """Trained networks, real images and a Hub on loopback that most tests share."""
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,8 +74,9 @@ def hf_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
     monkeypatch.setenv("HF_HOME", str(home))
     # Telemetry asks huggingface.co which program runs the client.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setattr(constants, name, True)
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     monkeypatch.setattr(_xet, "XET_CONNECTION_INFO_CACHE", {})
@@ -114,6 +116,20 @@ def _hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         hub.kill()
 
 
+def _use(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a Hub the client's default one, also of programs that the test starts."""
+    from huggingface_hub import constants, hf_api
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+    monkeypatch.setattr(constants, "HF_URL_HOSTS", constants.HF_URL_HOSTS | {"127.0.0.1"})
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not hub.xet)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", str(int(not hub.xet)))
+
+
 @pytest.fixture(params=list(HUB_MODES))
 def hub(
     request: pytest.FixtureRequest,
@@ -123,13 +139,13 @@ def hub(
 ) -> LoopbackHub:
     """A Hub that all tests share, with Xet and without; `hub.xet` says which.
 
+    `@pytest.mark.parametrize("hub", ["plain"], indirect=True)` takes just one of them.
+
     Repositories stay, so each test takes names of its own (`repo_id`); faults and the log do not.
     """
-    from huggingface_hub import constants
-
     hub = _hubs(request.param)
     hub.clear()
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not hub.xet)
+    _use(hub, monkeypatch)
     return hub
 
 
@@ -141,15 +157,13 @@ def hub_process(
     tmp_path: Path,
 ) -> Iterator[LoopbackHub]:
     """A Hub of the test's own, to kill and restart."""
-    from huggingface_hub import constants
-
     hub = LoopbackHub.start(tmp_path / "hub", *HUB_MODES[request.param])
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not hub.xet)
+    _use(hub, monkeypatch)
     yield hub
     hub.kill()
 
 
 @pytest.fixture
-def repo_id(request: pytest.FixtureRequest) -> str:
+def repo_id() -> str:
     """A name for a repository of alice that no other test has."""
-    return f"alice/{abs(hash(request.node.nodeid)):x}-{time.monotonic_ns():x}"
+    return f"alice/{uuid.uuid4().hex}"

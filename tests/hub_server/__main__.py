@@ -69,6 +69,7 @@ def main() -> None:
         default = getattr(Sizes, name)
         parser.add_argument(f"--{name}", type=int, default=default, help="see hub_state.Sizes")
     given = parser.parse_args()
+    os.environ["HF_XET_CACHE"] = str(given.root.resolve() / "xet-cache")  # not the user's
     faults, log = Faults(), Log()
     sizes = Sizes(given.large, given.multipart, given.part, given.page)
     hubs: list[Hub] = []

@@ -64,10 +64,10 @@ ROUTES = [
 KIND, NAME, SHA = "(models|datasets|spaces)", "([^/]+/[^/]+?)", "([0-9a-f]{64})"
 API = re.compile(f"/api/{KIND}/([^/]+/[^/]+)(.*)")
 RESOLVE = re.compile(f"/(?:{KIND}/)?{NAME}/resolve/([^/]+)/(.+)")
+CACHED = re.compile(f"/api/resolve-cache/{KIND}/{NAME}/([^/]+)/(.+)")
 BATCH = re.compile(f"/(?:{KIND}/)?{NAME}(?:\\.git)?/info/lfs/objects/batch")
 S3 = re.compile(f"/_s3/{SHA}(?:/([0-9]+))?")
 CDN = re.compile(f"/_cdn/{SHA}")
-CAS = re.compile(f"/v1/(xorbs|shards|reconstructions|xorb)(?:/(?:default/)?{SHA})?")
 
 
 def serve(hub: Hub, request: Request) -> Answer:
@@ -79,6 +79,9 @@ def serve(hub: Hub, request: Request) -> Answer:
     method = "GET" if request.method == "HEAD" else request.method
     if plain := PLAIN.get((method, request.path)):
         return plain(hub, request)
+    if match := CACHED.fullmatch(request.path):
+        repository = hub.repositories.open(request, match[1], match[2], "read")
+        return hub_read.resolve_cached(hub, request, repository, match[3], unquote(match[4]))
     if match := API.fullmatch(request.path):
         return _about_repository(hub, request, method, match)
     if match := RESOLVE.fullmatch(request.path):
@@ -118,12 +121,6 @@ def _stores(hub: Hub, request: Request, method: str) -> Answer:
             return hub_lfs.put_file(hub.files, request, match[1], match[2])
         if method == "POST":
             return hub_lfs.complete_file(hub.files, request, match[1])
-    if hub.xet and (match := CAS.fullmatch(request.path)):
-        what, name = match[1], match[2]
-        if method == "POST" and what in ("xorbs", "shards"):
-            return hub.xet.put(request, what, name)
-        if method == "GET" and what == "xorb":
-            return hub.xet.xorb(request, name)
-        if method == "GET" and what == "reconstructions":
-            return hub.xet.reconstruction(request, name)
+    if hub.xet:
+        return hub.xet.serve(request)
     raise HubError(404, "Not found")

@@ -3,14 +3,15 @@
 A fault waits for requests whose method and path match, lets the first `after` of them pass, and
 then hits `times` of them. What it does (`do`):
 
-- status: answers `arg` instead of serving the request, with `code` as `X-Error-Code` and with
-  `headers` (`Retry-After` for a rate limit).
+- status: answers `arg` with `code` as `X-Error-Code` and with `headers` (`Retry-After` for a rate
+  limit), instead of serving the request or (`when="after"`) although it took effect.
 - drop: closes the connection before the request takes effect.
 - lost: the request takes effect, then the connection is closed without an answer.
 - delay: waits `arg` seconds, before the request takes effect or (`when="after"`) after it.
 - kill: the server process dies; before it has read more than `arg` bytes of the body, or
   (`when="after"`) after the request took effect and before its answer.
-- truncate: announces the whole body, sends `arg` bytes of it and closes the connection.
+- truncate: announces the whole body, sends `arg` bytes of it and closes the connection (answers
+  of 200 and 206 only; so the next two).
 - short: sends `arg` bytes of the body and announces just those.
 - flip: inverts the byte at `arg`.
 - json: answers as usual, with `body` in place of the body.
@@ -53,16 +54,23 @@ class Fault:
         return bool(re.fullmatch(self.method, method) and re.search(self.path, path))
 
 
+@dataclass
+class _Waiting:
+    fault: Fault
+    to_pass: int
+    to_hit: int
+
+
 class Faults:
     """The faults that are still to come; each request takes at most one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[list[Any]] = []  # [fault, requests to let pass, requests to hit]
+        self._waiting: list[_Waiting] = []
 
     def add(self, fault: Fault) -> None:
         with self._lock:
-            self._waiting.append([fault, fault.after, fault.times])
+            self._waiting.append(_Waiting(fault, fault.after, fault.times))
 
     def clear(self) -> None:
         with self._lock:
@@ -71,15 +79,14 @@ class Faults:
     def take(self, method: str, path: str) -> Fault | None:
         """Return the fault that hits this request and count it down."""
         with self._lock:
-            for entry in self._waiting:
-                fault: Fault = entry[0]
-                if entry[2] <= 0 or not fault.matches(method, path):
+            for waiting in self._waiting:
+                if waiting.to_hit <= 0 or not waiting.fault.matches(method, path):
                     continue
-                if entry[1] > 0:
-                    entry[1] -= 1
+                if waiting.to_pass > 0:
+                    waiting.to_pass -= 1
                     continue
-                entry[2] -= 1
-                return fault
+                waiting.to_hit -= 1
+                return waiting.fault
         return None
 
 

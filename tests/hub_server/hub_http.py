@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from email.message import Message
@@ -174,11 +175,16 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(fault.arg)
         if do == "drop":
             return None
+        refusal = None
         if fault and do == "status":
-            return HubError(int(fault.arg), "injected", fault.code, fault.headers).answer
+            refusal = HubError(int(fault.arg), "injected", fault.code, fault.headers).answer
+        if refusal and when == "before":
+            return refusal
         if do == "norange":
             del request.headers["Range"]
         answer = self._answer(self.server.serve, request)
+        if refusal:
+            return refusal
         if do == "kill":
             os._exit(KILLED)
         if fault and do == "delay" and when == "after":
@@ -208,6 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sent = place
         self.send_response(answer.status)
         shown = {"Content-Type": answer.content_type, "Content-Length": str(announced)}
+        shown["X-Request-Id"] = f"Root=1-{uuid.uuid4().hex}"  # the client puts it into its errors
         for name, value in {**shown, **answer.headers}.items():
             self.send_header(name, value)
         self.end_headers()

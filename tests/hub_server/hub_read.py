@@ -4,7 +4,7 @@ import hashlib
 import re
 import time
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from hub_git import Entry
 from hub_http import Answer, HubError, Request, answer_file, answer_json
@@ -29,7 +29,7 @@ def card_data(readme: bytes) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def describe(hub: Hub, repository: Repository, commit: str, sizes: bool) -> dict[str, Any]:
+def describe(repository: Repository, commit: str, sizes: bool) -> dict[str, Any]:
     """Return what `GET /api/models/ID` says."""
     settings, tree = repository.settings(), repository.git.tree(commit)
     readme = repository.git.read(commit, "README.md")
@@ -66,7 +66,7 @@ def describe(hub: Hub, repository: Repository, commit: str, sizes: bool) -> dict
 def get_info(hub: Hub, request: Request, repository: Repository, revision: str = "main") -> Answer:
     """`GET /api/models/ID[/revision/REV]`; with `expand`, just the fields that are asked for."""
     commit = repository.find(revision)
-    found = describe(hub, repository, commit, "blobs" in request.query)
+    found = describe(repository, commit, "blobs" in request.query)
     wanted = request.query.get("expand", []) + request.query.get("expand[]", [])
     if wanted:
         found = {name: found.get(name) for name in ("_id", "id", *wanted)}
@@ -79,7 +79,7 @@ def get_list(hub: Hub, request: Request) -> Answer:
     owner, text = request.query.get("author", ["*"])[0], request.query.get("search", [""])[0]
     tags = {tag for value in request.query.get("filter", []) for tag in value.split(",")}
     found = [
-        describe(hub, repository, repository.find("main"), sizes=False)
+        describe(repository, repository.find("main"), sizes=False)
         for repository in hub.repositories.all(kind, owner)
         if text in repository.id and not repository.settings()["private"]
     ]
@@ -164,11 +164,11 @@ def get_commits(hub: Hub, request: Request, repository: Repository, revision: st
 def resolve(hub: Hub, request: Request, repository: Repository, revision: str, path: str) -> Answer:
     """`GET` and `HEAD /ID/resolve/REV/PATH`: where downloads begin.
 
-    The client keeps a file under its ETag. Small files are answered here. Large ones are
-    redirected to another host (here: another name of this one), which must not see the token; the
-    redirect itself has their SHA-256 and size. With Xet it also has the hash and the address of a
-    token with which `hf_xet` gets the file elsewhere. A 404 tells the commit, too, so that the
-    client can remember that this one has no such file.
+    The client keeps a file under its ETag. Small files are redirected within the Hub: it follows,
+    with the token. Large ones are redirected to another host (here: another name of this one),
+    which must not see the token; the redirect itself has their SHA-256 and size. With Xet it also
+    has the hash and the address of a token with which `hf_xet` gets the file elsewhere. A 404
+    tells the commit, too, so that the client can remember that this one has no such file.
     """
     commit = repository.find(revision)
     told = {"X-Repo-Commit": commit}
@@ -177,7 +177,8 @@ def resolve(hub: Hub, request: Request, repository: Repository, revision: str, p
         raise HubError(404, MISSING, "EntryNotFound", told)
     told["ETag"] = f'"{entry.oid}"'
     if entry.lfs is None:
-        return answer_file(request, repository.git.blobs([entry.oid])[entry.oid], told)
+        place = f"{repository.kind}/{repository.id}/{commit}/{quote(path)}"
+        return Answer(307, headers={**told, "Location": f"/api/resolve-cache/{place}"})
     sha256 = entry.lfs.sha256
     told |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(entry.lfs.size)}
     told["Location"] = f"{hub.url.replace('127.0.0.1', 'localhost')}/_cdn/{sha256}"
@@ -188,6 +189,19 @@ def resolve(hub: Hub, request: Request, repository: Repository, revision: str, p
         told |= {"X-Xet-Hash": name, "X-Xet-Refresh-Route": address}
         told["Link"] = f'<{address}>; rel="xet-auth"'
     return Answer(302, headers=told)
+
+
+def resolve_cached(
+    hub: Hub, request: Request, repository: Repository, commit: str, path: str
+) -> Answer:
+    """`GET` and `HEAD /api/resolve-cache/models/ID/COMMIT/PATH`: small files of one commit."""
+    if not re.fullmatch("[0-9a-f]{40}", commit):
+        raise HubError(400, "Invalid commit")
+    data = repository.git.read(repository.find(commit), path)
+    if data is None:
+        raise HubError(404, MISSING, "EntryNotFound", {"X-Repo-Commit": commit})
+    oid = repository.git.tree(commit)[path].oid
+    return answer_file(request, data, {"X-Repo-Commit": commit, "ETag": f'"{oid}"'})
 
 
 def xet_read_token(hub: Hub, request: Request, repository: Repository, revision: str) -> Answer:

@@ -66,11 +66,20 @@ def delete_tag(hub: Hub, request: Request, repository: Repository, tag: str) -> 
     return _delete(repository, f"refs/tags/{tag}")
 
 
-def _open(repository: Repository, title: str, author: str, pull_request: bool) -> int:
-    """Number a discussion; pull requests are numbered with them. The caller holds the lock."""
-    discussions = repository.settings()["discussions"]
-    refs = [int(ref[8:]) for ref in repository.git.refs() if ref.startswith("refs/pr/")]
-    number = 1 + max([discussion["num"] for discussion in discussions] + refs, default=0)
+def next_number(repository: Repository) -> int:
+    """Return the next discussion's number; pull requests are numbered with discussions.
+
+    The caller holds the lock until the discussion is recorded.
+    """
+    numbers = [each["num"] for each in repository.settings()["discussions"]]
+    numbers += [int(ref[8:]) for ref in repository.git.refs() if ref.startswith("refs/pr/")]
+    return 1 + max(numbers, default=0)
+
+
+def record(
+    repository: Repository, number: int, title: str, author: str, pull_request: bool
+) -> None:
+    """Open a discussion; for a pull request, `refs/pr/NUMBER` is there already."""
     opened = {
         "num": number,
         "title": title,
@@ -79,16 +88,7 @@ def _open(repository: Repository, title: str, author: str, pull_request: bool) -
         "createdAt": now(),
         "isPullRequest": pull_request,
     }
-    repository.update(discussions=[*discussions, opened])
-    return number
-
-
-def open_pull_request(repository: Repository, start: str, title: str, author: str) -> int:
-    """Open a pull request with a reference that starts at a commit; return its number."""
-    with repository.git.lock:
-        number = _open(repository, title, author, pull_request=True)
-        repository.git.create_ref(f"refs/pr/{number}", start)
-    return number
+    repository.update(discussions=[*repository.settings()["discussions"], opened])
 
 
 def _shown(repository: Repository, discussion: dict[str, Any]) -> dict[str, Any]:
@@ -98,12 +98,12 @@ def _shown(repository: Repository, discussion: dict[str, Any]) -> dict[str, Any]
 def create_discussion(hub: Hub, request: Request, repository: Repository) -> Answer:
     """`POST /api/models/ID/discussions`: `upload_folder` opens its pull request with it."""
     asked, user = request.json(), signed_in(request)
+    pull_request = bool(asked.get("pullRequest"))
     with repository.git.lock:
-        if asked.get("pullRequest"):
-            start = repository.find("main")
-            number = open_pull_request(repository, start, asked["title"], user.name)
-        else:
-            number = _open(repository, asked["title"], user.name, pull_request=False)
+        number = next_number(repository)
+        if pull_request:
+            repository.git.create_ref(f"refs/pr/{number}", repository.find("main"))
+        record(repository, number, asked["title"], user.name, pull_request)
     return answer_json({"num": number})
 
 

@@ -35,7 +35,7 @@ class Hub:
     @classmethod
     def open(cls, root: Path, url: str, sizes: Sizes, xet: bool) -> "Hub":
         root.mkdir(parents=True, exist_ok=True)
-        store = Xet(root / "xet", url) if xet else None
+        store = Xet(root / "xet") if xet else None
         return cls(url, sizes, Repositories(root), LargeFiles(root / "lfs"), store)
 
     def large_file(self, sha256: str) -> bytes | None:

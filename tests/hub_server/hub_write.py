@@ -10,11 +10,12 @@ from typing import Any
 
 from hub_git import Pointer
 from hub_http import Answer, HubError, Request, answer_json
-from hub_refs import open_pull_request
+from hub_refs import next_number, record
 from hub_repos import NAME, Repository
 from hub_state import Hub
 from hub_users import signed_in
 
+ATTRIBUTES = ".gitattributes"
 MOVED = "A commit has happened since. Please refresh and try again."
 
 
@@ -69,20 +70,22 @@ def put_settings(hub: Hub, request: Request, repository: Repository) -> Answer:
 def preupload(hub: Hub, request: Request, repository: Repository, revision: str) -> Answer:
     """`POST /api/models/ID/preupload/REV`: how each file is to be sent, and what is there now.
 
+    Large files are those that `.gitattributes` names, long ones, and binary ones by their first
+    bytes.
+
     The client leaves out of its commit what has not changed, and makes no commit if nothing is
     left: that is its doing, the Hub itself commits what it is told.
     """
     asked, commit = request.json(), repository.find(revision)
     tree = repository.git.tree(commit)
-    attributes = repository.git.read(commit, ".gitattributes") or b""
-    lines = attributes.decode().splitlines()
-    patterns = [line.split()[0] for line in lines if "filter=lfs" in line]
+    patterns = _patterns(repository.git.read(commit, ATTRIBUTES) or b"")
     lines = str(asked.get("gitIgnore") or "").splitlines()
     ignored = [line for line in lines if line and not line.startswith("#")]
 
     def answer(file: dict[str, Any]) -> dict[str, Any]:
         path, name = file["path"], PurePosixPath(file["path"]).name
-        large = file["size"] > hub.sizes.large or _matches(path, name, patterns)
+        binary = b"\0" in base64.b64decode(file.get("sample", ""))
+        large = binary or file["size"] > hub.sizes.large or _matches(path, name, patterns)
         mode = "lfs" if large else "regular"
         told = {"path": path, "uploadMode": mode, "shouldIgnore": _matches(path, name, ignored)}
         entry = tree.get(path)
@@ -91,6 +94,11 @@ def preupload(hub: Hub, request: Request, repository: Repository, revision: str)
         return told
 
     return answer_json({"files": [answer(file) for file in asked["files"]], "commitOid": commit})
+
+
+def _patterns(attributes: bytes) -> list[str]:
+    lines = attributes.decode(errors="replace").splitlines()
+    return [line.split()[0] for line in lines if "filter=lfs" in line]
 
 
 def _matches(path: str, name: str, patterns: list[str]) -> bool:
@@ -156,16 +164,17 @@ def commit(hub: Hub, request: Request, repository: Repository, revision: str) ->
     with repository.git.lock:
         parent, new = repository.find(revision), {}
         ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
-        if request.flag("create_pr"):
-            parent = repository.find(expected) if expected else parent
-            number = open_pull_request(repository, parent, head["summary"], user.name)
-            ref = f"refs/pr/{number}"
+        number = next_number(repository) if request.flag("create_pr") else None
+        if number:
+            parent, ref = repository.find(expected or revision), f"refs/pr/{number}"
             new["pullRequestUrl"] = f"{hub.url}/{repository.id}/discussions/{number}"
         elif not parent.startswith(expected):
             raise HubError(412, MOVED)
         changes = _changes(hub, repository, parent, operations)
         message = f"{head['summary']}\n\n{head.get('description', '')}"
         oid = repository.git.commit(ref, parent, changes, message, user.name)
+        if number:
+            record(repository, number, head["summary"], user.name, pull_request=True)
     url = f"{hub.url}/{repository.id}/commit/{oid}"
     told = {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": "", **new}
     return answer_json(told)
@@ -193,7 +202,19 @@ def _changes(
             changes[path] = None
         else:
             raise HubError(400, f"Unknown operation: {key}")
-    return changes
+    large = [value["path"] for key, value in operations if key == "lfsFile"]
+    return {**changes, **_attributes(repository, parent, changes, large)}
+
+
+def _attributes(
+    repository: Repository, parent: str, changes: dict[str, bytes | None], large: list[str]
+) -> dict[str, bytes]:
+    """Return `.gitattributes` with a line for each large file that it did not name yet."""
+    old = changes.get(ATTRIBUTES) or repository.git.read(parent, ATTRIBUTES) or b""
+    patterns = _patterns(old)
+    new = [path for path in large if not _matches(path, PurePosixPath(path).name, patterns)]
+    lines = "".join(f"{path} filter=lfs diff=lfs merge=lfs -text\n" for path in new)
+    return {ATTRIBUTES: old + lines.encode()} if new else {}
 
 
 def _pointer(hub: Hub, value: dict[str, Any]) -> Pointer:
