@@ -1,0 +1,165 @@
+"""Small artifacts, their files in memory, and the same files as an attacker would write them."""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import salve_plugin as salve
+from salve_plugin.control.base import Base, Fingerprint
+from salve_plugin.control.critical import AlphaCrit
+from salve_plugin.control.edit import Edit
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners import create
+from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.manifest import identity, write_manifest
+from salve_plugin.share.reading import read_artifact
+from salve_plugin.site import HEAD_INPUT, Site
+
+WEIGHT = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8], [-1, -2, -3, -4]])
+CONFIG, TENSORS, CARD = "edit_config.json", "edit.safetensors", "README.md"
+SEAL = "manifest_sha256"
+
+Files = dict[str, bytes]
+Change = Callable[[dict[str, Any], dict[str, Tensor]], None]
+"""Changes a manifest and the tensors in place."""
+
+
+def grey_png() -> bytes:
+    """Return a picture of one grey pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\x00\x80")
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def small_edit() -> Edit:
+    """Return an edit of rows 1 and 2 of a 3x4 head."""
+    return Edit(
+        site=Site(HEAD_INPUT, "fc", "in", "pooled", 4, readers=("fc",)),
+        operator="scale",
+        mode="suppress",
+        latent=5,
+        direction=torch.tensor([0.6, 0.0, -0.8, 0.0]),
+        strength=1.5,
+        rows=(1, 2),
+        base=Base({"architecture": "Tiny"}, {"fc.weight": Fingerprint.of(WEIGHT)}),
+        dictionary_digest="ab" * 32,
+    )
+
+
+def small_crit() -> AlphaCrit:
+    """Return those of four images: one root, one without, one there already, one more root."""
+    values = torch.tensor([1.25, torch.inf, 0.0, 2.5], dtype=torch.float64)
+    return AlphaCrit(
+        values=values,
+        linear=torch.tensor([1.25, 9.0, 0.0, 2.0], dtype=torch.float64),
+        labels=torch.tensor([1, 1, 2, 2]),
+        predicted=torch.tensor([1, 1, 0, 2]),
+        target="zero",
+        fraction=0.5,
+        against="label",
+    )
+
+
+def small_artifact() -> EditArtifact:
+    """Return an artifact of three kilobytes with every optional part but the dictionary."""
+    return EditArtifact(
+        small_edit(),
+        alpha_crit=small_crit(),
+        pristine={"fc.weight": WEIGHT[1:]},
+        evaluation={"before": {"accuracy of ü|x": 0.75}, "after": {"accuracy of ü|x": 0.25}},
+        pictures={"heat_map": grey_png()},
+        labels=("a", "ü|x", "<b>"),
+        data={"name": "four images", "count": 4, "split": None},
+    )
+
+
+def random_dictionary(hooked: salve.HookedModel, latents: int = 16) -> Dictionary:
+    """Return a dictionary of random atoms for a model's head."""
+    site = hooked.site("unembed.hook_in")
+    generator = torch.Generator().manual_seed(0)
+    atoms = torch.randn(latents, site.width, generator=generator)
+    atoms = nn.functional.normalize(atoms, dim=1)
+    tensors = {
+        "atoms": atoms,
+        "encoder_weight": atoms.clone(),
+        "encoder_bias": torch.zeros(latents),
+        "decoder_bias": torch.zeros(site.width),
+    }
+    return Dictionary(tensors, create("l1", {}), site, {"seed": 0})
+
+
+def small_model() -> nn.Module:
+    """Return the model that `small_edit` was made for."""
+    model = nn.Sequential()
+    model.add_module("fc", nn.Linear(4, 3))
+    with torch.no_grad():
+        model.get_parameter("fc.weight").copy_(WEIGHT)
+    return model
+
+
+def state_bytes(model: nn.Module) -> Files:
+    """Return every tensor of a model as bytes."""
+    return {
+        name: tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def contents(folder: Path) -> Files:
+    """Return the bytes of every file in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def covered(folder: Path) -> Files:
+    """Return the files of an artifact that are under its seal: all but the card."""
+    files = contents(folder)
+    del files[CARD]
+    return files
+
+
+def reader_of(files: Mapping[str, bytes]) -> Callable[[str, int], bytes]:
+    """Return a reader of files that lie in memory."""
+    return lambda name, _: files[name]
+
+
+def in_memory(files: Mapping[str, bytes]) -> str:
+    """Verify an artifact that lies in memory; return its digest."""
+    config, _ = read_artifact(reader_of(files))
+    return str(config["digest"])
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """Return the bytes with one bit changed."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def reseal(config: dict[str, Any]) -> bytes:
+    """Return the bytes of a manifest whose seal is right, whatever else is wrong with it."""
+    return write_manifest({key: value for key, value in config.items() if key != SEAL})
+
+
+def forged(files: Files, change: Change) -> Files:
+    """Return the artifact's files, changed, with every digest right, as an attacker would."""
+    config = json.loads(files[CONFIG])
+    tensors = safetensors.torch.load(files[TENSORS])
+    change(config, tensors)
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    config["files"][TENSORS] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    config["digest"] = identity(config, tensors)
+    return {**files, TENSORS: data, CONFIG: reseal(config)}
