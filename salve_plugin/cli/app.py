@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from salve_plugin.cli import artifacts, demo, editing, studies
+from salve_plugin.cli import demo, editing, sharing, studies
+from salve_plugin.cli.options import (
+    Checkpoint,
+    Classes,
+    ClassName,
+    EditRows,
+    Json,
+    Latent,
+    Out,
+    Rows,
+    StudyFolder,
+)
 from salve_plugin.cli.output import console, show_json
 from salve_plugin.errors import SalveError
 
@@ -16,40 +27,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-StudyFolder = Annotated[Path, typer.Argument(help="Folder that `salve discover` made.")]
-ArtifactFolder = Annotated[Path, typer.Argument(help="Folder of the edit artifact.")]
-Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
-Model = Annotated[
-    str | None, typer.Option("--model", help="timm model name; by default the artifact's base.")
-]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option("--checkpoint", help="State dict to load instead of pretrained weights."),
-]
-Classes = Annotated[int | None, typer.Option("--num-classes", help="Size of the classifier.")]
-ClassName = Annotated[
-    str | None, typer.Option("--class", help="Class, by the name of its folder or its index.")
-]
-Latent = Annotated[
-    int | None, typer.Option("--latent", help="Latent; by default chosen for the class.")
-]
-Rows = Annotated[
-    str,
-    typer.Option(
-        "--rows",
-        help="Classifier rows to edit: all (the paper), class, or indices such as 3,5.",
-    ),
-]
-EditRows = Annotated[
-    str | None,
-    typer.Option(
-        "--rows",
-        help="As for alpha-crit, or rivals: the class's row and those rivals' that it needs. By "
-        "default rivals where a class is named, else all.",
-    ),
-]
 
 
 @app.command("demo")
@@ -163,39 +140,7 @@ def edit_command(
     editing.make(study, out, class_name, latent, strength, rows, enhance=enhance, as_json=as_json)
 
 
-@app.command("apply")
-def apply_command(
-    artifact: ArtifactFolder,
-    out: Annotated[Path, typer.Option("--out", help="Edited state dict, .safetensors.")],
-    model: Model = None,
-    checkpoint: Checkpoint = None,
-    num_classes: Classes = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Images to evaluate on before and after.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Apply an artifact to its base model and save the edited weights."""
-    artifacts.apply(artifact, out, model, checkpoint, num_classes, data, as_json=as_json)
-
-
-@app.command("revert")
-def revert_command(
-    artifact: ArtifactFolder,
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Edited state dict.")],
-    out: Annotated[Path, typer.Option("--out", help="Restored state dict, .safetensors.")],
-    model: Model = None,
-    num_classes: Classes = None,
-    as_json: Json = False,
-) -> None:
-    """Undo an artifact's edit in a saved model, bit for bit."""
-    artifacts.revert(artifact, out, model, checkpoint, num_classes, as_json=as_json)
-
-
-@app.command("inspect")
-def inspect_command(artifact: ArtifactFolder, as_json: Json = False) -> None:
-    """Verify an artifact and show what it says about itself."""
-    artifacts.inspect(artifact, as_json=as_json)
+app.add_typer(sharing.commands)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,10 +11,12 @@ from salve_plugin.control.evaluate import evaluate
 from salve_plugin.errors import InputError
 from salve_plugin.files import sha256_file, write_atomically
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.sources import Where
 
 
 def apply(
-    folder: Path,
+    source: str,
+    where: Where,
     out: Path,
     model: str | None,
     checkpoint: Path | None,
@@ -24,7 +26,7 @@ def apply(
     as_json: bool,
 ) -> None:
     """Apply the artifact to its base and write the edited state dict."""
-    artifact = EditArtifact.from_pretrained(folder)
+    artifact = EditArtifact.from_pretrained(source, **where)
     _check_out(out)
     opened = _base(artifact, model, checkpoint, num_classes)
     network = opened.hooked.model
@@ -45,7 +47,8 @@ def apply(
 
 
 def revert(
-    folder: Path,
+    source: str,
+    where: Where,
     out: Path,
     model: str | None,
     checkpoint: Path,
@@ -54,7 +57,7 @@ def revert(
     as_json: bool,
 ) -> None:
     """Undo the artifact's edit in a saved state dict and write the restored one."""
-    artifact = EditArtifact.from_pretrained(folder)
+    artifact = EditArtifact.from_pretrained(source, **where)
     _check_out(out)
     opened = _base(artifact, model, checkpoint, num_classes)
     artifact.revert_(opened.hooked.model)
@@ -68,15 +71,15 @@ def revert(
     _show(result, "reverted", as_json=as_json)
 
 
-def inspect(folder: Path, *, as_json: bool) -> None:
+def inspect(source: str, where: Where, *, as_json: bool) -> None:
     """Verify the artifact and show its summary."""
-    EditArtifact.verify(folder)
-    summary = EditArtifact.inspect(folder)
+    EditArtifact.verify(source, **where)
+    summary = EditArtifact.inspect(source, **where)
     if as_json:
         show_json(summary)
         return
     rows = [(key, value) for key, value in _flat(summary) if value not in (None, {}, [])]
-    show_table(f"artifact {folder}", ("field", "value"), rows)
+    show_table(f"artifact {source}", ("field", "value"), rows)
     console().print("Verified: every byte is as it was written.", highlight=False)
 
 

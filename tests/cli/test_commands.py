@@ -172,7 +172,7 @@ def test_mistakes_end_with_their_message_and_status_1(
         capsys, *discover, "--model", "test_resnet", "--checkpoint", checkpoint, "--site", "fc"
     )
     assert not (tmp_path / "s").exists()
-    assert "ArtifactError" in _fails(capsys, "inspect", tmp_path)
+    assert "MissingFileError" in _fails(capsys, "inspect", tmp_path)
 
 
 def test_an_artifact_for_another_model_is_refused(

@@ -1,0 +1,106 @@
+"""`salve push`, `pull` and `verify`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from salve_plugin.cli.output import show_json, show_table
+from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.sources import Where
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how to push; see `EditArtifact.push_to_hub`."""
+
+    repo_id: str
+    subfolder: str | None
+    revision: str | None
+    private: bool | None
+    commit_message: str | None
+    create_pr: bool
+    tag: str | None
+    endpoint: str | None
+
+
+def verify(source: str, where: Where, *, as_json: bool) -> None:
+    """Check every byte of an artifact and print its digest."""
+    with _bars(shown=not as_json):
+        summary = EditArtifact.inspect(source, **where)
+        artifact = EditArtifact.from_pretrained(source, **where)
+    result: dict[str, object] = {
+        "digest": artifact.digest,
+        "card": summary["card"],
+        "commit": None if artifact.origin is None else artifact.origin.reference.commit,
+    }
+    _show(result, "verified: every byte is as it was written", as_json=as_json)
+
+
+def pull(repo_id: str, where: Where, out: Path, *, as_json: bool) -> None:
+    """Get an artifact, verify it and write it into a folder."""
+    with _bars(shown=not as_json):
+        artifact = EditArtifact.from_pretrained(repo_id, **where)
+    artifact.save_pretrained(out)
+    result: dict[str, object] = {"folder": str(out), "digest": artifact.digest}
+    if artifact.origin is not None:
+        result |= {
+            "repo_id": artifact.origin.reference.repo_id,
+            "commit": artifact.origin.reference.commit,
+            "resolved": artifact.origin.resolved,
+            "from_cache": artifact.origin.from_cache,
+        }
+    _show(result, "pulled", as_json=as_json)
+
+
+def push(folder: Path, place: Place, *, as_json: bool) -> None:
+    """Verify an artifact and put it on the Hub in one commit."""
+    artifact = EditArtifact.from_pretrained(folder)
+    with _bars(shown=not as_json):
+        pushed = artifact.push_to_hub(
+            place.repo_id,
+            subfolder=place.subfolder,
+            revision=place.revision,
+            private=place.private,
+            commit_message=place.commit_message,
+            create_pr=place.create_pr,
+            tag=place.tag,
+            endpoint=place.endpoint,
+        )
+    result: dict[str, object] = {
+        "digest": artifact.digest,
+        "repo_id": pushed.reference.repo_id,
+        "commit": pushed.reference.commit,
+        "pull_request": pushed.pull_request,
+        "tag": pushed.tag,
+        "created": pushed.created,
+        "url": pushed.url,
+    }
+    _show(result, "pushed" if pushed.created else "already there", as_json=as_json)
+
+
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    """Let the Hub client draw its progress bars on standard error, or not."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _show(result: dict[str, object], title: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json(result)
+        return
+    rows = [(name, value) for name, value in result.items() if value is not None]
+    show_table(title, ("what", "value"), rows)

@@ -1,0 +1,55 @@
+"""Options and arguments that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+StudyFolder = Annotated[Path, typer.Argument(help="Folder that `salve discover` made.")]
+Artifact = Annotated[
+    str, typer.Argument(help="Folder of an edit artifact, or its Hub repository, user/name.")
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")
+]
+Subfolder = Annotated[
+    str | None, typer.Option("--subfolder", help="Inside the folder or repository.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Use the Hub client's cache only.")]
+Again = Annotated[
+    bool, typer.Option("--force-download", help="Trust nothing in the Hub client's cache.")
+]
+Endpoint = Annotated[
+    str | None, typer.Option("--endpoint", help="Address of the Hub; by default HF_ENDPOINT.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="timm model name; by default the artifact's base.")
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="State dict to load instead of pretrained weights."),
+]
+Classes = Annotated[int | None, typer.Option("--num-classes", help="Size of the classifier.")]
+ClassName = Annotated[
+    str | None, typer.Option("--class", help="Class, by the name of its folder or its index.")
+]
+Latent = Annotated[
+    int | None, typer.Option("--latent", help="Latent; by default chosen for the class.")
+]
+Rows = Annotated[
+    str,
+    typer.Option(
+        "--rows",
+        help="Classifier rows to edit: all (the paper), class, or indices such as 3,5.",
+    ),
+]
+EditRows = Annotated[
+    str | None,
+    typer.Option(
+        "--rows",
+        help="As for alpha-crit, or rivals: the class's row and those rivals' that it needs. By "
+        "default rivals where a class is named, else all.",
+    ),
+]

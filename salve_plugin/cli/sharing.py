@@ -1,0 +1,158 @@
+"""The commands that read, write and move edit artifacts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from salve_plugin.cli import artifacts, hub
+from salve_plugin.cli.options import (
+    Again,
+    Artifact,
+    Checkpoint,
+    Classes,
+    Endpoint,
+    Json,
+    Model,
+    Offline,
+    Out,
+    Revision,
+    Subfolder,
+)
+from salve_plugin.share.sources import Where
+
+commands = typer.Typer()
+
+
+@commands.command("apply")
+def apply_command(
+    artifact: Artifact,
+    out: Annotated[Path, typer.Option("--out", help="Edited state dict, .safetensors.")],
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Images to evaluate on before and after.")
+    ] = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Apply an artifact to its base model and save the edited weights."""
+    where = Where(revision=revision, subfolder=subfolder, local_files_only=offline)
+    artifacts.apply(artifact, where, out, model, checkpoint, num_classes, data, as_json=as_json)
+
+
+@commands.command("revert")
+def revert_command(
+    artifact: Artifact,
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Edited state dict.")],
+    out: Annotated[Path, typer.Option("--out", help="Restored state dict, .safetensors.")],
+    model: Model = None,
+    num_classes: Classes = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Undo an artifact's edit in a saved model, bit for bit."""
+    where = Where(revision=revision, subfolder=subfolder, local_files_only=offline)
+    artifacts.revert(artifact, where, out, model, checkpoint, num_classes, as_json=as_json)
+
+
+@commands.command("inspect")
+def inspect_command(
+    artifact: Artifact,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    offline: Offline = False,
+    force_download: Again = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Verify an artifact and show what it says about itself."""
+    where = Where(
+        revision=revision,
+        subfolder=subfolder,
+        local_files_only=offline,
+        force_download=force_download,
+        endpoint=endpoint,
+    )
+    artifacts.inspect(artifact, where, as_json=as_json)
+
+
+@commands.command("verify")
+def verify_command(
+    artifact: Artifact,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    offline: Offline = False,
+    force_download: Again = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Check every byte of an artifact; prints its digest, or says what is wrong with status 1."""
+    where = Where(
+        revision=revision,
+        subfolder=subfolder,
+        local_files_only=offline,
+        force_download=force_download,
+        endpoint=endpoint,
+    )
+    hub.verify(artifact, where, as_json=as_json)
+
+
+@commands.command("pull")
+def pull_command(
+    repo: Annotated[str, typer.Argument(help="Hub repository, user/name.")],
+    out: Out,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    offline: Offline = False,
+    force_download: Again = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Get an artifact from the Hub, verify it and write it into a folder.
+
+    For a private repository set HF_TOKEN or log in with `hf auth login`.
+    """
+    where = Where(
+        revision=revision,
+        subfolder=subfolder,
+        local_files_only=offline,
+        force_download=force_download,
+        endpoint=endpoint,
+    )
+    hub.pull(repo, where, out, as_json=as_json)
+
+
+@commands.command("push")
+def push_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    repo: Annotated[str, typer.Argument(help="Hub repository, user/name; created if missing.")],
+    subfolder: Annotated[
+        str | None, typer.Option("--subfolder", help="Inside the repository.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch to commit to, by default main.")
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="What a new repository is, and an old one must be."
+        ),
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", help="Title of the commit.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Make a pull request.")] = False,
+    tag: Annotated[str | None, typer.Option("--tag", help="Name for the commit.")] = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Verify an artifact and put it on the Hub in one commit.
+
+    Needs a token with write access: set HF_TOKEN or log in with `hf auth login`.
+    """
+    place = hub.Place(repo, subfolder, revision, private, message, create_pr, tag, endpoint)
+    hub.push(folder, place, as_json=as_json)
