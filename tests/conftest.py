@@ -74,9 +74,8 @@ def hf_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
     monkeypatch.setenv("HF_HOME", str(home))
     # Telemetry asks huggingface.co which program runs the client.
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        monkeypatch.setattr(constants, name, True)
-        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     monkeypatch.setattr(_xet, "XET_CONNECTION_INFO_CACHE", {})
@@ -114,6 +113,7 @@ def _hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     yield hub_of
     for hub in started.values():
         hub.kill()
+        assert hub.errors() == ""
 
 
 def _use(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +161,7 @@ def hub_process(
     _use(hub, monkeypatch)
     yield hub
     hub.kill()
+    assert hub.errors() == ""
 
 
 @pytest.fixture

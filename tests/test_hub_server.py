@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -456,6 +458,19 @@ def test_a_lost_answer_is_one_of_a_commit_that_was_made(hub: LoopbackHub, repo_i
         push(api, repo_id, {"a.json": b"1"})
     assert api.list_repo_commits(repo_id)[1].commit_id == head
     assert [each.status for each in hub.log() if "/commit/" in each.path] == [200, 0, 0]
+
+
+def test_half_a_request_does_nothing(hub: LoopbackHub, repo_id: str) -> None:
+    api, line = client(hub), b'{"key": "header", "value": {"summary": "half"}}\n'
+    head = created(api, repo_id)
+    address = urlsplit(hub.url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        told = "Host: loopback\r\nAuthorization: Bearer hf_alice\r\nContent-Length: 500\r\n\r\n"
+        start = f"POST /api/models/{repo_id}/commit/main HTTP/1.1\r\n{told}"
+        connection.sendall(start.encode() + line)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(100) == b""
+    assert api.model_info(repo_id).sha == head
 
 
 def test_a_slow_answer_is_not_waited_for(hub: LoopbackHub, repo_id: str) -> None:

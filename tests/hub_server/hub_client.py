@@ -125,6 +125,10 @@ class LoopbackHub:
         """Return all requests since the start or `clear`."""
         return [Logged(**entry) for entry in self._control("GET", "/_ctl/log")]
 
+    def errors(self) -> str:
+        """Return what the server wrote to standard error: nothing, unless it has a mistake."""
+        return (self.root / "stderr.txt").read_text()
+
     def kill(self) -> None:
         """End the server at once."""
         self.process.kill()

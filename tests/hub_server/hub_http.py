@@ -143,13 +143,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         fault = self.server.faults.take(request.method, request.path)
         if fault and fault.do == "kill" and fault.when == "before":
-            self._read_body(int(fault.arg))
+            self.rfile.read(min(int(fault.arg), int(self.headers.get("Content-Length") or 0)))
             os._exit(KILLED)
         request = replace(request, body=self._read_body())
+        seen = [self.headers.get(name, "") for name in ("Authorization", "Host", "Range")]
         answer = self._with_fault(request, fault)
-        host, seen = request.headers.get("Host", ""), request.headers.get("Range", "")
-        token, status = request.headers.get("Authorization", ""), answer.status if answer else 0
-        self.server.log.add(Logged(request.method, request.target, status, token, host, seen))
+        status = answer.status if answer else 0
+        self.server.log.add(Logged(request.method, request.target, status, *seen))
         if answer is None:
             self._hang_up()
         else:
@@ -157,41 +157,51 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request  # noqa: N815 # http.server
 
-    def _read_body(self, limit: int | None = None) -> bytes:
+    def _read_body(self) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            ConnectionAbortedError: if the client died while sending. What there is of a commit
+                may look like one.
+        """
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            length = int(self.headers.get("Content-Length") or 0)
-            return self.rfile.read(length if limit is None else min(length, limit))
+            return self._read(int(self.headers.get("Content-Length") or 0))
         parts = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
+        while size := int(self.rfile.readline().split(b";")[0] or b"-1", 16):
+            parts.append(self._read(size))
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(parts)
 
+    def _read(self, size: int) -> bytes:
+        data = self.rfile.read(max(size, 0))
+        if len(data) != size:
+            raise ConnectionAbortedError
+        return data
+
     def _with_fault(self, request: Request, fault: Fault | None) -> Answer | None:
         """Serve a request, or not; None means that the connection is closed without an answer."""
-        do, when = (fault.do, fault.when) if fault else ("", "")
-        if fault and do == "delay" and when == "before":
-            time.sleep(fault.arg)
-        if do == "drop":
+        if fault is None:
+            return self._answer(self.server.serve, request)
+        early, refusal = fault.when == "before", None
+        if fault.do == "drop":
             return None
-        refusal = None
-        if fault and do == "status":
-            refusal = HubError(int(fault.arg), "injected", fault.code, fault.headers).answer
-        if refusal and when == "before":
-            return refusal
-        if do == "norange":
+        if fault.do == "norange":
             del request.headers["Range"]
-        answer = self._answer(self.server.serve, request)
-        if refusal:
-            return refusal
-        if do == "kill":
-            os._exit(KILLED)
-        if fault and do == "delay" and when == "after":
+        if fault.do == "delay" and early:
             time.sleep(fault.arg)
-        if fault and do == "json":
+        if fault.do == "status":
+            refusal = HubError(int(fault.arg), "injected", fault.code, fault.headers).answer
+        if refusal and early:
+            return refusal
+        answer = self._answer(self.server.serve, request)
+        if fault.do == "kill":
+            os._exit(KILLED)
+        if fault.do == "delay" and not early:
+            time.sleep(fault.arg)
+        if fault.do == "json":
             return replace(answer, body=fault.body.encode())
-        return None if do == "lost" else answer
+        return None if fault.do == "lost" else refusal or answer
 
     def _answer(self, serve: Serve, request: Request) -> Answer:
         try:
