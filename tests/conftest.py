@@ -1,5 +1,9 @@
 """Trained networks, real images and a Hub on loopback that most tests share."""
 
+import os
+import subprocess
+import sys
+import sysconfig
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -51,6 +55,35 @@ def digits_vit() -> nn.Module:
 def digits_network(request: pytest.FixtureRequest) -> nn.Module:
     """Each of the two trained networks in turn."""
     return digits.load(request.param, FIXTURES / f"digits_{request.param}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def peer_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make an environment for a program that we did not write; returns its Python.
+
+    It is made once in the folder named by SALVE_PEER_ENVIRONMENTS, if that is set, and else anew.
+    """
+    cache = os.environ.get("SALVE_PEER_ENVIRONMENTS")
+
+    def run(*command: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command[:4]}: {done.stderr[-3000:]}"
+
+    def made(name: str, *packages: str, shared: bool = False) -> Path:
+        """Install packages; with `shared`, what our environment has (torch) is used, not loaded."""
+        folder = (Path(cache) if cache else tmp_path_factory.mktemp("peers")) / name
+        python, ready = folder / "bin" / "python", folder / "ready"
+        if not ready.exists():
+            run(sys.executable, "-m", "venv", "--clear", str(folder))
+            if shared:
+                version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+                path = folder / "lib" / version / "site-packages" / "shared.pth"
+                path.write_text(sysconfig.get_paths()["purelib"] + "\n")
+            run(str(python), "-m", "pip", "install", "--quiet", *packages)
+            ready.touch()
+        return python
+
+    return made
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """SAELens itself reads what we write and writes what we read, in an environment of its own."""
 
 import json
-import os
 import subprocess
-import sys
-import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,22 +64,9 @@ for architecture in ("standard", "topk", "jumprelu", "gated"):
 
 
 @pytest.fixture(scope="module")
-def sae_lens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with sae-lens, which shares our torch.
-
-    It is made once in the folder named by SALVE_PEER_ENVIRONMENTS, if that is set, and else anew.
-    """
-    cache = os.environ.get("SALVE_PEER_ENVIRONMENTS")
-    folder = (Path(cache) if cache else tmp_path_factory.mktemp("peers")) / "sae-lens"
-    python, ready = folder / "bin" / "python", folder / "ready"
-    if not ready.exists():
-        _run(sys.executable, "-m", "venv", "--clear", str(folder))
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        shared = folder / "lib" / version / "site-packages" / "shared.pth"
-        shared.write_text(sysconfig.get_paths()["purelib"] + "\n")
-        _run(str(python), "-m", "pip", "install", "--quiet", "sae-lens")
-        ready.touch()
-    return python
+def sae_lens(peer_python: Callable[..., Path]) -> Path:
+    """The Python of an environment with sae-lens, which shares our torch."""
+    return peer_python("sae-lens", "sae-lens", shared=True)
 
 
 def _run(*command: str) -> None:
