@@ -149,18 +149,12 @@ def _hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         assert hub.errors() == ""
 
 
-def _use(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a Hub the client's default one, also of programs that the test starts."""
-    from huggingface_hub import constants, hf_api
+def _switch_xet(on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch Xet on or off in the client, also in programs that the test starts."""
+    from huggingface_hub import constants
 
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
-    monkeypatch.setattr(constants, "HF_URL_HOSTS", constants.HF_URL_HOSTS | {"127.0.0.1"})
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not hub.xet)
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", str(int(not hub.xet)))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not on)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", str(int(not on)))
 
 
 @pytest.fixture(params=list(HUB_MODES))
@@ -178,7 +172,7 @@ def hub(
     """
     hub = _hubs(request.param)
     hub.clear()
-    _use(hub, monkeypatch)
+    _switch_xet(hub.xet, monkeypatch)
     return hub
 
 
@@ -191,10 +185,27 @@ def hub_process(
 ) -> Iterator[LoopbackHub]:
     """A Hub of the test's own, to kill and restart."""
     hub = LoopbackHub.start(tmp_path / "hub", *HUB_MODES[request.param])
-    _use(hub, monkeypatch)
+    _switch_xet(hub.xet, monkeypatch)
     yield hub
     hub.kill()
     assert hub.errors() == ""
+
+
+@pytest.fixture
+def default_hub(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The same Hub as the one that the client asks by default, also in programs.
+
+    That is `HF_ENDPOINT`, which the client reads when it is imported.
+    """
+    from huggingface_hub import constants, hf_api
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_URL_HOSTS", constants.HF_URL_HOSTS | {"127.0.0.1"})
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    return hub
 
 
 @pytest.fixture

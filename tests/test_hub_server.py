@@ -16,7 +16,13 @@ import httpx2
 import pytest
 from hub_client import LoopbackHub
 from hub_faults import Kind
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    hf_hub_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -274,7 +280,6 @@ def test_who_may_do_what(hub: LoopbackHub, repo_id: str) -> None:
     alice, name = client(hub), repo_id.split("/")[1]
     created(alice, repo_id)
     assert alice.create_repo(name, exist_ok=True).repo_id == repo_id
-    assert client(hub, "hf_bob").create_repo(repo_id, exist_ok=True).repo_id == repo_id
     with pytest.raises(HfHubHTTPError, match="already created"):
         alice.create_repo(repo_id)
     for token, status in [*strangers(403), ("hf_alice-read", 403), ("hf_no", 401)]:
@@ -537,7 +542,17 @@ def test_the_users_own_files_are_left_alone(
     assert hf_home.is_relative_to(tmp_path)
     assert list(hf_home.glob("hub/models--*"))
     assert bool(list(hf_home.glob("xet/*"))) == hub.xet
-    assert HfApi().endpoint == hub.url
+
+
+def test_the_client_can_be_told_to_ask_it_by_default(
+    default_hub: LoopbackHub, repo_id: str
+) -> None:
+    hub = default_hub
+    created(client(hub), repo_id)
+    assert HfApi().model_info(repo_id).id == repo_id
+    assert Path(hf_hub_download(repo_id, "a.json")).read_bytes() == b"{}"
+    # With another endpoint than the default, the client does not know what this address is.
+    assert client(hub, "hf_bob").create_repo(repo_id, exist_ok=True).repo_id == repo_id
     program = "from huggingface_hub import constants as c; print(c.ENDPOINT, c.HF_HUB_DISABLE_XET)"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
