@@ -1,5 +1,6 @@
 r"""The critical strength of every recorded image, and its summary by class."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -88,19 +89,14 @@ class AlphaCrit:
 
     def summary(self) -> list[ClassCrit]:
         """Return one entry for each class that has images, by label."""
-        entries = []
-        for label in present(self.labels):
-            values = self.values[self.labels == label]
-            entries.append(
-                ClassCrit(
-                    label,
-                    len(values),
-                    float((values == 0).double().mean()),
-                    float(values.isinf().double().mean()),
-                    tuple(_order_statistic(values, share) for share in ClassCrit.LEVELS),
-                )
-            )
-        return entries
+        order = self.values.argsort()
+        order = order[self.labels[order].argsort(stable=True)]  # by label, then by value
+        labels, counts = self.labels[order].unique_consecutive(return_counts=True)
+        groups = self.values[order].split(counts.tolist())
+        return [
+            _class_crit(label, values.tolist())
+            for label, values in zip(labels.tolist(), groups, strict=True)
+        ]
 
     def strength_for(self, label: int, share: float) -> float:
         """Return the smallest strength by which `share` of the class's images have broken.
@@ -117,7 +113,7 @@ class AlphaCrit:
                 f"label {label} has {len(values)} images and share is {share}: give one of the "
                 f"labels {present(self.labels)} and a share above 0, at most 1"
             )
-        return _order_statistic(values, share)
+        return float(values.sort().values[_position(len(values), share)])
 
     def to_json(self) -> dict[str, object]:
         """Return the summary as plain JSON values."""
@@ -209,9 +205,20 @@ def _of_batch(
     return values, linear
 
 
-def _order_statistic(values: Tensor, share: float) -> float:
-    at = min(len(values) - 1, max(0, -(-share * len(values) // 1) - 1))
-    return float(values.sort().values[int(at)])
+def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
+    count = len(ascending)
+    return ClassCrit(
+        label,
+        count,
+        bisect_right(ascending, 0.0) / count,
+        (count - bisect_left(ascending, float("inf"))) / count,
+        tuple(ascending[_position(count, share)] for share in ClassCrit.LEVELS),
+    )
+
+
+def _position(count: int, share: float) -> int:
+    """Return where the order statistic of a share is among `count` ascending values."""
+    return min(count - 1, max(0, int(-(-share * count // 1)) - 1))
 
 
 def _check_options(

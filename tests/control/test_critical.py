@@ -1,5 +1,6 @@
 """Critical strengths of real recordings, against networks that are really edited."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -106,7 +107,7 @@ def test_labels_can_be_named_and_the_rest_is_left_out(
 
 def crit_of(values: list[float], labels: list[int]) -> AlphaCrit:
     numbers = torch.tensor(values, dtype=torch.float64)
-    marks = torch.tensor(labels)
+    marks = torch.tensor(labels, dtype=torch.int64)
     return AlphaCrit(numbers, numbers, marks, marks, "zero", 0.5, "label")
 
 
@@ -119,6 +120,28 @@ def test_the_summary_counts_what_is_below_already_and_what_never_is() -> None:
     assert (nine.label, nine.count, nine.quantiles) == (9, 1, (7.0,) * 6)
     json = crit.to_json()["classes"]
     assert json[0]["quantiles"]["0.9"] is None  # type: ignore[index] # JSON
+
+
+def test_the_summary_of_many_classes_is_what_each_class_alone_gives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 40, (3000,), generator=generator) * 7
+    values = (torch.rand(3000, generator=generator, dtype=torch.float64) * 50).round() / 10
+    values[torch.rand(3000, generator=generator) < 0.2] = torch.inf
+    values[labels == 14], values[labels == 21] = torch.inf, 0.0
+    labels[0], values[0] = 5000, 1 / 3
+    crit = AlphaCrit(values, values, labels, labels, "zero", 0.5, "label")
+    summary = crit.summary()
+    assert [entry.label for entry in summary] == sorted(set(labels.tolist()))
+    for entry in summary:
+        own = values[labels == entry.label]
+        ascending = own.sort().values
+        assert entry.count == len(own)
+        assert entry.already == float((own == 0).double().mean())
+        assert entry.unreachable == float(own.isinf().double().mean())
+        assert entry.quantiles == tuple(
+            float(ascending[max(0, math.ceil(level * len(own)) - 1)]) for level in entry.LEVELS
+        )
+    assert crit_of([], []).summary() == []
 
 
 def test_strength_for_is_the_least_that_breaks_that_share() -> None:
