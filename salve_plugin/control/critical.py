@@ -91,8 +91,8 @@ class AlphaCrit:
         """Return one entry for each class that has images, by label."""
         order = self.values.argsort()
         order = order[self.labels[order].argsort(stable=True)]  # by label, then by value
-        labels, counts = self.labels[order].unique_consecutive(return_counts=True)
-        groups = self.values[order].split(counts.tolist())
+        labels, counts = torch.unique_consecutive(self.labels[order], return_counts=True)
+        groups = torch.split(self.values[order], counts.tolist())
         return [
             _class_crit(label, values.tolist())
             for label, values in zip(labels.tolist(), groups, strict=True)

@@ -2,12 +2,18 @@
 
 `README.md` is for people. Nothing is ever read from it, so it stays outside of the manifest's
 list of digests: its authors may edit it, and the Hub's own metadata form does, without making
-the artifact invalid. `card_state` tells whether the text still is what this library writes.
+the artifact invalid. `card_state` tells whether it still is what this library writes.
 """
 
 from typing import Literal
 
-from salve_plugin.share.card_metadata import CARD_FILE, front_matter, read_metadata, with_metadata
+from salve_plugin.share.card_metadata import (
+    CARD_FILE,
+    front_matter,
+    merged_metadata,
+    read_metadata,
+    with_metadata,
+)
 from salve_plugin.share.card_text import Config, card_body
 
 MAX_CARD_BYTES = 4 * 2**20
@@ -16,45 +22,42 @@ CardState = Literal["as written", "edited", "missing", "unknown"]
 
 
 def new_card(config: Config) -> bytes:
-    """Return a fresh `README.md`."""
-    return with_metadata(card_body(config).encode(), front_matter(config))
+    """Return a fresh `README.md`, a function of the manifest alone."""
+    from huggingface_hub import CardData
+
+    # The same bytes as by `with_metadata`, without its detour over a file.
+    return f"---\n{CardData(**front_matter(config)).to_yaml()}\n---\n{card_body(config)}".encode()
 
 
 def updated_card(existing: bytes, config: Config, previous: Config | None = None) -> bytes:
     """Return an existing `README.md` with its metadata brought up to date and its body kept.
 
-    People's metadata stay too: tags are united, a license is never replaced. A body that is
-    exactly what this library wrote for the `previous` manifest is nobody's words and is written
-    anew, since its tables would otherwise describe another edit.
+    People's metadata stay too, see `merged_metadata`. A body that is exactly what this library
+    wrote for the `previous` manifest is nobody's words and is written anew, since its tables would
+    otherwise describe another edit.
 
     Raises:
         InputError: if the file is not UTF-8 or its metadata are not readable YAML.
     """
-    if previous is not None and card_state(existing, previous) == "as written":
-        body = card_body(config).encode()
-        existing = with_metadata(body, read_metadata(existing))
     metadata = read_metadata(existing)
-    wanted = {**metadata, **front_matter(config)}
-    tags = metadata.get("tags")
-    if isinstance(tags, list):
-        wanted["tags"] = [*tags, *(tag for tag in _tags(config) if tag not in tags)]
-    if metadata.get("license"):
-        wanted["license"] = metadata["license"]
+    if previous is not None and card_state(existing, previous) == "as written":
+        return new_card(config)
+    wanted = merged_metadata(metadata, config, previous)
+    if previous is not None and _body(existing) == card_body(previous).encode():
+        return with_metadata(card_body(config).encode(), wanted)
     # Unchanged metadata are not written again: that would drop their comments and quotes.
     return existing if wanted == metadata else with_metadata(existing, wanted)
 
 
 def card_state(existing: bytes, config: Config) -> CardState:
-    """Tell whether a `README.md` holds exactly the text that the manifest calls for."""
-    expected = card_body(config).encode()
-    _, _, body = existing.rpartition(b"\n---\n")
-    return "as written" if existing.startswith(b"---\n") and body == expected else "edited"
+    """Tell whether a `README.md` is to the byte what this library writes for the manifest."""
+    return "as written" if existing == new_card(config) else "edited"
 
 
-def _tags(config: Config) -> list[str]:
-    tags = front_matter(config)["tags"]
-    assert isinstance(tags, list)
-    return tags
+def _body(card: bytes) -> bytes | None:
+    """Return what follows the metadata; None if they are not where this library writes them."""
+    metadata, found, body = card.rpartition(b"\n---\n")
+    return body if found and metadata.startswith(b"---\n") else None
 
 
 __all__ = ["CARD_FILE", "MAX_CARD_BYTES", "CardState", "card_state", "new_card", "updated_card"]

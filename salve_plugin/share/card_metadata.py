@@ -1,30 +1,69 @@
 """The model card's metadata: the block of YAML that the Hub reads."""
 
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from salve_plugin.errors import InputError
-from salve_plugin.share.card_text import Config
+from salve_plugin.share.card_license import license_fields
+from salve_plugin.share.card_results import TASK, merged_index, model_index
+from salve_plugin.share.card_text import Config, title
 
 CARD_FILE = "README.md"
+REPO_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_RESULTS = "model-index"
+_LICENSE = ("license", "license_name", "license_link")
 
 
-def front_matter(config: Config) -> dict[str, object]:
+def front_matter(config: Config) -> dict[str, Any]:
     """Return the card's metadata: the Hub's vocabulary, only what is known."""
     known = config["base"]["description"]
-    metadata: dict[str, object] = {
+    metadata: dict[str, Any] = {
         "library_name": "salve_plugin",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": TASK,
         "tags": ["salve_plugin", "model-editing", "sparse-autoencoder", "interpretability"],
     }
     # A relation without the model that it relates to would be an invalid card.
-    if known.get("hf_hub_id"):
-        metadata["base_model"] = known["hf_hub_id"]
+    base = known.get("hf_hub_id")
+    if isinstance(base, str) and re.fullmatch(REPO_ID, base):
+        metadata["base_model"] = base
         metadata["base_model_relation"] = "adapter"
-    if known.get("license"):
-        metadata["license"] = known["license"]
-    return metadata
+    metadata |= license_fields(known.get("license"))
+    index = model_index(config, title(config))
+    return metadata if index is None else {**metadata, _RESULTS: index}
+
+
+def merged_metadata(
+    existing: Mapping[str, Any], config: Config, previous: Config | None = None
+) -> dict[str, Any]:
+    """Return a card's metadata brought up to date, with everything that people wrote.
+
+    Tags are united, a license is never replaced, results of other measures stay. What still is
+    as this library wrote it for the `previous` manifest is nobody's words and follows the artifact.
+    """
+    ours = front_matter(config)
+    old = {} if previous is None else front_matter(previous)
+    kept = {key: value for key, value in existing.items() if key not in old or value != old[key]}
+    if any(kept.get(key) for key in _LICENSE):
+        ours = {key: value for key, value in ours.items() if key not in _LICENSE}
+    fresh = {**kept, **ours, "tags": _united(existing, ours, old)}
+    index = merged_index(existing.get(_RESULTS), ours.get(_RESULTS), old.get(_RESULTS))
+    fresh = {**fresh, _RESULTS: index} if index else fresh
+    in_their_order = {key: fresh[key] for key in existing if key in fresh}
+    return {**in_their_order, **fresh}
+
+
+def _united(*metadata: Mapping[str, Any]) -> list[Any]:
+    """Return people's tags and ours, without those that only an earlier artifact had."""
+    there, ours, old = (_tags(fields.get("tags")) for fields in metadata)
+    kept = [tag for tag in there if tag in ours or tag not in old]
+    return [*kept, *(tag for tag in ours if tag not in kept)]
+
+
+def _tags(tags: object) -> list[Any]:
+    return tags if isinstance(tags, list) else [tags] if tags else []
 
 
 def read_metadata(card: bytes) -> dict[str, Any]:

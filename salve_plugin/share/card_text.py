@@ -10,7 +10,7 @@ Config = Mapping[str, Any]
 def card_body(config: Config) -> str:
     """Return the card's text below its metadata, a function of the manifest alone."""
     parts = [
-        f"# {_title(config)}",
+        f"# {_plain(title(config))}",
         _what_changed(config),
         _evaluation(config),
         _critical_strengths(config),
@@ -21,13 +21,11 @@ def card_body(config: Config) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _title(config: Config) -> str:
+def title(config: Config) -> str:
+    """Return what the edited model is called, in one line of plain text."""
     verb = {"suppress": "suppressed", "enhance": "enhanced"}[config["edit"]["mode"]]
-    return f"{_architecture(config)} with one feature {verb}"
-
-
-def _architecture(config: Config) -> str:
-    return _plain(config["base"]["description"].get("architecture") or "A model")
+    architecture = config["base"]["description"].get("architecture") or "A model"
+    return f"{' '.join(str(architecture).split())} with one feature {verb}"
 
 
 def _what_changed(config: Config) -> str:
@@ -123,15 +121,18 @@ def _pictures(config: Config) -> str:
 
 def _how_to_use(config: Config) -> str:
     revert = (
-        "artifact.revert_(model)                         # the original weights, bit for bit"
+        "artifact.revert_(model)          # the original weights, bit for bit"
         if "pristine" in config["requires"]
-        else "artifact.edit.revert_(model)                    # in the process that applied it"
+        else "artifact.edit.revert_(model)     # in the process that applied it"
     )
     return (
-        "## Apply and revert\n\n```python\n"
+        "## Apply and revert\n\n"
+        "Put this repository's name in the place of `user/repo`, and of `<commit>` the commit that "
+        "you have looked at: the same commit is the same bytes forever. A path of a local folder "
+        "works instead of both.\n\n```python\n"
         "import salve_plugin as salve\n\n"
-        'artifact = salve.EditArtifact.from_pretrained("path/to/this/folder")\n'
-        "artifact.edit.apply_(model)                     # refuses any other base model\n"
+        'artifact = salve.EditArtifact.from_pretrained("user/repo", revision="<commit>")\n'
+        "artifact.edit.apply_(model)      # refuses any other base model\n"
         f"{revert}\n```"
     )
 
@@ -139,7 +140,8 @@ def _how_to_use(config: Config) -> str:
 def _integrity(config: Config) -> str:
     return (
         "## Integrity\n\n"
-        f"Artifact `{config['digest']}` (SHA-256 over the edit's tensors and description). Every "
+        f"Artifact `{config['digest']}` (SHA-256 over the edit's tensors and description); that "
+        'is what `salve.EditArtifact.verify("user/repo", revision="<commit>")` returns. Every '
         "file except this text is checked against `edit_config.json` before it is used."
     )
 

@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from salve_plugin.control.base import Base
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.card import card_state
+from salve_plugin.share.card_metadata import read_metadata, with_metadata
+from salve_plugin.share.manifest import read_manifest
 
 
 def card(folder: Path) -> str:
@@ -18,8 +23,6 @@ def card(folder: Path) -> str:
 def test_a_card_has_valid_metadata_and_the_numbers_before_and_after(
     tiny: EditArtifact, tmp_path: Path
 ) -> None:
-    from huggingface_hub import ModelCard
-
     tiny.save_pretrained(tmp_path)
     loaded = ModelCard.load(tmp_path / "README.md")
     assert loaded.data.library_name == "salve_plugin"
@@ -34,8 +37,6 @@ def test_a_card_has_valid_metadata_and_the_numbers_before_and_after(
 
 
 def test_base_model_and_license_appear_only_when_known(tiny_edit: Edit, tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
     known = {"architecture": "resnet18", "hf_hub_id": "timm/resnet18.a1_in1k", "license": "mit"}
     edit = replace(tiny_edit, base=Base(known, tiny_edit.base.tensors))
     EditArtifact(edit).save_pretrained(tmp_path)
@@ -77,9 +78,16 @@ def test_an_existing_body_is_kept_to_the_byte_and_only_metadata_are_added(
         assert data["tags"][0] == "mine"
         assert data["model-index"] == "broken"
         assert b"\r\n\r\n# My words" in once
-    # Saving other contents changes nothing any more.
-    EditArtifact(tiny_edit).save_pretrained(tmp_path)
+    # Saving again changes nothing any more; other contents take the results that were ours.
+    tiny.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_bytes() == once
+    EditArtifact(tiny_edit).save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_bytes().endswith(body.encode())
+    after = metadata_load(tmp_path / "README.md")
+    assert after is not None
+    expected = data["model-index"] if existing == PEOPLES else None
+    assert after.pop("model-index", None) == expected
+    assert after == {key: value for key, value in data.items() if key != "model-index"}
     assert EditArtifact.inspect(tmp_path)["card"] == "edited"
 
 
@@ -100,9 +108,251 @@ def test_metadata_added_by_people_to_our_text_stay(
     tiny.save_pretrained(tmp_path)
     path = tmp_path / "README.md"
     path.write_text(card(tmp_path).replace("---\n", "---\nlicense: mit\n", 1))
+    assert EditArtifact.inspect(tmp_path)["card"] == "edited"
     EditArtifact(tiny_edit).save_pretrained(tmp_path)
     assert "license: mit" in card(tmp_path)
     assert EditArtifact(tiny_edit).digest in card(tmp_path)
+    assert "four images" not in card(tmp_path)
+
+
+def results(folder: Path) -> list[EvalResult]:
+    found = ModelCard.load(folder / "README.md").data.eval_results
+    assert found is not None
+    return list(found)
+
+
+def test_the_measures_after_the_edit_are_results_that_the_hub_client_reads(
+    tiny_edit: Edit, tmp_path: Path
+) -> None:
+    artifact = EditArtifact(
+        tiny_edit,
+        evaluation={
+            "before": {"accuracy": 0.75, "target accuracy": 1, "<odd>\n|name|": 2.5},
+            "after": {"accuracy": 0.5, "target accuracy": 0, "<odd>\n|name|": 1e-7},
+        },
+        data={"name": "Imagenette", "type": "frgfm/imagenette", "config": "320px",
+              "split": "validation", "revision": "abc", "images": 4},
+    )  # fmt: skip
+    artifact.save_pretrained(tmp_path)
+    loaded = ModelCard.load(tmp_path / "README.md")
+    assert loaded.data.model_name == "Tiny with one feature suppressed"
+    about: dict[str, Any] = {
+        "task_type": "image-classification",
+        "task_name": "Image Classification",
+        "dataset_type": "frgfm/imagenette",
+        "dataset_name": "Imagenette",
+        "dataset_config": "320px",
+        "dataset_split": "validation",
+        "dataset_revision": "abc",
+    }
+    measured = [
+        ("odd_name", "<odd> |name| after the edit", 1e-7),
+        ("accuracy", "accuracy after the edit", 0.5),
+        ("target_accuracy", "target accuracy after the edit", 0),
+    ]
+    expected = [
+        EvalResult(**about, metric_type=kind, metric_name=name, metric_value=value)
+        for kind, name, value in measured
+    ]
+    assert results(tmp_path) == expected
+    again = ModelCardData(**read_metadata((tmp_path / "README.md").read_bytes()))
+    assert again.eval_results == expected
+    assert str(again) == str(loaded.data)
+    # What the Hub client writes back is what was there.
+    loaded.save(tmp_path / "README.md")
+    assert EditArtifact.inspect(tmp_path)["card"] == "as written"
+
+
+@pytest.mark.parametrize("data", [None, {"name": None}, {"name": "  "}, {"images": 4}])
+def test_measures_on_unnamed_data_are_no_results(
+    tiny_edit: Edit, data: dict[str, str | int | None] | None, tmp_path: Path
+) -> None:
+    measures = {"before": {"accuracy": 1}, "after": {"accuracy": 0}}
+    EditArtifact(tiny_edit, evaluation=measures, data=data).save_pretrained(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
+    assert "| accuracy | 1 | 0 |" in card(tmp_path)
+
+
+def test_data_that_names_no_dataset_of_the_hub_link_to_none(
+    tiny: EditArtifact, tmp_path: Path
+) -> None:
+    tiny.save_pretrained(tmp_path)
+    (result,) = results(tmp_path)
+    assert (result.dataset_name, result.dataset_type) == ("four images", "custom")
+
+
+def measured(edit: Edit, value: float, name: str = "accuracy") -> EditArtifact:
+    return EditArtifact(
+        edit,
+        evaluation={"before": {name: 1}, "after": {name: value}},
+        data={"name": "digits", "split": "test"},
+    )
+
+
+OTHERS_RESULTS = """---
+model-index:
+- name: My model
+  results:
+  - task: {type: image-classification}
+    dataset: {type: custom, name: digits, split: test}
+    metrics:
+    - {type: accuracy, value: 0.9, name: accuracy by hand, verified: false}
+    - {type: accuracy, value: 0.1, name: accuracy after the edit}
+    source: {name: my table, url: 'https://example.org'}
+- name: My other model
+  results: []
+---
+text
+"""
+
+
+def test_results_of_people_stay_and_ours_are_replaced_where_they_stand(
+    tiny_edit: Edit, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text(OTHERS_RESULTS)
+    measured(tiny_edit, 0.5).save_pretrained(tmp_path)
+    by_hand, ours = results(tmp_path)
+    assert (by_hand.metric_name, by_hand.metric_value) == ("accuracy by hand", 0.9)
+    assert by_hand.verified is False
+    assert by_hand.source_url == "https://example.org"
+    assert (ours.metric_name, ours.metric_value) == ("accuracy after the edit", 0.5)
+    once = card(tmp_path)
+    assert "name: My model" in once
+    measured(tiny_edit, 0.5).save_pretrained(tmp_path)
+    assert card(tmp_path) == once
+    measured(tiny_edit, 0.25, "recall").save_pretrained(tmp_path)
+    assert [(each.metric_name, each.metric_value) for each in results(tmp_path)] == [
+        ("accuracy by hand", 0.9),
+        ("recall after the edit", 0.25),
+    ]
+    EditArtifact(tiny_edit).save_pretrained(tmp_path)
+    assert [each.metric_name for each in results(tmp_path)] == ["accuracy by hand"]
+
+
+@pytest.mark.parametrize(
+    "index", ["broken", [], [{"name": "x"}], [{"name": "x", "results": [1]}], {"name": "x"}]
+)
+def test_results_that_nobody_can_read_are_left_alone(
+    tiny_edit: Edit, index: object, tmp_path: Path
+) -> None:
+    from huggingface_hub.repocard import metadata_load, metadata_save
+
+    metadata_save(tmp_path / "README.md", {"model-index": index})
+    measured(tiny_edit, 0.5).save_pretrained(tmp_path)
+    data = metadata_load(tmp_path / "README.md")
+    assert data is not None
+    if index:
+        assert data["model-index"] == index
+    else:
+        assert len(results(tmp_path)) == 1
+
+
+def of_base(edit: Edit, **known: object) -> EditArtifact:
+    description = {"architecture": "resnet18", **known}
+    return EditArtifact(replace(edit, base=Base(description, edit.base.tensors)))
+
+
+@pytest.mark.parametrize(
+    ("known", "license", "name"),
+    [
+        ("Apache-2.0", "apache-2.0", None),
+        ("apple-ascl", "apple-ascl", None),
+        ("dinov3-license", "other", "dinov3-license"),
+        ("My own: *terms*", "other", "my-own-terms"),
+        ("", None, None),
+        ("other", None, None),
+        ("***", None, None),
+        (None, None, None),
+        (["mit"], None, None),
+        ({"mit": 1}, None, None),
+    ],
+)
+def test_a_license_is_one_of_the_hubs_or_other_with_its_name(
+    tiny_edit: Edit, known: object, license: str | None, name: str | None, tmp_path: Path
+) -> None:
+    of_base(tiny_edit, license=known).save_pretrained(tmp_path)
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.license, data.license_name) == (license, name)
+
+
+@pytest.mark.parametrize("base", ["resnet18", "a/b/c", "../x", 7, ["timm/x"], {"timm/x": 1}, ""])
+def test_what_is_no_repository_is_no_base_model(
+    tiny_edit: Edit, base: object, tmp_path: Path
+) -> None:
+    of_base(tiny_edit, hf_hub_id=base).save_pretrained(tmp_path)
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.base_model is None
+    assert "base_model_relation" not in data
+
+
+def test_what_was_ours_follows_the_artifact_and_what_people_changed_stays(
+    tiny_edit: Edit, tmp_path: Path
+) -> None:
+    of_base(tiny_edit, hf_hub_id="timm/one", license="dinov3-license").save_pretrained(tmp_path)
+    path = tmp_path / "README.md"
+    path.write_text(card(tmp_path) + "\nMy words.\n")
+    of_base(tiny_edit, hf_hub_id="timm/two", license="mit").save_pretrained(tmp_path)
+    data = ModelCard.load(path).data
+    assert (data.base_model, data.license, data.license_name) == ("timm/two", "mit", None)
+    path.write_text(card(tmp_path).replace("license: mit", "license: cc0-1.0\nmine: [1, 2]"))
+    of_base(tiny_edit, license="apache-2.0").save_pretrained(tmp_path)
+    data = ModelCard.load(path).data
+    assert (data.base_model, data.license, data["mine"]) == (None, "cc0-1.0", [1, 2])
+    assert card(tmp_path).endswith("\nMy words.\n")
+
+
+def test_a_fresh_card_is_what_the_hub_client_would_write(
+    tiny: EditArtifact, tmp_path: Path
+) -> None:
+    tiny.save_pretrained(tmp_path)
+    path = tmp_path / "README.md"
+    fresh = path.read_bytes()
+    assert with_metadata(fresh, read_metadata(fresh)) == fresh
+
+
+def test_one_tag_in_place_of_a_list_is_kept(tiny: EditArtifact, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\ntags: mine\n---\n")
+    tiny.save_pretrained(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.tags[:2] == ["mine", "salve_plugin"]
+
+
+@pytest.mark.parametrize("step", [53, pytest.param(1, marks=pytest.mark.slow)])
+def test_any_flipped_bit_of_a_fresh_card_is_reported(
+    tiny: EditArtifact, step: int, tmp_path: Path
+) -> None:
+    tiny.save_pretrained(tmp_path)
+    fresh = (tmp_path / "README.md").read_bytes()
+    config = read_manifest((tmp_path / "edit_config.json").read_bytes())
+    assert card_state(fresh, config) == "as written"
+    for place in range(0, 8 * len(fresh), step):
+        flipped = bytearray(fresh)
+        flipped[place // 8] ^= 1 << place % 8
+        assert card_state(bytes(flipped), config) == "edited", place
+
+
+def test_a_changed_card_is_reported_and_the_artifact_is_none_the_worse(
+    tiny: EditArtifact, tmp_path: Path
+) -> None:
+    tiny.save_pretrained(tmp_path)
+    path = tmp_path / "README.md"
+    fresh = path.read_bytes()
+    for changed in (fresh[:-1], fresh + b"\n", b"\xef\xbb\xbf" + fresh, b"", fresh[9:]):
+        path.write_bytes(changed)
+        assert EditArtifact.inspect(tmp_path)["card"] == "edited"
+        assert EditArtifact.from_pretrained(tmp_path).digest == tiny.digest
+    path.write_bytes(fresh)
+    assert EditArtifact.inspect(tmp_path)["card"] == "as written"
+
+
+def test_the_card_says_how_to_pull_one_commit_from_the_hub(
+    tiny: EditArtifact, tiny_edit: Edit, tmp_path: Path
+) -> None:
+    tiny.save_pretrained(tmp_path)
+    assert 'EditArtifact.from_pretrained("user/repo", revision="<commit>")' in card(tmp_path)
+    assert 'EditArtifact.verify("user/repo", revision="<commit>")' in card(tmp_path)
+    assert "artifact.revert_(model)" in card(tmp_path)
+    EditArtifact(tiny_edit).save_pretrained(tmp_path)
+    assert "artifact.edit.revert_(model)" in card(tmp_path)
 
 
 @pytest.mark.parametrize("broken", [b"---\na: [\n---\n", b"---\njust text\n---\n", b"\xff\xfe"])
