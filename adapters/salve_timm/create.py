@@ -23,7 +23,8 @@ def create_model(
     Args:
         name: timm's name, with or without a tag (`resnet18.a1_in1k`), or `hf-hub:owner/name`.
         checkpoint: path of a state dict, .safetensors or .pth; without it timm's own pretrained
-            weights are used, from the cache or downloaded.
+            weights are used, from the cache or downloaded. With it the model no longer says that
+            its weights are timm's and under their license.
         num_classes: size of the classifier; timm's own number by default.
 
     Raises:
@@ -42,6 +43,7 @@ def create_model(
         raise _creation_error(name, checkpoint is None, error) from error
     if checkpoint is not None:
         _load(model, name, checkpoint)
+        _forget_origin(model)
     return model.eval()
 
 
@@ -88,6 +90,7 @@ def describe(model: nn.Module) -> dict[str, object]:
         "num_classes": int(getattr(model, "num_classes", 0) or 0),
         "pretrained_tag": cfg.get("tag") or None,
         "hf_hub_id": cfg.get("hf_hub_id") or None,
+        "license": cfg.get("license") or None,
     }
 
 
@@ -116,6 +119,13 @@ def _creation_error(name: str, pretrained: bool, error: Exception) -> Exception:
             f"weights, {timm.list_pretrained(name.split('.')[0] + '.*')[:8]}, or give checkpoint="
         )
     return UnsupportedModelError(f"timm cannot build '{name}' ({cause})")
+
+
+def _forget_origin(model: Any) -> None:
+    """Take from timm's description what holds for its own weights only."""
+    model.pretrained_cfg = {
+        **pretrained_cfg(model), "tag": None, "hf_hub_id": None, "license": None,
+    }  # fmt: skip
 
 
 def _load(model: nn.Module, name: str, checkpoint: str) -> None:

@@ -33,6 +33,20 @@ def test_the_description_names_architecture_and_classes(tmp_path: Path) -> None:
     assert description["in_chans"] == 1
     assert description["hf_hub_id"] == "timm/test_resnet.r160_in1k"
     assert description["pretrained_tag"] == "r160_in1k"
+    assert description["license"] == "apache-2.0"
+
+
+def test_weights_of_a_file_are_not_said_to_be_timm_s_or_under_their_license(
+    tmp_path: Path,
+) -> None:
+    source = timm.create_model("test_resnet", num_classes=3)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = ADAPTER.create("test_resnet", checkpoint=str(tmp_path / "w.safetensors"), num_classes=3)
+    description = attach(model).description
+    assert description["architecture"] == "test_resnet"
+    assert {description[name] for name in ("hf_hub_id", "pretrained_tag", "license")} == {None}
+    assert attach(source).description["license"] == "apache-2.0"
+    assert ADAPTER.transform(model)(Image.new("RGB", (200, 180))).shape == (3, 160, 160)
 
 
 def test_a_model_built_directly_is_described_by_its_class(digits_vit: torch.nn.Module) -> None:
