@@ -139,10 +139,7 @@ def _head(client: "HfApi", target: Target) -> str:
     except HubError as error:
         if error.reason != "not_found" or target.create_pr:
             raise
-        patiently(
-            f"create the repository {target.repo_id}",
-            lambda: client.create_repo(target.repo_id, private=target.private, exist_ok=True),
-        )
+        _create(client, target)
         head, private = patiently(f"look at {target.repo_id}", ask)
     if target.private is not None and private is not None and private != target.private:
         raise InputError(
@@ -153,6 +150,17 @@ def _head(client: "HfApi", target: Target) -> str:
     if head is None:
         raise HubError(f"{target.repo_id} has no commit at '{target.branch}'", reason="server")
     return head
+
+
+def _create(client: "HfApi", target: Target) -> None:
+    try:
+        patiently(
+            f"create the repository {target.repo_id}",
+            lambda: client.create_repo(target.repo_id, private=target.private),
+        )
+    except HubError as error:
+        if error.reason != "conflict":  # then it exists: the answer to an earlier try was lost
+            raise
 
 
 def _already(client: "HfApi", target: Target, staged: Staged, head: str) -> Landed | None:

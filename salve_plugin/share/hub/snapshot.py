@@ -11,6 +11,7 @@ from salve_plugin.reference import COMMIT, Reference
 from salve_plugin.share.folder import read_plain
 from salve_plugin.share.hub.address import DEFAULT_REVISION, Address, Origin, Resolved
 from salve_plugin.share.hub.failures import TRANSIENT, translated
+from salve_plugin.share.hub.patience import patiently
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -90,18 +91,21 @@ class Snapshot:
 
     def _download(self, name: str, limit: int) -> Path:
         address = self.address
+
+        def get() -> str:
+            if not self._offline:
+                self._check_size(name, limit)
+            return self._client.hf_hub_download(
+                address.repo_id,
+                address.path_of(name),
+                revision=self.commit,
+                cache_dir=self._cache,
+                local_files_only=self._offline,
+                force_download=not self._offline,
+            )
+
         try:
-            with translated(f"download {name} of {address}"):
-                if not self._offline:
-                    self._check_size(name, limit)
-                path = self._client.hf_hub_download(
-                    address.repo_id,
-                    address.path_of(name),
-                    revision=self.commit,
-                    cache_dir=self._cache,
-                    local_files_only=self._offline,
-                    force_download=not self._offline,
-                )
+            path = patiently(f"download {name} of {address}", get)
         except HubError as error:
             raise self._explained(error, name, self.commit) from error
         self._downloaded = True
