@@ -50,8 +50,8 @@ docs: $(VENV)/.docs ## Build the documentation into site/, warnings are errors
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev ## Run the short benchmarks; each prints ours against a peer or a limit
-	set -e; for bench in alpha_crit edits hook_overhead grad_fam recording artifacts import_time; do \
-		$(BIN)/python benchmarks/$$bench.py; done
+	set -e; for bench in alpha_crit edits hook_overhead grad_fam recording artifacts hub import_time; do \
+		PYTHONPATH=tests/hub_server $(BIN)/python benchmarks/$$bench.py; done
 
 clean: ## Remove the virtual environment and everything built
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,145 @@
+"""`salve push`, `pull`, `verify` and `inspect` between a folder and a Hub."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_client import LoopbackHub
+
+from salve_plugin.cli import main
+from salve_plugin.control.base import Base, Fingerprint
+from salve_plugin.control.edit import Edit
+from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.site import Site
+
+Capture = pytest.CaptureFixture[str]
+WEIGHT = torch.arange(12.0).reshape(3, 4)
+
+
+def run(capsys: Capture, *arguments: object) -> tuple[int, dict[str, Any]]:
+    """Run a command with --json; return its status and what it printed."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        main([*(str(each) for each in arguments), "--json"])
+    return int(exit_info.value.code or 0), json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def artifact() -> EditArtifact:
+    edit = Edit(
+        site=Site("unembed.hook_in", "fc", "in", "pooled", 4, readers=("fc",)),
+        operator="scale",
+        mode="suppress",
+        latent=5,
+        direction=torch.tensor([0.6, 0.0, -0.8, 0.0]),
+        strength=1.5,
+        rows=(1, 2),
+        base=Base({"architecture": "Tiny"}, {"fc.weight": Fingerprint.of(WEIGHT)}),
+        dictionary_digest="ab" * 32,
+    )
+    return EditArtifact(edit, pristine={"fc.weight": WEIGHT[1:]})
+
+
+@pytest.fixture
+def folder(artifact: EditArtifact, tmp_path: Path) -> Path:
+    return artifact.save_pretrained(tmp_path / "edit")
+
+
+def test_a_folder_goes_to_the_hub_and_comes_back_the_same(
+    default_hub: LoopbackHub,
+    hf_home: Path,
+    repo_id: str,
+    artifact: EditArtifact,
+    folder: Path,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    hf_home.mkdir(exist_ok=True)
+    (hf_home / "token").write_text("hf_alice")  # as `hf auth login` leaves it
+    options = ("--subfolder", "edits/a", "--private", "--tag", "v1", "--message", "my edit")
+    status, pushed = run(capsys, "push", folder, repo_id, *options)
+    assert (status, pushed["created"], pushed["tag"]) == (0, True, "v1")
+    assert pushed["digest"] == artifact.digest
+    where = ("--subfolder", "edits/a", "--revision", "v1")
+    status, pulled = run(capsys, "pull", repo_id, "--out", tmp_path / "back", *where)
+    assert (status, pulled["commit"], pulled["from_cache"]) == (0, pushed["commit"], False)
+    back = {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()}
+    assert back == {path.name: path.read_bytes() for path in folder.iterdir()}
+    status, verified = run(capsys, "verify", repo_id, *where)
+    assert status == 0
+    assert verified == {
+        "digest": artifact.digest,
+        "card": "as written",
+        "commit": pushed["commit"],
+    }
+    default_hub.clear()
+    offline = ("--revision", pushed["commit"], "--subfolder", "edits/a", "--offline")
+    status, inspected = run(capsys, "inspect", repo_id, *offline)
+    assert (status, inspected["digest"]) == (0, artifact.digest)
+    assert inspected["origin"]["commit"] == pushed["commit"]
+    assert default_hub.log() == []
+    status, again = run(capsys, "push", folder, repo_id, "--subfolder", "edits/a")
+    assert (status, again["created"]) == (0, False)
+
+
+def test_a_pull_request_and_a_branch_can_be_pushed_to(
+    default_hub: LoopbackHub,
+    repo_id: str,
+    artifact: EditArtifact,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    assert run(capsys, "push", folder, repo_id)[0] == 0
+    other = replace(artifact, edit=replace(artifact.edit, strength=3.0))
+    other.save_pretrained(tmp_path / "other")
+    status, pushed = run(capsys, "push", tmp_path / "other", repo_id, "--create-pr")
+    assert (status, pushed["pull_request"]) == (0, "refs/pr/1")
+    assert run(capsys, "verify", repo_id)[1]["digest"] == artifact.digest
+    where = ("--revision", "refs/pr/1")
+    assert run(capsys, "verify", repo_id, *where)[1]["digest"] == other.digest
+    status, failed = run(capsys, "push", folder, repo_id, "--revision", "no-such-branch")
+    assert (status, failed["error"]) == (1, "HubError")
+
+
+def test_refusals_end_with_status_1_and_say_why(
+    default_hub: LoopbackHub, repo_id: str, folder: Path, capsys: Capture
+) -> None:
+    status, failed = run(capsys, "push", folder, repo_id)
+    assert (status, failed["error"]) == (1, "HubError")
+    assert "token" in failed["message"]
+    assert run(capsys, "verify", repo_id)[1]["error"] == "HubError"
+    (folder / "edit.safetensors").write_bytes(b"x")
+    for command in (("verify", folder), ("push", folder, repo_id)):
+        status, failed = run(capsys, *command)
+        assert (status, failed["error"]) == (1, "ArtifactError")
+        assert "edit.safetensors" in failed["message"]
+
+
+def test_people_see_a_table_and_a_progress_bar_where_there_is_something_to_wait_for(
+    default_hub: LoopbackHub,
+    repo_id: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    with pytest.raises(SystemExit):
+        main(["push", str(folder), repo_id])
+    shown = capfd.readouterr()
+    assert "pushed" in shown.out
+    assert repo_id in shown.out
+    assert "hf_alice" not in shown.out + shown.err
+    assert re.search(r"100%|it/s", shown.err)
+    with pytest.raises(SystemExit):
+        main(["push", str(folder), repo_id + "-2", "--json"])
+    assert "%" not in capfd.readouterr().err
