@@ -97,6 +97,17 @@ class Base:
         )
 
 
+def same_base(one: Base, other: Base) -> bool:
+    """Tell whether two bases are of one model, as far as they say.
+
+    Their descriptions are equal, and so are the fingerprints of the weights that are in both.
+    """
+    shared = one.tensors.keys() & other.tensors.keys()
+    return one.description == other.description and all(
+        one.tensors[path] == other.tensors[path] for path in shared
+    )
+
+
 def plain_json(values: Mapping[str, object]) -> dict[str, object]:
     """Return a deep copy that consists of plain JSON values.
 

@@ -16,6 +16,7 @@ from salve_plugin.hooks import HookedModel
 from salve_plugin.share import reading
 from salve_plugin.share.canonical import Json
 from salve_plugin.share.contents import Contents, manifest_of, tensors_of
+from salve_plugin.share.difference import Difference, difference
 from salve_plugin.share.existing import ExistingFolder
 from salve_plugin.share.folder import replace_files
 from salve_plugin.share.hub.access import Access, Token
@@ -87,6 +88,13 @@ class EditArtifact(Contents):
         `files` and the digests themselves.
         """
         return identity(manifest_of(self), tensors_of(self))
+
+    def diff(self, other: "EditArtifact") -> Difference:
+        """Return what differs from another artifact, wherever the two are from.
+
+        The result is false, with the same digest on both sides, or true and readable: `print` it.
+        """
+        return difference(self, other)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the artifact into a folder; the network is never used.

@@ -102,7 +102,7 @@ def parse_json(data: bytes, name: str, *, max_bytes: int) -> Json:
             f"{name} is not valid: {error}; it is corrupt or truncated, get it again"
         ) from error
     if not isinstance(value, dict):
-        raise ArtifactError(f"{name} holds {_short(value)}; expected a JSON object")
+        raise ArtifactError(f"{name} holds {shortened(value)}; expected a JSON object")
     return value
 
 
@@ -135,7 +135,7 @@ def _hash_block(state: "hashlib._Hash", block: bytes | memoryview) -> None:
 
 def _check_value(value: object, path: tuple[object, ...], depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise InputError(f"{_place(path)} is nested deeper than {MAX_DEPTH} levels")
+        raise InputError(f"{place_of(path)} is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, str):
         if not value.isascii():
             value.encode()  # a lone surrogate has no UTF-8 form; UnicodeEncodeError
@@ -143,26 +143,27 @@ def _check_value(value: object, path: tuple[object, ...], depth: int) -> None:
         return
     elif isinstance(value, int):
         if abs(value) > MAX_INTEGER:
-            raise InputError(f"{_place(path)} is an integer beyond 2^53 - 1")
+            raise InputError(f"{place_of(path)} is an integer beyond 2^53 - 1")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise InputError(f"{_place(path)} is {value}, which JSON does not have")
+            raise InputError(f"{place_of(path)} is {value}, which JSON does not have")
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check_value(item, (*path, index), depth + 1)
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InputError(f"{_place(path)} has the key {key!r}; keys must be strings")
+                raise InputError(f"{place_of(path)} has the key {key!r}; keys must be strings")
             _check_value(key, path, depth)
             _check_value(item, (*path, key), depth + 1)
     else:
         kind = type(value).__name__
-        raise InputError(f"{_place(path)} is a {kind}, which JSON cannot hold exactly")
+        raise InputError(f"{place_of(path)} is a {kind}, which JSON cannot hold exactly")
 
 
-def _place(path: tuple[object, ...]) -> str:
-    return "$" + "".join(f"[{_short(step)}]" for step in path)
+def place_of(path: tuple[object, ...]) -> str:
+    """Return how messages name a place in a JSON value, such as `$['edit']['rows'][0]`."""
+    return "$" + "".join(f"[{shortened(step)}]" for step in path)
 
 
 def _object_without_repeats(pairs: list[tuple[str, object]]) -> Json:
@@ -170,7 +171,7 @@ def _object_without_repeats(pairs: list[tuple[str, object]]) -> Json:
     if len(result) != len(pairs):
         counts = Counter(name for name, _ in pairs)
         repeated = sorted(name for name, count in counts.items() if count > 1)
-        raise ValueError(f"the keys {_short(repeated)} occur twice in one object")
+        raise ValueError(f"the keys {shortened(repeated)} occur twice in one object")
     return result
 
 
@@ -192,6 +193,7 @@ def _exact_integer(text: str) -> int:
     return int(text)
 
 
-def _short(value: object) -> str:
+def shortened(value: object) -> str:
+    """Return a value in at most 80 letters, for messages."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

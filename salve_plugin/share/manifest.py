@@ -82,8 +82,12 @@ def write_manifest(config: Json) -> bytes:
 
 def identity(config: Json, tensors: Mapping[str, Tensor]) -> str:
     """Return the artifact's digest: of its tensors and of what the manifest says about them."""
-    said = {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
-    return content_digest(said, tensors)
+    return content_digest(identity_fields(config), tensors)
+
+
+def identity_fields(config: Json) -> Json:
+    """Return those fields of a manifest that say what the artifact is."""
+    return {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
 
 
 def read_manifest(data: bytes) -> Json:

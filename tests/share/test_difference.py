@@ -1,0 +1,216 @@
+"""Differences of artifacts: nothing exactly when the digests agree, else all that is different."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import salve_plugin as salve
+from salve_plugin.control.base import Base, Fingerprint
+from salve_plugin.control.critical import AlphaCrit
+from salve_plugin.control.edit import Edit
+from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.difference import ABSENT, Difference
+from salve_plugin.site import Site
+
+WEIGHT = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8], [-1, -2, -3, -4]])
+
+
+def paths(found: Difference) -> list[tuple[str | int, ...]]:
+    return [field.path for field in found.fields]
+
+
+def test_an_artifact_does_not_differ_from_its_copy_in_a_folder(
+    tiny: EditArtifact, tmp_path: Path
+) -> None:
+    found = tiny.diff(EditArtifact.from_pretrained(tiny.save_pretrained(tmp_path)))
+    assert not found
+    assert found == Difference(same_edit=True, same_base=True)
+    assert str(found) == "The artifacts do not differ."
+
+
+def test_a_strength_is_named_with_both_values(tiny: EditArtifact) -> None:
+    found = tiny.diff(replace(tiny, edit=replace(tiny.edit, strength=0.5)))
+    assert found
+    assert (found.same_edit, found.same_base, found.tensors) == (False, True, ())
+    assert [(field.path, field.ours, field.theirs) for field in found.fields] == [
+        (("edit", "strength"), 1.5, 0.5)
+    ]
+    assert str(found) == "Another edit of the same base.\n$['edit']['strength']: 1.5 | 0.5"
+
+
+def test_numbers_of_another_kind_differ_as_their_digests_do(tiny: EditArtifact) -> None:
+    other = replace(tiny, data={**(tiny.data or {}), "count": 4.0})
+    assert other.digest != tiny.digest
+    assert paths(tiny.diff(other)) == [("data", "count")]
+
+
+def test_what_one_side_lacks_is_absent_and_null_is_a_value(tiny: EditArtifact) -> None:
+    other = replace(tiny, data={"name": None, "count": 4}, labels=("a", "ü|x"))
+    found = tiny.diff(other)
+    assert [(field.path, field.ours, field.theirs) for field in found.fields] == [
+        (("data", "name"), "four images", None),
+        (("data", "split"), None, ABSENT),
+        (("labels", 2), "<b>", ABSENT),
+    ]
+    assert [sorted(field.to_json()) for field in found.fields] == [
+        ["ours", "path", "theirs"], ["ours", "path"], ["ours", "path"]
+    ]  # fmt: skip
+    assert found.same_edit
+    assert "$['labels'][2]: '<b>' | (absent)" in str(found)
+
+
+def test_tensors_are_compared_by_presence_shape_and_elements(
+    tiny: EditArtifact, tiny_crit: AlphaCrit
+) -> None:
+    rows = WEIGHT[1:].clone()
+    rows[0, 0] += 0.5
+    rows[1, 2] -= 0.25
+    values = tiny_crit.values.clone()
+    values[0] = torch.inf
+    other = replace(
+        tiny,
+        pristine={"fc.weight": rows},
+        alpha_crit=replace(tiny_crit, values=values),
+    )
+    found = tiny.diff(other)
+    crit, pristine = found.tensors
+    assert (crit.name, crit.elements, crit.largest) == ("alpha_crit.values", 1, float("inf"))
+    assert (pristine.name, pristine.elements, pristine.largest) == ("pristine.fc.weight", 2, 0.5)
+    assert "pristine.fc.weight: 2 elements of F32[2, 4] differ, by at most 0.5" in str(found)
+    json.dumps(found.to_json(), allow_nan=False)
+
+    missing = tiny.diff(replace(tiny, pristine=None))
+    assert [(each.name, each.ours, each.theirs) for each in missing.tensors] == [
+        ("pristine.fc.weight", "F32[2, 4]", None)
+    ]
+    longer = replace(tiny.edit, direction=tiny.edit.direction.double())
+    (direction,) = tiny.diff(replace(tiny, edit=longer)).tensors
+    assert (direction.ours, direction.theirs) == ("F32[4]", "F64[4]")
+    assert direction.elements is None
+
+
+def test_a_zero_of_the_other_sign_differs_by_nothing_but_differs(tiny: EditArtifact) -> None:
+    direction = tiny.edit.direction.clone()
+    direction[1] = -0.0
+    other = replace(tiny, edit=replace(tiny.edit, direction=direction))
+    assert other.digest != tiny.digest
+    (found,) = tiny.diff(other).tensors
+    assert (found.elements, found.largest) == (1, 0.0)
+
+
+def test_another_base_is_told_from_another_edit(tiny: EditArtifact) -> None:
+    for base in (
+        Base({"architecture": "Other"}, tiny.edit.base.tensors),
+        Base(tiny.edit.base.description, {"fc.weight": Fingerprint.of(WEIGHT + 1)}),
+    ):
+        found = tiny.diff(replace(tiny, edit=replace(tiny.edit, base=base)))
+        assert (found.same_edit, found.same_base) == (False, False)
+        assert paths(found)[0][0] == "base"
+
+
+def test_pictures_are_no_part_of_the_identity_and_of_the_difference(tiny: EditArtifact) -> None:
+    assert not tiny.diff(replace(tiny, pictures=None))
+
+
+def test_edits_of_a_real_network_are_compared(digits_network: nn.Module) -> None:
+    hooked = salve.attach(digits_network)
+    site = hooked.site("unembed.hook_in")
+    atoms = nn.functional.normalize(torch.randn(2, site.width), dim=1)
+    edits = [
+        Edit(site, "scale", "suppress", latent, atoms[latent], 1.0, None, base)
+        for latent, base in enumerate([salve.control.edit.base_of(hooked, site)] * 2)
+    ]
+    one, other = (EditArtifact.of(hooked, edit) for edit in edits)
+    found = one.diff(other)
+    assert paths(found) == [("edit", "latent")]
+    (direction,) = found.tensors
+    assert direction.elements == site.width
+    assert direction.largest == float((atoms[0].double() - atoms[1].double()).abs().max())
+
+
+def base_artifact() -> EditArtifact:
+    edit = Edit(
+        site=Site("unembed.hook_in", "fc", "in", "pooled", 4, readers=("fc",)),
+        operator="scale",
+        mode="suppress",
+        latent=5,
+        direction=torch.tensor([0.6, 0.0, -0.8, 0.0]),
+        strength=1.5,
+        rows=(1, 2),
+        base=Base({"architecture": "Tiny"}, {"fc.weight": Fingerprint.of(WEIGHT)}),
+        dictionary_digest="ab" * 32,
+    )
+    return EditArtifact(edit, pristine={"fc.weight": WEIGHT[1:]})
+
+
+def edited(**fields: Any) -> Callable[[EditArtifact], EditArtifact]:
+    return lambda artifact: replace(artifact, edit=replace(artifact.edit, **fields))
+
+
+def parts(**fields: Any) -> Callable[[EditArtifact], EditArtifact]:
+    return lambda artifact: replace(artifact, **fields)
+
+
+CHANGES: list[Callable[[EditArtifact], EditArtifact]] = [
+    edited(strength=1.5),
+    edited(strength=2.0),
+    edited(latent=6),
+    edited(mode="enhance"),
+    edited(dictionary_digest="cd" * 32),
+    edited(dictionary_digest=None),
+    edited(direction=torch.tensor([0.6, -0.0, -0.8, 0.0])),
+    edited(direction=torch.tensor([0.6, 0.0, -0.8, 0.0]).double()),
+    edited(base=Base({"architecture": 1}, {"fc.weight": Fingerprint.of(WEIGHT)})),
+    edited(base=Base({"architecture": True}, {"fc.weight": Fingerprint.of(WEIGHT)})),
+    parts(pristine=None),
+    parts(pristine={"fc.weight": -WEIGHT[1:]}),
+    parts(data={"n": 1}),
+    parts(data={"n": 1.0}),
+    parts(data={"n": True}),
+    parts(labels=()),
+    parts(labels=("a", "b")),
+    parts(labels=("b", "a")),
+    parts(evaluation={"before": {"a": 0.0}, "after": {"a": -0.0}}),
+    parts(evaluation={"before": {"a": 0}, "after": {"a": 0.0}}),
+    parts(dictionary_learner="l1"),
+    # What follows is the same artifact.
+    parts(data={}),
+    parts(pictures={"a": b"\x89PNG\r\n\x1a\n"}),
+]
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(
+    st.lists(st.sampled_from(CHANGES), max_size=3), st.lists(st.sampled_from(CHANGES), max_size=3)
+)
+def test_there_is_no_difference_exactly_when_the_digests_are_equal(
+    first: list[Callable[[EditArtifact], EditArtifact]],
+    second: list[Callable[[EditArtifact], EditArtifact]],
+) -> None:
+    one, other = base_artifact(), base_artifact()
+    for change in first:
+        one = change(one)
+    for change in second:
+        other = change(other)
+    there, back = one.diff(other), other.diff(one)
+    assert bool(there) == bool(back) == (one.digest != other.digest)
+    assert there.same_edit == (one.edit == other.edit)
+    assert {(field.path, repr(field.ours)) for field in there.fields} == {
+        (field.path, repr(field.theirs)) for field in back.fields
+    }
+    json.dumps(there.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("change", CHANGES[1:-2])
+def test_every_change_of_the_identity_is_found(
+    change: Callable[[EditArtifact], EditArtifact],
+) -> None:
+    assert base_artifact().diff(change(base_artifact()))
