@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from salve_plugin.adapter import Adapter as Adapter
     from salve_plugin.adapter import attach as attach
-    from salve_plugin.control.application import status as status
+    from salve_plugin.control.applied_edits import status as status
     from salve_plugin.control.critical import AlphaCrit as AlphaCrit
     from salve_plugin.control.critical import alpha_crit as alpha_crit
     from salve_plugin.control.critical import critical_strength as critical_strength
@@ -67,7 +67,7 @@ _HOME = {
     "Edit": "control.edit",
     "suppress": "control.edit",
     "enhance": "control.edit",
-    "status": "control.application",
+    "status": "control.applied_edits",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
     "critical_strength": "control.critical",

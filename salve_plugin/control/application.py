@@ -6,9 +6,7 @@ applied and reverted in any order, and a weight that somebody else changed meanw
 """
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from typing import Literal
 from weakref import WeakValueDictionary
 
@@ -21,7 +19,6 @@ from salve_plugin.control.ledger import (
     ATTRIBUTE,
     Ledger,
     commit,
-    common_rows,
     holds,
     index_of,
     ledger_of,
@@ -38,63 +35,6 @@ from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
 _verified: WeakValueDictionary[tuple[str, tuple[int, ...] | None], Tensor] = WeakValueDictionary()
 
 
-@dataclass(frozen=True)
-class AppliedEdit:
-    """An edit that is on the model, and the weights that it touches."""
-
-    edit: Edit
-    tensors: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Two edits that scale the same rows of the same weight; None means all rows."""
-
-    first: Edit
-    second: Edit
-    tensor: str
-    rows: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Status:
-    """What is applied to a model.
-
-    Attributes:
-        applied: in order of application.
-        overlaps: pairs of edits whose effects multiply on the same rows of the same weight.
-    """
-
-    applied: tuple[AppliedEdit, ...]
-    overlaps: tuple[Overlap, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values; edits are named by their digests."""
-        return {
-            "applied": [
-                {
-                    "digest": entry.edit.digest,
-                    "mode": entry.edit.mode,
-                    "latent": entry.edit.latent,
-                    "strength": entry.edit.strength,
-                    "rows": None if entry.edit.rows is None else list(entry.edit.rows),
-                    "tensors": list(entry.tensors),
-                }
-                for entry in self.applied
-            ],
-            "overlaps": [
-                {
-                    "first": overlap.first.digest,
-                    "second": overlap.second.digest,
-                    "tensor": overlap.tensor,
-                    "rows": None if overlap.rows is None else list(overlap.rows),
-                }
-                for overlap in self.overlaps
-            ],
-        }
-
-
-@torch.no_grad()
 def apply_(model: nn.Module, edit: Edit, *, on_base_mismatch: OnBaseMismatch = "error") -> None:
     """Apply `edit` to `model` in place.
 
@@ -114,26 +54,40 @@ def apply_(model: nn.Module, edit: Edit, *, on_base_mismatch: OnBaseMismatch = "
         BaseMismatchError: if the model is not the one that the edit was made for.
         UnsupportedModelError: if a weight cannot be edited.
     """
-    if on_base_mismatch not in ("error", "warn"):
-        raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")
-    readers = find_readers(bare(model), list(edit.base.tensors))
-    plan: list[tuple[Reader, tuple[Edit, ...], Ledger]] = []
-    for reader in readers:
-        ledger = ledger_of(reader)
-        if ledger is not None and edit in ledger.edits:
-            raise EditStateError(
-                f"edit {edit.digest[:12]} is already applied to '{reader.path}'; revert it first, "
-                "or give another edit a different strength"
-            )
-        if ledger is not None:
-            _check_unchanged(reader, ledger)
-        pristine = _verify(reader, ledger, edit, on_base_mismatch)
-        applied = () if ledger is None else ledger.edits
-        plan.append((reader, applied, _extended(reader, ledger, edit, pristine)))
-    commit(plan)
+    apply_all_(model, [edit], on_base_mismatch=on_base_mismatch)
 
 
 @torch.no_grad()
+def apply_all_(
+    model: nn.Module, edits: Sequence[Edit], *, on_base_mismatch: OnBaseMismatch = "error"
+) -> None:
+    """Apply several edits in place, all of them or none; each weight is written once.
+
+    The result does not depend on their order, and is that of applying one after the other.
+
+    Raises:
+        SalveError: as `apply_`, for any of the edits; then the model is as it was.
+    """
+    if on_base_mismatch not in ("error", "warn"):
+        raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")
+    plan: dict[str, tuple[Reader, tuple[Edit, ...], Ledger]] = {}
+    for edit in edits:
+        for reader in find_readers(bare(model), list(edit.base.tensors)):
+            present = ledger_of(reader)
+            coming = plan[reader.path][2] if reader.path in plan else present
+            if coming is not None and edit in coming.edits:
+                raise EditStateError(
+                    f"edit {edit.digest[:12]} is already applied to '{reader.path}'; revert it "
+                    "first, or give another edit a different strength"
+                )
+            if present is not None and present is coming:
+                _check_unchanged(reader, present)
+            pristine = _verify(reader, present, edit, on_base_mismatch)
+            applied = () if present is None else present.edits
+            plan[reader.path] = (reader, applied, _extended(reader, coming, edit, pristine))
+    commit(list(plan.values()))
+
+
 def revert_(
     model: nn.Module, edit: Edit, *, on_changed: Literal["error", "discard"] = "error"
 ) -> None:
@@ -148,44 +102,43 @@ def revert_(
     Raises:
         EditStateError: if the edit is not on the model, or the edited rows were changed since.
     """
-    plan: list[tuple[Reader, Ledger]] = []
-    for reader in find_readers(bare(model), list(edit.base.tensors)):
-        ledger = ledger_of(reader)
-        if ledger is None or edit not in ledger.edits:
-            raise EditStateError(
-                f"edit {edit.digest[:12]} is not applied to '{reader.path}'; status(model) lists "
-                "what is. A model that was saved in edited form has no ledger: use restore_rows_ "
-                "with the pristine rows"
-            )
-        plan.append((reader, ledger))
-    if on_changed == "error" and all(len(ledger.edits) == 1 for _, ledger in plan):
-        changed = restore(plan)
+    revert_all_(model, [edit], on_changed=on_changed)
+
+
+@torch.no_grad()
+def revert_all_(
+    model: nn.Module,
+    edits: Sequence[Edit],
+    *,
+    on_changed: Literal["error", "discard"] = "error",
+) -> None:
+    """Take several edits back, all of them or none; see `revert_`.
+
+    Raises:
+        EditStateError: as `revert_`, for any of the edits; then the model is as it was.
+    """
+    plan: dict[str, tuple[Reader, Ledger]] = {}
+    for edit in edits:
+        for reader in find_readers(bare(model), list(edit.base.tensors)):
+            ledger = ledger_of(reader)
+            if ledger is None or edit not in ledger.edits:
+                raise EditStateError(
+                    f"edit {edit.digest[:12]} is not applied to '{reader.path}'; status(model) "
+                    "lists what is. A model that was saved in edited form has no ledger: use "
+                    "restore_rows_ with the pristine rows"
+                )
+            plan[reader.path] = (reader, ledger)
+    planned = list(plan.values())
+    nothing_left = all(set(ledger.edits) <= set(edits) for _, ledger in planned)
+    if on_changed == "error" and nothing_left:
+        changed = restore(planned)
         if changed is not None:
             raise EditStateError(_changed(changed))
         return
     if on_changed == "error":
-        for reader, ledger in plan:
+        for reader, ledger in planned:
             _check_unchanged(reader, ledger)
-    commit([(reader, ledger.edits, ledger.without(edit)) for reader, ledger in plan])
-
-
-def status(model: nn.Module) -> Status:
-    """Return what is applied to `model`, in order, and which edits overlap."""
-    tensors: dict[Edit, list[str]] = {}
-    overlaps = []
-    for name, module in bare(model).named_modules():
-        ledger = module.__dict__.get(ATTRIBUTE)
-        if not isinstance(ledger, Ledger):
-            continue
-        path = f"{name}.weight" if name else "weight"
-        for edit in ledger.edits:
-            tensors.setdefault(edit, []).append(path)
-        for first, second in combinations(ledger.edits, 2):
-            rows = common_rows(first.rows, second.rows)
-            if rows is None or rows:
-                overlaps.append(Overlap(first, second, path, rows))
-    applied = tuple(AppliedEdit(edit, tuple(paths)) for edit, paths in tensors.items())
-    return Status(applied, tuple(overlaps))
+    commit([(reader, ledger.edits, ledger.without(*edits)) for reader, ledger in planned])
 
 
 def forget_(model: nn.Module) -> None:
@@ -254,7 +207,7 @@ def _check_restorable(reader: Reader, edit: Edit, rows: Tensor) -> None:
             f"pristine rows of '{reader.path}' are {dtype_name(rows)}{list(rows.shape)}, expected "
             f"{dtype_name(current)}{list(current.shape)}"
         )
-    if not holds(reader, Ledger((edit,), edit.rows, rows)):
+    if not holds(reader.matrix, Ledger((edit,), edit.rows, rows)):
         raise EditStateError(
             f"the rows of '{reader.path}' are not what edit {edit.digest[:12]} makes of the "
             "pristine rows: the model was not saved with exactly this edit, or was changed since"
@@ -286,7 +239,7 @@ def _verify(
         raise BaseMismatchError(_mismatch(reader, edit, found))
     if edit.rows is not None and edit.rows[-1] >= len(reader.matrix):
         raise BaseMismatchError(_mismatch(reader, edit, found))
-    warnings.warn(_mismatch(reader, edit, found), stacklevel=4)
+    warnings.warn(_mismatch(reader, edit, found), stacklevel=5)
     return rows.clone()
 
 
@@ -310,7 +263,7 @@ def _extended(reader: Reader, ledger: Ledger | None, edit: Edit, rows: Tensor) -
 
 
 def _check_unchanged(reader: Reader, ledger: Ledger) -> None:
-    if not holds(reader, ledger):
+    if not holds(reader.matrix, ledger):
         raise EditStateError(_changed(reader))
 
 

@@ -240,7 +240,7 @@ def _check_options(
 
 
 def _check_not_applied(hooked: HookedModel, edit: Edit) -> None:
-    from salve_plugin.control.application import status
+    from salve_plugin.control.applied_edits import status
 
     if any(entry.edit == edit for entry in status(hooked).applied):
         raise EditStateError(

@@ -38,9 +38,9 @@ class Ledger:
     rows: tuple[int, ...] | None
     pristine: Tensor
 
-    def without(self, edit: Edit) -> "Ledger":
-        """Return the ledger with one edit less; it still covers all its rows."""
-        return replace(self, edits=tuple(other for other in self.edits if other != edit))
+    def without(self, *edits: Edit) -> "Ledger":
+        """Return the ledger with some edits less; it still covers all its rows."""
+        return replace(self, edits=tuple(other for other in self.edits if other not in edits))
 
 
 def ledger_of(reader: Reader) -> Ledger | None:
@@ -59,6 +59,13 @@ def pristine_matrix(reader: Reader) -> Tensor:
     return whole
 
 
+def composed(matrix: Tensor, edits: Sequence[Edit]) -> Tensor:
+    """Return what several edits make of a pristine weight (outputs, width), as a new tensor."""
+    whole, rows = matrix.clone(), union_of([edit.rows for edit in edits])
+    _write(whole, Ledger(tuple(edits), rows, take(matrix, rows)))
+    return whole
+
+
 def commit(plan: Sequence[tuple[Reader, tuple[Edit, ...], Ledger]]) -> None:
     """Bring every weight and ledger to the planned state; on any error, back to the present one.
 
@@ -68,10 +75,10 @@ def commit(plan: Sequence[tuple[Reader, tuple[Edit, ...], Ledger]]) -> None:
     """
     try:
         for reader, _, ledger in plan:
-            _write(reader, ledger)
+            _write(reader.matrix, ledger)
     except BaseException:  # an interrupt between two weights must not leave half an edit either
         for reader, edits, ledger in plan:
-            _write(reader, replace(ledger, edits=edits))
+            _write(reader.matrix, replace(ledger, edits=edits))
         raise
     for reader, _, ledger in plan:
         _record(reader, ledger)
@@ -92,8 +99,7 @@ def _record(reader: Reader, ledger: Ledger) -> None:
     reader.module.__dict__[ATTRIBUTE] = ledger
 
 
-def _write(reader: Reader, ledger: Ledger) -> None:
-    matrix = reader.matrix
+def _write(matrix: Tensor, ledger: Ledger) -> None:
     for rows, source, factors in _parts(matrix, ledger):
         values = ledger.pristine[source]
         same = values.dtype == matrix.dtype and values.device == matrix.device
@@ -103,9 +109,9 @@ def _write(reader: Reader, ledger: Ledger) -> None:
             _put(matrix, rows, values if factors is None else scaled(values, factors))
 
 
-def holds(reader: Reader, ledger: Ledger) -> bool:
-    """Say whether the weight is, bit for bit, what the ledger's formula gives."""
-    return all(held for held, *_ in _compared(reader.matrix, ledger))
+def holds(matrix: Tensor, ledger: Ledger) -> bool:
+    """Say whether a weight (outputs, width) is, bit for bit, what the ledger's formula gives."""
+    return all(held for held, *_ in _compared(matrix, ledger))
 
 
 def restore(plan: Sequence[tuple[Reader, Ledger]]) -> Reader | None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from salve_plugin.adapter import attach
-from salve_plugin.control.application import status
+from salve_plugin.control.applied_edits import status
 from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Evaluation, evaluate

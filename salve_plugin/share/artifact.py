@@ -9,7 +9,8 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from salve_plugin.control.application import pristine_rows, restore_rows_, status
+from salve_plugin.control.application import pristine_rows, restore_rows_
+from salve_plugin.control.applied_edits import status
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel

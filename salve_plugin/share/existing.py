@@ -7,7 +7,7 @@ from pathlib import Path
 
 from salve_plugin.errors import MissingFileError
 from salve_plugin.files import sha256_file
-from salve_plugin.share.folder import folder_reader
+from salve_plugin.share.folder import folder_reader, link_on_the_way
 
 Content = bytes | Path
 """A file's bytes, or the local file that has them."""
@@ -42,6 +42,22 @@ class Existing(ABC):
         """Tell whether a file is exactly what an entry of a manifest says."""
 
 
+class ExistingPart(Existing):
+    """A subfolder of such a place."""
+
+    def __init__(self, whole: Existing, subfolder: str) -> None:
+        """Remember both."""
+        self._whole, self._prefix = whole, f"{subfolder}/"
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        """Return a file's bytes; see `Existing`."""
+        return self._whole.read(self._prefix + name, limit)
+
+    def holds(self, name: str, entry: Mapping[str, object]) -> bool:
+        """Compare a file with an entry; see `Existing`."""
+        return self._whole.holds(self._prefix + name, entry)
+
+
 class ExistingFolder(Existing):
     """A local folder, which need not exist."""
 
@@ -60,7 +76,7 @@ class ExistingFolder(Existing):
         """Compare size and SHA-256; see `Existing`."""
         path = self._folder / name
         return (
-            not path.is_symlink()
+            link_on_the_way(self._folder, name) is None
             and path.is_file()
             and path.stat().st_size == entry["size"]
             and sha256_file(path) == entry["sha256"]

@@ -22,10 +22,10 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def folder_reader(folder: Path) -> Reader:
-    """Return a reader of the plain files that lie directly in `folder`.
+    """Return a reader of the plain files in `folder`.
 
-    The reader's callers pass names from a whitelist only. A file is opened once and never through
-    a link, so what is checked is what is used.
+    The reader's callers pass names from a whitelist only, a file of a subfolder as "sub/file". A
+    file is opened once and never through a link, so what is checked is what is used.
 
     Raises:
         ArtifactError: (the reader) if the file is missing, a link, a folder or a device, longer
@@ -34,14 +34,26 @@ def folder_reader(folder: Path) -> Reader:
 
     def read(name: str, limit: int) -> bytes:
         path = folder / name
-        if path.is_symlink():
+        link = link_on_the_way(folder, name)
+        if link is not None:
             raise ArtifactError(
-                f"{path} is a link; links are never followed. Copy the folder with its links "
+                f"{link} is a link; links are never followed. Copy the folder with its links "
                 "resolved (`cp -rL`) and read the copy"
             )
         return read_plain(path, limit)
 
     return read
+
+
+def link_on_the_way(folder: Path, name: str) -> Path | None:
+    """Return the first link among a file and the subfolders that lead to it; None without one."""
+    return next((place for place in _places(folder, name) if place.is_symlink()), None)
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    """Return the subfolders that lead to a file, outermost first, and the file itself."""
+    parts = name.split("/")
+    return [folder.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def read_plain(path: Path, limit: int) -> bytes:
@@ -96,31 +108,31 @@ def replace_files(
 
     Args:
         folder: created if missing, parents too. Files that are not named here are not touched.
-        contents: bytes, or a local file to copy, by file name; the last one is the one that makes
-            the others valid.
-        obsolete: names of our own files to remove once all is in place.
+        contents: bytes, or a local file to copy, by file name, "sub/file" in subfolders; the last
+            one is the one that makes the others valid.
+        obsolete: names of our own files to remove once all is in place; subfolders that are empty
+            then are removed too.
 
     Raises:
         WriteError: if the disk is full, the folder is not writable, or a name is taken by a
-            folder; what was there is whole.
+            folder, or a subfolder's by a file or link; what was there is whole.
     """
     staging = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = [name for name in contents if (folder / name).is_dir()]
-        if taken:
-            raise WriteError(f"cannot write {folder}: {taken} are folders; move them away")
+        _check_free(folder, contents)
         staging = Path(tempfile.mkdtemp(prefix=".salve-", dir=folder))
+        new = staging / "new"
         for name, data in contents.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(data, Path):
-                shutil.copyfile(data, staging / name)
-                sync_file(staging / name)
+                shutil.copyfile(data, new / name)
+                sync_file(new / name)
             else:
-                write_atomically(staging / name, data)
-        _move_all(staging, folder, list(contents))
+                write_atomically(new / name, data)
+        _move_all(new, staging / "replaced", folder, list(contents))
         for name in obsolete:
-            with suppress(OSError):
-                (folder / name).unlink()
+            _remove(folder, name)
     except WriteError:
         raise
     except OSError as error:
@@ -133,26 +145,56 @@ def replace_files(
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _move_all(staging: Path, folder: Path, names: list[str]) -> None:
+def _check_free(folder: Path, names: Collection[str]) -> None:
+    taken = [name for name in names if (folder / name).is_dir()]
+    if taken:
+        raise WriteError(f"cannot write {folder}: {taken} are folders; move them away")
+    subfolders = {place for name in names for place in _places(folder, name)[:-1]}
+    taken = sorted(
+        place.name
+        for place in subfolders
+        if place.is_symlink() or (place.exists() and not place.is_dir())
+    )
+    if taken:
+        raise WriteError(f"cannot write {folder}: {taken} are files or links; move them away")
+
+
+def _move_all(new: Path, kept: Path, folder: Path, names: list[str]) -> None:
     """Rename the staged files into the folder; on any error put back what was replaced."""
-    kept = staging / "replaced"
-    kept.mkdir()
     for name in names:
         if os.path.lexists(folder / name):
+            (kept / name).parent.mkdir(parents=True, exist_ok=True)
             _second_name(folder / name, kept / name)
+    made: list[Path] = []
     try:
         for name in names:
+            for subfolder in _places(folder, name)[:-1]:
+                if not subfolder.exists():
+                    subfolder.mkdir()
+                    made.append(subfolder)
             if name == names[-1]:
-                sync_folder(folder)
-            os.replace(staging / name, folder / name)
+                for place in {(folder / each).parent for each in names} | {folder}:
+                    sync_folder(place)
+            os.replace(new / name, folder / name)
     except BaseException:
         for name in names:
             if os.path.lexists(kept / name):
                 os.replace(kept / name, folder / name)
-            elif not os.path.lexists(staging / name):
+            elif not os.path.lexists(new / name):
                 (folder / name).unlink(missing_ok=True)
+        for subfolder in reversed(made):
+            with suppress(OSError):
+                subfolder.rmdir()
         raise
-    sync_folder(folder)
+    sync_folder((folder / names[-1]).parent)
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Remove a file and the subfolders that are empty without it."""
+    with suppress(OSError):
+        (folder / name).unlink()
+        for subfolder in reversed(_places(folder, name)[:-1]):
+            subfolder.rmdir()
 
 
 def _second_name(path: Path, name: Path) -> None:

@@ -101,21 +101,32 @@ def read_manifest(data: bytes) -> Json:
     # First what a newer version would change, so that its user is not told "corrupt".
     check_version(config.get("format_version"))
     check_features(config.get("requires"))
-    _check_seal(data, config.get("manifest_sha256"))
+    check_seal(data, config.get("manifest_sha256"))
     check_schema(config)
     check_evaluation(config["evaluation"])
     return config
 
 
-def _check_seal(data: bytes, said: object) -> None:
-    # A raw newline cannot be inside a JSON string, so this is a line of the outermost object.
-    line = f'\n  "manifest_sha256": "{said}",'.encode(errors="replace")
+def check_seal(data: bytes, said: object, *, file: str = CONFIG_FILE, depth: int = 1) -> None:
+    """Raise unless a file hashes to its `manifest_sha256` when the line of that field is left out.
+
+    Args:
+        data: the file, as `readable_json` writes it.
+        said: the field's value.
+        file: its name, for messages.
+        depth: of the object that has the field; 1 is the outermost one.
+
+    Raises:
+        ArtifactError: if a bit differs from what was written.
+    """
+    # A raw newline cannot be inside a JSON string, so this is a line of an object at that depth.
+    line = f'\n{"  " * depth}"manifest_sha256": "{said}",'.encode(errors="replace")
     before, found, after = data.partition(line)
     digest = sha256_bytes(before + after)
     if not found or digest != said:
         raise ArtifactError(
-            f"{CONFIG_FILE} was changed: it hashes to {digest}, it says {str(said)[:64]!r}. Get "
-            "the artifact again"
+            f"{file} was changed: it hashes to {digest}, it says {str(said)[:64]!r}. Get the "
+            "artifact again"
         )
 
 
@@ -125,11 +136,11 @@ def check_evaluation(evaluation: Any) -> None:
         check_names(evaluation["after"], evaluation["before"], "measures after the edit")
 
 
-def check_version(version: object) -> None:
+def check_version(version: object, *, file: str = CONFIG_FILE) -> None:
     """Raise unless the format's major version is ours."""
     if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", version):
         raise ArtifactError(
-            f"{CONFIG_FILE} has the format_version {str(version)[:40]!r}, expected for example "
+            f"{file} has the format_version {str(version)[:40]!r}, expected for example "
             f"'{FORMAT_VERSION}'; it is corrupt or no artifact of salve_plugin"
         )
     ours, theirs = (int(text.split(".")[0]) for text in (FORMAT_VERSION, version))
@@ -168,17 +179,17 @@ def read_files(read: Reader, files: Mapping[str, Json]) -> dict[str, bytes]:
     return contents
 
 
-def check_file(name: str, data: bytes, entry: Json) -> None:
+def check_file(name: str, data: bytes, entry: Json, *, manifest: str = CONFIG_FILE) -> None:
     """Raise unless the bytes have the size and digest that the manifest states."""
     if len(data) != entry["size"]:
         raise ArtifactError(
-            f"{name} has {len(data)} bytes, {CONFIG_FILE} says {entry['size']}; it is truncated "
+            f"{name} has {len(data)} bytes, {manifest} says {entry['size']}; it is truncated "
             "or another file. Get the artifact again"
         )
     found = sha256_bytes(data)
     if found != entry["sha256"]:
         raise ArtifactError(
-            f"{name} was changed: its SHA-256 is {found}, {CONFIG_FILE} says {entry['sha256']}. "
+            f"{name} was changed: its SHA-256 is {found}, {manifest} says {entry['sha256']}. "
             "Get the artifact again"
         )
     if name.endswith(".png") and not data.startswith(PNG_START):

@@ -1,8 +1,9 @@
 """The small part of JSON Schema that the format needs, read from the schema that is shipped.
 
-`edit_config.schema.json` is both the documentation of the format and what is enforced. Any
-validator for draft 2020-12 may be used in place of this module; it exists so that reading an
-artifact needs no further package. A schema that uses another keyword is refused, never ignored.
+`edit_config.schema.json`, and `dictionary.schema.json` of dictionaries, are both the documentation
+of the format and what is enforced. Any validator for draft 2020-12 may be used in place of this
+module; it exists so that reading an artifact needs no further package. A schema that uses another
+keyword is refused, never ignored.
 """
 
 import json
@@ -41,26 +42,30 @@ _HANDLED = {
 
 
 @cache
-def config_schema() -> Json:
-    """Return the JSON Schema of `edit_config.json`."""
-    text = files("salve_plugin.share").joinpath(SCHEMA_NAME).read_text(encoding="utf-8")
+def config_schema(name: str = SCHEMA_NAME) -> Json:
+    """Return a JSON Schema that is shipped, by default that of `edit_config.json`."""
+    text = files("salve_plugin.share").joinpath(name).read_text(encoding="utf-8")
     schema: Json = json.loads(text)
     return schema
 
 
-def check_schema(value: object, schema: Json | None = None) -> None:
-    """Raise unless `value` is what the schema (default: that of `edit_config.json`) describes.
+def check_schema(value: object, schema: Json | str = SCHEMA_NAME) -> None:
+    """Raise unless `value` is what the schema describes.
+
+    Args:
+        value: a JSON value.
+        schema: one of our own, or the name of a shipped one.
 
     Raises:
         ArtifactError: names the place (`$.edit.strength`), what is there and what was expected.
     """
-    check = _config_check() if schema is None else _compiled(schema, schema)
+    check = _shipped(schema) if isinstance(schema, str) else _compiled(schema, schema)
     check(value, ())
 
 
 @cache
-def _config_check() -> Check:
-    schema = config_schema()
+def _shipped(name: str) -> Check:
+    schema = config_schema(name)
     return _compiled(schema, schema)
 
 

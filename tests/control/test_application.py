@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from salve_plugin import Dictionary, HookedModel, enhance, status, suppress
 from salve_plugin.control import application, ledger
-from salve_plugin.control.application import forget_, pristine_rows, restore_rows_
+from salve_plugin.control.application import (
+    apply_all_,
+    forget_,
+    pristine_rows,
+    restore_rows_,
+    revert_all_,
+)
+from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.edit import Edit
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording import record
@@ -105,6 +112,60 @@ def test_neither_order_of_applying_nor_of_reverting_matters(
     assert bits(head(tiny)) == pristine
     assert not ledgers(tiny)
     assert len(together) == len(pristine)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.randoms(use_true_random=False), st.sampled_from(DTYPES))
+def test_several_at_once_are_the_same_as_one_after_the_other(
+    make_tiny: Callable[[], HookedModel],
+    atoms: Dictionary,
+    chance: random.Random,
+    dtype: torch.dtype,
+) -> None:
+    tiny, other = make_tiny().to(dtype), make_tiny().to(dtype)
+    pristine = bits(head(tiny))
+    edits = several(tiny, atoms)
+    chance.shuffle(edits)
+    before, at_once = edits[: chance.randint(0, 2)], edits[2:]
+    for edit in (*before, *at_once):
+        edit.apply_(other)
+    for edit in before:
+        edit.apply_(tiny)
+    apply_all_(tiny, at_once)
+    assert bits(head(tiny)) == bits(head(other))
+    assert {entry.edit for entry in status(tiny).applied} == {*before, *at_once}
+    gone = chance.sample([*before, *at_once], chance.randint(1, len(before) + 2))
+    revert_all_(tiny, gone)
+    for edit in gone:
+        edit.revert_(other)
+    assert bits(head(tiny)) == bits(head(other))
+    revert_all_(tiny, [entry.edit for entry in status(tiny).applied])
+    assert bits(head(tiny)) == pristine
+    assert not ledgers(tiny)
+
+
+def test_of_several_edits_none_is_applied_or_reverted_if_one_cannot_be(
+    tiny: HookedModel, atoms: Dictionary
+) -> None:
+    first, second, third, fourth = several(tiny, atoms)
+    third.apply_(tiny)
+    before, had = state(tiny), ledgers(tiny)
+    foreign = replace(
+        fourth, base=Base(fourth.base.description, {"head.weight": Fingerprint.of(torch.ones(4))})
+    )
+    for wrong, error in (
+        ([first, third], EditStateError),
+        ([first, second, first], EditStateError),
+        ([first, foreign], BaseMismatchError),
+    ):
+        with pytest.raises(error):
+            apply_all_(tiny, wrong)
+        assert state(tiny) == before
+        assert ledgers(tiny) == had
+    with pytest.raises(EditStateError):
+        revert_all_(tiny, [third, first])
+    assert state(tiny) == before
+    assert ledgers(tiny) == had
 
 
 def test_several_edits_give_one_product(tiny: HookedModel, atoms: Dictionary) -> None:

@@ -1,6 +1,7 @@
 """Folders: read without links, written whole or not at all."""
 
 import errno
+import hashlib
 import os
 import resource
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from salve_plugin.errors import ArtifactError, WriteError
+from salve_plugin.share.existing import ExistingFolder
 from salve_plugin.share.folder import folder_reader, replace_files
 
 
@@ -37,6 +39,75 @@ def test_files_are_replaced_and_others_left_alone(old: Path) -> None:
 
 def test_new_files_have_the_permissions_that_the_user_would_give(old: Path) -> None:
     assert stat.S_IMODE((old / "a").stat().st_mode) & 0o044 == 0o044
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every file's bytes and every folder (None) below a folder."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+OLD_TREE = {"a/x": b"old a", "b/x": b"old b", "new/x": b"old", "last": b"old"}
+NEW_TREE = {"a/x": b"new a", "replaced/deep/x": b"new c", "new/x": b"new", "last": b"new"}
+
+
+@pytest.fixture
+def old_tree(tmp_path: Path) -> Path:
+    replace_files(tmp_path / "folder", OLD_TREE)
+    return tmp_path / "folder"
+
+
+def test_files_in_subfolders_are_replaced_and_emptied_subfolders_removed(old_tree: Path) -> None:
+    (old_tree / "a" / "mine").write_bytes(b"mine")
+    replace_files(old_tree, NEW_TREE, obsolete=["b/x"])
+    folders = {"a": None, "new": None, "replaced": None, "replaced/deep": None}
+    assert tree(old_tree) == {**NEW_TREE, "a/mine": b"mine", **folders}
+    replace_files(old_tree, {"last": b"last"}, obsolete=["a/x", "replaced/deep/x"])
+    assert set(tree(old_tree)) == {"a", "a/mine", "last", "new", "new/x"}
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_a_failing_rename_leaves_the_old_files_and_subfolders(
+    old_tree: Path, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(old_tree)
+    real, calls = os.replace, []
+
+    def replace(source: object, target: object) -> None:
+        if ".salve-" not in str(target):
+            calls.append(target)
+            if len(calls) == failing:
+                raise OSError(errno.EIO, "Input/output error")
+        real(str(source), str(target))
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(WriteError, match="Input/output error"):
+        replace_files(old_tree, NEW_TREE, obsolete=["b/x"])
+    assert tree(old_tree) == before
+
+
+def test_a_subfolder_that_is_a_file_or_a_link_is_neither_written_nor_read_through(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x").write_bytes(b"secret")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").symlink_to(tmp_path / "outside")
+    with pytest.raises(WriteError, match=r"\['a'\] are files or links"):
+        replace_files(folder, NEW_TREE)
+    with pytest.raises(ArtifactError, match="is a link"):
+        folder_reader(folder)("a/x", 10)
+    entry = {"sha256": hashlib.sha256(b"secret").hexdigest(), "size": 6}
+    assert ExistingFolder(tmp_path / "outside").holds("x", entry)
+    assert not ExistingFolder(folder).holds("a/x", entry)
+    (folder / "a").unlink()
+    (folder / "a").write_bytes(b"")
+    with pytest.raises(WriteError, match=r"\['a'\] are files or links"):
+        replace_files(folder, NEW_TREE)
+    assert (tmp_path / "outside" / "x").read_bytes() == b"secret"
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
