@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from salve_plugin.errors import SalveError as SalveError
     from salve_plugin.hooks import HookedModel as HookedModel
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
+    from salve_plugin.share.bundle import EditBundle as EditBundle
     from salve_plugin.site import Site as Site
     from salve_plugin.validate.grad_fam import GradFAM as GradFAM
     from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
@@ -76,6 +77,7 @@ _HOME = {
     "Evaluation": "control.evaluate",
     "evaluate": "control.evaluate",
     "EditArtifact": "share.artifact",
+    "EditBundle": "share.bundle",
     "HookedModel": "hooks",
     "Site": "site",
     "SalveError": "errors",

@@ -81,7 +81,7 @@ def apply_all_(
                     "first, or give another edit a different strength"
                 )
             if present is not None and present is coming:
-                _check_unchanged(reader, present)
+                check_unchanged(reader, present)
             pristine = _verify(reader, present, edit, on_base_mismatch)
             applied = () if present is None else present.edits
             plan[reader.path] = (reader, applied, _extended(reader, coming, edit, pristine))
@@ -137,7 +137,7 @@ def revert_all_(
         return
     if on_changed == "error":
         for reader, ledger in planned:
-            _check_unchanged(reader, ledger)
+            check_unchanged(reader, ledger)
     commit([(reader, ledger.edits, ledger.without(*edits)) for reader, ledger in planned])
 
 
@@ -162,7 +162,6 @@ def pristine_rows(model: nn.Module, edit: Edit) -> dict[str, Tensor]:
     }
 
 
-@torch.no_grad()
 def restore_rows_(model: nn.Module, edit: Edit, pristine: Mapping[str, Tensor]) -> None:
     """Undo `edit` in a model that was saved in edited form and so carries no ledger.
 
@@ -179,15 +178,34 @@ def restore_rows_(model: nn.Module, edit: Edit, pristine: Mapping[str, Tensor]) 
         EditStateError: if the model has a ledger (use `revert_`), or its rows are not the edit's.
         BaseMismatchError: if putting the rows back would not give the edit's base.
     """
-    readers = find_readers(bare(model), list(edit.base.tensors))
-    if set(pristine) != {reader.path for reader in readers}:
+    restore_all_(model, [edit], pristine)
+
+
+@torch.no_grad()
+def restore_all_(model: nn.Module, edits: Sequence[Edit], pristine: Mapping[str, Tensor]) -> None:
+    """Undo several edits in a model that was saved with all of them; see `restore_rows_`.
+
+    Args:
+        model: the bare model or the hooked one.
+        edits: all that are in its weights.
+        pristine: by weight path, the rows that any of the edits touches, (rows, width).
+
+    Raises:
+        SalveError: as `restore_rows_`; then the model is as it was.
+    """
+    touched = sorted({path for edit in edits for path in edit.base.tensors})
+    if sorted(pristine) != touched:
         raise InputError(
-            f"pristine rows are given for {sorted(pristine)}, but the edit touches "
-            f"{sorted(reader.path for reader in readers)}"
+            f"pristine rows are given for {sorted(pristine)}, but what is to be undone touches "
+            f"{touched}"
         )
-    for reader in readers:
-        _check_restorable(reader, edit, pristine[reader.path])
-    commit([(reader, (edit,), Ledger((), edit.rows, pristine[reader.path])) for reader in readers])
+    plan = []
+    for reader in find_readers(bare(model), touched):
+        own = tuple(edit for edit in edits if reader.path in edit.base.tensors)
+        ledger = Ledger(own, union_of([edit.rows for edit in own]), pristine[reader.path])
+        _check_restorable(reader, ledger)
+        plan.append((reader, own, ledger.without(*own)))
+    commit(plan)
 
 
 def pristine_fingerprint(reader: Reader) -> Fingerprint:
@@ -198,25 +216,29 @@ def pristine_fingerprint(reader: Reader) -> Fingerprint:
     return Fingerprint.of(pristine_matrix(reader).reshape(shape))
 
 
-def _check_restorable(reader: Reader, edit: Edit, rows: Tensor) -> None:
+def _check_restorable(reader: Reader, ledger: Ledger) -> None:
     if ledger_of(reader) is not None:
-        raise EditStateError(f"'{reader.path}' has a ledger of its edits: use edit.revert_(model)")
-    current = take(reader.matrix, edit.rows)
+        raise EditStateError(
+            f"'{reader.path}' has a ledger of its edits: use revert_ of the edit or the bundle"
+        )
+    current, rows = take(reader.matrix, ledger.rows), ledger.pristine
     if rows.shape != current.shape or rows.dtype != current.dtype:
         raise InputError(
             f"pristine rows of '{reader.path}' are {dtype_name(rows)}{list(rows.shape)}, expected "
             f"{dtype_name(current)}{list(current.shape)}"
         )
-    if not holds(reader.matrix, Ledger((edit,), edit.rows, rows)):
+    if not holds(reader.matrix, ledger):
+        names = ", ".join(edit.digest[:12] for edit in ledger.edits)
         raise EditStateError(
-            f"the rows of '{reader.path}' are not what edit {edit.digest[:12]} makes of the "
-            "pristine rows: the model was not saved with exactly this edit, or was changed since"
+            f"the rows of '{reader.path}' are not what edit {names} makes of the pristine rows: "
+            "the model was not saved with exactly this, or was changed since"
         )
     whole = reader.matrix.clone()
-    whole[index_of(edit.rows)] = rows.to(whole.device)
+    whole[index_of(ledger.rows)] = rows.to(whole.device)
     found = Fingerprint.of(whole.reshape(reader.parameter.shape))
-    if found != edit.base.tensors[reader.path]:
-        raise BaseMismatchError(_mismatch(reader, edit, found))
+    for edit in ledger.edits:
+        if found != edit.base.tensors[reader.path]:
+            raise BaseMismatchError(mismatch(reader, edit, found))
 
 
 def _verify(
@@ -236,14 +258,15 @@ def _verify(
         edit._verified[reader.path] = shared
         return shared
     if on_base_mismatch == "error" or rows.shape[1] != edit.site.width:
-        raise BaseMismatchError(_mismatch(reader, edit, found))
+        raise BaseMismatchError(mismatch(reader, edit, found))
     if edit.rows is not None and edit.rows[-1] >= len(reader.matrix):
-        raise BaseMismatchError(_mismatch(reader, edit, found))
-    warnings.warn(_mismatch(reader, edit, found), stacklevel=5)
+        raise BaseMismatchError(mismatch(reader, edit, found))
+    warnings.warn(mismatch(reader, edit, found), stacklevel=5)
     return rows.clone()
 
 
-def _mismatch(reader: Reader, edit: Edit, found: Fingerprint) -> str:
+def mismatch(reader: Reader, edit: Edit, found: Fingerprint) -> str:
+    """Return the message for a weight that is not the one of the edit's base."""
     return (
         f"'{reader.path}' is not the weight that edit {edit.digest[:12]} was made for: expected "
         f"{edit.base.tensors[reader.path]}, found {found}; load the base model "
@@ -262,7 +285,8 @@ def _extended(reader: Reader, ledger: Ledger | None, edit: Edit, rows: Tensor) -
     return Ledger(edits, touched, take(pristine_matrix(reader), touched).clone())
 
 
-def _check_unchanged(reader: Reader, ledger: Ledger) -> None:
+def check_unchanged(reader: Reader, ledger: Ledger) -> None:
+    """Raise EditStateError unless the weight is still what the ledger's edits made of it."""
     if not holds(reader.matrix, ledger):
         raise EditStateError(_changed(reader))
 

@@ -59,11 +59,19 @@ def pristine_matrix(reader: Reader) -> Tensor:
     return whole
 
 
-def composed(matrix: Tensor, edits: Sequence[Edit]) -> Tensor:
-    """Return what several edits make of a pristine weight (outputs, width), as a new tensor."""
-    whole, rows = matrix.clone(), union_of([edit.rows for edit in edits])
-    _write(whole, Ledger(tuple(edits), rows, take(matrix, rows)))
-    return whole
+def composed(pristine: Tensor, edits: Sequence[Edit]) -> Tensor:
+    """Return what several edits make of all the rows that any of them touches, as a new tensor.
+
+    Args:
+        pristine: those rows without any edit, ascending, (rows, width).
+        edits: of one weight.
+    """
+    ledger = Ledger(tuple(edits), union_of([edit.rows for edit in edits]), pristine)
+    result = torch.empty_like(pristine)
+    for _, at, factors in _parts(pristine, ledger):
+        assert factors is not None  # no row is untouched
+        _put(result, at, scaled(pristine[at], factors))
+    return result
 
 
 def commit(plan: Sequence[tuple[Reader, tuple[Edit, ...], Ledger]]) -> None:
@@ -75,10 +83,10 @@ def commit(plan: Sequence[tuple[Reader, tuple[Edit, ...], Ledger]]) -> None:
     """
     try:
         for reader, _, ledger in plan:
-            _write(reader.matrix, ledger)
+            _write(reader, ledger)
     except BaseException:  # an interrupt between two weights must not leave half an edit either
         for reader, edits, ledger in plan:
-            _write(reader.matrix, replace(ledger, edits=edits))
+            _write(reader, replace(ledger, edits=edits))
         raise
     for reader, _, ledger in plan:
         _record(reader, ledger)
@@ -99,7 +107,8 @@ def _record(reader: Reader, ledger: Ledger) -> None:
     reader.module.__dict__[ATTRIBUTE] = ledger
 
 
-def _write(matrix: Tensor, ledger: Ledger) -> None:
+def _write(reader: Reader, ledger: Ledger) -> None:
+    matrix = reader.matrix
     for rows, source, factors in _parts(matrix, ledger):
         values = ledger.pristine[source]
         same = values.dtype == matrix.dtype and values.device == matrix.device

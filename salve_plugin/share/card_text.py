@@ -9,10 +9,14 @@ Config = Mapping[str, Any]
 
 def card_body(config: Config) -> str:
     """Return the card's text below its metadata, a function of the manifest alone."""
+    if "members" in config:
+        from salve_plugin.share.card_bundle import bundle_body
+
+        return bundle_body(config)
     parts = [
-        f"# {_plain(title(config))}",
+        f"# {plain(title(config))}",
         _what_changed(config),
-        _evaluation(config),
+        evaluation_table(config),
         _critical_strengths(config),
         _pictures(config),
         _how_to_use(config),
@@ -23,24 +27,30 @@ def card_body(config: Config) -> str:
 
 def title(config: Config) -> str:
     """Return what the edited model is called, in one line of plain text."""
-    verb = {"suppress": "suppressed", "enhance": "enhanced"}[config["edit"]["mode"]]
     architecture = config["base"]["description"].get("architecture") or "A model"
-    return f"{' '.join(str(architecture).split())} with one feature {verb}"
+    return f"{' '.join(str(architecture).split())} with {_features(config)}"
+
+
+def _features(config: Config) -> str:
+    if "members" in config:
+        return "one edit" if len(config["members"]) == 1 else f"{len(config['members'])} edits"
+    verb = {"suppress": "suppressed", "enhance": "enhanced"}[config["edit"]["mode"]]
+    return f"one feature {verb}"
 
 
 def _what_changed(config: Config) -> str:
     edit, site = config["edit"], config["edit"]["site"]
     sign = {"suppress": "−", "enhance": "+"}[edit["mode"]]
     columns = {"suppress": "Weakened", "enhance": "Strengthened"}[edit["mode"]]
-    layers = ", ".join(f"`{_plain(path)}`" for path in sorted(config["base"]["tensors"]))
+    layers = ", ".join(f"`{plain(path)}`" for path in sorted(config["base"]["tensors"]))
     learner = config["dictionary"]["learner"] if config["dictionary"] else None
-    of = f"latent {edit['latent']}" + (f" of a `{_plain(learner)}` dictionary" if learner else "")
+    of = f"latent {edit['latent']}" + (f" of a `{plain(learner)}` dictionary" if learner else "")
     undo = ", and the means to undo it" if "pristine" in config["requires"] else ""
     return (
         "This folder holds a permanent edit of the weights of a trained image classifier, made "
         f"with [salve_plugin](https://pypi.org/project/salve-plugin/){undo}. It does not hold the "
         "model.\n\n"
-        f"- **Feature:** {of}, read at `{_plain(site['name'])}` ({site['width']} features).\n"
+        f"- **Feature:** {of}, read at `{plain(site['name'])}` ({site['width']} features).\n"
         f"- **Change:** {columns} are the columns of {layers} in proportion to the feature's "
         f"direction c (unit norm): column j is multiplied by max(0, 1 {sign} α·|c_j|), with "
         f"α = {edit['strength']:g}.\n"
@@ -54,28 +64,30 @@ def _rows(config: Config) -> str:
     rows = config["edit"]["rows"]
     if rows is None:
         return "all"
-    return "only " + ", ".join(_class_name(config, row) for row in rows)
+    return "only " + ", ".join(class_name(config, row) for row in rows)
 
 
-def _class_name(config: Config, index: int) -> str:
+def class_name(config: Config, index: int) -> str:
+    """Return the name of a class with its row, or the row alone."""
     labels = config["labels"]
     named = labels is not None and 0 <= index < len(labels)
-    return f"{_plain(labels[index])} ({index})" if named else str(index)
+    return f"{plain(labels[index])} ({index})" if named else str(index)
 
 
-def _evaluation(config: Config) -> str:
+def evaluation_table(config: Config) -> str:
+    """Return the section with the measures before and after, empty without any."""
     evaluation = config["evaluation"]
     if evaluation is None:
         return ""
     rows = [
-        (_plain(name), f"{before:.4g}", f"{evaluation['after'][name]:.4g}")
+        (plain(name), f"{before:.4g}", f"{evaluation['after'][name]:.4g}")
         for name, before in sorted(evaluation["before"].items())
     ]
     data = "\n".join(
-        f"- {_plain(key)}: {_plain(value)}" for key, value in sorted(config["data"].items())
+        f"- {plain(key)}: {plain(value)}" for key, value in sorted(config["data"].items())
     )
-    table = _table(("measure", "before", "after"), rows)
-    return f"## Evaluation\n\n{table}" + (f"\n\nData:\n\n{data}" if data else "")
+    measures = table(("measure", "before", "after"), rows)
+    return f"## Evaluation\n\n{measures}" + (f"\n\nData:\n\n{data}" if data else "")
 
 
 def _critical_strengths(config: Config) -> str:
@@ -84,7 +96,7 @@ def _critical_strengths(config: Config) -> str:
         return ""
     rows = [
         (
-            _class_name(config, entry["label"]),
+            class_name(config, entry["label"]),
             str(entry["count"]),
             f"{entry['already']:.0%}",
             f"{entry['unreachable']:.0%}",
@@ -95,7 +107,7 @@ def _critical_strengths(config: Config) -> str:
     head = ("class", "images", "there already", "never", "10 %", "median", "95 %")
     return (
         "## Critical strength\n\nThe smallest α at which an image's logit "
-        f"{_target(critical)}, computed exactly; ∞ where no α does.\n\n{_table(head, rows)}"
+        f"{_target(critical)}, computed exactly; ∞ where no α does.\n\n{table(head, rows)}"
     )
 
 
@@ -146,12 +158,13 @@ def _integrity(config: Config) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """Return text that cannot break out of a Markdown line, a table cell or a code span."""
     text = " ".join(str(value).split())
     replaced = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "[": "\\[", "`": "'"}

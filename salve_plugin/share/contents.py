@@ -96,7 +96,7 @@ def manifest_of(contents: Contents) -> Json:
             "site": edit.site.to_json(),
             "strength": edit.strength,
         },
-        "evaluation": _evaluation_fields(contents.evaluation),
+        "evaluation": evaluation_fields(contents.evaluation),
         "labels": None if contents.labels is None else list(contents.labels),
         "producer": {"name": "salve_plugin", "version": _own_version()},
         "requires": _requirements(contents),
@@ -180,7 +180,11 @@ def check_parts(contents: Contents) -> None:
         _check_critical(contents.alpha_crit, contents.labels)
     if contents.pristine is not None:
         _check_pristine(edit, contents.pristine)
-    evaluation = contents.evaluation
+    check_measures(contents.evaluation)
+
+
+def check_measures(evaluation: Measures | None) -> None:
+    """Raise InputError unless the same measures are given before and after."""
     if evaluation is not None and (
         set(evaluation) != {"before", "after"}
         or set(evaluation["before"]) != set(evaluation["after"])
@@ -250,7 +254,8 @@ def _dictionary_fields(contents: Contents) -> Json | None:
     }
 
 
-def _evaluation_fields(evaluation: Measures | None) -> Json | None:
+def evaluation_fields(evaluation: Measures | None) -> Json | None:
+    """Return an evaluation as plain JSON values."""
     if evaluation is None:
         return None
     return {moment: dict(measures) for moment, measures in evaluation.items()}

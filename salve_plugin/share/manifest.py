@@ -153,14 +153,14 @@ def check_version(version: object, *, file: str = CONFIG_FILE) -> None:
         raise ArtifactError(f"the artifact has format {version}, which never was released")
 
 
-def check_features(features: object) -> None:
+def check_features(features: object, ours: Collection[str] = FEATURES) -> None:
     """Raise if reading needs a feature that this version does not have."""
     listed = features if isinstance(features, list) else []
-    known = [name for name in listed if isinstance(name, str) and name in FEATURES]
+    known = [name for name in listed if isinstance(name, str) and name in ours]
     unknown = [str(name)[:40] for name in listed if name not in known]
     if unknown:
         raise ArtifactError(
-            f"the artifact requires {unknown[:5]}, this salve_plugin knows {sorted(FEATURES)}; "
+            f"the artifact requires {unknown[:5]}, this salve_plugin knows {sorted(ours)}; "
             "upgrade salve_plugin (`pip install -U salve-plugin`)"
         )
 

@@ -80,23 +80,25 @@ def inspect(source: PathLike, **where: Unpack[Where]) -> Json:
         SalveError: as for reading.
     """
     place = open_source(source, CONFIG_FILE, **where)
-    described = place.use(_described)
+    said = place.use(described)
     origin = place.origin
-    return {**described, "origin": None if origin is None else origin.reference.to_json()}
+    return {**said, "origin": None if origin is None else origin.reference.to_json()}
 
 
-def _described(read: Reader) -> Json:
+def described(read: Reader) -> Json:
+    """Return what an artifact says about itself, see `inspect`, without where it is from."""
     manifest = read(CONFIG_FILE, MAX_CONFIG_BYTES)
     config: dict[str, Any] = read_manifest(manifest)
     files = read_files(read, config["files"])
     return {
         **config,
         "bytes": len(manifest) + sum(len(data) for data in files.values()),
-        "card": _card_state(read, config),
+        "card": state_of_card(read, config),
     }
 
 
-def _card_state(read: Reader, config: Json) -> CardState:
+def state_of_card(read: Reader, config: Json) -> CardState:
+    """Compare the card with what the manifest calls for; nothing is read from it."""
     try:
         return card_state(read(CARD_FILE, MAX_CARD_BYTES), config)
     except MissingFileError:

@@ -5,6 +5,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.bundle import EditBundle
 from salve_plugin.share.manifest import identity, write_manifest
 from salve_plugin.share.reading import read_artifact
 from salve_plugin.site import HEAD_INPUT, Site
@@ -87,6 +89,22 @@ def small_artifact() -> EditArtifact:
     )
 
 
+def small_bundle() -> EditBundle:
+    """Return three edits of one 3x4 head; two and two of them overlap."""
+    edit, whole = small_edit(), torch.tensor([0.0, 1.0, 0.0, 0.0])
+    enhanced = replace(edit, mode="enhance", rows=None, direction=whole, latent=1, strength=0.5)
+    return EditBundle.of(
+        small_model(),
+        {
+            "rows": replace(small_artifact(), alpha_crit=None),
+            "all": EditArtifact(enhanced, pristine={"fc.weight": WEIGHT}),
+            "first": EditArtifact(replace(edit, rows=(0,)), pristine={"fc.weight": WEIGHT[:1]}),
+        },
+        evaluation={"before": {"accuracy": 0.75}, "after": {"accuracy": 0.125}},
+        data={"name": "four images"},
+    )
+
+
 def random_dictionary(hooked: salve.HookedModel, latents: int = 16) -> Dictionary:
     """Return a dictionary of random atoms for a model's head."""
     site = hooked.site("unembed.hook_in")
@@ -122,6 +140,15 @@ def state_bytes(model: nn.Module) -> Files:
 def contents(folder: Path) -> Files:
     """Return the bytes of every file in a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def tree(folder: Path) -> Files:
+    """Return the bytes of every file in a folder and its subfolders."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def covered(folder: Path) -> Files:
