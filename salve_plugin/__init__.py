@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from salve_plugin.discover.progress import Progress as Progress
     from salve_plugin.discover.recording import record as record
     from salve_plugin.discover.run import Run as Run
+    from salve_plugin.discover.saelens import load_saelens as load_saelens
+    from salve_plugin.discover.saelens import save_saelens as save_saelens
     from salve_plugin.discover.sweep import Trial as Trial
     from salve_plugin.discover.sweep import sweep as sweep
     from salve_plugin.discover.train import fit as fit
@@ -55,6 +57,8 @@ _HOME = {
     "learners": "discover.learners",
     "Progress": "discover.progress",
     "Run": "discover.run",
+    "load_saelens": "discover.saelens",
+    "save_saelens": "discover.saelens",
     "sweep": "discover.sweep",
     "Trial": "discover.sweep",
     "Features": "discover.features",

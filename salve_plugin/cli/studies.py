@@ -51,7 +51,7 @@ def discover(
     dictionary = fit(
         acts, learner, n_latents=latents, target_l0=l0, seed=seed, run=Run(progress=not as_json)
     )
-    dictionary.save(study.dictionary_folder)
+    dictionary.save_pretrained(study.dictionary_folder)
     study.save()
     found = profile(dictionary, acts)
     meta = dictionary.meta

@@ -147,7 +147,7 @@ class Study:
             SalveError: if a file is missing or damaged.
         """
         acts = Activations.load(self.activations_folder)
-        dictionary = Dictionary.load(self.dictionary_folder)
+        dictionary = Dictionary.from_pretrained(self.dictionary_folder)
         return acts, dictionary, profile(dictionary, acts)
 
 

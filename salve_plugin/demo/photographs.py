@@ -198,7 +198,7 @@ def _run(
             for split, part in zip(splits, ("train", "test"), strict=True)
         )
         dictionary = fit(train, "l1", seed=0)
-        dictionary.save(out / "dictionary")
+        dictionary.save_pretrained(out / "dictionary")
         study = Study(hooked, train, test, dictionary, profile(dictionary, train))
     outcomes = []
     for subject in subjects:

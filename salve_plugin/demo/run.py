@@ -183,7 +183,7 @@ def _discover(
             for part, split in (("train", train), ("test", test))
         )
         dictionary = fit(seen, "l1", seed=0)
-        dictionary.save(folder / "dictionary")
+        dictionary.save_pretrained(folder / "dictionary")
         return Study(hooked, seen, unseen, dictionary, profile(dictionary, seen))
 
 

@@ -6,25 +6,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from salve_plugin.discover.learners import create
 from salve_plugin.discover.learners.base import COMMON, Learner
-from salve_plugin.errors import ArtifactError, InputError, WriteError
-from salve_plugin.files import sha256_tensor, write_atomically
+from salve_plugin.discover.unit_atoms import check_tensors
+from salve_plugin.errors import InputError
+from salve_plugin.files import sha256_tensor
 from salve_plugin.reference import Reference
 from salve_plugin.site import Site
 
-TENSORS_FILE = "dictionary.safetensors"
-FIELDS_FILE = "dictionary.json"
-FORMAT_VERSION = 1
-NORM_TOLERANCE = 1e-4
+if TYPE_CHECKING:
+    from salve_plugin.share.hub.push import Pushed
+    from salve_plugin.share.sources import Where
 
 
 class Dictionary(nn.Module):
@@ -45,10 +42,7 @@ class Dictionary(nn.Module):
         tensors: all of the above by name, and what else the learner's code depends on.
         site: where in the model the activations are read.
         meta: how it was trained and how well it reconstructs; plain JSON values.
-        origin: the place on the Hub that it was pulled from or pushed to; None if it was not.
     """
-
-    origin: Reference | None = None
 
     def __init__(
         self,
@@ -65,10 +59,11 @@ class Dictionary(nn.Module):
         """
         super().__init__()
         names = sorted((*COMMON, *learner.extra))
-        _check(tensors, names, site)
+        check_tensors(tensors, names, site)
         with torch.inference_mode(False):  # else nothing could be differentiated through it
             for name in names:
-                value = tensors[name].detach().clone()
+                value = tensors[name].detach()
+                value = torch.where(value == 0, 0.0, value)  # no -0: equal values, equal digests
                 self.register_parameter(name, nn.Parameter(value, requires_grad=False))
         self.encoder_weight: Tensor
         self.encoder_bias: Tensor
@@ -77,6 +72,7 @@ class Dictionary(nn.Module):
         self._learner = learner
         self.site = site
         self.meta: Mapping[str, object] = dict(meta or {})
+        self._origin: tuple[Reference, str] | None = None
         self.eval()
         self._check_code()
 
@@ -95,6 +91,20 @@ class Dictionary(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, sorted."""
         return dict(sorted(self.named_parameters()))
+
+    @property
+    def origin(self) -> Reference | None:
+        """The place on the Hub that it was pulled from or pushed to.
+
+        None if it was not, or its tensors were changed since (by `half()`, say).
+        """
+        if self._origin is None or self._origin[1] != self.digest():
+            return None
+        return self._origin[0]
+
+    @origin.setter
+    def origin(self, reference: Reference | None) -> None:
+        self._origin = None if reference is None else (reference, self.digest())
 
     @property
     def n_latents(self) -> int:
@@ -157,57 +167,87 @@ class Dictionary(nn.Module):
         lines.append(json.dumps(fields, sort_keys=True, allow_nan=False))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `dictionary.safetensors` and `dictionary.json` into `folder`.
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the dictionary into a folder; the network is never used.
+
+        The files are those of SAELens, `cfg.json` and `sae_weights.safetensors`, which SAELens
+        reads where it has an architecture that codes as the dictionary does, and `README.md`, the
+        card. The same dictionary gives the same bytes. Over an older dictionary it is all or
+        nothing; of an existing `README.md` people's text stays.
+
+        Returns:
+            The folder.
 
         Raises:
-            InputError: if `meta` holds something that JSON cannot.
-            WriteError: if the disk is full or not writable.
+            InputError: if `meta` holds something that JSON cannot, or the metadata of an existing
+                `README.md` cannot be read.
+            WriteError: if the disk is full or the folder cannot be written; nothing is changed.
         """
-        folder = Path(folder)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
-        fields = {
-            "format_version": FORMAT_VERSION,
-            "learner": self.learner,
-            "options": self.options,
-            "site": self.site.to_json(),
-            "meta": dict(self.meta),
-            "sha256": self.digest(),
-        }
-        try:
-            text = json.dumps(fields, sort_keys=True, indent=1, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"meta must hold finite plain JSON values: {error}") from error
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"cannot make the folder {folder}: {error.strerror}") from error
-        write_atomically(folder / TENSORS_FILE, save(tensors, metadata={"format": "pt"}))
-        write_atomically(folder / FIELDS_FILE, text.encode() + b"\n")
+        from salve_plugin.share import dictionaries
+
+        return dictionaries.save(self, folder)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> "Dictionary":
-        """Read a saved dictionary and verify it against its digest.
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], **where: "Unpack[Where]"
+    ) -> "Dictionary":
+        """Read a dictionary that `save_pretrained` or `push_to_hub` wrote, bit for bit.
+
+        Everything is checked before anything is used: any changed bit in either file is found.
+
+        Args:
+            source: a local folder, or a Hub repository as "user/name".
+            **where: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
+                `force_download` and `endpoint`, see `salve_plugin.share.sources.Where`.
 
         Raises:
-            ArtifactError: if a file is missing, damaged, from a newer version, or not what was
-                saved.
+            ArtifactError: if there is no dictionary, or it is damaged, changed, incomplete, of
+                another program or of a newer format.
+            HubError: if the Hub refuses or cannot be reached and the cache does not help.
+            InputError: if an argument is ill-formed.
+            WriteError: if the Hub client's cache cannot be written.
         """
-        folder = Path(folder)
-        fields = _read_fields(folder / FIELDS_FILE)
-        try:
-            tensors = load((folder / TENSORS_FILE).read_bytes())
-            learner = create(fields["learner"], fields["options"])
-            dictionary = cls(tensors, learner, Site.from_json(fields["site"]), fields["meta"])
-            digest = dictionary.digest()
-        except (OSError, SafetensorError, InputError, KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"cannot load the dictionary in {folder}: {error}") from error
-        if digest != fields.get("sha256"):
-            raise ArtifactError(
-                f"the dictionary in {folder} was changed since it was saved: its digest is "
-                f"{digest}, {FIELDS_FILE} says {fields.get('sha256')}; get an intact copy"
-            )
-        return dictionary
+        from salve_plugin.share import dictionaries
+
+        return dictionaries.load(source, **where)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        tag: str | None = None,
+        endpoint: str | None = None,
+    ) -> "Pushed":
+        """Put the dictionary on the Hub in one commit, or leave everything there as it was.
+
+        Afterwards `origin` names the commit (not of a pull request, which may never be merged), so
+        that artifacts of edits made with it refer to it. Arguments and errors are those of
+        `salve_plugin.EditArtifact.push_to_hub`.
+
+        Returns:
+            The exact place; its `reference.commit` as `revision` always gets the same bytes.
+        """
+        from salve_plugin.share import dictionaries
+        from salve_plugin.share.hub.access import Access
+        from salve_plugin.share.hub.push import Target
+
+        target = Target(
+            repo_id,
+            revision=revision,
+            subfolder=subfolder,
+            private=private,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            tag=tag,
+            access=Access(endpoint, token),
+        )
+        return dictionaries.upload(self, target)
 
     def _rows(self, x: Tensor) -> Tensor:
         """Return activations in the dictionary's type, checked."""
@@ -236,52 +276,3 @@ class Dictionary(nn.Module):
                 f"{self.n_latents} latents and width {self.width}: one row has a code of shape "
                 f"{shapes[0]} and a reconstruction of shape {shapes[1]}"
             )
-
-
-def _read_fields(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read {path}: {error}") from error
-    version = fields.get("format_version") if isinstance(fields, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has format version {version!r}; this version of salve_plugin reads "
-            f"{FORMAT_VERSION}: update salve_plugin"
-        )
-    return fields  # type: ignore[no-any-return] # checked above
-
-
-def _check(tensors: Mapping[str, Tensor], names: list[str], site: Site) -> None:
-    """Raise InputError unless the tensors make a dictionary for the site."""
-    if sorted(tensors) != names:
-        raise InputError(f"this dictionary has tensors {names}, got {sorted(tensors)}")
-    atoms = tensors["atoms"]
-    if atoms.ndim != 2 or len(atoms) == 0 or atoms.shape[1] != site.width:
-        raise InputError(
-            f"atoms have shape {tuple(atoms.shape)}; expected (latents, {site.width}) for site "
-            f"'{site.name}'"
-        )
-    latents, width = atoms.shape
-    shapes = {
-        "encoder_weight": (latents, width),
-        "encoder_bias": (latents,),
-        "decoder_bias": (width,),
-        "atoms": (latents, width),
-    }
-    for name, tensor in tensors.items():
-        shape = shapes.get(name, tuple(tensor.shape))  # the learner's own are tried out at the end
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            raise InputError(
-                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected floats of "
-                f"shape {shape}"
-            )
-        if not tensor.isfinite().all():
-            raise InputError(f"{name} holds NaN or infinite values")
-    worst = (torch.linalg.vector_norm(atoms.double(), dim=1) - 1).abs()
-    if worst.max() > NORM_TOLERANCE:
-        latent = int(worst.argmax())
-        raise InputError(
-            f"atom {latent} has norm {float(atoms[latent].double().norm()):.6g}; atoms must have "
-            "norm 1, else the strength of an edit has no unit"
-        )

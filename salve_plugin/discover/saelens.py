@@ -14,48 +14,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from salve_plugin.discover.dictionary import NORM_TOLERANCE, Dictionary
+from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
 from salve_plugin.discover.learners.base import Tensors
-from salve_plugin.errors import ArtifactError, InputError, WriteError
-from salve_plugin.files import write_atomically
+from salve_plugin.discover.saelens_layout import (
+    CONFIG_FILE,
+    OWN,
+    WEIGHTS_FILE,
+    Weights,
+    check_weights,
+    exported,
+)
+from salve_plugin.discover.unit_atoms import NORM_TOLERANCE
+from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.site import Site
-
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
-FORMAT = "6.54.12"
-"""The version of SAELens whose files these are; it writes its version into them."""
 
 UNIT = 1e-6
 """How far norms of single-precision atoms may be from 1 by rounding alone."""
-
-Weights = dict[str, Tensor]
-
-SHARED = ("W_dec", "W_enc", "b_dec")
-OWN = {
-    "standard": ("b_enc",),
-    "topk": ("b_enc",),
-    "jumprelu": ("b_enc", "threshold"),
-    "gated": ("b_gate", "b_mag", "r_mag"),
-}
-"""The tensors that SAELens keeps for each architecture besides the shared ones."""
-
-WRITTEN_AS = {
-    "relu_l1": "standard",
-    "topk": "topk",
-    "gradient_topk": "topk",
-    "jumprelu": "jumprelu",
-    "batch_topk": "jumprelu",
-    "mutual_choice": "jumprelu",
-    "feature_choice": "jumprelu",
-    "matryoshka": "jumprelu",
-    "gated": "gated",
-    "gba": "gated",
-}
-"""The architecture that codes as the finished dictionary of a learner does."""
 
 READ_AS = {"standard": "relu_l1", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 """The learner whose finished dictionary codes as an architecture does."""
@@ -65,49 +43,16 @@ def save_saelens(dictionary: Dictionary, folder: str | os.PathLike[str]) -> None
     """Write a dictionary so that `sae_lens.SAE.load_from_disk(folder)` reads it.
 
     SAELens then encodes and decodes raw activations as the dictionary does, up to rounding.
-    Dictionaries with a threshold are written as `jumprelu`, GBA as `gated`. The learner, its
-    options and `meta` stay behind, except for the learner's name.
+    Dictionaries with a threshold are written as `jumprelu`, GBA as `gated`. This is
+    `dictionary.save_pretrained(folder)`, but refused where SAELens could not read the result.
 
     Raises:
         InputError: if SAELens has no architecture for what the learner does, or it has one but not
             for these values (a threshold below zero, a gain of zero).
-        WriteError: if the disk is full or not writable; each of the two files is whole or absent.
+        WriteError: if the disk is full or not writable; what was there is whole.
     """
-    architecture = WRITTEN_AS.get(dictionary.learner)
-    if architecture is None:
-        raise InputError(
-            f"SAELens cannot represent the dictionaries of learner '{dictionary.learner}'; it can "
-            f"represent those of {sorted(WRITTEN_AS)}"
-        )
-    weights = _written(dictionary)
-    config: dict[str, Any] = {
-        "architecture": architecture,
-        "d_in": dictionary.width,
-        "d_sae": dictionary.n_latents,
-        "dtype": str(dictionary.atoms.dtype).removeprefix("torch."),
-        "device": "cpu",
-        "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "metadata": {
-            "sae_lens_version": FORMAT,
-            "sae_lens_training_version": None,
-            "hook_name": dictionary.site.name,
-            "salve_learner": dictionary.learner,
-        },
-    }
-    if architecture == "topk":
-        k = dictionary.options["k"]
-        assert isinstance(k, int)
-        config |= {"k": min(k, dictionary.n_latents), "rescale_acts_by_decoder_norm": False}
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"cannot make the folder {folder}: {error.strerror}") from error
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(folder / WEIGHTS_FILE, save(contiguous, metadata={"format": "pt"}))
-    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=1).encode() + b"\n")
+    exported(dictionary)
+    dictionary.save_pretrained(folder)
 
 
 def load_saelens(folder: str | os.PathLike[str], site: Site) -> Dictionary:
@@ -143,37 +88,9 @@ def load_saelens(folder: str | os.PathLike[str], site: Site) -> Dictionary:
         norms = _common(norms, folder)
     tensors = _with_unit_atoms(_as_tensors(weights, config), norms, folder)
     options = {"k": config["k"]} if architecture == "topk" else {}
-    meta = {"format": "SAELens", "architecture": architecture, "metadata": config["metadata"]}
+    said = {name: value for name, value in config["metadata"].items() if name != "salve_plugin"}
+    meta = {"format": "SAELens", "architecture": architecture, "metadata": said}
     return Dictionary(tensors, create(READ_AS[architecture], options), site, meta)
-
-
-def _written(dictionary: Dictionary) -> Weights:
-    """Return SAELens' tensors, which read the raw activations without subtracting b_dec."""
-    t = dictionary.tensors
-    bias = t["encoder_bias"]
-    shared = {"W_enc": t["encoder_weight"].T, "W_dec": t["atoms"], "b_dec": t["decoder_bias"]}
-    if dictionary.learner == "gba":  # relu(pre + offset), as in the magnitude path of gain 1
-        own = {"b_gate": bias, "r_mag": torch.zeros_like(bias), "b_mag": bias + t["offset"]}
-        return {**shared, **own}
-    if dictionary.learner == "gated":
-        gain = t["gain"]
-        _all(gain > 0, gain, "gain", "SAELens stores its logarithm")
-        magnitude = t["magnitude_bias"].double() + gain.double() * bias.double()
-        return {**shared, "b_gate": bias, "r_mag": gain.log(), "b_mag": magnitude.to(bias.dtype)}
-    if "threshold" in t:
-        _all(t["threshold"] >= 0, t["threshold"], "threshold", "SAELens rectifies codes")
-        return {**shared, "b_enc": bias, "threshold": t["threshold"]}
-    return {**shared, "b_enc": bias}
-
-
-def _all(good: Tensor, values: Tensor, name: str, why: str) -> None:
-    """Raise InputError unless every value is good."""
-    if not good.all():
-        latent = int(good.int().argmin())
-        raise InputError(
-            f"{name} of latent {latent} is {float(values[latent]):g}: {why}, so that its files "
-            "cannot represent this dictionary"
-        )
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -240,23 +157,7 @@ def _weights(path: Path, config: Mapping[str, Any]) -> Weights:
         weights = load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"cannot read {path}: {error}") from error
-    names = sorted((*SHARED, *OWN[config["architecture"]]))
-    if sorted(weights) != names:
-        raise ArtifactError(
-            f"{path} holds {sorted(weights)}; a dictionary of architecture "
-            f"'{config['architecture']}' has {names}"
-        )
-    width, latents = config["d_in"], config["d_sae"]
-    shapes = {"W_enc": (width, latents), "W_dec": (latents, width), "b_dec": (width,)}
-    for name, tensor in sorted(weights.items()):
-        shape = shapes.get(name, (latents,))
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            raise ArtifactError(
-                f"{name} in {path} is {tensor.dtype} of shape {tuple(tensor.shape)}; {CONFIG_FILE} "
-                f"asks for floats of shape {shape}"
-            )
-        if not tensor.isfinite().all():
-            raise ArtifactError(f"{name} in {path} holds NaN or infinite values")
+    check_weights(weights, config, str(path))
     kind = torch.promote_types(weights["W_dec"].dtype, torch.float32)
     return {name: tensor.to(kind) for name, tensor in weights.items()}
 

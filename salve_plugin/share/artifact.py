@@ -12,11 +12,13 @@ from torch import nn
 from salve_plugin.control.application import pristine_rows, restore_rows_
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.edit import Edit
+from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share import reading
 from salve_plugin.share.canonical import Json
 from salve_plugin.share.contents import Contents, manifest_of, tensors_of
+from salve_plugin.share.dictionaries import dictionary_of
 from salve_plugin.share.difference import Difference, difference
 from salve_plugin.share.existing import ExistingFolder
 from salve_plugin.share.folder import replace_files
@@ -208,6 +210,39 @@ class EditArtifact(Contents):
     def inspect(source: PathLike, **where: Unpack[Where]) -> Json:
         """Return what an artifact says about itself; see `salve_plugin.share.reading.inspect`."""
         return reading.inspect(source, **where)
+
+    def load_dictionary(
+        self,
+        *,
+        token: Token = None,
+        cache_dir: PathLike | None = None,
+        local_files_only: bool = False,
+        endpoint: str | None = None,
+    ) -> Dictionary:
+        """Return the dictionary that the edit comes from.
+
+        The embedded one, or else that which the artifact refers to by repository, commit and
+        digest: it is pulled from there and is the very same one, or an error.
+
+        Args:
+            token: for a private repository; see `from_pretrained`.
+            cache_dir: the Hub client's cache, by default its own.
+            local_files_only: never use the network.
+            endpoint: address of the Hub, by default the client's (`HF_ENDPOINT`).
+
+        Raises:
+            InputError: if the edit comes from no dictionary, or the artifact does not say where it
+                is.
+            ArtifactError: if another dictionary lies there, or it is damaged.
+            HubError: if the Hub refuses or cannot be reached and the cache does not help.
+        """
+        return dictionary_of(
+            self,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            endpoint=endpoint,
+        )
 
     def revert_(self, model: nn.Module) -> None:
         """Undo the edit bit for bit.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from typing import Any
 
@@ -11,16 +10,16 @@ from torch import Tensor
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import check_direction
-from salve_plugin.discover import learners
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.files import sha256_tensor
 from salve_plugin.reference import Reference
 from salve_plugin.share import evidence
 from salve_plugin.share.canonical import Json, check_json
+from salve_plugin.share.dictionary_fields import fields_of, rebuilt
 from salve_plugin.share.manifest import check_names
+from salve_plugin.share.producer import producer
 from salve_plugin.share.tensor_file import DTYPES, describe
-from salve_plugin.site import Site
 
 Measures = Mapping[str, Mapping[str, int | float]]
 
@@ -98,7 +97,7 @@ def manifest_of(contents: Contents) -> Json:
         },
         "evaluation": evaluation_fields(contents.evaluation),
         "labels": None if contents.labels is None else list(contents.labels),
-        "producer": {"name": "salve_plugin", "version": _own_version()},
+        "producer": producer(),
         "requires": _requirements(contents),
         "tensors": describe(tensors_of(contents)),
     }
@@ -244,11 +243,7 @@ def _dictionary_fields(contents: Contents) -> Json | None:
         "at": None if contents.dictionary_at is None else contents.dictionary_at.to_json(),
         "digest": contents.edit.dictionary_digest,
         "learner": contents.dictionary_learner,
-        "fields": {
-            "options": dictionary.options,
-            "site": dictionary.site.to_json(),
-            "meta": dict(dictionary.meta),
-        }
+        "fields": fields_of(dictionary)
         if dictionary is not None and contents.embed_dictionary
         else None,
     }
@@ -267,17 +262,7 @@ def _dictionary(reference: Json | None, tensors: Mapping[str, Tensor]) -> Dictio
     if reference is None or not isinstance(fields, dict):
         check_names(parts, (), "tensors of the dictionary, which is not embedded,")
         return None
-    try:
-        learner = learners.create(str(reference["learner"]), fields["options"])
-    except TypeError as error:
-        raise InputError(f"its dictionary's options {fields['options']}: {error}") from error
-    dictionary = Dictionary(parts, learner, Site.from_json(fields["site"]), fields["meta"])
-    if dictionary.digest() != reference["digest"]:
-        raise ArtifactError(
-            f"the embedded dictionary is {dictionary.digest()}, the manifest says "
-            f"{reference['digest']}; get the artifact again"
-        )
-    return dictionary
+    return rebuilt(str(reference["learner"]), fields, parts, reference["digest"])
 
 
 def _edit(config: Mapping[str, Any], direction: Tensor) -> Edit:
@@ -295,10 +280,3 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def _own_version() -> str:
-    try:
-        return version("salve-plugin")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"

@@ -68,7 +68,8 @@ def read_plain(path: Path, limit: int) -> bytes:
     try:
         descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        kind = MissingFileError if isinstance(error, FileNotFoundError) else ArtifactError
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        kind = MissingFileError if missing else ArtifactError
         raise kind(
             f"cannot read {path}: {error.strerror}; an artifact needs this file, get the "
             "folder again"

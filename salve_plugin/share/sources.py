@@ -106,8 +106,17 @@ def open_source(source: PathLike, marker: str, **where: Unpack[Where]) -> Source
             f"there is no folder '{os.fspath(source)}'; check the path (the name of a Hub "
             "repository has the form 'user/name')"
         )
+    return open_repository(source, marker, **where)
+
+
+def open_repository(repo_id: str, marker: str, **where: Unpack[Where]) -> Source:
+    """Return the files of a Hub repository, whatever local folders there are.
+
+    Raises:
+        SalveError: as for `open_source`.
+    """
     address = Address(
-        source,
+        repo_id,
         revision=where.get("revision"),
         subfolder=where.get("subfolder"),
         cache_dir=where.get("cache_dir"),

@@ -68,7 +68,7 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     return data
 
 
-def decode_tensors(data: bytes) -> dict[str, Tensor]:
+def decode_tensors(data: bytes, file: str = TENSOR_FILE) -> dict[str, Tensor]:
     """Return the tensors in the bytes of a safetensors file.
 
     Raises:
@@ -77,46 +77,46 @@ def decode_tensors(data: bytes) -> dict[str, Tensor]:
     """
     import safetensors.torch
 
-    check_header(data)
+    check_header(data, file)
     try:
         loaded: dict[str, Tensor] = safetensors.torch.load(data)
     except Exception as error:  # the library's own exception is not a stable name
-        raise ArtifactError(f"{TENSOR_FILE} cannot be read: {error}; get it again") from error
+        raise ArtifactError(f"{file} cannot be read: {error}; get it again") from error
     return loaded
 
 
-def check_header(data: bytes) -> None:
+def check_header(data: bytes, file: str = TENSOR_FILE) -> None:
     """Raise unless the bytes are laid out as a safetensors file of ours must be."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
         if data[:2] == b"PK" or data[:1] == b"\x80":
             raise ArtifactError(
-                f"{TENSOR_FILE} is a pickle (a torch.save file), which can run code and is never "
+                f"{file} is a pickle (a torch.save file), which can run code and is never "
                 "loaded; ask its author for safetensors"
             )
         raise ArtifactError(
-            f"{TENSOR_FILE} has {len(data)} bytes and a header of {length}; it is truncated, "
+            f"{file} has {len(data)} bytes and a header of {length}; it is truncated, "
             f"corrupt, or its header is over {MAX_HEADER_BYTES} bytes. Get it again"
         )
-    header = parse_json(data[8 : 8 + length], f"{TENSOR_FILE}'s header", max_bytes=length)
+    header = parse_json(data[8 : 8 + length], f"{file}'s header", max_bytes=length)
     if header.pop("__metadata__", None) != METADATA:
-        raise ArtifactError(f"{TENSOR_FILE} has other metadata than {METADATA}; get it again")
+        raise ArtifactError(f"{file} has other metadata than {METADATA}; get it again")
     if len(header) > MAX_TENSORS:
-        raise ArtifactError(f"{TENSOR_FILE} has {len(header)} tensors, more than {MAX_TENSORS}")
-    spans = sorted(_span(name, entry) for name, entry in header.items())
+        raise ArtifactError(f"{file} has {len(header)} tensors, more than {MAX_TENSORS}")
+    spans = sorted(_span(file, name, entry) for name, entry in header.items())
     place = 0
     for start, end in spans:
         if start != place:
-            raise ArtifactError(f"{TENSOR_FILE} has a gap or overlap at byte {place} of its data")
+            raise ArtifactError(f"{file} has a gap or overlap at byte {place} of its data")
         place = end
     if place != len(data) - 8 - length:
         raise ArtifactError(
-            f"{TENSOR_FILE} holds {len(data) - 8 - length} bytes of data, its header describes "
+            f"{file} holds {len(data) - 8 - length} bytes of data, its header describes "
             f"{place}; it is truncated or has bytes appended, get it again"
         )
 
 
-def _span(name: str, entry: object) -> tuple[int, int]:
+def _span(file: str, name: str, entry: object) -> tuple[int, int]:
     """Return where a tensor's elements start and end, after checking its header entry."""
     if isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}:
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -129,7 +129,7 @@ def _span(name: str, entry: object) -> tuple[int, int]:
         ):
             return offsets[0], offsets[1]
     raise ArtifactError(
-        f"{TENSOR_FILE}: the entry of tensor {name[:80]!r} is {repr(entry)[:120]}; expected dtype "
+        f"{file}: the entry of tensor {name[:80]!r} is {repr(entry)[:120]}; expected dtype "
         f"(one of {sorted(DTYPES)}), shape and matching data_offsets. Get it again"
     )
 

@@ -1,18 +1,21 @@
 """SAELens itself reads what we write and writes what we read, in an environment of its own."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hub_client import LoopbackHub
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
-from salve_plugin.discover.saelens import WRITTEN_AS, load_saelens, save_saelens
+from salve_plugin.discover.saelens import load_saelens, save_saelens
+from salve_plugin.discover.saelens_layout import WRITTEN_AS
 from salve_plugin.site import Site
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(1500)]
@@ -34,6 +37,21 @@ for each in sorted(path for path in folder.iterdir() if path.is_dir()):
     save_file({"code": code, "rows": sae.decode(code)}, each / "theirs.safetensors")
 """
 """Reads each folder as SAELens does, and writes what SAELens makes of the rows."""
+
+FROM_HUB = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+
+folder, repo_id = Path(sys.argv[1]), sys.argv[2]
+x = load_file(folder / "rows.safetensors")["x"]
+for learner in sys.argv[3:]:
+    sae = SAE.from_pretrained(repo_id, learner)
+    code = sae.encode(x)
+    save_file({"code": code, "rows": sae.decode(code)}, folder / f"{learner}.safetensors")
+"""
+"""Downloads each subfolder as SAELens does, and writes what SAELens makes of the rows."""
 
 THEIRS = """
 import sys
@@ -69,8 +87,9 @@ def sae_lens(peer_python: Callable[..., Path]) -> Path:
     return peer_python("sae-lens", "sae-lens", shared=True)
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(*command: str, **variables: str) -> None:
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, f"{command[:4]}: {done.stderr[-3000:]}"
 
 
@@ -107,6 +126,37 @@ def test_sae_lens_codes_and_reconstructs_as_we_do_with_what_we_write(
         assert 0 < float((code > 0).float().mean()) < 1
         torch.testing.assert_close(theirs["code"], code, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(theirs["rows"], dictionary(x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_we_push_sae_lens_pulls_and_codes_as_we_do(
+    sae_lens: Path, hub: LoopbackHub, repo_id: str, hf_home: Path, tmp_path: Path
+) -> None:
+    x = _rows(tmp_path)
+    pulled = {}
+    for seed, learner in enumerate(WRITTEN_AS):
+        dictionary = _dictionary(learner, seed)
+        dictionary.push_to_hub(repo_id, subfolder=learner, token="hf_alice", endpoint=hub.url)
+        pulled[learner] = Dictionary.from_pretrained(repo_id, subfolder=learner, endpoint=hub.url)
+        assert pulled[learner].digest() == dictionary.digest()
+    variables = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_CACHE": str(hf_home / "theirs"),
+        "HF_HUB_DISABLE_XET": str(int(not hub.xet)),
+    }
+    _run(str(sae_lens), "-c", FROM_HUB, str(tmp_path), repo_id, *pulled, **variables)
+    for learner, dictionary in pulled.items():
+        theirs = load_file(tmp_path / f"{learner}.safetensors")
+        code = dictionary.encode(x)
+        assert 0 < float((code > 0).float().mean()) < 1
+        torch.testing.assert_close(theirs["code"], code, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(theirs["rows"], dictionary(x), rtol=1e-5, atol=1e-5)
+
+
+def test_sae_lens_refuses_what_it_has_no_architecture_for(sae_lens: Path, tmp_path: Path) -> None:
+    _rows(tmp_path)
+    _dictionary("l1", 0).save_pretrained(tmp_path / "l1")
+    with pytest.raises(AssertionError, match=r"salve_plugin\.l1"):
+        _run(str(sae_lens), "-c", OURS, str(tmp_path))
 
 
 def test_we_reconstruct_as_sae_lens_does_with_what_it_writes(

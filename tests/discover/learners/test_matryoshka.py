@@ -115,8 +115,8 @@ def test_groups_survive_a_file(
     learner = Matryoshka(k=2, groups=(0.25,))
     assert Matryoshka(**json.loads(json.dumps(asdict(learner)))) == learner
     found = train(learner, flat.rows, steps=5)
-    found.save(tmp_path)
-    again = Dictionary.load(tmp_path)
+    found.save_pretrained(tmp_path)
+    again = Dictionary.from_pretrained(tmp_path)
     assert (
         again.options == found.options == {"k": 2, "aux": 1 / 32, "k_aux": None, "groups": [0.25]}
     )
