@@ -31,12 +31,6 @@ def sheet(rows: Sequence[Sequence["Image"]]) -> bytes:
     return png_bytes(canvas)
 
 
-def plain(image: Tensor) -> "Image":
-    """Return a model input (channels, height, width) as a picture, stretched to its extremes."""
-    low, high = image.min(), image.max()
-    return to_picture((image - low) / (high - low).clamp(min=1e-12))
-
-
 def explained(
     hooked: HookedModel, dictionary: Dictionary, images: Tensor, latents: Sequence[int]
 ) -> list["Image"]:

@@ -22,7 +22,7 @@ from salve_plugin.control.evaluate import evaluate_heads
 from salve_plugin.control.select import edited_weight
 from salve_plugin.demo import pretrained
 from salve_plugin.demo.environment import environment
-from salve_plugin.demo.figures import explained, plain, sheet
+from salve_plugin.demo.figures import explained, sheet
 from salve_plugin.demo.measures import ClassResult, Study, suppress_class
 from salve_plugin.demo.progress import Steps
 from salve_plugin.discover.features import profile
@@ -32,6 +32,8 @@ from salve_plugin.errors import InputError, SalveError
 from salve_plugin.files import write_atomically
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.heat_maps import grad_fam_pictures
+from salve_plugin.validate.pictures import stretched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -208,7 +210,7 @@ def _run(
     images = torch.stack([subject.image for subject in subjects])
     with steps.step("draw Grad-FAM overlays"):
         overlays = explained(hooked, dictionary, images, latents)
-    originals = [plain(image) for image in images]
+    originals = [stretched(image) for image in images]
     write_atomically(out / "grad_fam.png", sheet([originals, overlays]))
     content = {
         "environment": environment(),
@@ -243,7 +245,7 @@ def _outcome(study: Study, subject: Subject, names: Sequence[str], out: Path) ->
         named=_top(study.hooked, subject.image, names, named),
         results=results,
         artifacts=[
-            _shared(study, edit, names, out / "artifacts" / names[label].replace(" ", "-"))
+            _shared(study, edit, subject, names, out / "artifacts" / names[label].replace(" ", "-"))
             for label, edit in zip(labels, named, strict=True)
         ],
     )
@@ -267,7 +269,7 @@ def _top(hooked: HookedModel, image: Tensor, names: Sequence[str], edits: Sequen
     ]
 
 
-def _shared(study: Study, edit: Edit, names: Sequence[str], path: Path) -> str:
+def _shared(study: Study, edit: Edit, subject: Subject, names: Sequence[str], path: Path) -> str:
     """Save the edit and prove that what is read back does and undoes the same."""
     weight, bias = study.hooked.unembed()
     before, after = evaluate_heads([weight, edited_weight(weight, edit)], bias, study.test)
@@ -282,6 +284,7 @@ def _shared(study: Study, edit: Edit, names: Sequence[str], path: Path) -> str:
         },
         labels=names,
         data={"images": study.test.n_images},
+        pictures=grad_fam_pictures(study.hooked, study.dictionary, edit, subject.image[None]),
     )
     artifact.save_pretrained(path)
     loaded = EditArtifact.from_pretrained(path)

@@ -19,7 +19,7 @@ from salve_plugin.control.evaluate import Evaluation, evaluate
 from salve_plugin.demo import digits
 from salve_plugin.demo.crit_check import CritCheck, check_crit
 from salve_plugin.demo.environment import environment
-from salve_plugin.demo.figures import explained, maximized, plain, sheet
+from salve_plugin.demo.figures import explained, maximized, sheet
 from salve_plugin.demo.measures import (
     ClassResult,
     CrossClass,
@@ -36,7 +36,8 @@ from salve_plugin.discover.train import fit
 from salve_plugin.errors import SalveError
 from salve_plugin.files import write_atomically
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.validate.pictures import png_bytes
+from salve_plugin.share.heat_maps import grad_fam_pictures
+from salve_plugin.validate.pictures import png_bytes, stretched
 
 THREADS = 1
 
@@ -207,12 +208,10 @@ def _draw(
     latents = [result.named.latent for result in classes]
     with steps.step(f"{name}: draw Grad-FAM overlays"):
         overlays = explained(study.hooked, study.dictionary, examples, latents)
-    optimized = []
+    optimized, means = [], study.features.means
     with steps.step(f"{name}: maximize one latent a class"):
         for label, latent in enumerate(latents):
-            sign = float(
-                study.features.means[label, latent] - study.features.means[:, latent].mean()
-            )
+            sign = float(means[label, latent] - means[:, latent].mean())
             optimized.append(
                 maximized(
                     study.hooked,
@@ -224,12 +223,15 @@ def _draw(
                     high=digits.WHITE,
                 )
             )
-    originals = [plain(image) for image in examples]
+    originals = [stretched(image) for image in examples]
     write_atomically(folder / "grad_fam.png", sheet([originals, overlays]))
     write_atomically(folder / "maximization.png", sheet([originals, optimized]))
     return {
-        label: {"grad-fam": png_bytes(overlays[label]), "maximized": png_bytes(optimized[label])}
-        for label in range(len(latents))
+        result.label: {
+            **grad_fam_pictures(study.hooked, study.dictionary, result.named.edit, image[None]),
+            "maximized": png_bytes(best),
+        }
+        for result, image, best in zip(classes, examples, optimized, strict=True)
     }
 
 
@@ -246,21 +248,18 @@ def _share(
     The copy is built from the saved weights; the edit is read back, applied, evaluated and
     reverted, after which every weight must be what it was, bit for bit.
     """
-    edit = result.named.edit
-    path = folder / "artifacts" / digits.CLASSES[result.label]
+    edit, label = result.named.edit, result.label
+    path = folder / "artifacts" / digits.CLASSES[label]
     fresh = digits.load(name, folder / "weights.safetensors")
     before = evaluate(fresh, test.batches())
     after = _evaluated(edit, fresh, test)
-    crit = alpha_crit(study.hooked, edit, study.test, target="flip", classes=[result.label])
+    crit = alpha_crit(study.hooked, edit, study.test, target="flip", classes=[label])
     artifact = EditArtifact.of(
         study.hooked,
         edit,
         dictionary=study.dictionary,
         alpha_crit=crit,
-        evaluation={
-            "before": _measures(before, result.label),
-            "after": _measures(after, result.label),
-        },
+        evaluation={"before": _measures(before, label), "after": _measures(after, label)},
         labels=digits.CLASSES,
         data=DATA,
         pictures=pictures,

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -26,6 +26,7 @@ from salve_plugin.share.hub.access import Access, Token
 from salve_plugin.share.hub.address import Origin
 from salve_plugin.share.hub.push import Pushed, Target, push
 from salve_plugin.share.manifest import CONFIG_FILE, MAX_PICTURE_BYTES, PNG_START, identity
+from salve_plugin.share.plots import ALPHA_CRIT, alpha_crit_picture
 from salve_plugin.share.sources import PathLike, Where, open_source
 from salve_plugin.share.writing import planned
 
@@ -67,7 +68,9 @@ class EditArtifact(Contents):
         _check_pictures(self.pictures or {})
 
     @classmethod
-    def of(cls, hooked: HookedModel | nn.Module, edit: Edit, **parts: Any) -> "EditArtifact":
+    def of(
+        cls, hooked: HookedModel | nn.Module, edit: Edit, *, plot: bool = True, **parts: Any
+    ) -> "EditArtifact":
         """Return an artifact that carries the pristine rows, taken from the model.
 
         The model may have the edit (and others) applied or not.
@@ -75,13 +78,23 @@ class EditArtifact(Contents):
         Args:
             hooked: the model that the edit was made for.
             edit: the edit.
+            plot: whether `alpha_crit`, if given, is drawn as the picture "alpha-crit", 30 to 50
+                kilobytes, unless `pictures` has one of that name.
             **parts: as for the constructor.
 
         Raises:
             BaseMismatchError: if the model has no such layers.
             InputError: if its weights are not those of the edit's base, or a part does not fit.
         """
-        return cls(edit, pristine=pristine_rows(hooked, edit), **parts)
+        artifact = cls(edit, pristine=pristine_rows(hooked, edit), **parts)
+        critical, pictures = artifact.alpha_crit, dict(artifact.pictures or {})
+        if not plot or critical is None or not len(critical.values):
+            return artifact
+        if ALPHA_CRIT in pictures or len(pictures) >= MAX_PICTURES:
+            return artifact
+        named = replace(critical, classes=tuple(artifact.labels) if artifact.labels else None)
+        pictures[ALPHA_CRIT] = alpha_crit_picture(named, edit)
+        return replace(artifact, pictures=pictures)
 
     @cached_property
     def digest(self) -> str:

@@ -1,5 +1,6 @@
 """The model card's text: what an artifact's manifest says, in words for people."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,9 +127,31 @@ def _target(critical: Mapping[str, Any]) -> str:
 
 
 def _pictures(config: Config) -> str:
-    names = sorted(name for name in config["files"] if name.endswith(".png"))
-    lines = [f"![{name.removeprefix('picture_').removesuffix('.png')}]({name})" for name in names]
-    return "## Pictures\n\n" + "\n\n".join(lines) if lines else ""
+    files = sorted(name for name in config["files"] if name.endswith(".png"))
+    shown = []
+    for file in files:
+        caption = _caption(file.removeprefix("picture_").removesuffix(".png"), config)
+        shown.append(f"![{caption}]({file})\n\n*{caption}*")
+    return "## Pictures\n\n" + "\n\n".join(shown) if shown else ""
+
+
+def _caption(name: str, config: Config) -> str:
+    """Return what is seen in a picture, for readers and as the text in its place."""
+    latent = config["edit"]["latent"]
+    if name == "alpha-crit" and config["alpha_crit"] is not None:
+        return (
+            f"Share of each class's images whose logit {_target(config['alpha_crit'])}, by the "
+            "strength α. At 0: without any edit. What is missing to 100 % at ∞: no α does it. "
+            f"The dashed line is this edit, α = {config['edit']['strength']:g}."
+        )
+    if re.fullmatch(r"grad-fam(-[0-9]+)?", name):
+        return (
+            f"An image, and where in it latent {latent} comes from (Grad-FAM): red raises the "
+            "latent, blue lowers it."
+        )
+    if name == "maximized":
+        return f"An image made to drive latent {latent} as far as possible."
+    return " ".join(re.split("[_-]+", name)).strip()
 
 
 def _how_to_use(config: Config) -> str:

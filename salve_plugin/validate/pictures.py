@@ -65,6 +65,15 @@ def coloured(heat: Float[Tensor, "h w"], signed: bool | None = None) -> Float[Te
     return torch.from_numpy(colours)[..., :3].permute(2, 0, 1).float()
 
 
+def stretched(image: Float[Tensor, "channels height width"]) -> "Image":
+    """Return a model input in any range as a picture from its darkest to its brightest value.
+
+    Raises:
+        InputError: as for `to_picture`.
+    """
+    return to_picture(_stretched(_checked(image, "image")))
+
+
 def to_picture(image: Float[Tensor, "channels height width"]) -> "Image":
     """Return an image with values in [0, 1] and one or three channels; values beyond are clipped.
 

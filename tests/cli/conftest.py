@@ -17,14 +17,14 @@ PER_CLASS = 12
 @pytest.fixture(scope="session")
 def image_folder(digits_train: digits.Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real handwritten digits as PNG files, in one folder a class."""
-    from salve_plugin.demo.figures import plain
+    from salve_plugin.validate.pictures import stretched
 
     folder = tmp_path_factory.mktemp("images")
     train = digits_train
     for label, name in enumerate(digits.CLASSES):
         (folder / name).mkdir()
         for number, image in enumerate(train.images[train.labels == label][:PER_CLASS]):
-            plain(image).save(folder / name / f"{number:03d}.png")
+            stretched(image).save(folder / name / f"{number:03d}.png")
     return folder
 
 

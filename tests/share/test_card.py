@@ -32,7 +32,7 @@ def test_a_card_has_valid_metadata_and_the_numbers_before_and_after(
     assert "| accuracy of ü\\|x | 0.75 | 0.25 |" in loaded.text
     assert "only ü\\|x (1), &lt;b&gt; (2)" in loaded.text
     assert "| ü\\|x (1) | 2 | 0% | 50% | 1.25 | 1.25 | ∞ |" in loaded.text
-    assert "![heat_map](picture_heat_map.png)" in loaded.text
+    assert "![heat map](picture_heat_map.png)\n\n*heat map*\n" in loaded.text
     assert tiny.digest in loaded.text
 
 

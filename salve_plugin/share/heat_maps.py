@@ -1,0 +1,69 @@
+"""Pictures for an artifact's card: where in an image the edit's latent comes from."""
+
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from salve_plugin.control.edit import Edit
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel
+from salve_plugin.validate.pictures import overlay, png_bytes, stretched
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LEAST_SIDE, GAP = 160, 4
+
+
+def grad_fam_pictures(
+    hooked: HookedModel,
+    dictionary: Dictionary,
+    edit: Edit,
+    images: Float[Tensor, "images channels height width"],
+) -> dict[str, bytes]:
+    """Return for each image a PNG with the image itself and beside it what the edit is about.
+
+    The second half is the Grad-FAM map of the edit's latent over the image: red where the image
+    raises the latent, blue where it lowers it. The pictures travel with the artifact, so choose
+    images that may.
+
+    Args:
+        hooked: the attached model.
+        dictionary: the one that the edit's direction is from.
+        edit: whose latent is shown.
+        images: a few, as the model takes them.
+
+    Returns:
+        By name: "grad-fam-1", "grad-fam-2", ...; for `EditArtifact.of(..., pictures=...)`.
+
+    Raises:
+        InputError: if the dictionary is another one.
+        AttributionError: if the model has no map or patch grid to look at.
+    """
+    from salve_plugin.validate.grad_fam import LayerGradFam  # imports captum
+
+    if dictionary.digest() != edit.dictionary_digest:
+        raise InputError(
+            f"the edit's latent is one of the dictionary {str(edit.dictionary_digest)[:12]}, this "
+            f"is {dictionary.digest()[:12]}; pass the one that the edit was made with"
+        )
+    maps = LayerGradFam.of(hooked, dictionary).attribute(images, target=edit.latent)
+    return {
+        f"grad-fam-{number}": png_bytes(_beside(image, heat))
+        for number, (image, heat) in enumerate(zip(images, maps, strict=True), start=1)
+    }
+
+
+def _beside(image: Tensor, heat: Tensor) -> "Image":
+    from PIL import Image
+
+    height, width = image.shape[-2:]
+    factor = -(-LEAST_SIDE // min(height, width))  # small images could not be seen
+    size = (factor * height, factor * width)
+    halves = [stretched(image).resize(size[::-1]), overlay(image, heat, size=size, signed=True)]
+    canvas = Image.new("RGB", (2 * size[1] + GAP, size[0]), "white")
+    for number, half in enumerate(halves):
+        canvas.paste(half, (number * (size[1] + GAP), 0))
+    return canvas
