@@ -1,12 +1,14 @@
 """`salve push`, `pull` and `verify`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from salve_plugin.cli.output import show_json, show_table
-from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.cli.shared import Shared, digest_of, read
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.share.hub.address import Origin
 from salve_plugin.share.sources import Where
 
 
@@ -25,39 +27,39 @@ class Place:
 
 
 def verify(source: str, where: Where, *, as_json: bool) -> None:
-    """Check every byte of an artifact and print its digest."""
+    """Check every byte of what lies at a place and print its digest."""
     with _bars(shown=not as_json):
-        summary = EditArtifact.inspect(source, **where)
-        artifact = EditArtifact.from_pretrained(source, **where)
-    result: dict[str, object] = {
-        "digest": artifact.digest,
-        "card": summary["card"],
-        "commit": None if artifact.origin is None else artifact.origin.reference.commit,
-    }
+        kind, shared = read(source, **where)
+        if isinstance(shared, Dictionary):
+            card = None
+        else:
+            card = type(shared).inspect(source, **where)["card"]
+            type(shared).verify(source, **where)
+    result = {"kind": kind, "digest": digest_of(shared), "card": card, "commit": _commit(shared)}
     _show(result, "verified: every byte is as it was written", as_json=as_json)
 
 
 def pull(repo_id: str, where: Where, out: Path, *, as_json: bool) -> None:
-    """Get an artifact, verify it and write it into a folder."""
+    """Get what lies in a repository, verify it and write it into a folder."""
     with _bars(shown=not as_json):
-        artifact = EditArtifact.from_pretrained(repo_id, **where)
-    artifact.save_pretrained(out)
-    result: dict[str, object] = {"folder": str(out), "digest": artifact.digest}
-    if artifact.origin is not None:
-        result |= {
-            "repo_id": artifact.origin.reference.repo_id,
-            "commit": artifact.origin.reference.commit,
-            "resolved": artifact.origin.resolved,
-            "from_cache": artifact.origin.from_cache,
-        }
+        kind, shared = read(repo_id, **where)
+    shared.save_pretrained(out)
+    result = {
+        "kind": kind,
+        "folder": str(out),
+        "digest": digest_of(shared),
+        "commit": _commit(shared),
+    }
+    if isinstance(shared.origin, Origin):
+        result |= {"resolved": shared.origin.resolved, "from_cache": shared.origin.from_cache}
     _show(result, "pulled", as_json=as_json)
 
 
 def push(folder: Path, place: Place, *, as_json: bool) -> None:
-    """Verify an artifact and put it on the Hub in one commit."""
-    artifact = EditArtifact.from_pretrained(folder)
+    """Verify what lies in a folder and put it on the Hub in one commit."""
+    kind, shared = read(folder)
     with _bars(shown=not as_json):
-        pushed = artifact.push_to_hub(
+        pushed = shared.push_to_hub(
             place.repo_id,
             subfolder=place.subfolder,
             revision=place.revision,
@@ -68,7 +70,8 @@ def push(folder: Path, place: Place, *, as_json: bool) -> None:
             endpoint=place.endpoint,
         )
     result: dict[str, object] = {
-        "digest": artifact.digest,
+        "kind": kind,
+        "digest": digest_of(shared),
         "repo_id": pushed.reference.repo_id,
         "commit": pushed.reference.commit,
         "pull_request": pushed.pull_request,
@@ -77,6 +80,11 @@ def push(folder: Path, place: Place, *, as_json: bool) -> None:
         "url": pushed.url,
     }
     _show(result, "pushed" if pushed.created else "already there", as_json=as_json)
+
+
+def _commit(shared: Shared) -> str | None:
+    origin = shared.origin
+    return (origin.reference if isinstance(origin, Origin) else origin).commit if origin else None
 
 
 @contextmanager
@@ -98,7 +106,7 @@ def _bars(*, shown: bool) -> Iterator[None]:
         enable_progress_bars()
 
 
-def _show(result: dict[str, object], title: str, *, as_json: bool) -> None:
+def _show(result: Mapping[str, object], title: str, *, as_json: bool) -> None:
     if as_json:
         show_json(result)
         return

@@ -92,7 +92,7 @@ def verify_command(
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Check every byte of an artifact; prints its digest, or says what is wrong with status 1."""
+    """Check every byte of an edit, bundle or dictionary; what is wrong ends with status 1."""
     where = Where(
         revision=revision,
         subfolder=subfolder,
@@ -114,7 +114,7 @@ def pull_command(
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Get an artifact from the Hub, verify it and write it into a folder.
+    """Get an edit, bundle or dictionary from the Hub, verify it and write it into a folder.
 
     For a private repository set HF_TOKEN or log in with `hf auth login`.
     """
@@ -130,7 +130,7 @@ def pull_command(
 
 @commands.command("push")
 def push_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of an edit, bundle or dictionary.")],
     repo: Annotated[str, typer.Argument(help="Hub repository, user/name; created if missing.")],
     subfolder: Annotated[
         str | None, typer.Option("--subfolder", help="Inside the repository.")
@@ -150,7 +150,7 @@ def push_command(
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Verify an artifact and put it on the Hub in one commit.
+    """Verify an edit, bundle or dictionary and put it on the Hub in one commit.
 
     Needs a token with write access: set HF_TOKEN or log in with `hf auth login`.
     """

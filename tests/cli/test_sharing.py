@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from hub_client import LoopbackHub
+from torch import nn
 
 from salve_plugin.cli import main
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.edit import Edit
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners import create
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.bundle import EditBundle
 from salve_plugin.site import Site
 
 Capture = pytest.CaptureFixture[str]
@@ -72,6 +76,7 @@ def test_a_folder_goes_to_the_hub_and_comes_back_the_same(
     status, verified = run(capsys, "verify", repo_id, *where)
     assert status == 0
     assert verified == {
+        "kind": "edit",
         "digest": artifact.digest,
         "card": "as written",
         "commit": pushed["commit"],
@@ -143,3 +148,43 @@ def test_people_see_a_table_and_a_progress_bar_where_there_is_something_to_wait_
     with pytest.raises(SystemExit):
         main(["push", str(folder), repo_id + "-2", "--json"])
     assert "%" not in capfd.readouterr().err
+
+
+def test_bundles_and_dictionaries_are_shared_by_the_same_commands(
+    default_hub: LoopbackHub,
+    repo_id: str,
+    artifact: EditArtifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    model = nn.Sequential()
+    model.add_module("fc", nn.Linear(4, 3))
+    with torch.no_grad():
+        model.get_parameter("fc.weight").copy_(WEIGHT)
+    bundle = EditBundle.of(model, {"one": artifact})
+    tensors = {
+        "atoms": torch.eye(4),
+        "encoder_weight": torch.eye(4),
+        "encoder_bias": torch.zeros(4),
+        "decoder_bias": torch.zeros(4),
+    }
+    dictionary = Dictionary(tensors, create("l1", {}), artifact.edit.site)
+    things: dict[str, tuple[EditBundle | Dictionary, str]] = {
+        "bundle": (bundle, bundle.digest),
+        "dictionary": (dictionary, dictionary.digest()),
+    }
+    for kind, (thing, digest) in things.items():
+        folder = thing.save_pretrained(tmp_path / kind)
+        repo = f"{repo_id}-{kind}"
+        status, pushed = run(capsys, "push", folder, repo)
+        assert (status, pushed["kind"], pushed["digest"]) == (0, kind, digest)
+        status, pulled = run(capsys, "pull", repo, "--out", tmp_path / f"{kind}-back")
+        assert (status, pulled["commit"]) == (0, pushed["commit"])
+        for source in (folder, tmp_path / f"{kind}-back", repo):
+            assert run(capsys, "verify", source)[1]["digest"] == digest
+            assert run(capsys, "inspect", source)[1]["digest"] == digest
+    (tmp_path / "empty").mkdir()
+    status, failed = run(capsys, "verify", tmp_path / "empty")
+    assert (status, failed["error"]) == (1, "MissingFileError")
