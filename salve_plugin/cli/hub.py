@@ -44,7 +44,7 @@ def pull(repo_id: str, where: Where, out: Path, *, as_json: bool) -> None:
     with _bars(shown=not as_json):
         kind, shared = read(repo_id, **where)
     shared.save_pretrained(out)
-    result = {
+    result: dict[str, object] = {
         "kind": kind,
         "folder": str(out),
         "digest": digest_of(shared),
