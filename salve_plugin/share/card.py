@@ -5,7 +5,9 @@ list of digests: its authors may edit it, and the Hub's own metadata form does, 
 the artifact invalid. `card_state` tells whether it still is what this library writes.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from salve_plugin.share.card_metadata import (
     CARD_FILE,
@@ -21,32 +23,65 @@ MAX_CARD_BYTES = 4 * 2**20
 CardState = Literal["as written", "edited", "missing", "unknown"]
 
 
-def new_card(config: Config) -> bytes:
-    """Return a fresh `README.md`, a function of the manifest alone."""
-    from huggingface_hub import CardData
+@dataclass(frozen=True)
+class Card:
+    """A card as this library writes it.
 
-    # The same bytes as by `with_metadata`, without its detour over a file.
-    return f"---\n{CardData(**front_matter(config)).to_yaml()}\n---\n{card_body(config)}".encode()
+    Attributes:
+        metadata: for the Hub.
+        text: for people.
+    """
+
+    metadata: Mapping[str, Any]
+    text: str
+
+    def to_bytes(self) -> bytes:
+        """Return a fresh `README.md`."""
+        from huggingface_hub import CardData
+
+        # The same bytes as by `with_metadata`, without its detour over a file.
+        return f"---\n{CardData(**self.metadata).to_yaml()}\n---\n{self.text}".encode()
+
+    def over(self, existing: bytes | None, previous: "Card | None" = None) -> bytes:
+        """Return an existing `README.md` with its metadata brought up to date and its body kept.
+
+        People's metadata stay too, see `merged_metadata`. A body that is exactly what this library
+        wrote as the `previous` card is nobody's words and is written anew, since its tables would
+        otherwise describe something else.
+
+        Raises:
+            InputError: if the file is not UTF-8 or its metadata are not readable YAML.
+        """
+        if existing is None:
+            return self.to_bytes()
+        metadata = read_metadata(existing)
+        if previous is not None and existing == previous.to_bytes():
+            return self.to_bytes()
+        old = {} if previous is None else previous.metadata
+        wanted = merged_metadata(metadata, self.metadata, old)
+        if previous is not None and _body(existing) == previous.text.encode():
+            return with_metadata(self.text.encode(), wanted)
+        # Unchanged metadata are not written again: that would drop their comments and quotes.
+        return existing if wanted == metadata else with_metadata(existing, wanted)
+
+
+def card_of(config: Config) -> Card:
+    """Return the card of an artifact, a function of its manifest alone."""
+    return Card(front_matter(config), card_body(config))
+
+
+def new_card(config: Config) -> bytes:
+    """Return a fresh `README.md` of an artifact."""
+    return card_of(config).to_bytes()
 
 
 def updated_card(existing: bytes, config: Config, previous: Config | None = None) -> bytes:
-    """Return an existing `README.md` with its metadata brought up to date and its body kept.
-
-    People's metadata stay too, see `merged_metadata`. A body that is exactly what this library
-    wrote for the `previous` manifest is nobody's words and is written anew, since its tables would
-    otherwise describe another edit.
+    """Return an artifact's existing `README.md` brought up to date, see `Card.over`.
 
     Raises:
         InputError: if the file is not UTF-8 or its metadata are not readable YAML.
     """
-    metadata = read_metadata(existing)
-    if previous is not None and card_state(existing, previous) == "as written":
-        return new_card(config)
-    wanted = merged_metadata(metadata, config, previous)
-    if previous is not None and _body(existing) == card_body(previous).encode():
-        return with_metadata(card_body(config).encode(), wanted)
-    # Unchanged metadata are not written again: that would drop their comments and quotes.
-    return existing if wanted == metadata else with_metadata(existing, wanted)
+    return card_of(config).over(existing, None if previous is None else card_of(previous))
 
 
 def card_state(existing: bytes, config: Config) -> CardState:
@@ -60,4 +95,7 @@ def _body(card: bytes) -> bytes | None:
     return body if found and metadata.startswith(b"---\n") else None
 
 
-__all__ = ["CARD_FILE", "MAX_CARD_BYTES", "CardState", "card_state", "new_card", "updated_card"]
+__all__ = [
+    "CARD_FILE", "MAX_CARD_BYTES", "Card", "CardState", "card_of", "card_state", "new_card",
+    "updated_card",
+]  # fmt: skip

@@ -25,26 +25,33 @@ def front_matter(config: Config) -> dict[str, Any]:
         "pipeline_tag": TASK,
         "tags": ["salve_plugin", "model-editing", "sparse-autoencoder", "interpretability"],
     }
-    # A relation without the model that it relates to would be an invalid card.
-    base = known.get("hf_hub_id")
-    if isinstance(base, str) and re.fullmatch(REPO_ID, base):
-        metadata["base_model"] = base
-        metadata["base_model_relation"] = "adapter"
-    metadata |= license_fields(known.get("license"))
+    metadata |= base_fields(known) | license_fields(known.get("license"))
     index = model_index(config, title(config))
     return metadata if index is None else {**metadata, _RESULTS: index}
 
 
+def base_fields(known: Mapping[str, Any]) -> dict[str, str]:
+    """Return the base model as metadata of a card, from its description; nothing if not known."""
+    # A relation without the model that it relates to would be an invalid card.
+    base = known.get("hf_hub_id")
+    if isinstance(base, str) and re.fullmatch(REPO_ID, base):
+        return {"base_model": base, "base_model_relation": "adapter"}
+    return {}
+
+
 def merged_metadata(
-    existing: Mapping[str, Any], config: Config, previous: Config | None = None
+    existing: Mapping[str, Any], ours: Mapping[str, Any], old: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return a card's metadata brought up to date, with everything that people wrote.
 
     Tags are united, a license is never replaced, results of other measures stay. What still is
-    as this library wrote it for the `previous` manifest is nobody's words and follows the artifact.
+    as this library wrote it before is nobody's words and follows the artifact.
+
+    Args:
+        existing: what the card says.
+        ours: what this library writes now.
+        old: what it wrote for what was there before; empty if nothing was.
     """
-    ours = front_matter(config)
-    old = {} if previous is None else front_matter(previous)
     kept = {key: value for key, value in existing.items() if key not in old or value != old[key]}
     if any(kept.get(key) for key in _LICENSE):
         ours = {key: value for key, value in ours.items() if key not in _LICENSE}

@@ -9,7 +9,7 @@ from salve_plugin.discover.saelens_layout import CONFIG_FILE
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.share.card import CARD_FILE, MAX_CARD_BYTES
 from salve_plugin.share.contents import Contents
-from salve_plugin.share.dictionary_card import new_card, updated_card
+from salve_plugin.share.dictionary_card import dictionary_card
 from salve_plugin.share.dictionary_file import (
     MAX_CONFIG_BYTES,
     packed,
@@ -78,9 +78,12 @@ def planned(dictionary: Dictionary, existing: Existing) -> Change:
         InputError: if `meta` has no exact JSON form, or an existing card has unreadable metadata.
     """
     config, files = packed(dictionary)
-    card = existing.read(CARD_FILE, MAX_CARD_BYTES)
-    text = new_card(config) if card is None else updated_card(card, config, _previous(existing))
-    return Change({CARD_FILE: text, **files})
+    previous = _previous(existing)
+    card = dictionary_card(config).over(
+        existing.read(CARD_FILE, MAX_CARD_BYTES),
+        None if previous is None else dictionary_card(previous),
+    )
+    return Change({CARD_FILE: card, **files})
 
 
 def _previous(existing: Existing) -> dict[str, Any] | None:

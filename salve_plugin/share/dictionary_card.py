@@ -3,16 +3,13 @@
 As with an edit's card, nothing is read from it, and its text belongs to whoever edits it.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from salve_plugin.discover.saelens_layout import CONFIG_FILE, OWN
-from salve_plugin.share.card_metadata import REPO_ID, read_metadata, with_metadata
-from salve_plugin.share.card_text import plain, table
-
-Config = Mapping[str, Any]
-"""The fields of a `cfg.json` that passed its schema."""
+from salve_plugin.share.card import Card
+from salve_plugin.share.card_metadata import base_fields
+from salve_plugin.share.card_text import Config, plain, table
 
 MEASURES = {
     "held_out_r2": "explained variance of held-out rows (R²)",
@@ -22,54 +19,22 @@ MEASURES = {
 """What of the meta is shown, if it is there."""
 
 
-def new_card(config: Config) -> bytes:
-    """Return a fresh `README.md`."""
-    return with_metadata(card_body(config).encode(), front_matter(config))
+def dictionary_card(config: Config) -> Card:
+    """Return the card of a dictionary, a function of its fields alone."""
+    return Card(_metadata(config), _text(config))
 
 
-def updated_card(existing: bytes, config: Config, previous: Config | None = None) -> bytes:
-    """Return an existing `README.md` with its metadata brought up to date and its text kept.
-
-    A text, or a field of the metadata, that is exactly what this library wrote for the `previous`
-    dictionary is nobody's words and follows the dictionary. Tags are united.
-
-    Raises:
-        InputError: if the file is not UTF-8 or its metadata are not readable YAML.
-    """
-    metadata = read_metadata(existing)
-    old = {} if previous is None else front_matter(previous)
-    kept = {name: value for name, value in metadata.items() if old.get(name) != value}
-    wanted = {**kept, **front_matter(config)}
-    if isinstance(kept.get("tags"), list):
-        outdated = set(old.get("tags", ())) - set(wanted["tags"])
-        theirs = [tag for tag in kept["tags"] if tag not in outdated]
-        wanted["tags"] = [*theirs, *(tag for tag in wanted["tags"] if tag not in theirs)]
-    _, _, text = existing.rpartition(b"\n---\n")
-    if previous is not None and text == card_body(previous).encode():
-        existing = with_metadata(card_body(config).encode(), metadata)
-    # Unchanged metadata are not written again: that would drop their comments and quotes.
-    return existing if wanted == metadata else with_metadata(existing, wanted)
-
-
-def front_matter(config: Config) -> dict[str, Any]:
-    """Return the card's metadata: the Hub's vocabulary, only what is known.
-
-    The license is left to the author: a dictionary holds nothing of the model's weights.
-    """
+def _metadata(config: Config) -> dict[str, Any]:
+    # The license is left to the author: a dictionary holds nothing of the model's weights.
     tags = ["salve_plugin", "sparse-autoencoder", "interpretability"]
-    metadata: dict[str, Any] = {
+    return {
         "library_name": "salve_plugin",
         "tags": [*tags, "saelens"] if config["architecture"] in OWN else tags,
+        **base_fields(_model(config)),
     }
-    model = _model(config)
-    base = model.get("hf_hub_id")
-    if isinstance(base, str) and re.fullmatch(REPO_ID, base):
-        metadata |= {"base_model": base, "base_model_relation": "adapter"}
-    return metadata
 
 
-def card_body(config: Config) -> str:
-    """Return the card's text below its metadata, a function of the fields alone."""
+def _text(config: Config) -> str:
     own = config["metadata"]["salve_plugin"]
     model = plain(_model(config).get("architecture") or "an image classifier")
     parts = [
