@@ -134,10 +134,22 @@ def edit_command(
     ] = None,
     rows: EditRows = None,
     enhance: Annotated[bool, typer.Option("--enhance", help="Enhance, not suppress.")] = False,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            "--pictures",
+            min=0,
+            max=16,
+            help="How many of the study's images travel in the artifact, with Grad-FAM maps.",
+        ),
+    ] = 3,
     as_json: Json = False,
 ) -> None:
     """Make an edit and save it as an artifact; the model itself is not changed."""
-    editing.make(study, out, class_name, latent, strength, rows, enhance=enhance, as_json=as_json)
+    editing.make(
+        study, out, class_name, latent, strength, rows,
+        enhance=enhance, n_pictures=pictures, as_json=as_json,
+    )  # fmt: skip
 
 
 app.add_typer(sharing.commands)

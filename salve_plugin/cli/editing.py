@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.pictures import of_study
 from salve_plugin.cli.studies import label_of, latent_of
 from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.critical import AlphaCrit, Target, alpha_crit
@@ -94,6 +95,7 @@ def make(
     rows: str | None,
     *,
     enhance: bool,
+    n_pictures: int,
     as_json: bool,
 ) -> None:
     """Make the edit, measure it on the recorded images, and save the artifact."""
@@ -110,6 +112,7 @@ def make(
     else:
         edit = _chosen(opened, dictionary, acts, found, label, _rows(rows, label))
     evaluation = _measured(opened, edit, acts, label)
+    pictures, missing = of_study(study, opened, acts, dictionary, edit, label, n_pictures)
     artifact = EditArtifact.of(
         opened.hooked,
         edit,
@@ -117,13 +120,19 @@ def make(
         alpha_crit=_evidence(opened, edit, acts, label),
         evaluation=evaluation,
         labels=acts.classes,
-        data={"images": acts.n_images, "evaluated on": "the images of the dictionary"},
+        data={
+            "name": f"image folder '{Path(study.data).name}'",
+            "type": "imagefolder",
+            "images": acts.n_images,
+            "evaluated on": "the images of the dictionary",
+        },
+        pictures=pictures,
     )
     artifact.save_pretrained(out)
     if as_json:
         show_json(
             {"artifact": str(out), "sha256": artifact.digest, **edit.to_json(),
-             "evaluation": evaluation}
+             "evaluation": evaluation, "pictures": sorted(artifact.pictures or {})}
         )  # fmt: skip
         return
     after = evaluation["after"]
@@ -133,6 +142,8 @@ def make(
         ("measure", "before", "after"),
         [(name, value, after[name]) for name, value in evaluation["before"].items()],
     )
+    if missing is not None:
+        console(stderr=True).print(missing, highlight=False, markup=False)
     console().print(f"Saved in {out} ({artifact.digest[:12]}).", highlight=False)
 
 

@@ -51,7 +51,7 @@ def grad_fam_pictures(
         )
     maps = LayerGradFam.of(hooked, dictionary).attribute(images, target=edit.latent)
     return {
-        f"grad-fam-{number}": png_bytes(_beside(image, heat))
+        f"grad-fam-{number}": png_bytes(_beside(image, heat), colours=256)
         for number, (image, heat) in enumerate(zip(images, maps, strict=True), start=1)
     }
 

@@ -98,8 +98,7 @@ def alpha_crit_picture(critical: AlphaCrit, edit: Edit) -> bytes:
         stream = BytesIO()
         figure.savefig(stream, format="png")
     with Image.open(stream) as drawn:
-        # A palette is a third of the size. Text such as the version of matplotlib stays behind.
-        return png_bytes(drawn.convert("RGB").quantize(128))
+        return png_bytes(drawn, colours=128)
 
 
 def curves(critical: AlphaCrit, edit: Edit) -> list[Curve]:

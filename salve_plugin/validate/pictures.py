@@ -89,10 +89,16 @@ def to_picture(image: Float[Tensor, "channels height width"]) -> "Image":
     return Image.fromarray(levels[..., 0] if image.shape[0] == 1 else levels)
 
 
-def png_bytes(picture: "Image") -> bytes:
-    """Return the picture as a PNG file's content, the same bytes every time."""
+def png_bytes(picture: "Image", *, colours: int | None = None) -> bytes:
+    """Return the picture as a PNG file's content, the same bytes every time.
+
+    Args:
+        picture: any; what it says about itself, such as the program that drew it, is left out.
+        colours: size of a palette to reduce it to, up to 256: a third of the bytes.
+    """
     stream = BytesIO()
-    picture.save(stream, format="PNG")
+    shown = picture if colours is None else picture.convert("RGB").quantize(colours)
+    shown.save(stream, format="PNG")
     return stream.getvalue()
 
 

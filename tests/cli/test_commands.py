@@ -1,6 +1,7 @@
 """The way through the commands, on a real timm model and a real image folder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from salve_plugin import suppress
 from salve_plugin.cli import main
+from salve_plugin.cli.pictures import _strongest
+from salve_plugin.cli.study import Study
+from salve_plugin.errors import InputError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -145,6 +150,53 @@ def test_the_artifact_knows_its_own_base(
         "--out", tmp_path / "edited.safetensors",
     )  # fmt: skip
     assert result["edited"] == ["fc.weight"]
+
+
+def test_an_edit_shows_the_images_of_its_class(
+    study: Path, image_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    from huggingface_hub import ModelCard
+    from PIL import Image
+
+    made = _run(capsys, "edit", study, "--class", "3", "--pictures", 2, "--out", tmp_path / "edit")
+    assert made["pictures"] == ["alpha-crit", "grad-fam-1", "grad-fam-2"]
+    with Image.open(tmp_path / "edit" / "picture_grad-fam-1.png") as picture:
+        assert picture.size == (324, 160)
+    results = ModelCard.load(tmp_path / "edit" / "README.md").data.eval_results
+    assert results is not None
+    assert {result.dataset_name for result in results} == {f"image folder '{image_folder.name}'"}
+    made = _run(capsys, "edit", study, "--class", "3", "--pictures", 0, "--out", tmp_path / "none")
+    assert made["pictures"] == ["alpha-crit"]
+
+
+def test_an_edit_is_made_without_its_images_too(
+    study: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    moved = shutil.copytree(study, tmp_path / "study")
+    fields = json.loads((moved / "study.json").read_text())
+    (moved / "study.json").write_text(json.dumps({**fields, "data": str(tmp_path / "gone")}))
+    made = _run(capsys, "edit", moved, "--class", "3", "--out", tmp_path / "edit")
+    assert made["pictures"] == ["alpha-crit"]
+    with pytest.raises(SystemExit):
+        main(["edit", str(moved), "--class", "3", "--out", str(tmp_path / "edit")])
+    assert "no Grad-FAM pictures" in capsys.readouterr().err
+
+
+def test_the_images_that_show_the_latent_most_are_taken(study: Path) -> None:
+    loaded = Study.load(study)
+    acts, dictionary, _ = loaded.parts()
+    opened = loaded.source.open()
+    edit = suppress(opened.hooked, dictionary, latent=2, strength=1.0)
+    labels = acts.labels().long()
+    latents = dictionary.pre_activation(acts.tensor())[:, 2]
+    threes = latents[labels == 3]
+    extreme = threes.max() if threes.mean() >= 0 else threes.min()
+    order = _strongest(acts, dictionary, edit, labels, 3)
+    assert latents[order[0]] == pytest.approx(float(extreme), rel=1e-5)
+    assert sorted(order) == (labels == 3).nonzero()[:, 0].tolist()
+    assert len(_strongest(acts, dictionary, edit, labels, None)) == len(labels)
+    with pytest.raises(InputError, match="not the ones that were recorded"):
+        _strongest(acts, dictionary, edit, labels.flip(0), None)
 
 
 def test_enhancing_needs_a_strength(study: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -238,10 +238,16 @@ def test_an_image_stands_beside_where_its_latent_comes_from(digits_network: nn.M
         seen = pixels(png)
         assert seen.shape == (160, 324, 3)
         original = stretched(image).resize((160, 160)).convert("RGB")
-        assert torch.equal(seen[:, :160], pixels(png_bytes(original)))
-        assert torch.equal(
-            seen[:, 164:], pixels(png_bytes(overlay(image, one, size=160, signed=True)))
-        )
+        explained = overlay(image, one, size=160, signed=True)
+        assert distance(seen[:, :160], original) < 3
+        assert distance(seen[:, 164:], explained) < 3
+        assert distance(seen[:, :160], explained) > 10
+    assert pictures["grad-fam-1"] != pictures["grad-fam-2"]
+
+
+def distance(seen: Tensor, picture: Image.Image) -> float:
+    """Return the mean difference, of 255; a palette makes some."""
+    return float((seen.int() - pixels(png_bytes(picture)).int()).abs().float().mean())
 
 
 def test_another_dictionary_has_other_latents(digits_resnet: nn.Module) -> None:
