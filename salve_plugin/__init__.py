@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from salve_plugin.hooks import HookedModel as HookedModel
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
     from salve_plugin.share.bundle import EditBundle as EditBundle
+    from salve_plugin.share.merged import push_edited_model as push_edited_model
+    from salve_plugin.share.merged import save_edited_model as save_edited_model
     from salve_plugin.site import Site as Site
     from salve_plugin.validate.grad_fam import GradFAM as GradFAM
     from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
@@ -82,6 +84,8 @@ _HOME = {
     "evaluate": "control.evaluate",
     "EditArtifact": "share.artifact",
     "EditBundle": "share.bundle",
+    "push_edited_model": "share.merged",
+    "save_edited_model": "share.merged",
     "HookedModel": "hooks",
     "Site": "site",
     "SalveError": "errors",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -56,6 +57,26 @@ class Adapter(ABC):
         None if the family does not know them, as for a classifier of the user's own.
         """
         return None
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model as its own library loads it from the Hub; `model` stays as it is.
+
+        That is `config.json` and `model.safetensors`, whose tensors have the names of the model's
+        state dict. What was written is loaded again and compared before this returns.
+
+        Args:
+            model: a bare model that this adapter matches.
+            folder: exists and is empty.
+
+        Raises:
+            UnsupportedModelError: if the family has no such layout, or loading it would give
+                another model.
+            WriteError: if the disk is full or the folder cannot be written.
+        """
+        raise UnsupportedModelError(
+            f"{type(self).__name__} cannot write {type(model).__name__} for the Hub; share the "
+            "edit without the model: artifact.push_to_hub(...)"
+        )
 
 
 def installed_adapters() -> dict[str, Adapter]:
@@ -119,6 +140,15 @@ def attach(model: nn.Module, *, probe: Tensor | None = None) -> HookedModel:
             f"attach() takes a torch.nn.Module, not {type(model).__name__}; build the model first, "
             "e.g. timm.create_model('resnet18', pretrained=True)"
         )
+    return _with_lens_if_installed(adapter_of(model).attach(model, probe=probe))
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """Return the one installed adapter that knows the bare `model`.
+
+    Raises:
+        UnsupportedModelError: if none knows it, or several do.
+    """
     claims = {name: each for name, each in installed_adapters().items() if each.matches(model)}
     if len(claims) > 1:
         raise UnsupportedModelError(
@@ -127,7 +157,7 @@ def attach(model: nn.Module, *, probe: Tensor | None = None) -> HookedModel:
     if not claims:
         raise UnsupportedModelError(_nobody_knows(model))
     (adapter,) = claims.values()
-    return _with_lens_if_installed(adapter.attach(model, probe=probe))
+    return adapter
 
 
 def _nobody_knows(model: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """timm classifiers with named sites."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from salve_timm.create import (
     normalization_of,
     transform_of,
 )
+from salve_timm.export import export_model
 from salve_timm.heads import Head, candidates, linear_paths, proven
 from salve_timm.layout import Layouts
 from salve_timm.look import attribution_point
@@ -84,6 +86,10 @@ class TimmAdapter(Adapter):
     def class_names(self, model: nn.Module) -> Sequence[Sequence[str]] | None:
         """Return WordNet id, description and first word of each class of an ImageNet model."""
         return imagenet_names(model)
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model as timm loads it; see `salve_timm.export.export_model`."""
+        export_model(model, folder)
 
 
 def _head_points(heads: Sequence[Head], seen: Trace) -> list[Point]:

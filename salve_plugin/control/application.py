@@ -13,14 +13,14 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.base import Fingerprint, Reader, bare, dtype_name, find_readers
+from salve_plugin.control.base import Fingerprint, Reader, bare, find_readers
 from salve_plugin.control.edit import Edit, OnBaseMismatch
+from salve_plugin.control.edited import check_edited, mismatch
 from salve_plugin.control.ledger import (
     ATTRIBUTE,
     Ledger,
     commit,
     holds,
-    index_of,
     ledger_of,
     pristine_matrix,
     restore,
@@ -203,7 +203,11 @@ def restore_all_(model: nn.Module, edits: Sequence[Edit], pristine: Mapping[str,
     for reader in find_readers(bare(model), touched):
         own = tuple(edit for edit in edits if reader.path in edit.base.tensors)
         ledger = Ledger(own, union_of([edit.rows for edit in own]), pristine[reader.path])
-        _check_restorable(reader, ledger)
+        if ledger_of(reader) is not None:
+            raise EditStateError(
+                f"'{reader.path}' has a ledger of its edits: use revert_ of the edit or the bundle"
+            )
+        check_edited(reader.path, reader.parameter.detach(), ledger)
         plan.append((reader, own, ledger.without(*own)))
     commit(plan)
 
@@ -214,31 +218,6 @@ def pristine_fingerprint(reader: Reader) -> Fingerprint:
         return Fingerprint.of(reader.parameter)
     shape = reader.parameter.shape
     return Fingerprint.of(pristine_matrix(reader).reshape(shape))
-
-
-def _check_restorable(reader: Reader, ledger: Ledger) -> None:
-    if ledger_of(reader) is not None:
-        raise EditStateError(
-            f"'{reader.path}' has a ledger of its edits: use revert_ of the edit or the bundle"
-        )
-    current, rows = take(reader.matrix, ledger.rows), ledger.pristine
-    if rows.shape != current.shape or rows.dtype != current.dtype:
-        raise InputError(
-            f"pristine rows of '{reader.path}' are {dtype_name(rows)}{list(rows.shape)}, expected "
-            f"{dtype_name(current)}{list(current.shape)}"
-        )
-    if not holds(reader.matrix, ledger):
-        names = ", ".join(edit.digest[:12] for edit in ledger.edits)
-        raise EditStateError(
-            f"the rows of '{reader.path}' are not what edit {names} makes of the pristine rows: "
-            "the model was not saved with exactly this, or was changed since"
-        )
-    whole = reader.matrix.clone()
-    whole[index_of(ledger.rows)] = rows.to(whole.device)
-    found = Fingerprint.of(whole.reshape(reader.parameter.shape))
-    for edit in ledger.edits:
-        if found != edit.base.tensors[reader.path]:
-            raise BaseMismatchError(mismatch(reader, edit, found))
 
 
 def _verify(
@@ -258,20 +237,11 @@ def _verify(
         edit._verified[reader.path] = shared
         return shared
     if on_base_mismatch == "error" or rows.shape[1] != edit.site.width:
-        raise BaseMismatchError(mismatch(reader, edit, found))
+        raise BaseMismatchError(mismatch(reader.path, edit, found))
     if edit.rows is not None and edit.rows[-1] >= len(reader.matrix):
-        raise BaseMismatchError(mismatch(reader, edit, found))
-    warnings.warn(mismatch(reader, edit, found), stacklevel=5)
+        raise BaseMismatchError(mismatch(reader.path, edit, found))
+    warnings.warn(mismatch(reader.path, edit, found), stacklevel=5)
     return rows.clone()
-
-
-def mismatch(reader: Reader, edit: Edit, found: Fingerprint) -> str:
-    """Return the message for a weight that is not the one of the edit's base."""
-    return (
-        f"'{reader.path}' is not the weight that edit {edit.digest[:12]} was made for: expected "
-        f"{edit.base.tensors[reader.path]}, found {found}; load the base model "
-        f"{dict(edit.base.description)}, or pass on_base_mismatch='warn' to edit this one anyway"
-    )
 
 
 def _extended(reader: Reader, ledger: Ledger | None, edit: Edit, rows: Tensor) -> Ledger:

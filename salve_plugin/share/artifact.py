@@ -213,10 +213,15 @@ class EditArtifact(Contents):
     def verify(cls, source: PathLike, **where: Unpack[Where]) -> str:
         """Check everything that reading checks and return the artifact's digest.
 
+        An edited model that the artifact lists is checked too: files of a folder by their SHA-256,
+        those on the Hub by the Hub's, so that the model is not downloaded.
+
         Raises:
             SalveError: as `from_pretrained`.
         """
-        config, _ = open_source(source, CONFIG_FILE, **where).use(reading.read_artifact)
+        place = open_source(source, CONFIG_FILE, **where)
+        config, _ = place.use(reading.read_artifact)
+        reading.check_model(place, config)
         return str(config["digest"])
 
     @staticmethod

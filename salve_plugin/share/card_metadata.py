@@ -4,7 +4,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from salve_plugin.errors import InputError
 from salve_plugin.share.card_license import license_fields
@@ -13,6 +13,8 @@ from salve_plugin.share.card_text import Config, title
 
 CARD_FILE = "README.md"
 REPO_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+Relation = Literal["adapter", "finetune"]
+"""How the Hub calls what needs the base model, and what holds it in changed form."""
 _RESULTS = "model-index"
 _LICENSE = ("license", "license_name", "license_link")
 
@@ -25,17 +27,18 @@ def front_matter(config: Config) -> dict[str, Any]:
         "pipeline_tag": TASK,
         "tags": ["salve_plugin", "model-editing", "sparse-autoencoder", "interpretability"],
     }
-    metadata |= base_fields(known) | license_fields(known.get("license"))
+    relation: Relation = "finetune" if config.get("merged") else "adapter"
+    metadata |= base_fields(known, relation) | license_fields(known.get("license"))
     index = model_index(config, title(config))
     return metadata if index is None else {**metadata, _RESULTS: index}
 
 
-def base_fields(known: Mapping[str, Any]) -> dict[str, str]:
+def base_fields(known: Mapping[str, Any], relation: Relation = "adapter") -> dict[str, str]:
     """Return the base model as metadata of a card, from its description; nothing if not known."""
     # A relation without the model that it relates to would be an invalid card.
     base = known.get("hf_hub_id")
     if isinstance(base, str) and re.fullmatch(REPO_ID, base):
-        return {"base_model": base, "base_model_relation": "adapter"}
+        return {"base_model": base, "base_model_relation": relation}
     return {}
 
 

@@ -20,6 +20,7 @@ def card_body(config: Config) -> str:
         evaluation_table(config),
         _critical_strengths(config),
         _pictures(config),
+        _how_to_load(config),
         _how_to_use(config),
         _integrity(config),
     ]
@@ -49,8 +50,7 @@ def _what_changed(config: Config) -> str:
     undo = ", and the means to undo it" if "pristine" in config["requires"] else ""
     return (
         "This folder holds a permanent edit of the weights of a trained image classifier, made "
-        f"with [salve_plugin](https://pypi.org/project/salve-plugin/){undo}. It does not hold the "
-        "model.\n\n"
+        f"with [salve_plugin](https://pypi.org/project/salve-plugin/){undo}. {_model(config)}\n\n"
         f"- **Feature:** {of}, read at `{plain(site['name'])}` ({site['width']} features).\n"
         f"- **Change:** {columns} are the columns of {layers} in proportion to the feature's "
         f"direction c (unit norm): column j is multiplied by max(0, 1 {sign} α·|c_j|), with "
@@ -152,6 +152,28 @@ def _caption(name: str, config: Config) -> str:
     if name == "maximized":
         return f"An image made to drive latent {latent} as far as possible."
     return " ".join(re.split("[_-]+", name)).strip()
+
+
+def _model(config: Config) -> str:
+    if config["merged"] is None:
+        return "It does not hold the model."
+    return "It also holds the whole edited model (`config.json`, `model.safetensors`)."
+
+
+def _how_to_load(config: Config) -> str:
+    if config["merged"] is None:
+        return ""
+    first = min(config["base"]["tensors"].items())[1]
+    # timm loads every model as float32, whatever its file holds.
+    cast = "" if first["dtype"] == "float32" else f".to(torch.{first['dtype']})"
+    return (
+        "## Load the edited model\n\n"
+        "timm loads it from the root of a repository:\n\n```python\n"
+        f"import timm\n{'import torch' + chr(10) if cast else ''}\n"
+        f'model = timm.create_model("hf-hub:user/repo", pretrained=True){cast}\n```\n\n'
+        "`transformers.AutoModelForImageClassification` loads it, too. Neither compares what it "
+        'loads with `edit_config.json`; `salve.EditArtifact.verify("user/repo")` does.'
+    )
 
 
 def _how_to_use(config: Config) -> str:

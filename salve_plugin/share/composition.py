@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.application import mismatch, pristine_fingerprint
+from salve_plugin.control.application import pristine_fingerprint
 from salve_plugin.control.applied_edits import overlaps_on
 from salve_plugin.control.base import Fingerprint, bare, find_readers
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.edited import mismatch
 from salve_plugin.control.ledger import (
     composed,
     index_of,
@@ -116,7 +117,7 @@ class Composition:
             before = pristine_fingerprint(reader)
             for edit in own:
                 if edit.base.tensors[reader.path] != before:
-                    raise BaseMismatchError(mismatch(reader, edit, before))
+                    raise BaseMismatchError(mismatch(reader.path, edit, before))
             rows = union_of([edit.rows for edit in own])
             whole = pristine_matrix(reader).clone()
             after = composed(take(whole, rows), own)

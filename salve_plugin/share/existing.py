@@ -1,5 +1,6 @@
 """What is already there where an artifact is going to be written: a folder, or a commit."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Existing(ABC):
         """
 
     @abstractmethod
+    def has(self, name: str) -> bool:
+        """Tell whether there is anything under a name."""
+
+    @abstractmethod
     def holds(self, name: str, entry: Mapping[str, object]) -> bool:
         """Tell whether a file is exactly what an entry of a manifest says."""
 
@@ -52,6 +57,10 @@ class ExistingPart(Existing):
     def read(self, name: str, limit: int) -> bytes | None:
         """Return a file's bytes; see `Existing`."""
         return self._whole.read(self._prefix + name, limit)
+
+    def has(self, name: str) -> bool:
+        """Tell whether the name is taken; see `Existing`."""
+        return self._whole.has(self._prefix + name)
 
     def holds(self, name: str, entry: Mapping[str, object]) -> bool:
         """Compare a file with an entry; see `Existing`."""
@@ -72,12 +81,20 @@ class ExistingFolder(Existing):
         except MissingFileError:
             return None
 
+    def has(self, name: str) -> bool:
+        """Tell whether the name is taken, by a file or anything else; see `Existing`."""
+        return os.path.lexists(self._folder / name)
+
     def holds(self, name: str, entry: Mapping[str, object]) -> bool:
         """Compare size and SHA-256; see `Existing`."""
         path = self._folder / name
-        return (
-            link_on_the_way(self._folder, name) is None
-            and path.is_file()
-            and path.stat().st_size == entry["size"]
-            and sha256_file(path) == entry["sha256"]
-        )
+        return link_on_the_way(self._folder, name) is None and is_exactly(path, entry)
+
+
+def is_exactly(path: Path, entry: Mapping[str, object]) -> bool:
+    """Tell whether a local file has the size and SHA-256 of an entry; it is read in pieces."""
+    return (
+        path.is_file()
+        and path.stat().st_size == entry["size"]
+        and sha256_file(path) == entry["sha256"]
+    )

@@ -7,11 +7,13 @@ one line that holds it. Every other file is listed with its own SHA-256, so no b
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from salve_plugin.errors import ArtifactError
+from salve_plugin.files import sha256_file
 from salve_plugin.share.canonical import (
     Json,
     content_digest,
@@ -72,6 +74,11 @@ def seal(
 def entry_of(data: bytes) -> Json:
     """Return a file's entry in the manifest."""
     return {"sha256": sha256_bytes(data), "size": len(data)}
+
+
+def entry_of_file(path: Path) -> Json:
+    """Return the entry of a local file, which is read in pieces."""
+    return {"sha256": sha256_file(path), "size": path.stat().st_size}
 
 
 def write_manifest(config: Json) -> bytes:

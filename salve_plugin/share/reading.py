@@ -4,6 +4,7 @@ Every file is read once into memory, hashed, and parsed from those very bytes. N
 is imported, executed or used as a path.
 """
 
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 from salve_plugin.errors import ArtifactError, HubError, InputError, MissingFileError
@@ -19,7 +20,7 @@ from salve_plugin.share.manifest import (
     read_files,
     read_manifest,
 )
-from salve_plugin.share.sources import PathLike, Where, open_source
+from salve_plugin.share.sources import PathLike, Source, Where, open_source
 from salve_plugin.share.tensor_file import TENSOR_FILE, decode_tensors
 
 
@@ -43,6 +44,29 @@ def read_artifact(read: Reader) -> tuple[Json, dict[str, Any]]:
     parts = rebuild(config, tensors, {picture_name(name): data for name, data in files.items()})
     _check_consistency(config, parts)
     return config, parts
+
+
+def check_model(place: Source, config: Mapping[str, Any]) -> None:
+    """Check the edited model that an artifact says lies beside it, without loading it.
+
+    A local file is hashed in pieces. On the Hub its own digests are compared: nothing large is
+    downloaded, and a copy of the model elsewhere is not looked at.
+
+    Raises:
+        ArtifactError: if a file is missing, or is not what the artifact lists.
+        HubError: if the Hub cannot be asked.
+    """
+    for name, entry in sorted((config["merged"] or {}).items()):
+        if not place.existing.has(name):
+            raise MissingFileError(
+                f"{place.name} has no {name}, but {CONFIG_FILE} lists it: the edited model is "
+                "incomplete. Get it again"
+            )
+        if not place.existing.holds(name, entry):
+            raise ArtifactError(
+                f"{name} of {place.name} was changed: {CONFIG_FILE} lists {entry['size']} bytes "
+                f"with the SHA-256 {entry['sha256']}. Get the edited model again"
+            )
 
 
 def _check_consistency(config: Json, parts: dict[str, Any]) -> None:

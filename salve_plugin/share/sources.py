@@ -2,15 +2,18 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.reference import check_subfolder
+from salve_plugin.share.existing import Existing, ExistingFolder
 from salve_plugin.share.folder import Reader, folder_reader
 from salve_plugin.share.hub.access import Access, Token
 from salve_plugin.share.hub.address import Address, Origin
+from salve_plugin.share.hub.cached import CachedCommit
+from salve_plugin.share.hub.head import ExistingCommit
 from salve_plugin.share.hub.snapshot import Snapshot
 
 PathLike = str | os.PathLike[str]
@@ -24,12 +27,14 @@ class Source:
     Attributes:
         name: for messages.
         reader: returns a file's bytes by its name.
+        existing: the same files, to compare those that are too large to be read.
         fresh_reader: the same after a new download; None where there is nothing to download.
         snapshot: what is read, if it is on the Hub.
     """
 
     name: str
     reader: Reader
+    existing: Existing
     fresh_reader: Reader | None = None
     snapshot: Snapshot | None = None
 
@@ -126,7 +131,13 @@ def open_repository(repo_id: str, marker: str, **where: Unpack[Where]) -> Source
     )
     snapshot = Snapshot(address, marker)
     fresh = snapshot.read_fresh if snapshot.can_refresh else None
-    return Source(str(address), snapshot.read, fresh, snapshot)
+    return Source(str(address), snapshot.read, _commit(snapshot), fresh, snapshot)
+
+
+def _commit(snapshot: Snapshot) -> Existing:
+    if snapshot.offline:
+        return CachedCommit(snapshot)
+    return ExistingCommit(replace(snapshot.address, revision=snapshot.commit))
 
 
 def _local(folder: Path, where: Where) -> Source:
@@ -141,4 +152,4 @@ def _local(folder: Path, where: Where) -> Source:
     place = folder if subfolder is None else folder / subfolder
     if not place.is_dir():
         raise ArtifactError(f"there is no folder '{place}'; check the subfolder")
-    return Source(str(place), folder_reader(place))
+    return Source(str(place), folder_reader(place), ExistingFolder(place))

@@ -1,6 +1,7 @@
 """From an artifact's contents to the files that are to be written, given what is there already."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from salve_plugin.errors import ArtifactError, InputError
@@ -12,6 +13,7 @@ from salve_plugin.share.existing import Change, Existing
 from salve_plugin.share.manifest import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
+    entry_of_file,
     identity,
     picture_file,
     read_manifest,
@@ -21,24 +23,38 @@ from salve_plugin.share.manifest import (
 from salve_plugin.share.tensor_file import TENSOR_FILE, encode_tensors
 
 
-def planned(contents: Contents, existing: Existing) -> Change:
+def planned(
+    contents: Contents, existing: Existing, model: Mapping[str, Path] | None = None
+) -> Change:
     """Return what to write so that the place holds exactly this artifact.
 
     An edited model that lies beside an artifact with the same edit stays and stays listed; beside
     another edit it would be a lie, and is removed unless somebody changed it. The manifest is the
     last of the files: until it is in place, the digests in an older one expose a mixture.
 
+    Args:
+        contents: the artifact.
+        existing: what is there.
+        model: local files of the edited model, to lie beside it, by their names there.
+
     Raises:
-        InputError: if a part has no exact JSON form, or the artifact could not be read back.
+        InputError: if a part has no exact JSON form, the artifact could not be read back, or the
+            model would replace one that is not the artifact's.
     """
     previous = previous_manifest(existing)
-    config, files = _packed(contents, _kept_model(contents, existing, previous))
+    if model is None:
+        merged = _kept_model(contents, existing, previous)
+    else:
+        merged = {name: entry_of_file(path) for name, path in model.items()}
+        _check_room(existing, merged, previous)
+    config, files = _packed(contents, merged)
     own = {} if previous is None else {**previous["files"], **(previous["merged"] or {})}
     kept = {*files, *(config["merged"] or {})}
     obsolete = [
         name for name, entry in own.items() if name not in kept and existing.holds(name, entry)
     ]
-    return Change({CARD_FILE: _card(existing, config, previous), **files}, obsolete)
+    card = _card(existing, config, previous)
+    return Change({CARD_FILE: card, **(model or {}), **files}, obsolete)
 
 
 def previous_manifest(existing: Existing) -> dict[str, Any] | None:
@@ -60,6 +76,20 @@ def _kept_model(
     same = identity(manifest_of(contents), tensors_of(contents)) == previous["digest"]
     whole = all(existing.holds(name, entry) for name, entry in merged.items())
     return merged if same and whole else None
+
+
+def _check_room(
+    existing: Existing, merged: Mapping[str, Json], previous: Mapping[str, Any] | None
+) -> None:
+    """Raise if the edited model would replace somebody's own: training may have gone into it."""
+    listed = (previous or {}).get("merged") or {}
+    for name, entry in merged.items():
+        ours = [known for known in (listed.get(name), entry) if known is not None]
+        if existing.has(name) and not any(existing.holds(name, known) for known in ours):
+            raise InputError(
+                f"there is another {name} already, which is not that of the artifact there; "
+                "nothing was written. Choose another place, or move that model away"
+            )
 
 
 def _packed(

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from edited_models import created
 from small_artifacts import covered, grey_png, small_artifact, small_crit, small_edit
+from torch import nn
 
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
@@ -44,3 +46,9 @@ def saved(tiny: EditArtifact, tmp_path: Path) -> Path:
 def shared_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The same in memory, without the card; read-only."""
     return covered(small_artifact().save_pretrained(tmp_path_factory.mktemp("artifact")))
+
+
+@pytest.fixture
+def small() -> nn.Module:
+    """A model of timm's with 300 thousand parameters, untrained."""
+    return created("test_vit", num_classes=4, img_size=32)

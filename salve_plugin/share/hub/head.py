@@ -49,6 +49,10 @@ class ExistingCommit(Existing):
             reason="transfer",
         )
 
+    def has(self, name: str) -> bool:
+        """Tell whether the commit has a file of that name; see `Existing`."""
+        return self._file(name) is not None
+
     def holds(self, name: str, entry: Mapping[str, object]) -> bool:
         """Compare with the Hub's own digest, or with the content of a small file."""
         file = self._file(name)

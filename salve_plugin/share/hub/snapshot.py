@@ -69,11 +69,26 @@ class Snapshot:
         """Whether downloading anew could help."""
         return not self._offline and not self.address.force_download
 
+    @property
+    def offline(self) -> bool:
+        """Whether only the cache is used."""
+        return self._offline
+
+    def cached(self, name: str) -> Path | None:
+        """Return the plain file in the cache that has a file's bytes, None if there is none.
+
+        Raises:
+            ArtifactError: if the cache's link leads nowhere, or out of the cache.
+        """
+        path = self._cached(name, self.commit)
+        return None if path is None else self._resolved(path, name)
+
     def _read(self, name: str, limit: int, *, fresh: bool) -> bytes:
         path = None if fresh else self._cached(name, self.commit)
-        return self._checked(self._download(name, limit) if path is None else path, name, limit)
+        path = self._download(name, limit) if path is None else path
+        return read_plain(self._resolved(path, name), limit)
 
-    def _checked(self, path: Path, name: str, limit: int) -> bytes:
+    def _resolved(self, path: Path, name: str) -> Path:
         # The client's cache is made of links. They are followed here, and only inside the cache.
         try:
             resolved = path.resolve(strict=True)
@@ -87,7 +102,7 @@ class Snapshot:
                 f"the cache entry {path} of {name} leads out of the cache, to {resolved}; remove "
                 "it, then call again"
             )
-        return read_plain(resolved, limit)
+        return resolved
 
     def _download(self, name: str, limit: int) -> Path:
         address = self.address

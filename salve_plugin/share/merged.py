@@ -1,0 +1,220 @@
+"""The whole edited model beside its artifact: for those who only want to load it."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salve_plugin.adapter import adapter_of
+from salve_plugin.control.applied_edits import status
+from salve_plugin.control.base import bare, find_readers
+from salve_plugin.control.edited import check_edited
+from salve_plugin.control.ledger import Ledger
+from salve_plugin.errors import (
+    BaseMismatchError,
+    EditStateError,
+    InputError,
+    UnsupportedModelError,
+    WriteError,
+)
+from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.existing import ExistingFolder
+from salve_plugin.share.folder import replace_files
+from salve_plugin.share.hub.access import Access, Token
+from salve_plugin.share.hub.push import Pushed, Target, push
+from salve_plugin.share.writing import planned
+
+MODEL_FILES = ("config.json", "model.safetensors")
+
+
+def save_edited_model(model: nn.Module, artifact: EditArtifact, folder: str | Path) -> Path:
+    """Write the edited model and its artifact into one folder, all or nothing.
+
+    The files are those of `push_edited_model`; `timm.create_model("local-dir:FOLDER",
+    pretrained=True)` loads them.
+
+    Args:
+        model: as for `push_edited_model`.
+        artifact: as for `push_edited_model`.
+        folder: created if missing. Another model that lies there is never replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SalveError: as `push_edited_model`, but for the Hub.
+        WriteError: if the disk is full or the folder cannot be written; nothing is changed.
+    """
+    path = Path(folder)
+    with _exported(model, artifact) as files:
+        change = planned(artifact, ExistingFolder(path), files)
+        replace_files(path, change.files, obsolete=change.obsolete)
+    return path
+
+
+def push_edited_model(
+    model: nn.Module,
+    artifact: EditArtifact,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: Token = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
+    endpoint: str | None = None,
+) -> Pushed:
+    """Put the edited model and its artifact on the Hub, in one commit.
+
+    `timm.create_model("hf-hub:user/name", pretrained=True)` then loads the edited model, and
+    `EditArtifact.from_pretrained("user/name").revert_(model)` takes the edit back out of it, bit
+    for bit. timm looks for a model at the root of a repository only, so there is no `subfolder`.
+
+    The model's own files are written to a temporary folder (`TMPDIR`) and sent from there.
+
+    Args:
+        model: bare or hooked, never changed: the base model, or the base model with exactly the
+            artifact's edit. Only the weights that the edit touches can be compared with the base.
+        artifact: with pristine rows, as `EditArtifact.of` makes it: without them nobody could take
+            the edit back.
+        repo_id: "user/name"; created if missing (not for a pull request). A model at its root that
+            is not the artifact's is never replaced.
+        revision: branch to commit to, by default `main`.
+        private: whether a new repository is private.
+        token: with write access; by default the one that the user has logged in with.
+        commit_message: title of the commit.
+        create_pr: make a pull request instead of a commit to the branch.
+        tag: name for the commit; a tag is never moved.
+        endpoint: address of the Hub, by default the client's (`HF_ENDPOINT`).
+
+    Returns:
+        The exact place; with `"hf-hub:user/name@COMMIT"` timm always gets the same bytes.
+
+    Raises:
+        EditStateError: if another edit is on the model too, or its weights were changed since.
+        BaseMismatchError: if the model is not the one that the edit was made for.
+        UnsupportedModelError: if no adapter knows the model, or its library could not load it.
+        InputError: if the artifact has no pristine rows, an argument is ill-formed, or another
+            model is there.
+        WriteError: if the temporary folder is full.
+        HubError: as for `EditArtifact.push_to_hub`.
+    """
+    target = Target(
+        repo_id,
+        revision=revision,
+        private=private,
+        commit_message=commit_message,
+        create_pr=create_pr,
+        tag=tag,
+        access=Access(endpoint, token),
+    )
+    with _exported(model, artifact) as files:
+        plan = partial(planned, artifact, model=files)
+        return push(target, plan, f"Add the model with edit {artifact.digest[:12]}")
+
+
+@contextmanager
+def _exported(model: nn.Module, artifact: EditArtifact) -> Iterator[dict[str, Path]]:
+    """Write the edited model's files to a temporary folder, and check them."""
+    edited = _edited(bare(model), artifact)
+    with _temporary_folder() as folder:
+        adapter = adapter_of(edited)
+        adapter.export(edited, folder)
+        files = {name: folder / name for name in MODEL_FILES}
+        missing = [name for name, path in files.items() if not path.is_file()]
+        if missing:
+            raise UnsupportedModelError(
+                f"{type(adapter).__name__}.export did not write {missing}; this is an error of the "
+                "adapter"
+            )
+        _check(_written(files["model.safetensors"], artifact), artifact)
+        yield files
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="salve-")
+    except OSError as error:
+        raise WriteError(
+            f"no temporary folder can be made: {error}; free some space or set TMPDIR"
+        ) from error
+    with temporary as folder:
+        yield Path(folder)
+
+
+def _edited(model: nn.Module, artifact: EditArtifact) -> nn.Module:
+    """Return the model if it is the base with exactly this edit; else a copy that is."""
+    edit = artifact.edit
+    if artifact.pristine is None:
+        raise InputError(
+            "the artifact has no pristine rows, so that nobody could take the edit back out of the "
+            "model; make it with EditArtifact.of(model, edit, ...)"
+        )
+    applied = [entry.edit for entry in status(model).applied]
+    others = [str(other) for other in applied if other != edit]
+    if others:
+        raise EditStateError(
+            f"the model has other edits than the artifact's, {others}; revert them, or share a "
+            "model that has only this one"
+        )
+    if not applied and not _has_edit(model, artifact):
+        model = _sparing_copy(model, artifact)
+        edit.apply_(model)
+    _check(_touched(model, artifact), artifact)
+    return model
+
+
+def _has_edit(model: nn.Module, artifact: EditArtifact) -> bool:
+    """Tell whether a model that knows of no edit was loaded in edited form."""
+    try:
+        _check(_touched(model, artifact), artifact)
+    except (BaseMismatchError, EditStateError, InputError):
+        return False
+    return True
+
+
+def _sparing_copy(model: nn.Module, artifact: EditArtifact) -> nn.Module:
+    """Return a copy for reading that has its own touched weights and shares all other tensors."""
+    own = {id(each.parameter) for each in find_readers(model, list(artifact.edit.base.tensors))}
+    shared: dict[int, Any] = {
+        id(tensor): tensor
+        for tensor in (*model.parameters(), *model.buffers())
+        if id(tensor) not in own
+    }
+    return deepcopy(model, shared)
+
+
+def _touched(model: nn.Module, artifact: EditArtifact) -> dict[str, Tensor]:
+    readers = find_readers(model, list(artifact.edit.base.tensors))
+    return {reader.path: reader.parameter.detach() for reader in readers}
+
+
+def _written(path: Path, artifact: EditArtifact) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys()) & set(artifact.edit.base.tensors)
+        return {name: file.get_tensor(name) for name in sorted(names)}
+
+
+@torch.no_grad()
+def _check(weights: dict[str, Tensor], artifact: EditArtifact) -> None:
+    """Raise unless these are, bit for bit, what the edit makes of its base."""
+    assert artifact.pristine is not None
+    absent = sorted(set(artifact.pristine) - set(weights))
+    if absent:
+        raise UnsupportedModelError(
+            f"the model as it was written has no {absent}, which the edit touches; its adapter "
+            "must keep the names of the state dict"
+        )
+    for path, weight in weights.items():
+        ledger = Ledger((artifact.edit,), artifact.edit.rows, artifact.pristine[path])
+        check_edited(path, weight, ledger)
