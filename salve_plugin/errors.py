@@ -6,8 +6,31 @@ expected, and what to do.
 """
 
 
+def printable(text: str) -> str:
+    r"""Return text in which all that a terminal or a log would obey is shown as an escape.
+
+    That is control characters, line breaks, and marks that reorder text.
+
+    >>> print(printable("red: \x1b[31m"))
+    red: \x1b[31m
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class SalveError(Exception):
-    """Base of all errors raised on purpose by salve_plugin."""
+    """Base of all errors raised on purpose by salve_plugin.
+
+    Messages quote what files and servers say; they are printable all the same.
+    """
+
+    def __str__(self) -> str:
+        """Return the message in one printable line."""
+        return printable(super().__str__())
 
 
 class InputError(SalveError, ValueError):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from salve_plugin.control.base import Fingerprint, Reader, bare, find_readers
 from salve_plugin.control.edit import Edit, OnBaseMismatch
-from salve_plugin.control.edited import check_edited, mismatch
+from salve_plugin.control.edited import check_edited, check_rows, mismatch
 from salve_plugin.control.ledger import (
     ATTRIBUTE,
     Ledger,
@@ -156,10 +156,10 @@ def pristine_rows(model: nn.Module, edit: Edit) -> dict[str, Tensor]:
 
     Enough, with the edit, to undo it in a model that was saved in edited form.
     """
-    return {
-        reader.path: take(pristine_matrix(reader), edit.rows).clone()
-        for reader in find_readers(bare(model), list(edit.base.tensors))
-    }
+    readers = find_readers(bare(model), list(edit.base.tensors))
+    for reader in readers:
+        check_rows(reader.path, reader.matrix, edit)
+    return {reader.path: take(pristine_matrix(reader), edit.rows).clone() for reader in readers}
 
 
 def restore_rows_(model: nn.Module, edit: Edit, pristine: Mapping[str, Tensor]) -> None:
@@ -227,6 +227,7 @@ def _verify(
     known = edit._verified.get(reader.path)
     if known is not None and ledger is None and same_bits(known, take(reader.matrix, edit.rows)):
         return known
+    check_rows(reader.path, reader.matrix, edit)
     rows = take(pristine_matrix(reader), edit.rows)
     expected, found = edit.base.tensors[reader.path], pristine_fingerprint(reader)
     if found == expected:
@@ -237,8 +238,6 @@ def _verify(
         edit._verified[reader.path] = shared
         return shared
     if on_base_mismatch == "error" or rows.shape[1] != edit.site.width:
-        raise BaseMismatchError(mismatch(reader.path, edit, found))
-    if edit.rows is not None and edit.rows[-1] >= len(reader.matrix):
         raise BaseMismatchError(mismatch(reader.path, edit, found))
     warnings.warn(mismatch(reader.path, edit, found), stacklevel=5)
     return rows.clone()

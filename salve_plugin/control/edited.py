@@ -22,6 +22,8 @@ def check_edited(path: str, weight: Tensor, ledger: Ledger) -> None:
         BaseMismatchError: if the weight with the pristine rows is not the base of every edit.
     """
     matrix = weight.reshape(len(weight), -1)
+    for edit in ledger.edits:
+        check_rows(path, matrix, edit)
     current, rows = take(matrix, ledger.rows), ledger.pristine
     if rows.shape != current.shape or rows.dtype != current.dtype:
         raise InputError(
@@ -40,6 +42,15 @@ def check_edited(path: str, weight: Tensor, ledger: Ledger) -> None:
     for edit in ledger.edits:
         if found != edit.base.tensors[path]:
             raise BaseMismatchError(mismatch(path, edit, found))
+
+
+def check_rows(path: str, matrix: Tensor, edit: Edit) -> None:
+    """Raise BaseMismatchError unless a weight, (outputs, width), has the rows of an edit."""
+    if edit.rows is not None and edit.rows[-1] >= len(matrix):
+        raise BaseMismatchError(
+            f"'{path}' has {len(matrix)} rows and edit {edit.digest[:12]} touches row "
+            f"{edit.rows[-1]}; load the base model {dict(edit.base.description)}"
+        )
 
 
 def mismatch(path: str, edit: Edit, found: Fingerprint) -> str:

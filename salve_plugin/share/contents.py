@@ -15,7 +15,7 @@ from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.files import sha256_tensor
 from salve_plugin.reference import Reference
 from salve_plugin.share import evidence
-from salve_plugin.share.canonical import Json, check_json
+from salve_plugin.share.canonical import Json, check_json, shortened
 from salve_plugin.share.dictionary_fields import fields_of, rebuilt
 from salve_plugin.share.manifest import check_names
 from salve_plugin.share.producer import producer
@@ -206,8 +206,8 @@ def _check_critical(critical: AlphaCrit, labels: Sequence[str] | None) -> None:
 def _check_pristine(edit: Edit, pristine: Mapping[str, Tensor]) -> None:
     if set(pristine) != set(edit.base.tensors):
         raise InputError(
-            f"pristine rows are given for {sorted(pristine)}, the edit touches "
-            f"{sorted(edit.base.tensors)}"
+            f"pristine rows are given for {shortened(sorted(pristine), 300)}, the edit touches "
+            f"{shortened(sorted(edit.base.tensors), 300)}"
         )
     for path, rows in pristine.items():
         base = edit.base.tensors[path]

@@ -86,9 +86,9 @@ def _read_plain(descriptor: int, path: Path, limit: int) -> bytes:
         raise ArtifactError(f"{path} is not a plain file; get the artifact again")
     if status.st_size > limit:
         raise ArtifactError(
-            f"{path} has {status.st_size} bytes, more than the {limit} that are read; this is no "
-            "artifact of salve_plugin, or one for which the limits in salve_plugin.share were "
-            "raised"
+            f"{path} has {status.st_size} bytes, more than the {limit} that it should have or "
+            "that are read at most; it was changed or is no artifact of salve_plugin. Get the "
+            "artifact again"
         )
     try:
         with os.fdopen(descriptor, "rb", closefd=False) as file:

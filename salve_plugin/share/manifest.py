@@ -19,6 +19,7 @@ from salve_plugin.share.canonical import (
     content_digest,
     parse_json,
     readable_json,
+    shortened,
 )
 from salve_plugin.share.folder import Reader, sha256_bytes
 from salve_plugin.share.schema import check_schema
@@ -163,24 +164,31 @@ def check_version(version: object, *, file: str = CONFIG_FILE) -> None:
 def check_features(features: object, ours: Collection[str] = FEATURES) -> None:
     """Raise if reading needs a feature that this version does not have."""
     listed = features if isinstance(features, list) else []
-    known = [name for name in listed if isinstance(name, str) and name in ours]
-    unknown = [str(name)[:40] for name in listed if name not in known]
+    unknown = [name for name in listed if not (isinstance(name, str) and name in ours)]
     if unknown:
         raise ArtifactError(
-            f"the artifact requires {unknown[:5]}, this salve_plugin knows {sorted(ours)}; "
-            "upgrade salve_plugin (`pip install -U salve-plugin`)"
+            f"the artifact requires {shortened(unknown[:5], 200)}, this salve_plugin knows "
+            f"{sorted(ours)}; upgrade salve_plugin (`pip install -U salve-plugin`)"
         )
 
 
-def read_files(read: Reader, files: Mapping[str, Json]) -> dict[str, bytes]:
+def read_files(read: Reader, files: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the bytes of every file that the manifest lists, each read once and then checked.
 
     Raises:
-        ArtifactError: if a file is missing, a link, too long, or not what was written.
+        ArtifactError: if a file is missing, a link, longer than it should be or than the limits
+            allow, or not what was written.
     """
     contents = {}
     for name, entry in sorted(files.items()):
-        data = read(name, MAX_TENSOR_FILE_BYTES if name == TENSOR_FILE else MAX_PICTURE_BYTES)
+        limit = MAX_TENSOR_FILE_BYTES if name == TENSOR_FILE else MAX_PICTURE_BYTES
+        if entry["size"] > limit:
+            raise ArtifactError(
+                f"{CONFIG_FILE} says that {name} has {entry['size']} bytes, more than the {limit} "
+                "that are read; this is no artifact of salve_plugin, or a newer one"
+            )
+        # No more than was written is read into memory, whatever the file has become.
+        data = read(name, entry["size"])
         check_file(name, data, entry)
         contents[name] = data
     return contents
@@ -208,6 +216,6 @@ def check_names(found: Collection[str], expected: Collection[str], what: str) ->
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
         raise ArtifactError(
-            f"{what}: missing {missing[:5]}, unexpected {extra[:5]}; the artifact is corrupt or "
-            "was put together by hand. Get it again"
+            f"{what}: missing {shortened(missing[:5], 300)}, unexpected "
+            f"{shortened(extra[:5], 300)}; the artifact is corrupt or was put together by hand. Get it again"
         )

@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from salve_plugin.errors import ArtifactError
-from salve_plugin.share.canonical import Json
+from salve_plugin.share.canonical import Json, shortened
 
 Path = tuple[object, ...]
 Check = Callable[[Any, Path], None]
@@ -155,7 +155,7 @@ def _array_check(schema: Json, root: Json) -> Check:
         if item_check is not None:
             for index, item in enumerate(value):
                 item_check(item, (*path, index))
-        if unique and len({json.dumps(item, sort_keys=True) for item in value}) < len(value):
+        if unique and len(set(map(_key, value))) < len(value):
             _refuse(path, value, "items that differ from each other")
 
     return check
@@ -177,8 +177,8 @@ def _object_check(schema: Json, root: Json) -> Check:
         if missing or extra:
             raise ArtifactError(
                 f"{_place(path)} lacks the fields {missing} and has the unknown fields "
-                f"{extra[:5]}; expected {sorted(known)}. Get the artifact again; if it is intact, "
-                "it may need a newer salve_plugin"
+                f"{shortened(extra[:5], 200)}; expected {sorted(known)}. Get the artifact again; "
+                "if it is intact, it may need a newer salve_plugin"
             )
         for name, item in value.items():
             if name_check is not None:
@@ -188,6 +188,13 @@ def _object_check(schema: Json, root: Json) -> Check:
                 field_check(item, (*path, name))
 
     return check
+
+
+def _key(value: object) -> object:
+    """Return what is equal for values that JSON holds to be equal, and can be hashed."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, sort_keys=True)
+    return isinstance(value, bool), value
 
 
 def _mapping(value: object) -> Json:
@@ -205,8 +212,7 @@ def _place(path: Path) -> str:
 
 
 def _refuse(path: Path, value: object, expected: str) -> None:
-    text = repr(value)
     raise ArtifactError(
-        f"{_place(path)} is {text if len(text) <= 80 else text[:77] + '...'}; expected {expected}. "
+        f"{_place(path)} is {shortened(value)}; expected {expected}. "
         "The artifact is corrupt or was not written by salve_plugin, get it again"
     )

@@ -120,6 +120,21 @@ def random_dictionary(hooked: salve.HookedModel, latents: int = 16) -> Dictionar
     return Dictionary(tensors, create("l1", {}), site, {"seed": 0})
 
 
+def small_dictionary_artifact(learner: str) -> EditArtifact:
+    """Return an artifact that embeds a dictionary of four atoms."""
+    options = {"l1": {}, "topk": {"k": 2}, "mp": {"k": 2}}[learner]
+    tensors = {
+        "atoms": torch.eye(4),
+        "encoder_weight": torch.eye(4),
+        "encoder_bias": torch.zeros(4),
+        "decoder_bias": torch.zeros(4),
+    }
+    edit = small_edit()
+    dictionary = Dictionary(tensors, create(learner, options), edit.site, {"seed": 0, "note": "x"})
+    edit = replace(edit, direction=torch.eye(4)[2], latent=2, dictionary_digest=dictionary.digest())
+    return EditArtifact(edit, dictionary=dictionary, embed_dictionary=True)
+
+
 def small_model() -> nn.Module:
     """Return the model that `small_edit` was made for."""
     model = nn.Sequential()

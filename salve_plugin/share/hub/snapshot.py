@@ -132,8 +132,8 @@ class Snapshot:
         if size is None or size > limit:
             raise ArtifactError(
                 f"{name} of {self.address} has {'an unknown number of' if size is None else size} "
-                f"bytes, more than the {limit} that are read; it was not downloaded. This is no "
-                "artifact of salve_plugin, or a newer one"
+                f"bytes, more than the {limit} that it should have or that are read at most; it "
+                "was not downloaded. It was changed or is no artifact of salve_plugin"
             )
 
     def _resolve(self, marker: str) -> tuple[str, Resolved]:

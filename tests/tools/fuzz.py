@@ -1,0 +1,197 @@
+"""Mutated artifacts, each of which a seed and a number give again.
+
+python tests/tools/fuzz.py --seed 0 --number 4711     # one mutant again, with its traceback
+python tests/tools/fuzz.py --seed 0 --count 10000     # many, counted by kind
+"""
+
+import argparse
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import fuzz_bytes
+import fuzz_disk
+import fuzz_json
+import fuzz_tensors
+import torch
+from fuzz_mutant import Mutant, Mutation, identity_of
+from fuzz_watch import watched
+from small_artifacts import (
+    CARD,
+    Files,
+    covered,
+    reader_of,
+    small_artifact,
+    small_dictionary_artifact,
+    small_edit,
+)
+
+from salve_plugin.errors import MissingFileError, SalveError
+from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.folder import Reader, folder_reader
+from salve_plugin.share.reading import described, read_artifact
+
+MAX_SECONDS = 1.0
+"""Of the processor, for one artifact."""
+MAX_MEMORY = 100 * 2**20
+
+KINDS: dict[str, Mutation] = {
+    **fuzz_bytes.MUTATIONS,
+    **fuzz_json.MUTATIONS,
+    **fuzz_tensors.MUTATIONS,
+    **fuzz_disk.MUTATIONS,
+}
+HEAVY_EVERY = 500
+"""One mutant in so many is of the kinds that take the attacker's machine long."""
+
+Outcome = Literal["refused", "another artifact", "the same artifact"]
+
+
+@cache
+def originals() -> tuple[Files, ...]:
+    """Return the files of sound artifacts: with all parts, bare, with a dictionary of its own."""
+    artifacts = [
+        small_artifact(),
+        EditArtifact(small_edit()),
+        *(small_dictionary_artifact(learner) for learner in ("l1", "topk", "mp")),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        return tuple(
+            covered(artifact.save_pretrained(Path(folder) / str(number)))
+            for number, artifact in enumerate(artifacts)
+        )
+
+
+def mutant_of(seed: int, number: int) -> tuple[str, Files, Mutant]:
+    """Return the kind of a mutant, the files that it is made of, and the mutant."""
+    kinds = KINDS if (number + 1) % HEAVY_EVERY else fuzz_json.HEAVY
+    kind = sorted(kinds)[number % len(kinds)]
+    rng = Random(f"{seed}/{number}")
+    files = rng.choice(originals())
+    return kind, files, kinds[kind](rng, dict(files))
+
+
+def judged(files: Files, mutant: Mutant, folder: Path) -> Outcome:
+    """Read the mutant and return what it came to.
+
+    Raises:
+        AssertionError: if that is not what it must come to, if reading took too long or too much
+            memory, or touched anything but the artifact's own files.
+        Exception: any that is no `SalveError`.
+    """
+    reader = reader_of_mutant(mutant, folder)
+    started, memory = time.process_time(), _peak_memory()
+    found, message = None, ""
+    with watched(folder if mutant.arrange else None):
+        with suppress(SalveError):
+            described(reader)
+        try:
+            config, _ = read_artifact(reader)
+            found = str(config["digest"])
+        except SalveError as error:
+            message = str(error)
+    assert message.isprintable(), f"an unprintable message: {message[:500]!r}"
+    assert len(message) < 2_000, f"a message of {len(message)} letters"
+    seconds, grown = time.process_time() - started, _peak_memory() - memory
+    assert seconds < 2 * MAX_SECONDS, f"reading twice took {seconds:.1f} s"
+    assert grown < MAX_MEMORY, f"reading took {grown / 2**20:.0f} MB"
+    return _outcome(files, mutant, found)
+
+
+def reader_of_mutant(mutant: Mutant, folder: Path) -> Reader:
+    """Return a reader of the mutant, in memory where that says it all."""
+    if mutant.arrange is not None:
+        folder.mkdir()
+        for name, data in mutant.files.items():
+            (folder / name).write_bytes(data)
+        mutant.arrange(folder)
+        return folder_reader(folder)
+    files = mutant.files
+
+    def read(name: str, limit: int) -> bytes:
+        if name == CARD:
+            raise MissingFileError("no card")
+        return reader_of(files)(name, limit)
+
+    return read
+
+
+def _outcome(files: Files, mutant: Mutant, found: str | None) -> Outcome:
+    if found is None:
+        assert mutant.verdict != "same", "refused, although only the layout was changed"
+        return "refused"
+    assert mutant.verdict != "refused", f"accepted as {found}"
+    assert found == identity_of(mutant.files), f"accepted as {found}, which it is not"
+    if found == identity_of(files):
+        return "the same artifact"
+    assert mutant.verdict == "honest", f"accepted as {found}, which the original is not"
+    return "another artifact"
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def run(seed: int, numbers: range, folder: Path) -> Counter[tuple[str, Outcome]]:
+    """Judge many mutants; return how many of each kind came to what.
+
+    Raises:
+        AssertionError: at the first one that fails, with the command that gives it again.
+    """
+    counts: Counter[tuple[str, Outcome]] = Counter()
+    for files in originals():  # whatever is imported once is imported now
+        judged(files, Mutant(files, "same"), folder)
+    for number in numbers:
+        place = folder / str(number)
+        place.mkdir()
+        kind, files, mutant = mutant_of(seed, number)
+        try:
+            counts[kind, judged(files, mutant, place / "artifact")] += 1
+        except Exception as error:
+            again = f"python tests/tools/fuzz.py --seed {seed} --number {number}"
+            raise AssertionError(f"{kind}: {error!r}; again: {again}") from error
+        finally:
+            shutil.rmtree(place)
+    return counts
+
+
+def table(counts: Counter[tuple[str, Outcome]]) -> str:
+    """Return the counts, a line for each kind."""
+    outcomes: tuple[Outcome, ...] = ("refused", "another artifact", "the same artifact")
+    lines: list[tuple[str, ...]] = [("kind", *outcomes)]
+    lines += [
+        (kind, *(str(counts[kind, outcome]) for outcome in outcomes))
+        for kind in sorted({kind for kind, _ in counts})
+    ]
+    totals = Counter[Outcome]()
+    for (_, outcome), count in counts.items():
+        totals[outcome] += count
+    lines.append(("all", *(str(totals[outcome]) for outcome in outcomes)))
+    return "\n".join(f"{name:<28}{a:>18}{b:>18}{c:>18}" for name, a, b, c in lines)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--number", type=int)
+    parser.add_argument("--count", type=int, default=1_000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    first = 0 if arguments.number is None else arguments.number
+    numbers = range(arguments.count) if arguments.number is None else range(first, first + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        counts = run(arguments.seed, numbers, Path(folder))
+    sys.stdout.write(table(counts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
