@@ -1,5 +1,6 @@
 """`salve apply`, `revert` and `inspect`."""
 
+import re
 from pathlib import Path
 
 from torch import nn
@@ -105,6 +106,13 @@ def _base(
         architecture, tag = description.get("architecture"), description.get("pretrained_tag")
         if not isinstance(architecture, str):
             raise InputError("the artifact does not name its base model; give --model")
+        # A scheme, such as "hf-hub:", would fetch and open whatever the artifact's author chose.
+        for name in (architecture, tag):
+            if isinstance(name, str) and not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+                raise InputError(
+                    f"the artifact names its base model {name[:100]!r}, which is not the plain "
+                    "name of an architecture; if you trust it, give it with --model"
+                )
         model = (
             f"{architecture}.{tag}" if isinstance(tag, str) and checkpoint is None else architecture
         )

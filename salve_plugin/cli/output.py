@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
+
+from salve_plugin.errors import printable
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -36,10 +39,10 @@ def _finite(value: Any) -> Any:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; numbers are aligned to the right."""
+    """Print a table; numbers are aligned to the right, text is shown as it is and never obeyed."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=_shown(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -48,5 +51,8 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     console().print(table)
 
 
-def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _shown(value: object) -> "Text":
+    """Return a value as text without markup; what an artifact says may hold some."""
+    from rich.text import Text
+
+    return Text(f"{value:.4g}" if isinstance(value, float) else printable(str(value)))

@@ -217,5 +217,6 @@ def check_names(found: Collection[str], expected: Collection[str], what: str) ->
     if missing or extra:
         raise ArtifactError(
             f"{what}: missing {shortened(missing[:5], 300)}, unexpected "
-            f"{shortened(extra[:5], 300)}; the artifact is corrupt or was put together by hand. Get it again"
+            f"{shortened(extra[:5], 300)}; the artifact is corrupt or was put "
+            "together by hand. Get it again"
         )

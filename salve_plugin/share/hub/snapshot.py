@@ -1,6 +1,7 @@
 """Files of one commit, through the Hub client's cache: the revision is resolved exactly once."""
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ from salve_plugin.share.hub.patience import patiently
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
+
+
+_ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class Snapshot:
@@ -109,7 +113,7 @@ class Snapshot:
 
         def get() -> str:
             if not self._offline:
-                self._check_size(name, limit)
+                self._check_head(name, limit)
             return self._client.hf_hub_download(
                 address.repo_id,
                 address.path_of(name),
@@ -126,9 +130,17 @@ class Snapshot:
         self._downloaded = True
         return Path(path)
 
-    def _check_size(self, name: str, limit: int) -> None:
-        """Refuse a file that is too long before the first byte of it is downloaded."""
-        size = self._head(name, self.commit).size
+    def _check_head(self, name: str, limit: int) -> None:
+        """Refuse a file that is too long, or is not ours, before a byte of it is downloaded."""
+        head = self._head(name, self.commit)
+        # The client makes paths in its cache of both.
+        if head.commit_hash != self.commit or not _ETAG.fullmatch(head.etag or ""):
+            raise ArtifactError(
+                f"the answer about {name} of {self.address} at {self.commit} is for commit "
+                f"{str(head.commit_hash)[:60]!r} and has the ETag {str(head.etag)[:60]!r}, which "
+                f"no Hub gives; is {self._client.endpoint} one? Nothing was downloaded"
+            )
+        size = head.size
         if size is None or size > limit:
             raise ArtifactError(
                 f"{name} of {self.address} has {'an unknown number of' if size is None else size} "
