@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from salve_plugin.discover.learners.base import Learner, Outcome, Step, Tensors
 from salve_plugin.discover.revival import revive
 from salve_plugin.discover.schedule import L0Control, decay_start, rate_share
-from salve_plugin.discover.sparse import Scratch
+from salve_plugin.discover.scratch import Scratch
 from salve_plugin.discover.team import Team
 from salve_plugin.errors import InputError
 
@@ -148,6 +148,7 @@ def train(
     scratch = Scratch()
     while state.step < state.stop:
         rows = next(batches)
+        scratch.restart()
         x = team.share(rows)
         step = Step(
             x,

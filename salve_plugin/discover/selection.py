@@ -1,9 +1,12 @@
-"""The k largest of each row, faster than sorting the whole row."""
+"""The k largest of each row, several times faster than `torch.topk`."""
 
-import math
-
+import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+MEMBERS = 4
+"""Columns of a group; only its largest goes on to the next round."""
 
 
 def largest(
@@ -11,24 +14,34 @@ def largest(
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """Return the k largest values of each row and their columns, in no particular order.
 
-    The same as `torch.topk(rows, k, sorted=False)` up to ties, in about two thirds of the time for
-    32 of 512 to 8192: columns are dealt out to √(k · columns) groups, the k groups with the largest
-    maxima hold the k largest values, and only those are searched.
+    The same as `torch.topk(rows, k, sorted=False)` up to ties. It is a tournament: the k groups of
+    columns with the largest maxima hold the k largest values, and those groups are found in the
+    same way among the maxima.
 
     >>> import torch
     >>> values, columns = largest(torch.tensor([[5.0, 1.0, 7.0, 3.0]]), 2)
     >>> sorted(values[0].tolist()), sorted(columns[0].tolist())
     ([5.0, 7.0], [0, 2])
     """
-    n_rows, n = rows.shape
-    groups = 2 ** round(math.log2(max(1.0, math.sqrt(k * n))))
-    if n % groups or not k < groups < n:
-        values, columns = rows.topk(k, dim=1, sorted=False)
-        return values, columns
-    in_group = n // groups
-    grouped = rows.view(n_rows, in_group, groups)
-    best = grouped.amax(1).topk(k, dim=1, sorted=False).indices
-    candidates = grouped.gather(2, best[:, None].expand(-1, in_group, -1)).flatten(1)
-    values, place = candidates.topk(k, dim=1, sorted=False)
-    member = place // k
-    return values, member * groups + best.gather(1, place - member * k)
+    n = rows.shape[1]
+    groups = n // MEMBERS
+    if n % MEMBERS or groups <= k:
+        columns = _columns_of_largest(rows, k)
+        return rows.gather(1, columns), columns
+    best = largest(rows.view(len(rows), MEMBERS, groups).amax(1), k)[1]
+    members = torch.arange(0, n, groups, device=rows.device)[:, None]
+    candidates = (best[:, None] + members).flatten(1)
+    values = rows.gather(1, candidates)
+    places = _columns_of_largest(values, k)
+    return values.gather(1, places), candidates.gather(1, places)
+
+
+def _columns_of_largest(rows: Tensor, k: int) -> Tensor:
+    """Return the columns of the k largest of a few columns."""
+    n = rows.shape[1]
+    if rows.device.type != "cpu" or k == n:
+        return rows.topk(k, dim=1, sorted=False).indices
+    # NumPy partitions with vector instructions, torch does not.
+    wide = rows.float() if rows.element_size() < 4 else rows
+    found = np.argpartition(wide.numpy(), n - k, axis=1)[:, n - k :]
+    return torch.from_numpy(found)

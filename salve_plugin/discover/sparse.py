@@ -15,6 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.discover.scratch import Scratch
+
+KEPT_FROM = 2**20
+"""Numbers in a gradient from which the time for fresh memory is worth avoiding."""
+
 
 @dataclass(frozen=True, eq=False)
 class Support:
@@ -25,12 +30,14 @@ class Support:
         latents: active latents, row after row (active,), int32.
         n_latents: number of latents.
         known: the pre-activations there, if choosing them found them (active,).
+        scratch: memory for the gradients of one step.
     """
 
     starts: Int[Tensor, " rows_and_one"]
     latents: Int[Tensor, " active"]
     n_latents: int
     known: Float[Tensor, " active"] | None = None
+    scratch: Scratch | None = None
 
     @classmethod
     def of_indices(
@@ -38,21 +45,24 @@ class Support:
         latents: Int[Tensor, "rows k"],
         n_latents: int,
         known: Float[Tensor, "rows k"] | None = None,
+        scratch: Scratch | None = None,
     ) -> "Support":
         """Take k latents in each row, whose pre-activations may be known."""
         rows, k = latents.shape
         starts = torch.arange(0, rows * k + 1, k, dtype=torch.int32, device=latents.device)
         values = None if known is None else known.flatten()
-        return cls(starts, latents.flatten().int(), n_latents, values)
+        return cls(starts, latents.flatten().int(), n_latents, values, scratch)
 
     @classmethod
-    def of_mask(cls, mask: Bool[Tensor, "rows latents"]) -> "Support":
+    def of_mask(
+        cls, mask: Bool[Tensor, "rows latents"], scratch: Scratch | None = None
+    ) -> "Support":
         """Take the latents where the mask is true."""
         n_rows, n_latents = mask.shape
         places = mask.flatten().nonzero().flatten()
         ends = torch.arange(n_rows + 1, device=mask.device) * n_latents
         starts = torch.searchsorted(places, ends)
-        return cls(starts.int(), (places % n_latents).int(), n_latents)
+        return cls(starts.int(), (places % n_latents).int(), n_latents, None, scratch)
 
     @property
     def n_rows(self) -> int:
@@ -96,11 +106,19 @@ class Support:
     def sum_rows(
         self, values: Float[Tensor, " active"], rows: Float[Tensor, "rows width"]
     ) -> Float[Tensor, "latents width"]:
-        """Return zᵀ x: for each latent the sum of the rows, weighted by the values there."""
+        """Return zᵀ x: for each latent the sum of the rows, weighted by the values there.
+
+        A large one is in memory that the scratch, if there is one, lends.
+        """
         starts, of_rows, order = self._by_latent
-        return functional.embedding_bag(
-            of_rows, rows, starts[:-1], mode="sum", per_sample_weights=values[order]
-        )
+        width = rows.shape[1]
+        if self.scratch is None or self.n_latents * width < KEPT_FROM:
+            return functional.embedding_bag(
+                of_rows, rows, starts[:-1], mode="sum", per_sample_weights=values[order]
+            )
+        code = _compressed(starts, of_rows, values[order], self.n_rows)
+        sums = self.scratch.take(self.n_latents, width, rows)
+        return torch.addmm(sums, code, rows, beta=0, out=sums)
 
     def sum_latents(
         self, values: Float[Tensor, " active"], atoms: Float[Tensor, "latents width"]
@@ -113,16 +131,25 @@ class Support:
     def products(
         self, rows: Float[Tensor, "rows width"], atoms: Float[Tensor, "latents width"]
     ) -> Float[Tensor, " active"]:
-        """Return x Vᵀ at the support only."""
+        """Return x Vᵀ at the support only, walking once through the larger of the two."""
         zeros = torch.zeros(len(self.latents), dtype=rows.dtype, device=rows.device)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            pattern = torch.sparse_csr_tensor(
-                self.starts, self.latents, zeros, (self.n_rows, self.n_latents),
-                check_invariants=False,
-            )  # fmt: skip
-        sampled: Tensor = torch.sparse.sampled_addmm(pattern, rows, atoms.T, beta=0.0)
-        return sampled.values()
+        if self.n_latents <= self.n_rows:
+            pattern = _compressed(self.starts, self.latents, zeros, self.n_latents)
+            by_row: Tensor = torch.sparse.sampled_addmm(pattern, rows, atoms.T, beta=0.0)
+            return by_row.values()
+        starts, of_rows, order = self._by_latent
+        pattern = _compressed(starts, of_rows, zeros, self.n_rows)
+        by_latent: Tensor = torch.sparse.sampled_addmm(pattern, atoms, rows.T, beta=0.0)
+        return zeros.index_copy_(0, order, by_latent.values())
+
+
+def _compressed(starts: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
+    """Return a CSR matrix of so many columns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            starts, columns, values, (len(starts) - 1, width), check_invariants=False
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,91 +187,6 @@ class Code:
         return torch.bincount(on, minlength=self.support.n_latents)
 
 
-class Scratch:
-    """Memory for one large matrix, used again in every step.
-
-    Fresh memory of tens of megabytes comes from the system page by page, which costs a sixth of the
-    product that fills it.
-    """
-
-    def __init__(self) -> None:
-        """Start without memory."""
-        self._memory = torch.empty(0)
-
-    def like(self, rows: int, columns: int, like: Tensor) -> Float[Tensor, "rows columns"]:
-        """Return a matrix whose content is left over from the last call."""
-        memory = self._memory
-        same = memory.dtype == like.dtype and memory.device == like.device
-        if not same or memory.numel() < rows * columns:
-            self._memory = memory = like.new_empty(rows * columns)
-        return memory[: rows * columns].view(rows, columns)
-
-
-@torch.no_grad()
-def pre_activations(
-    x: Float[Tensor, "rows width"],
-    weight: Float[Tensor, "latents width"],
-    bias: Float[Tensor, " latents"],
-    scratch: Scratch | None = None,
-) -> Float[Tensor, "rows latents"]:
-    """Return x Eᵀ + b_e without gradients, in the type of `x` even where autocast computes it.
-
-    Sums of codes need more than bfloat16.
-    """
-    if scratch is None or torch.is_autocast_enabled(x.device.type):
-        return torch.addmm(bias, x, weight.T).to(x.dtype)
-    return torch.addmm(bias, x, weight.T, out=scratch.like(len(x), len(weight), x))
-
-
-MAX_DENSITY = 0.1
-"""Share of active latents above which dense products are faster, measured at width 512."""
-
-
-def encode_where(
-    x: Float[Tensor, "rows width"],
-    weight: Float[Tensor, "latents width"],
-    bias: Float[Tensor, " latents"],
-    pre: Float[Tensor, "rows latents"],
-    mask: Bool[Tensor, "rows latents"],
-) -> Code:
-    """Return the pre-activations where the mask is true, differentiable in `weight` and `bias`.
-
-    If that is more than a tenth, it returns all of them: whoever calls must give the others the
-    value zero.
-
-    Args:
-        x: rows; they get no gradient.
-        weight: encoder.
-        bias: of the encoder.
-        pre: all pre-activations, as from `pre_activations`.
-        mask: which of them are needed.
-    """
-    if int(torch.count_nonzero(mask)) > MAX_DENSITY * mask.numel():
-        return Code(_Encode.apply(x, weight, bias, pre))
-    support = Support.of_mask(mask)
-    return Code(encode_at(x, weight, bias, support, pre), support)
-
-
-def encode_at(
-    x: Float[Tensor, "rows width"],
-    weight: Float[Tensor, "latents width"],
-    bias: Float[Tensor, " latents"],
-    support: Support,
-    pre: Float[Tensor, "rows latents"],
-) -> Float[Tensor, " active"]:
-    """Return the pre-activations at the support, differentiable in `weight` and `bias`.
-
-    Args:
-        x: rows; they get no gradient.
-        weight: encoder.
-        bias: of the encoder.
-        support: which pre-activations.
-        pre: all of them, x Eᵀ + b_e, computed without gradients.
-    """
-    values: Tensor = _EncodeAt.apply(x, weight, bias, support, pre)
-    return values
-
-
 def decode_at(
     values: Float[Tensor, " active"],
     support: Support,
@@ -253,37 +195,6 @@ def decode_at(
     """Return the sum of the atoms weighted by each row's code, z V; differentiable in both."""
     rows: Tensor = _DecodeAt.apply(values, atoms, support)
     return rows
-
-
-class _Encode(torch.autograd.Function):
-    """All pre-activations, which are known already, with their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pre: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return pre.view_as(pre)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        return None, gradient.T @ x, gradient.sum(0), None
-
-
-class _EncodeAt(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, support: Support, pre: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.support = support
-        return support.gather(pre) if support.known is None else support.known.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        support: Support = ctx.support
-        for_bias = gradient.new_zeros(support.n_latents).index_add_(0, support.latents, gradient)
-        return None, support.sum_rows(gradient, x), for_bias, None, None
 
 
 class _DecodeAt(torch.autograd.Function):

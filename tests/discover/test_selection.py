@@ -33,3 +33,15 @@ def test_sizes_that_are_dealt_out_to_groups(n: int, k: int) -> None:
     values, columns = largest(rows, k)
     assert torch.equal(values.sort(1, descending=True).values, rows.topk(k, dim=1).values)
     assert torch.equal(rows.gather(1, columns), values)
+
+
+def test_bfloat16_and_nan_are_taken_as_torch_takes_them() -> None:
+    rows = torch.randn(5, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
+    values, columns = largest(rows, 32)
+    assert values.dtype == torch.bfloat16
+    assert torch.equal(values.sort(1, descending=True).values, rows.topk(32, dim=1).values)
+    assert torch.equal(rows.gather(1, columns), values)
+    rows[2, 100] = torch.nan
+    values, columns = largest(rows, 32)
+    assert values[2].isnan().sum() == 1
+    assert 100 in columns[2].tolist()

@@ -7,15 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.sparse import (
-    MAX_DENSITY,
-    Code,
-    Support,
-    decode_at,
-    encode_at,
-    encode_where,
-    pre_activations,
-)
+from salve_plugin.discover import sparse
+from salve_plugin.discover.encoder import MAX_DENSITY, encode_at, encode_where, pre_activations
+from salve_plugin.discover.scratch import Scratch
+from salve_plugin.discover.sparse import Code, Support, decode_at
 
 
 def randn(random: torch.Generator, *shape: int) -> Tensor:
@@ -43,11 +38,11 @@ def test_values_and_gradients_equal_those_of_dense_products(
     dense = (pre * mask) @ atoms
     support = Support.of_mask(mask)
     values = encode_at(x, trained[0], trained[1], support, pre.detach())
-    sparse = decode_at(values, support, atoms)
+    scattered = decode_at(values, support, atoms)
     torch.testing.assert_close(values, pre[mask])
-    torch.testing.assert_close(sparse, dense)
+    torch.testing.assert_close(scattered, dense)
     for one, other in zip(
-        torch.autograd.grad((sparse * wanted).sum() + values.square().sum(), trained),
+        torch.autograd.grad((scattered * wanted).sum() + values.square().sum(), trained),
         torch.autograd.grad((dense * wanted).sum() + (pre * mask).square().sum(), trained),
         strict=True,
     ):
@@ -96,11 +91,9 @@ def test_gradients_do_not_depend_on_the_order_within_a_row() -> None:
     values = randn(random, 20).requires_grad_()
     atoms = randn(random, 9, 3).requires_grad_()
     wanted = randn(random, 5, 3)
-    sparse = torch.autograd.grad(
-        (decode_at(values, support, atoms) * wanted).sum(), [values, atoms]
-    )
+    one = torch.autograd.grad((decode_at(values, support, atoms) * wanted).sum(), [values, atoms])
     dense = torch.autograd.grad(((support.dense(values) @ atoms) * wanted).sum(), [values, atoms])
-    torch.testing.assert_close(sparse, dense)
+    torch.testing.assert_close(one, dense)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
@@ -152,3 +145,36 @@ def test_products_in_bfloat16_leave_codes_and_gradients_in_the_type_of_the_tenso
 
     exact = gradient(False)
     assert float((gradient(True) - exact).norm() / exact.norm()) < 0.02
+
+
+@pytest.mark.parametrize(("rows", "latents"), [(5, 9), (9, 5)])
+def test_gradients_in_memory_that_is_kept_are_the_same(
+    rows: int, latents: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was left over there, NaN included; a latent of no row gets zero."""
+    monkeypatch.setattr(sparse, "KEPT_FROM", 1)
+    random = torch.Generator().manual_seed(0)
+    mask = torch.rand(rows, latents, generator=random) < 0.4
+    mask[:, 2] = False
+    x, weight, atoms = (randn(random, n, 3) for n in (rows, latents, latents))
+    trained = [tensor.requires_grad_() for tensor in (weight, randn(random, latents), atoms)]
+    scratch = Scratch()
+    found = []
+    for lent in (None, scratch, scratch):
+        scratch.restart()
+        for _ in range(2):
+            scratch.take(latents, 3, x).fill_(torch.nan)
+        scratch.restart()
+        support = Support.of_mask(mask, lent)
+        pre = pre_activations(x, weight, trained[1])
+        values = encode_at(x, weight, trained[1], support, pre)
+        for tensor in trained:
+            tensor.grad = None
+        decode_at(values.square(), support, atoms).square().sum().backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        found.append([tensor.grad.clone() for tensor in trained if tensor.grad is not None])
+    assert found[0][0][2].abs().sum() == 0
+    for kept in found[1:]:
+        torch.testing.assert_close(kept, found[0])
+    assert weight.grad is not None
+    lent_memory = {memory.data_ptr() for memory in scratch._lent}
+    assert weight.grad.data_ptr() in lent_memory  # autograd has not copied it

@@ -30,6 +30,7 @@ class AbsTopK(TopK):
     summary: ClassVar[str] = "keeps the k activations of largest size with their signs"
     source: ClassVar[str] = "Zhu et al. 2025, AbsTopK, arXiv 2510.00404"
     signed: ClassVar[bool] = True
+    by_size: ClassVar[bool] = False
 
     def activate(
         self, t: Tensors, pre: Float[Tensor, "*rows latents"]
@@ -44,4 +45,4 @@ class AbsTopK(TopK):
 
     def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:
         """Return which latents of a training batch are kept."""
-        return Support.of_indices(largest(pre.abs(), self.k)[1], pre.shape[1])
+        return Support.of_indices(largest(pre.abs(), self.k)[1], pre.shape[1], None, step.scratch)

@@ -5,8 +5,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.discover.encoder import encode_at, pre_activations
 from salve_plugin.discover.learners.base import Step, Tensors
-from salve_plugin.discover.sparse import Support, decode_at, encode_at
+from salve_plugin.discover.selection import largest
+from salve_plugin.discover.sparse import Support, decode_at
 
 LEAK = 0.1
 """What the negative pre-activation of a dead latent counts for."""
@@ -15,7 +17,7 @@ LEAK = 0.1
 def dead_loss(
     t: Tensors,
     step: Step,
-    pre: Float[Tensor, "rows latents"],
+    pre: Float[Tensor, "rows latents"] | None,
     error: Float[Tensor, "rows width"],
     k_aux: int,
     among: Bool[Tensor, " latents"] | None = None,
@@ -33,7 +35,7 @@ def dead_loss(
     Args:
         t: the tensors in training.
         step: the batch; its `dead` latents take part.
-        pre: pre-activations, without gradient.
+        pre: pre-activations, without gradient; None if those of the dead are still to be computed.
         error: of the reconstruction.
         k_aux: latents of each row that take part, at most the number of dead ones.
         among: other latents that take part instead of the dead ones.
@@ -46,11 +48,16 @@ def dead_loss(
     target = error.detach()
     size = step.team.mean(target.square().sum(-1).mean())
     if len(latents) == 0 or not size > 0:
-        return torch.zeros((), dtype=pre.dtype, device=pre.device)
-    scores = pre[:, latents].abs() if signed else pre[:, latents]
-    chosen = scores.topk(min(k_aux, len(latents)), dim=1, sorted=False).indices
-    support = Support.of_indices(latents[chosen], pre.shape[1])
-    values = encode_at(step.x, t["encoder_weight"], t["encoder_bias"], support, pre)
+        return torch.zeros((), dtype=target.dtype, device=target.device)
+    weight, bias = t["encoder_weight"], t["encoder_bias"]
+    if pre is None:
+        theirs = pre_activations(step.x, weight[latents], bias[latents], step.scratch)
+    else:
+        theirs = pre[:, latents]
+    scores = theirs.abs() if signed else theirs
+    chosen = largest(scores, min(k_aux, len(latents)))[1]
+    support = Support.of_indices(latents[chosen], len(weight), theirs.gather(1, chosen))
+    values = encode_at(step.x, weight, bias, support, None)
     values = values if signed else functional.leaky_relu(values, LEAK)
     missed = target - decode_at(values, support, t["atoms"])
     return missed.square().sum(-1).mean() / size

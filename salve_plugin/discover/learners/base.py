@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from salve_plugin.discover.sparse import Scratch
+from salve_plugin.discover.scratch import Scratch
 from salve_plugin.discover.team import Team
 
 Tensors = dict[str, Tensor]

@@ -34,6 +34,7 @@ class BatchTopK(TopK):
     summary: ClassVar[str] = "k active latents of a row on average; one threshold when it is used"
     source: ClassVar[str] = "Bussmann, Leask & Nanda 2024, BatchTopK sparse autoencoders"
     extra: ClassVar[Mapping[str, int]] = {"threshold": 1}
+    by_size: ClassVar[bool] = False
 
     def activate(
         self, t: Tensors, pre: Float[Tensor, "*rows latents"]
@@ -55,7 +56,7 @@ class BatchTopK(TopK):
         if bool(smallest < torch.inf):
             old = t["threshold"]
             old.copy_(torch.where(old > 0, MOMENTUM * old + (1 - MOMENTUM) * smallest, smallest))
-        return Support.of_mask(pre >= smallest)
+        return Support.of_mask(pre >= smallest, step.scratch)
 
 
 def smallest_kept(

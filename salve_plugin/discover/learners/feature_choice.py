@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.discover.encoder import encode_at, pre_activations
 from salve_plugin.discover.learners.auxiliary import dead_loss
 from salve_plugin.discover.learners.base import Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.batch_topk import MOMENTUM, BatchTopK, smallest_kept
 from salve_plugin.discover.learners.checks import at_least, flag
-from salve_plugin.discover.sparse import Code, Support, encode_at, pre_activations
+from salve_plugin.discover.sparse import Code, Support
 from salve_plugin.discover.squared_error import squared_error
 
 THRESHOLD_MOMENTUM = 0.9

@@ -44,6 +44,7 @@ class GradientTopK(TopK):
     name: ClassVar[str] = "gradient_topk"
     summary: ClassVar[str] = "TopK that keeps, in training, what the model's loss depends on"
     source: ClassVar[str] = "after Olmo et al. 2024, Features that make a difference (g-SAE)"
+    by_size: ClassVar[bool] = False
     beta: float = 1.0
 
     def __post_init__(self) -> None:

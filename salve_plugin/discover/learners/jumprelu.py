@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve_plugin.discover.encoder import encode_where, pre_activations
 from salve_plugin.discover.learners.auxiliary import dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, at_least, whole
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
-from salve_plugin.discover.sparse import encode_where, pre_activations
 from salve_plugin.discover.squared_error import squared_error
 
 PACE = 6.0
@@ -94,7 +94,7 @@ class JumpReLU(Learner):
         near = theta.detach() - self.bandwidth / 2
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
-        chosen = encode_where(step.x, weight, bias, pre, pre > near)
+        chosen = encode_where(step.x, weight, bias, pre, pre > near, step.scratch)
         theta = chosen.at(theta).expand_as(chosen.values)
         code = chosen.replaced(jump(chosen.values, theta, self.bandwidth))
         loss, error = squared_error(step.x, code.decode(t["atoms"]), t["decoder_bias"])

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.discover.encoder import encode_where, pre_activations
 from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, between
-from salve_plugin.discover.sparse import Code, encode_where, pre_activations
+from salve_plugin.discover.sparse import Code
 from salve_plugin.discover.squared_error import squared_error
 
 SPARSITY_WARM_UP = 0.1
@@ -61,7 +62,7 @@ class ReluL1(Learner):
         """Return the mean over rows of ‖x − x̂‖² + l1 · ‖z‖ₚᵖ, the penalty warming up."""
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
-        chosen = encode_where(step.x, weight, bias, pre, pre > 0)
+        chosen = encode_where(step.x, weight, bias, pre, pre > 0, step.scratch)
         code = chosen.replaced(functional.relu(chosen.values))
         error, _ = squared_error(step.x, code.decode(t["atoms"]), t["decoder_bias"])
         strength = self.l1 * step.weight * min(1.0, step.progress / SPARSITY_WARM_UP)

@@ -8,11 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.discover.encoder import encode_at, pre_activations
 from salve_plugin.discover.learners.auxiliary import dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, fits, whole
+from salve_plugin.discover.screening import pays, screened
 from salve_plugin.discover.selection import largest
-from salve_plugin.discover.sparse import Code, Support, encode_at, pre_activations
+from salve_plugin.discover.sparse import Code, Support
 from salve_plugin.discover.squared_error import squared_error
 
 
@@ -33,6 +35,7 @@ class TopK(Learner):
     source: ClassVar[str] = "Gao et al. 2024, Scaling and evaluating sparse autoencoders"
     l0_control: ClassVar[Literal["k", "weight"] | None] = "k"
     signed: ClassVar[bool] = False
+    by_size: ClassVar[bool] = True  # it keeps the largest of each row; other choices say False
     k: int = 32
     aux: float = 1 / 32
     k_aux: int | None = None
@@ -69,9 +72,7 @@ class TopK(Learner):
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² + aux · AuxK."""
         weight, bias = t["encoder_weight"], t["encoder_bias"]
-        pre = pre_activations(step.x, weight, bias, step.scratch)
-        with torch.no_grad():
-            support = self.select(pre, t, step)
+        support, pre = self.kept(t, step)
         values = encode_at(step.x, weight, bias, support, pre)
         code = Code(values if self.signed else functional.relu(values), support)
         loss, error = self.misfit(t, step.x, code)
@@ -90,7 +91,18 @@ class TopK(Learner):
         """Return the mean over rows of ‖x − x̂‖², and x − x̂."""
         return squared_error(x, code.decode(t["atoms"]), t["decoder_bias"])
 
+    @torch.no_grad()
+    def kept(self, t: Tensors, step: Step) -> tuple[Support, Float[Tensor, "rows latents"] | None]:
+        """Return which latents of a batch are kept, and all pre-activations if they were needed."""
+        x, weight, bias = step.x, t["encoder_weight"], t["encoder_bias"]
+        if self.by_size and pays(x, len(weight), self.k):
+            support = screened(x, weight, bias, self.k, step.scratch)
+            if support is not None:
+                return support, None
+        pre = pre_activations(x, weight, bias, step.scratch)
+        return self.select(pre, t, step), pre
+
     def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:
         """Return which latents of a training batch are kept."""
         values, latents = largest(pre, self.k)
-        return Support.of_indices(latents, pre.shape[1], values)
+        return Support.of_indices(latents, pre.shape[1], values, step.scratch)
