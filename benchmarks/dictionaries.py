@@ -2,7 +2,7 @@
 
     python benchmarks/dictionaries.py [--latents 512 2048 8192] [--steps 100] [--repeats 3]
         [--learners topk relu_l1] [--factors 0.3 1 3 10 30] [--settings FILE]
-        [--environments FOLDER] [--install]
+        [--timed-steps 10] [--environments FOLDER] [--install]
 
 Rows per second of CPU time (`time.process_time`), from the second step to the last, one thread,
 float32, batches of 1024 from the same 20 000 rows of width 512: sparse sums of 1024 planted atoms,
@@ -14,8 +14,10 @@ keeps one row in ten from training; the clock is around its loop.
 Before the clock runs, everyone gets the learning rate, of its documented one times --factors, that
 reaches the best R² with the fewest latents, and for ReLU-l1 the weight of the l1 norm, searched by
 bisection, that gives the L0 of TopK at these numbers of latents and steps; --settings keeps what
-was found for the next run. `dictionary_peers.py` says what each peer runs. "One matmul" is x Eᵀ
-alone; "five matmuls" are all the products of a dense step.
+was found, and how good it is, for the next run. With --timed-steps the clock of the peers, whose
+steps all cost the same, runs over the first so many steps only; this package's, whose first steps
+cost more, always runs over all of them. `dictionary_peers.py` says what each peer runs. "One
+matmul" is x Eᵀ alone; "five matmuls" are all the products of a dense step.
 
 Peers live in one virtual environment each, made by --install: it has the peer's own requirements
 and, through a .pth file, sees the packages of the running environment, so that all use the same
@@ -161,10 +163,12 @@ class Setting:
     Attributes:
         factor: of the documented learning rate.
         weight: λ of the l1 norm, for rows with mean squared norm WIDTH.
+        found: what came of it.
     """
 
     factor: float = 1.0
     weight: float = 5.0
+    found: Report | None = None
 
     def applied(self, job: Job) -> Job:
         """Return the job with this setting."""
@@ -178,6 +182,7 @@ def main() -> None:
     parser.add_argument("--learners", nargs="+", default=["topk", "relu_l1"])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--timed-steps", type=int, help="steps that peers are timed over")
     parser.add_argument("--factors", type=float, nargs="+", default=[0.3, 1, 3, 10, 30])
     parser.add_argument("--settings", type=Path, help="file that keeps what tuning found")
     parser.add_argument("--only", nargs="+", default=[OURS, OURS_BF16, *REQUIREMENTS])
@@ -207,7 +212,8 @@ def main() -> None:
         try:
             for learner in options.learners:
                 job = Job(data, learner, 0, K, 0.0, 1.0, options.steps, BATCH, options.seed)
-                compare(everyone, job, options.latents, tuner, options.repeats)
+                timed = options.timed_steps or options.steps
+                compare(everyone, job, options.latents, tuner, options.repeats, timed)
         finally:
             for contestant in everyone:
                 contestant.stop()
@@ -230,7 +236,12 @@ def contestants(environments: Path, names: list[str], logs: Path) -> list[Contes
 
 
 def compare(
-    everyone: list[Contestant], job: Job, latents: list[int], tuner: "Tuner", repeats: int
+    everyone: list[Contestant],
+    job: Job,
+    latents: list[int],
+    tuner: "Tuner",
+    repeats: int,
+    timed: int,
 ) -> None:
     """Tune and measure one learner with each number of latents, and print the tables."""
     for job_ in (replace(job, n_latents=n_latents) for n_latents in latents):
@@ -246,7 +257,9 @@ def compare(
                     if turn == 0:
                         settings[name] = tuner.setting(contestant, job_)
                     else:
-                        report = contestant.ask(settings[name].applied(job_))
+                        steps = timed if name in REQUIREMENTS else job_.steps
+                        timed_job = replace(job_, steps=steps, quality=False)
+                        report = contestant.ask(settings[name].applied(timed_job))
                         reports.setdefault(name, []).append(report)
                         log(f"{name} {job_.learner} {job_.n_latents}: {report}")
                 except AbsentError as reason:
@@ -260,7 +273,7 @@ class Tuner:
     def __init__(self, factors: list[float], file: Path | None) -> None:
         """Read what an earlier run found."""
         self._factors, self._file = factors, file
-        self._known: dict[str, dict[str, float]] = {}
+        self._known: dict[str, Any] = {}
         self._last: dict[tuple[str, str], Setting] = {}
         if file is not None and file.exists():
             self._known = json.loads(file.read_text())
@@ -274,11 +287,12 @@ class Tuner:
         key = f"{contestant.name} {job.learner} {job.n_latents} {job.steps} {job.seed}"
         last = self._last.get((contestant.name, job.learner))
         if key in self._known:
-            found = Setting(**self._known[key])
+            known = self._known[key]
+            found = Setting(known["factor"], known["weight"], Report(**known["found"]))
         elif last is None:
             found = best_setting(contestant, job, self._factors)
         elif job.learner == "topk":
-            found = last
+            found = replace(last, found=contestant.ask(last.applied(job)))
         else:
             found = sparse_enough(contestant, job, last)[0]
         log(f"{key}: {found}")
@@ -292,15 +306,18 @@ class Tuner:
 def best_setting(contestant: Contestant, job: Job, factors: list[float]) -> Setting:
     """Return the setting with the best R² among those that reach the wanted L0."""
     found: list[tuple[bool, float, Setting]] = []
-    setting = Setting()
+    start = Setting()
     for factor in factors:
-        setting = replace(setting, factor=factor)
+        setting = replace(start, factor=factor)
         if job.learner == "topk":
             report = contestant.ask(setting.applied(job))
+            setting = replace(setting, found=report)
         else:
             setting, report = sparse_enough(contestant, job, setting)
         r2 = report.r2 if math.isfinite(report.r2) else -math.inf
-        found.append((abs(report.l0 / K - 1) < 3 * CLOSE, r2, setting))
+        reached = abs(report.l0 / K - 1) < 3 * CLOSE
+        found.append((reached, r2, setting))
+        start = setting if reached else start
         log(f"{contestant.name} {job.learner} {job.n_latents}: {setting} {report}")
     return max(found, key=lambda each: each[:2])[2]
 
@@ -311,11 +328,12 @@ def sparse_enough(contestant: Contestant, job: Job, setting: Setting) -> tuple[S
     weight = setting.weight
     for _ in range(TRIES):
         tried[weight] = contestant.ask(replace(setting, weight=weight).applied(job))
+        log(f"{contestant.name} {job.n_latents}: lambda {weight:.4g}, {tried[weight]}")
         if abs(tried[weight].l0 / K - 1) < CLOSE:
             break
         weight = next_weight({tried_: report.l0 for tried_, report in tried.items()})
     weight = min(tried, key=lambda each: abs(math.log(max(tried[each].l0, 0.01) / K)))
-    return replace(setting, weight=weight), tried[weight]
+    return replace(setting, weight=weight, found=tried[weight]), tried[weight]
 
 
 def next_weight(l0: dict[float, float]) -> float:
@@ -351,7 +369,8 @@ def show(
         if name in absent:
             print(f"{name:20}absent: {absent[name]}")
             continue
-        last = reports[name][-1]
+        last = settings[name].found
+        assert last is not None
         weight = "" if job.learner == "topk" else f"{settings[name].weight:.3g}"
         print(
             f"{name:20}{speeds[name]:11.0f}{ratio(speeds[name], best)}{last.r2:8.3f}{last.l0:7.1f}"
@@ -404,9 +423,17 @@ def salve(precision: Literal["float32", "bfloat16"], job: Job) -> Report:
         raise UnsupportedError("this processor has no instructions for bfloat16")
     data: dict[str, Tensor] = torch.load(job.data, weights_only=True)
     times: list[float] = []
+    n_rows: list[int] = []
 
-    def clocked(*arguments: Any, **named: Any) -> Iterator[Any]:
-        for done in loop.train(*arguments, **named):
+    def counted(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        for rows in batches:  # the last of an epoch has fewer rows
+            n_rows.append(len(rows))
+            yield rows
+
+    def clocked(
+        rule: Any, state: Any, batches: Iterator[Tensor], plan: Any, **named: Any
+    ) -> Iterator[Any]:
+        for done in loop.train(rule, state, counted(batches), plan, **named):
             times.append(time.process_time())
             yield done
 
@@ -431,9 +458,10 @@ def salve(precision: Literal["float32", "bfloat16"], job: Job) -> Report:
         code = dictionary.encode(x)
         return code, dictionary.decode(code)
 
-    r2, l0, dead = quality(reconstruct, data["train"], data["test"])
-    speed = (len(times) - 1) * job.batch_size / (times[-1] - times[0])
-    return Report(speed, rate, r2, l0, dead)
+    speed = sum(n_rows[1:]) / (times[-1] - times[0])
+    if not job.quality:
+        return Report(speed, rate)
+    return Report(speed, rate, *quality(reconstruct, data["train"], data["test"]))
 
 
 def install(environment: Path, requirements: list[str]) -> None:
