@@ -9,6 +9,7 @@ import pytest
 from edited_models import MODEL, artifact_of
 from hub_client import LoopbackHub
 from huggingface_hub import HfApi
+from safetensors.torch import save_file
 from small_artifacts import contents, small_artifact, small_model
 from torch import Tensor, nn
 
@@ -71,9 +72,12 @@ def test_a_model_that_is_not_the_base_with_this_edit_is_refused(
     error: type[Exception],
     message: str,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     artifact = artifact_of(small, rows=(0, 1))
     change(small, artifact)
+    # Found out before anything large is written.
+    monkeypatch.delattr(type(adapter.adapter_of(small)), "export")
     with pytest.raises(error, match=message):
         salve.save_edited_model(small, artifact, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -121,6 +125,28 @@ def test_a_model_without_an_adapter_or_one_that_cannot_write_it_is_refused(
     monkeypatch.setattr(Old, "export", lambda self, model, folder: None)
     with pytest.raises(UnsupportedModelError, match=r"did not write.*error of the adapter"):
         salve.save_edited_model(small_model(), small_artifact(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_that_writes_another_model_is_found_out(
+    small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = artifact_of(small)
+    kind, base = type(adapter.adapter_of(small)), small.state_dict()
+
+    def writes(state: dict[str, Tensor]) -> None:
+        def export(self: Any, model: nn.Module, folder: Path) -> None:
+            save_file(state, folder / "model.safetensors")
+            (folder / "config.json").write_text("{}")
+
+        monkeypatch.setattr(kind, "export", export)
+
+    writes(base)
+    with pytest.raises(EditStateError, match=r"head\.weight"):
+        salve.save_edited_model(small, artifact, tmp_path)
+    writes({f"model.{name}": tensor for name, tensor in base.items()})
+    with pytest.raises(UnsupportedModelError, match=r"no \['head\.weight'\]"):
+        salve.save_edited_model(small, artifact, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
