@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_artifacts import covered, flipped, in_memory, reader_of
+from small_artifacts import CARD, CONFIG, covered, flipped, in_memory, reader_of
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import ArtifactError
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.card import card_state
 from salve_plugin.share.manifest import read_files, read_manifest
 
 
@@ -64,7 +65,6 @@ def assert_detected(files: dict[str, bytes], name: str, bits: range) -> None:
 
 
 def test_a_flipped_bit_in_any_byte_of_any_file_is_detected(saved: Path) -> None:
-
     files = covered(saved)
     assert len(files) == 3
     in_memory(files)
@@ -86,6 +86,14 @@ def test_every_flipped_bit_of_every_file_is_detected(saved: Path) -> None:
     files = covered(saved)
     for name, data in files.items():
         assert_detected(files, name, range(8 * len(data)))
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_of_the_card_is_reported(saved: Path) -> None:
+    card, config = (saved / CARD).read_bytes(), read_manifest((saved / CONFIG).read_bytes())
+    assert card_state(card, config) == "as written"
+    for bit in range(8 * len(card)):
+        assert card_state(flipped(card, bit), config) == "edited", bit
 
 
 def test_truncation_at_every_fifth_length_and_added_bytes_are_detected(saved: Path) -> None:
