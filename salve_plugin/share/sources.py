@@ -104,6 +104,8 @@ def open_source(source: PathLike, marker: str, **where: Unpack[Where]) -> Source
         HubError: if the Hub refuses or cannot be reached, and the cache does not help.
     """
     folder = Path(source)
+    if source == "":  # which a path would take for the current folder
+        raise InputError("the source is empty; expected a folder or 'user/name'")
     if folder.is_dir():
         return _local(folder, where)
     if isinstance(source, os.PathLike) or source.count("/") != 1 or source[0] in "./~":
@@ -150,6 +152,9 @@ def _local(folder: Path, where: Where) -> Source:
     subfolder = where.get("subfolder")
     check_subfolder(subfolder)
     place = folder if subfolder is None else folder / subfolder
+    inside = [] if subfolder is None else [place, *place.parents][: subfolder.count("/") + 1]
+    if any(each.is_symlink() for each in inside):
+        raise ArtifactError(f"subfolder '{subfolder}' of '{folder}' leads through a link; copy it")
     if not place.is_dir():
         raise ArtifactError(f"there is no folder '{place}'; check the subfolder")
     return Source(str(place), folder_reader(place), ExistingFolder(place))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_artifacts import CARD, CONFIG, covered, flipped, in_memory, reader_of
 
 from salve_plugin.control.edit import Edit
-from salve_plugin.errors import ArtifactError
+from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.card import card_state
 from salve_plugin.share.manifest import read_files, read_manifest
@@ -38,6 +38,22 @@ def test_links_pickles_missing_and_swapped_files_are_refused(
         EditArtifact.from_pretrained(saved)
     file.write_bytes(data)
     EditArtifact.from_pretrained(saved)
+
+
+def test_a_subfolder_through_a_link_and_an_empty_source_are_refused(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "repository" / "a").mkdir(parents=True)
+    (tmp_path / "repository" / "a" / "link").symlink_to(saved)
+    (tmp_path / "repository" / "out").symlink_to(tmp_path)
+    for subfolder in ("a/link", "out/saved"):
+        with pytest.raises(ArtifactError, match="leads through a link"):
+            EditArtifact.from_pretrained(tmp_path / "repository", subfolder=subfolder)
+    (tmp_path / "link").symlink_to(tmp_path)  # the folder itself is the user's choice
+    EditArtifact.from_pretrained(tmp_path / "link", subfolder="saved")
+    monkeypatch.chdir(saved)
+    with pytest.raises(InputError, match="source is empty"):
+        EditArtifact.from_pretrained("")
 
 
 def test_files_over_the_limits_are_refused_before_they_are_read(
