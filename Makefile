@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= salve-demo
+# Tests are spread over two processes, each with one thread; files stay together.
+SPREAD := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-pretrained test test-slow test-peer lint docs bench clean
@@ -33,10 +35,10 @@ demo-pretrained: $(VENV)/.demo ## The same on a pretrained ImageNet network and 
 	$(BIN)/salve demo --pretrained --out $(OUT)-pretrained
 
 test: $(VENV)/.dev ## Run the tests (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev ## Run the tests that take long
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m slow $(PYTEST_ARGS)
 
 test-peer: $(VENV)/.dev ## Compare with programs of others, in environments of their own
 	$(BIN)/python -m pytest -m peer $(PYTEST_ARGS)

@@ -17,6 +17,8 @@ from torch import nn
 
 from salve_plugin.demo import digits
 
+collect_ignore = ["hub_server", "tools"]  # imported by tests, not tests themselves
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 torch.set_num_threads(1)

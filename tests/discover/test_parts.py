@@ -46,6 +46,7 @@ for name, source in (("loader", loader), ("list", batches)):
             hooked, source, folder=f"{out}/{name}", progress=False, accelerator=accelerator
         )
         assert acts.n_images == 70
+accelerator.end_training()  # else gloo's threads may still run when the process ends, and abort it
 """
 
 

@@ -49,6 +49,7 @@ for learner in learners.split(","):
     save_file(dictionary.tensors, f"{out}/{learner}-{accelerator.process_index}.safetensors")
     gradients = first_gradients(rows, learner, k, Team(accelerator))
     save_file(gradients, f"{out}/gradients-{learner}-{accelerator.process_index}.safetensors")
+accelerator.end_training()  # else gloo's threads may still run when the process ends, and abort it
 """
 
 GRADIENTS = """

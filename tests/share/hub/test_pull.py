@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,44 +182,27 @@ def without_rights() -> Iterator[None]:
             os.seteuid(0)
 
 
-@pytest.fixture
-def read_only(hf_home: Path, tmp_path: Path) -> Iterator[Callable[[], None]]:
-    """Take away the right to write into the cache."""
-    folders: list[Path] = []
-
-    def lock() -> None:
-        for parent in (tmp_path, *tmp_path.parents):  # pytest's folders are for their owner only
-            if parent.stat().st_uid == os.getuid() and len(parent.parts) > 2:
-                parent.chmod(parent.stat().st_mode | 0o055)
-        for path in (hf_home, *hf_home.rglob("*")):
-            if path.is_dir() and not path.is_symlink():
-                folders.append(path)
-                path.chmod(0o555)
-
-    yield lock
-    for folder in folders:
-        folder.chmod(0o755)
-
-
 def test_a_read_only_cache_is_read_and_what_it_lacks_is_reported(
-    push: Push,
-    pull: Pull,
-    tiny: EditArtifact,
-    other: EditArtifact,
-    hf_home: Path,
-    read_only: Callable[[], None],
+    push: Push, pull: Pull, tiny: EditArtifact
 ) -> None:
     commit = push(tiny).reference.commit
-    pull()
-    pull(revision=commit)
-    (hf_home / "empty").mkdir()
-    read_only()
-    with without_rights():
-        assert pull(revision=commit).digest == tiny.digest
-        assert pull().digest == tiny.digest
-        assert pull(local_files_only=True).digest == tiny.digest
-        with pytest.raises(WriteError, match="choose another cache_dir"):
-            pull(cache_dir=hf_home / "empty")
+    with tempfile.TemporaryDirectory() as cache:  # pytest's own folders are for their owner only
+        filled, empty = Path(cache) / "filled", Path(cache) / "empty"
+        pull(cache_dir=filled)
+        empty.mkdir()
+        folders = [path for path in (*Path(cache).rglob("*"), Path(cache)) if path.is_dir()]
+        for path in folders:
+            path.chmod(0o555)
+        try:
+            with without_rights():
+                assert pull(cache_dir=filled, revision=commit).digest == tiny.digest
+                assert pull(cache_dir=filled).digest == tiny.digest
+                assert pull(cache_dir=filled, local_files_only=True).digest == tiny.digest
+                with pytest.raises(WriteError, match="choose another cache_dir"):
+                    pull(cache_dir=empty)
+        finally:
+            for path in folders:
+                path.chmod(0o755)
 
 
 # --- without a network ---------------------------------------------------------------------------
