@@ -2,9 +2,10 @@
 
 For a ResNet-18 and a ViT-B head (1000 classes, random weights): the recipe alone, with the critical
 strengths of 50 000 images, with the pristine rows of one class and of all, and with the dictionary.
-Prints one table; run it with `python benchmarks/artifacts.py`.
+Prints one table; run it with `python benchmarks/artifacts.py --threads 1`.
 """
 
+import argparse
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ from torch import nn
 from salve_plugin import EditArtifact, attach, suppress
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
+from salve_plugin.demo.environment import environment
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
 from salve_plugin.hooks import HookedModel
@@ -84,6 +86,12 @@ def main() -> None:
     """Measure and print."""
     import timm
 
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    threads = parser.parse_args().threads
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    print(environment(threads))
     print(f"{'':44}{'bytes':>12}{'of base':>9}{'save ms':>9}{'load ms':>9}{'copy ms':>9}")
     for name, latents in SHAPES.items():
         model = timm.create_model(name, pretrained=False).eval()
