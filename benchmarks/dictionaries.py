@@ -12,12 +12,13 @@ rows, "dead" is the share of latents that none of the 20 000 rows activates. Thi
 keeps one row in ten from training; the clock is around its loop.
 
 Before the clock runs, everyone gets the learning rate, of its documented one times --factors, that
-reaches the best R² with the fewest latents, and for ReLU-l1 the weight of the l1 norm, searched by
-bisection, that gives the L0 of TopK at these numbers of latents and steps; --settings keeps what
-was found, and how good it is, for the next run. With --timed-steps the clock of the peers, whose
-steps all cost the same, runs over the first so many steps only; this package's, whose first steps
-cost more, always runs over all of them. `dictionary_peers.py` says what each peer runs. "One
-matmul" is x Eᵀ alone; "five matmuls" are all the products of a dense step.
+reaches the best R² with the fewest latents. This package has a choice of initializations, too, and
+so tries fewer rates: all train equally often. For ReLU-l1 each try searches the weight of the l1
+norm, by bisection, that gives the L0 of TopK at these numbers of latents and steps. --settings
+keeps what was found, and how good it is, for the next run. With --timed-steps the clock of the
+peers, whose steps all cost the same, runs over the first so many steps only; this package's, whose
+first steps cost more, always runs over all of them. `dictionary_peers.py` says what each peer runs.
+"One matmul" is x Eᵀ alone; "five matmuls" are all the products of a dense step.
 
 Peers live in one virtual environment each, made by --install: it has the peer's own requirements
 and, through a .pth file, sees the packages of the running environment, so that all use the same
@@ -70,6 +71,9 @@ ENVIRONMENT = {
 
 OURS, OURS_BF16 = "salve", "salve-bf16"
 WIDTH, K, BATCH, ROWS, TEST_ROWS, PLANTED = 512, 32, 1024, 20_000, 4096, 1024
+STARTS = ("rows", "random")
+"""Initializations of this package's atoms that tuning chooses from; peers have only one."""
+
 TRIES, CLOSE = 9, 0.05
 """Trainings that a bisection may use, and how close to the wanted L0 it may stop."""
 
@@ -163,16 +167,20 @@ class Setting:
     Attributes:
         factor: of the documented learning rate.
         weight: λ of the l1 norm, for rows with mean squared norm WIDTH.
+        initialization: of this package's atoms.
         found: what came of it.
     """
 
     factor: float = 1.0
     weight: float = 5.0
+    initialization: str = STARTS[0]
     found: Report | None = None
 
     def applied(self, job: Job) -> Job:
         """Return the job with this setting."""
-        return replace(job, factor=self.factor, weight=self.weight)
+        return replace(
+            job, factor=self.factor, weight=self.weight, initialization=self.initialization
+        )
 
 
 def main() -> None:
@@ -288,7 +296,7 @@ class Tuner:
         last = self._last.get((contestant.name, job.learner))
         if key in self._known:
             known = self._known[key]
-            found = Setting(known["factor"], known["weight"], Report(**known["found"]))
+            found = Setting(**{**known, "found": Report(**known["found"])})
         elif last is None:
             found = best_setting(contestant, job, self._factors)
         elif job.learner == "topk":
@@ -307,8 +315,11 @@ def best_setting(contestant: Contestant, job: Job, factors: list[float]) -> Sett
     """Return the setting with the best R² among those that reach the wanted L0."""
     found: list[tuple[bool, float, Setting]] = []
     start = Setting()
-    for factor in factors:
-        setting = replace(start, factor=factor)
+    starts = STARTS[:1] if contestant.name in REQUIREMENTS else STARTS
+    # A choice of starts must not buy more trainings than a peer has.
+    tries = [(factor, name) for factor in factors for name in starts][: len(factors)]
+    for factor, name in tries:
+        setting = replace(start, factor=factor, initialization=name)
         if job.learner == "topk":
             report = contestant.ask(setting.applied(job))
             setting = replace(setting, found=report)
@@ -448,7 +459,7 @@ def salve(precision: Literal["float32", "bfloat16"], job: Job) -> Report:
             steps=job.steps,
             batch_size=job.batch_size,
             learning_rate=rate,
-            initialization="rows",
+            initialization=job.initialization,
             seed=job.seed,
             run=Run(precision=precision),
             **options,

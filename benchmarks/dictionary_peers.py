@@ -58,6 +58,7 @@ class Job:
         batch_size: rows in a step.
         seed: of initial weights and of the order of the rows.
         quality: whether to measure that, too.
+        initialization: of this package's atoms; peers start as they do.
     """
 
     data: str
@@ -70,6 +71,7 @@ class Job:
     batch_size: int
     seed: int
     quality: bool = True
+    initialization: str = "rows"
 
     @property
     def warm_up(self) -> int:
