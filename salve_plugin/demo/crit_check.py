@@ -8,6 +8,7 @@ from torch import Tensor
 
 from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.knots import LIMIT
 from salve_plugin.demo.measures import Study
 
 SCAN = 400
@@ -64,7 +65,7 @@ def check_crit(study: Study, edit: Edit, label: int, images: Tensor) -> CritChec
         return (x * weight[label] * factors).sum(1) + bias[label]
 
     finite = exact.isfinite()
-    agree = _agrees(left, exact, float(edit.direction.abs()[edit.direction != 0].min()))
+    agree = _agrees(left, exact, _last_strength(edit.direction))
     usable = finite & linear.isfinite()
     return CritCheck(
         label=label,
@@ -77,10 +78,16 @@ def check_crit(study: Study, edit: Edit, label: int, images: Tensor) -> CritChec
     )
 
 
-def _agrees(left: Callable[[Tensor], Tensor], exact: Tensor, smallest: float) -> Tensor:
+def _last_strength(direction: Tensor) -> float:
+    """Return the strength at which every column is closed, or the largest that is asked about."""
+    reach = direction.double().abs()
+    return min(1.01 / float(reach[reach > 0].min()), LIMIT / float(reach.max()))
+
+
+def _agrees(left: Callable[[Tensor], Tensor], exact: Tensor, last: float) -> Tensor:
     finite = exact.isfinite()
-    # Without a root the scan must stay above zero until every column is closed.
-    end = torch.where(finite, exact * (1 - 1e-9), torch.full_like(exact, 1.01 / smallest))
+    # Without a root the scan must stay above zero to its end.
+    end = torch.where(finite, exact * (1 - 1e-9), torch.full_like(exact, last))
     above = torch.ones_like(finite)
     for share in torch.linspace(0, 1, SCAN, dtype=torch.float64):
         # Squared, since kinks crowd at small strengths.

@@ -1,5 +1,7 @@
 """The demo's measures, on the trained networks: recounted with the really edited network."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,19 @@ def test_exact_strengths_survive_the_brute_force(study: Study, digits_test: digi
     assert check.images > 30
     assert check.agree == check.images
     assert check.worst_residual <= 1e-6
+
+
+def test_brute_force_ends_where_strengths_are_no_longer_asked_about(
+    study: Study, digits_test: digits.Split
+) -> None:
+    """Columns with almost no weight in the direction close at strengths beyond the limit."""
+    edit = suppress_class(study, 4, seed=0).recipe.edit
+    direction = edit.direction.clone()
+    direction[::2] *= 1e-6
+    faint = replace(edit, direction=direction / direction.norm())
+    check = check_crit(study, faint, 4, digits_test.images)
+    assert check.finite < check.images
+    assert check.agree == check.images
 
 
 def test_enhancing_raises_the_confidence_of_the_class(study: Study) -> None:
