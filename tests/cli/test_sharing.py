@@ -9,19 +9,15 @@ from typing import Any
 import pytest
 import torch
 from hub_client import LoopbackHub
-from torch import nn
+from small_artifacts import WEIGHT, small_edit, small_model
 
 from salve_plugin.cli import main
-from salve_plugin.control.base import Base, Fingerprint
-from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.site import Site
 
 Capture = pytest.CaptureFixture[str]
-WEIGHT = torch.arange(12.0).reshape(3, 4)
 
 
 def run(capsys: Capture, *arguments: object) -> tuple[int, dict[str, Any]]:
@@ -34,18 +30,7 @@ def run(capsys: Capture, *arguments: object) -> tuple[int, dict[str, Any]]:
 
 @pytest.fixture
 def artifact() -> EditArtifact:
-    edit = Edit(
-        site=Site("unembed.hook_in", "fc", "in", "pooled", 4, readers=("fc",)),
-        operator="scale",
-        mode="suppress",
-        latent=5,
-        direction=torch.tensor([0.6, 0.0, -0.8, 0.0]),
-        strength=1.5,
-        rows=(1, 2),
-        base=Base({"architecture": "Tiny"}, {"fc.weight": Fingerprint.of(WEIGHT)}),
-        dictionary_digest="ab" * 32,
-    )
-    return EditArtifact(edit, pristine={"fc.weight": WEIGHT[1:]})
+    return EditArtifact(small_edit(), pristine={"fc.weight": WEIGHT[1:]})
 
 
 @pytest.fixture
@@ -159,11 +144,7 @@ def test_bundles_and_dictionaries_are_shared_by_the_same_commands(
     capsys: Capture,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
-    model = nn.Sequential()
-    model.add_module("fc", nn.Linear(4, 3))
-    with torch.no_grad():
-        model.get_parameter("fc.weight").copy_(WEIGHT)
-    bundle = EditBundle.of(model, {"one": artifact})
+    bundle = EditBundle.of(small_model(), {"one": artifact})
     tensors = {
         "atoms": torch.eye(4),
         "encoder_weight": torch.eye(4),

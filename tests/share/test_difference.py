@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_artifacts import WEIGHT, small_edit
 from torch import nn
 
 import salve_plugin as salve
@@ -18,9 +19,6 @@ from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.difference import ABSENT, Difference
-from salve_plugin.site import Site
-
-WEIGHT = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8], [-1, -2, -3, -4]])
 
 
 def paths(found: Difference) -> list[tuple[str | int, ...]]:
@@ -137,18 +135,7 @@ def test_edits_of_a_real_network_are_compared(digits_network: nn.Module) -> None
 
 
 def base_artifact() -> EditArtifact:
-    edit = Edit(
-        site=Site("unembed.hook_in", "fc", "in", "pooled", 4, readers=("fc",)),
-        operator="scale",
-        mode="suppress",
-        latent=5,
-        direction=torch.tensor([0.6, 0.0, -0.8, 0.0]),
-        strength=1.5,
-        rows=(1, 2),
-        base=Base({"architecture": "Tiny"}, {"fc.weight": Fingerprint.of(WEIGHT)}),
-        dictionary_digest="ab" * 32,
-    )
-    return EditArtifact(edit, pristine={"fc.weight": WEIGHT[1:]})
+    return EditArtifact(small_edit(), pristine={"fc.weight": WEIGHT[1:]})
 
 
 def edited(**fields: Any) -> Callable[[EditArtifact], EditArtifact]:
