@@ -16,6 +16,7 @@ from salve_plugin.discover.team import Team
 from salve_plugin.discover.train import fit
 
 SCRIPT = """
+import os
 import sys
 import torch
 from accelerate import Accelerator
@@ -49,7 +50,8 @@ for learner in learners.split(","):
     save_file(dictionary.tensors, f"{out}/{learner}-{accelerator.process_index}.safetensors")
     gradients = first_gradients(rows, learner, k, Team(accelerator))
     save_file(gradients, f"{out}/gradients-{learner}-{accelerator.process_index}.safetensors")
-accelerator.end_training()  # else gloo's threads may still run when the process ends, and abort it
+accelerator.end_training()
+os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts although all is done
 """
 
 GRADIENTS = """
