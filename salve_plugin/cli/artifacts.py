@@ -6,11 +6,10 @@ from pathlib import Path
 from torch import nn
 
 from salve_plugin.cli.output import console, show_json, show_table
-from salve_plugin.cli.shared import read
+from salve_plugin.cli.shared import find
 from salve_plugin.cli.studies import source
 from salve_plugin.cli.study import OpenModel
 from salve_plugin.control.evaluate import evaluate
-from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.files import sha256_file, write_atomically
 from salve_plugin.share.artifact import EditArtifact
@@ -76,24 +75,12 @@ def revert(
 
 def inspect(source: str, where: Where, *, as_json: bool) -> None:
     """Verify what lies at a place and show its summary."""
-    kind, shared = read(source, **where)
-    if isinstance(shared, Dictionary):
-        summary: dict[str, object] = {
-            "learner": shared.learner,
-            "options": shared.options,
-            "latents": shared.n_latents,
-            "site": shared.site.to_json(),
-            "meta": dict(shared.meta),
-            "digest": shared.digest(),
-            "origin": None if shared.origin is None else shared.origin.to_json(),
-        }
-    else:
-        summary = type(shared).inspect(source, **where)
+    found = find(source, **where)
     if as_json:
-        show_json({"kind": kind, **summary})
+        show_json({"kind": found.kind, **found.said})
         return
-    rows = [(key, value) for key, value in _flat(summary) if value not in (None, {}, [])]
-    show_table(f"{kind} {source}", ("field", "value"), rows)
+    rows = [(key, value) for key, value in _flat(found.said) if value not in (None, {}, [])]
+    show_table(f"{found.kind} {source}", ("field", "value"), rows)
     console().print("Verified: every byte is as it was written.", highlight=False)
 
 

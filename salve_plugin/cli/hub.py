@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salve_plugin.cli.output import show_json, show_table
-from salve_plugin.cli.shared import Shared, digest_of, read
-from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.share.hub.address import Origin
+from salve_plugin.cli.shared import Found, find
 from salve_plugin.share.sources import Where
 
 
@@ -29,37 +27,39 @@ class Place:
 def verify(source: str, where: Where, *, as_json: bool) -> None:
     """Check every byte of what lies at a place and print its digest."""
     with _bars(shown=not as_json):
-        kind, shared = read(source, **where)
-        if isinstance(shared, Dictionary):
-            card = None
-        else:
-            card = type(shared).inspect(source, **where)["card"]
-            type(shared).verify(source, **where)
-    result = {"kind": kind, "digest": digest_of(shared), "card": card, "commit": _commit(shared)}
+        found = find(source, **where)
+        found.check_models()
+    result = {
+        "kind": found.kind,
+        "digest": found.digest,
+        "card": found.said.get("card"),
+        "commit": _commit(found),
+    }
     _show(result, "verified: every byte is as it was written", as_json=as_json)
 
 
 def pull(repo_id: str, where: Where, out: Path, *, as_json: bool) -> None:
     """Get what lies in a repository, verify it and write it into a folder."""
     with _bars(shown=not as_json):
-        kind, shared = read(repo_id, **where)
-    shared.save_pretrained(out)
+        found = find(repo_id, **where)
+    found.shared.save_pretrained(out)
     result: dict[str, object] = {
-        "kind": kind,
+        "kind": found.kind,
         "folder": str(out),
-        "digest": digest_of(shared),
-        "commit": _commit(shared),
+        "digest": found.digest,
+        "commit": _commit(found),
     }
-    if isinstance(shared.origin, Origin):
-        result |= {"resolved": shared.origin.resolved, "from_cache": shared.origin.from_cache}
+    origin = found.place.origin
+    if origin is not None:
+        result |= {"resolved": origin.resolved, "from_cache": origin.from_cache}
     _show(result, "pulled", as_json=as_json)
 
 
 def push(folder: Path, place: Place, *, as_json: bool) -> None:
     """Verify what lies in a folder and put it on the Hub in one commit."""
-    kind, shared = read(folder)
+    found = find(folder)
     with _bars(shown=not as_json):
-        pushed = shared.push_to_hub(
+        pushed = found.shared.push_to_hub(
             place.repo_id,
             subfolder=place.subfolder,
             revision=place.revision,
@@ -70,8 +70,8 @@ def push(folder: Path, place: Place, *, as_json: bool) -> None:
             endpoint=place.endpoint,
         )
     result: dict[str, object] = {
-        "kind": kind,
-        "digest": digest_of(shared),
+        "kind": found.kind,
+        "digest": found.digest,
         "repo_id": pushed.reference.repo_id,
         "commit": pushed.reference.commit,
         "pull_request": pushed.pull_request,
@@ -82,9 +82,9 @@ def push(folder: Path, place: Place, *, as_json: bool) -> None:
     _show(result, "pushed" if pushed.created else "already there", as_json=as_json)
 
 
-def _commit(shared: Shared) -> str | None:
-    origin = shared.origin
-    return (origin.reference if isinstance(origin, Origin) else origin).commit if origin else None
+def _commit(found: Found) -> str | None:
+    origin = found.place.origin
+    return None if origin is None else origin.reference.commit
 
 
 @contextmanager

@@ -154,9 +154,7 @@ class EditArtifact(Contents):
         """
         place = open_source(source, CONFIG_FILE, **where)
         _, parts = place.use(reading.read_artifact)
-        artifact = cls(**parts)
-        object.__setattr__(artifact, "origin", place.origin)
-        return artifact
+        return located(cls(**parts), place.origin)
 
     def push_to_hub(
         self,
@@ -284,6 +282,12 @@ class EditArtifact(Contents):
             )
         else:
             restore_rows_(model, self.edit, self.pristine)
+
+
+def located(artifact: EditArtifact, origin: Origin | None) -> EditArtifact:
+    """Return the artifact, which now remembers where on the Hub it was read from."""
+    object.__setattr__(artifact, "origin", origin)
+    return artifact
 
 
 def _check_pictures(pictures: Mapping[str, bytes]) -> None:

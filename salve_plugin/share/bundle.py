@@ -21,7 +21,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.ledger import ledger_of
 from salve_plugin.errors import EditStateError
 from salve_plugin.hooks import HookedModel
-from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.artifact import EditArtifact, located
 from salve_plugin.share.bundle_contents import BundleContents, bundle_fields, check_members
 from salve_plugin.share.bundle_files import (
     BUNDLE_FILE,
@@ -231,13 +231,7 @@ class EditBundle(BundleContents):
         """
         place = open_source(source, BUNDLE_FILE, **where)
         _, parts = place.use(read_bundle)
-        bundle = cls(**parts)
-        origin = place.origin
-        object.__setattr__(bundle, "origin", origin)
-        if origin is not None:
-            for name, member in bundle.members.items():
-                object.__setattr__(member, "origin", _within(origin, name))
-        return bundle
+        return located_bundle(cls(**parts), place.origin)
 
     def push_to_hub(
         self,
@@ -293,6 +287,14 @@ class EditBundle(BundleContents):
         said = place.use(described_bundle)
         origin = place.origin
         return {**said, "origin": None if origin is None else origin.reference.to_json()}
+
+
+def located_bundle(bundle: EditBundle, origin: Origin | None) -> EditBundle:
+    """Return the bundle, which now remembers where it was read from, as its members do."""
+    object.__setattr__(bundle, "origin", origin)
+    for name, member in bundle.members.items():
+        located(member, None if origin is None else _within(origin, name))
+    return bundle
 
 
 def _within(origin: Origin, name: str) -> Origin:

@@ -16,6 +16,22 @@ Reader = Callable[[str, int], bytes]
 """Returns the bytes of a named file, refusing more than the given number of them."""
 
 
+def remembering(read: Reader) -> Reader:
+    """Return a reader that asks `read` for each file once and then gives the same bytes again.
+
+    What is parsed several times is parsed from the same bytes, whatever happens to the files
+    meanwhile. The bytes stay in memory as long as the reader.
+    """
+    seen: dict[str, bytes] = {}
+
+    def read_once(name: str, limit: int) -> bytes:
+        if name not in seen:
+            seen[name] = read(name, limit)
+        return seen[name]
+
+    return read_once
+
+
 def sha256_bytes(data: bytes) -> str:
     """Return the hex SHA-256 of bytes."""
     return hashlib.sha256(data).hexdigest()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
-from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.errors import ArtifactError, InputError, MissingFileError
 from salve_plugin.reference import check_subfolder
 from salve_plugin.share.existing import Existing, ExistingFolder
 from salve_plugin.share.folder import Reader, folder_reader
@@ -47,17 +47,22 @@ class Source:
         """Return `parse(reader)`; what is refused is downloaded anew, once.
 
         The Hub client checks the size of what it downloads and keeps in its cache, never the
-        content: a file that is refused may have been hurt there or on its way.
+        content: a file that is refused may have been hurt there or on its way. Nothing new can
+        come of a file that the commit does not have.
 
         Raises:
             ArtifactError: from `parse`, if the files are wrong where they come from.
         """
         try:
             return parse(self.reader)
+        except MissingFileError:
+            raise
         except ArtifactError as error:
             if self.snapshot is None:
                 raise
             if self.fresh_reader is None:
+                if not self.snapshot.offline:
+                    raise
                 raise ArtifactError(
                     f"{error} (read from the cache of the Hub client; with a connection, "
                     "force_download=True gets the files again)"
@@ -89,18 +94,18 @@ class Where(TypedDict, total=False):
     endpoint: str | None
 
 
-def open_source(source: PathLike, marker: str, **where: Unpack[Where]) -> Source:
+def open_source(source: PathLike, *markers: str, **where: Unpack[Where]) -> Source:
     """Return the files of a local folder or, if there is no such folder, of a Hub repository.
 
     Args:
         source: path of a folder, or "user/name".
-        marker: name of a file that must be there.
+        *markers: names of files of which one should be there.
         **where: see `Where`.
 
     Raises:
         InputError: if an argument is ill-formed or makes no sense for a local folder.
-        ArtifactError: if there is no such folder and the name cannot be a repository's, or the
-            commit has no file `marker` there.
+        ArtifactError: if there is no such folder and the name cannot be a repository's, or none
+            of the files is there and the Hub does not say in which commit it looked.
         HubError: if the Hub refuses or cannot be reached, and the cache does not help.
     """
     folder = Path(source)
@@ -113,10 +118,10 @@ def open_source(source: PathLike, marker: str, **where: Unpack[Where]) -> Source
             f"there is no folder '{os.fspath(source)}'; check the path (the name of a Hub "
             "repository has the form 'user/name')"
         )
-    return open_repository(source, marker, **where)
+    return open_repository(source, *markers, **where)
 
 
-def open_repository(repo_id: str, marker: str, **where: Unpack[Where]) -> Source:
+def open_repository(repo_id: str, *markers: str, **where: Unpack[Where]) -> Source:
     """Return the files of a Hub repository, whatever local folders there are.
 
     Raises:
@@ -131,7 +136,7 @@ def open_repository(repo_id: str, marker: str, **where: Unpack[Where]) -> Source
         force_download=where.get("force_download", False),
         access=Access(where.get("endpoint"), where.get("token")),
     )
-    snapshot = Snapshot(address, marker)
+    snapshot = Snapshot(address, *markers)
     fresh = snapshot.read_fresh if snapshot.can_refresh else None
     return Source(str(address), snapshot.read, _commit(snapshot), fresh, snapshot)
 

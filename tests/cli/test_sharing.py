@@ -1,13 +1,12 @@
 """`salve push`, `pull`, `verify` and `inspect` between a folder and a Hub."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from command import run
 from hub_client import LoopbackHub
 from small_artifacts import WEIGHT, small_edit, small_model
 
@@ -18,14 +17,6 @@ from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
 
 Capture = pytest.CaptureFixture[str]
-
-
-def run(capsys: Capture, *arguments: object) -> tuple[int, dict[str, Any]]:
-    """Run a command with --json; return its status and what it printed."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_info:
-        main([*(str(each) for each in arguments), "--json"])
-    return int(exit_info.value.code or 0), json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture

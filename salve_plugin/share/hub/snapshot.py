@@ -24,15 +24,16 @@ _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 class Snapshot:
     """Reads files of one commit; what the cache lacks is downloaded."""
 
-    def __init__(self, address: Address, marker: str) -> None:
+    def __init__(self, address: Address, *markers: str) -> None:
         """Resolve the revision.
 
         Args:
             address: what to read.
-            marker: name of a file that must be there; asking for it tells the commit.
+            *markers: names of files of which one should be there. Asking for the first tells the
+                commit, even if that has no such file; in the cache any of them does.
 
         Raises:
-            ArtifactError: if that commit has no such file.
+            MissingFileError: if none is there and the answers do not tell the commit either.
             HubError: if the Hub refuses or cannot be reached and the cache does not help.
         """
         self.address = address
@@ -40,7 +41,8 @@ class Snapshot:
         self._offline = address.local_files_only or _is_offline()
         self._cache = _cache_folder(address.cache_dir)
         self._downloaded = False
-        self.commit, self.resolved = self._resolve(marker)
+        self._markers = markers
+        self.commit, self.resolved = self._resolve(address.revision or DEFAULT_REVISION)
 
     @property
     def origin(self) -> Origin:
@@ -126,7 +128,7 @@ class Snapshot:
         try:
             path = patiently(f"download {name} of {address}", get)
         except HubError as error:
-            raise self._explained(error, name, self.commit) from error
+            raise self._explained(error, name) from error
         self._downloaded = True
         return Path(path)
 
@@ -148,17 +150,15 @@ class Snapshot:
                 "was not downloaded. It was changed or is no artifact of salve_plugin"
             )
 
-    def _resolve(self, marker: str) -> tuple[str, Resolved]:
-        revision = self.address.revision or DEFAULT_REVISION
+    def _resolve(self, revision: str) -> tuple[str, Resolved]:
         if COMMIT.fullmatch(revision):
             return revision, "pinned"
         if self._offline:
-            return self._remembered(marker, revision), "cache"
+            return self._remembered(revision), "cache"
         try:
-            with translated(f"look up '{revision}' of {self.address}"):
-                commit = self._head(marker, revision).commit_hash
+            commit = self._asked(revision)
         except HubError as error:
-            return self._after(error, marker, revision), "cache"
+            return self._after(error, revision), "cache"
         if commit is None or not COMMIT.fullmatch(commit):
             raise HubError(
                 f"the answer about '{revision}' of {self.address} names no commit; is "
@@ -168,14 +168,35 @@ class Snapshot:
         self._remember(revision, commit)
         return commit, "hub"
 
-    def _after(self, error: HubError, marker: str, revision: str) -> str:
+    def _asked(self, revision: str) -> str | None:
+        """Return the commit that the Hub names when it is asked for the first marker.
+
+        It names it in a refusal, too. Where something else than a Hub does not, the next marker is
+        asked for.
+        """
+        refused: MissingFileError | None = None
+        for marker in self._markers:
+            try:
+                with translated(f"look up '{revision}' of {self.address}"):
+                    return self._head(marker, revision).commit_hash
+            except HubError as error:
+                if error.reason != "no_file":
+                    raise
+                commit = _named_commit(error)
+                if commit is not None:
+                    return commit
+                refused = refused or self._missing(marker)
+        assert refused is not None
+        raise refused
+
+    def _after(self, error: HubError, revision: str) -> str:
         """Return the commit that the cache remembers, if the Hub only cannot answer just now.
 
         A refusal (no access, no such repository) is never answered from the cache.
         """
         if error.reason not in TRANSIENT or self.address.force_download:
-            raise self._explained(error, marker, revision) from error
-        path = self._cached(marker, revision)
+            raise error
+        path = self._cached_marker(revision)
         if path is None:
             raise error
         commit = self._commit_of(path)
@@ -186,16 +207,18 @@ class Snapshot:
         )
         return commit
 
-    def _explained(self, error: HubError, name: str, revision: str) -> SalveError:
-        if error.reason != "no_file":
-            return error
+    def _explained(self, error: HubError, name: str) -> SalveError:
+        return self._missing(name) if error.reason == "no_file" else error
+
+    def _missing(self, name: str) -> MissingFileError:
+        revision = self.address.revision or DEFAULT_REVISION
         return MissingFileError(
             f"{self.address} has no {name} at '{revision}': nothing complete lies there; check "
             "the subfolder and the revision"
         )
 
-    def _remembered(self, marker: str, revision: str) -> str:
-        path = self._cached(marker, revision)
+    def _remembered(self, revision: str) -> str:
+        path = self._cached_marker(revision)
         if path is None:
             raise HubError(
                 f"'{revision}' of {self.address} is not in the cache {self._cache} and the network "
@@ -227,6 +250,10 @@ class Snapshot:
         )
         return Path(path) if isinstance(path, str) else None
 
+    def _cached_marker(self, revision: str) -> Path | None:
+        found = (self._cached(marker, revision) for marker in self._markers)
+        return next((path for path in found if path is not None), None)
+
     def _commit_of(self, path: Path) -> str:
         """Return the commit that a cache entry, .../snapshots/<commit>/<path>, belongs to."""
         commit = path.relative_to(self._cache).parts[2]
@@ -242,6 +269,12 @@ class Snapshot:
             address.repo_id, address.path_of(name), revision=revision, endpoint=client.endpoint
         )
         return client.get_hf_file_metadata(url=url)
+
+
+def _named_commit(error: HubError) -> str | None:
+    headers = getattr(getattr(error.__cause__, "response", None), "headers", {})
+    commit = headers.get("X-Repo-Commit", "")
+    return commit if COMMIT.fullmatch(commit) else None
 
 
 def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
