@@ -40,7 +40,7 @@ def apply_command(
     as_json: Json = False,
 ) -> None:
     """Apply an artifact to its base model and save the edited weights."""
-    where = Where(revision=revision, subfolder=subfolder, local_files_only=offline)
+    where = _where(revision, subfolder, offline)
     artifacts.apply(artifact, where, out, model, checkpoint, num_classes, data, as_json=as_json)
 
 
@@ -57,7 +57,7 @@ def revert_command(
     as_json: Json = False,
 ) -> None:
     """Undo an artifact's edit in a saved model, bit for bit."""
-    where = Where(revision=revision, subfolder=subfolder, local_files_only=offline)
+    where = _where(revision, subfolder, offline)
     artifacts.revert(artifact, where, out, model, checkpoint, num_classes, as_json=as_json)
 
 
@@ -72,13 +72,7 @@ def inspect_command(
     as_json: Json = False,
 ) -> None:
     """Verify an artifact and show what it says about itself."""
-    where = Where(
-        revision=revision,
-        subfolder=subfolder,
-        local_files_only=offline,
-        force_download=force_download,
-        endpoint=endpoint,
-    )
+    where = _where(revision, subfolder, offline, force_download, endpoint)
     artifacts.inspect(artifact, where, as_json=as_json)
 
 
@@ -93,13 +87,7 @@ def verify_command(
     as_json: Json = False,
 ) -> None:
     """Check every byte of an edit, bundle or dictionary; what is wrong ends with status 1."""
-    where = Where(
-        revision=revision,
-        subfolder=subfolder,
-        local_files_only=offline,
-        force_download=force_download,
-        endpoint=endpoint,
-    )
+    where = _where(revision, subfolder, offline, force_download, endpoint)
     hub.verify(artifact, where, as_json=as_json)
 
 
@@ -118,13 +106,7 @@ def pull_command(
 
     For a private repository set HF_TOKEN or log in with `hf auth login`.
     """
-    where = Where(
-        revision=revision,
-        subfolder=subfolder,
-        local_files_only=offline,
-        force_download=force_download,
-        endpoint=endpoint,
-    )
+    where = _where(revision, subfolder, offline, force_download, endpoint)
     hub.pull(repo, where, out, as_json=as_json)
 
 
@@ -156,3 +138,20 @@ def push_command(
     """
     place = hub.Place(repo, subfolder, revision, private, message, create_pr, tag, endpoint)
     hub.push(folder, place, as_json=as_json)
+
+
+def _where(
+    revision: str | None,
+    subfolder: str | None,
+    offline: bool,
+    force_download: bool = False,
+    endpoint: str | None = None,
+) -> Where:
+    """Return the options of a command that reads as the library's own arguments."""
+    return Where(
+        revision=revision,
+        subfolder=subfolder,
+        local_files_only=offline,
+        force_download=force_download,
+        endpoint=endpoint,
+    )
