@@ -1,4 +1,4 @@
-"""`salve apply`, `revert` and `inspect`."""
+"""`salve apply`, `revert` and `inspect`: of an edit or a bundle of edits."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,13 @@ from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.shared import find
 from salve_plugin.cli.studies import source
 from salve_plugin.cli.study import OpenModel
+from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import evaluate
+from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.files import sha256_file, write_atomically
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.bundle import EditBundle
 from salve_plugin.share.sources import Where
 
 
@@ -27,21 +30,22 @@ def apply(
     *,
     as_json: bool,
 ) -> None:
-    """Apply the artifact to its base and write the edited state dict."""
-    artifact = EditArtifact.from_pretrained(source, **where)
+    """Apply the edit, or all edits of the bundle, to the base; write the edited state dict."""
+    kind, shared = _edits_at(source, where)
     _check_out(out)
-    opened = _base(artifact, model, checkpoint, num_classes)
+    opened = _base(shared, model, checkpoint, num_classes)
     network = opened.hooked.model
     loader = None if data is None else opened.images(data).batches(64)
     before = None if loader is None else evaluate(network, loader)
-    artifact.edit.apply_(network)
+    (shared if isinstance(shared, EditBundle) else shared.edit).apply_(network)
     after = None if loader is None else evaluate(network, loader)
     _save(network, out)
     result: dict[str, object] = {
-        "artifact": artifact.digest,
+        "kind": kind,
+        "artifact": shared.digest,
         "weights": str(out),
         "weights_sha256": sha256_file(out),
-        "edited": list(artifact.edit.base.tensors),
+        "edited": _weights(shared),
     }
     if before is not None and after is not None:
         result |= {"accuracy_before": before.overall, "accuracy_after": after.overall}
@@ -58,17 +62,18 @@ def revert(
     *,
     as_json: bool,
 ) -> None:
-    """Undo the artifact's edit in a saved state dict and write the restored one."""
-    artifact = EditArtifact.from_pretrained(source, **where)
+    """Undo the edit, or all edits of the bundle, in a state dict; write the restored one."""
+    kind, shared = _edits_at(source, where)
     _check_out(out)
-    opened = _base(artifact, model, checkpoint, num_classes)
-    artifact.revert_(opened.hooked.model)
+    opened = _base(shared, model, checkpoint, num_classes)
+    shared.revert_(opened.hooked.model)
     _save(opened.hooked.model, out)
     result: dict[str, object] = {
-        "artifact": artifact.digest,
+        "kind": kind,
+        "artifact": shared.digest,
         "weights": str(out),
         "weights_sha256": sha256_file(out),
-        "restored": list(artifact.edit.base.tensors),
+        "restored": _weights(shared),
     }
     _show(result, "reverted", as_json=as_json)
 
@@ -84,11 +89,33 @@ def inspect(source: str, where: Where, *, as_json: bool) -> None:
     console().print("Verified: every byte is as it was written.", highlight=False)
 
 
+def _edits_at(source: str, where: Where) -> tuple[str, EditArtifact | EditBundle]:
+    found = find(source, **where)
+    if isinstance(found.shared, Dictionary):
+        raise InputError(
+            f"{source} holds a dictionary, which edits nothing by itself; give an edit that was "
+            "made with it, or a bundle of edits"
+        )
+    return found.kind, found.shared
+
+
+def _edits(shared: EditArtifact | EditBundle) -> tuple[Edit, ...]:
+    return shared.edits if isinstance(shared, EditBundle) else (shared.edit,)
+
+
+def _weights(shared: EditArtifact | EditBundle) -> list[str]:
+    """Return the names of the weights that are edited."""
+    return sorted({name for edit in _edits(shared) for name in edit.base.tensors})
+
+
 def _base(
-    artifact: EditArtifact, model: str | None, checkpoint: Path | None, num_classes: int | None
+    shared: EditArtifact | EditBundle,
+    model: str | None,
+    checkpoint: Path | None,
+    num_classes: int | None,
 ) -> OpenModel:
     """Open the model named on the command line, or else the artifact's own base."""
-    description = artifact.edit.base.description
+    description = _edits(shared)[0].base.description  # those of a bundle have one base
     if model is None:
         architecture, tag = description.get("architecture"), description.get("pretrained_tag")
         if not isinstance(architecture, str):

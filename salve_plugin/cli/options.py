@@ -8,7 +8,10 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 StudyFolder = Annotated[Path, typer.Argument(help="Folder that `salve discover` made.")]
 Artifact = Annotated[
-    str, typer.Argument(help="Folder of an edit artifact, or its Hub repository, user/name.")
+    str,
+    typer.Argument(
+        help="Folder of an edit, bundle or dictionary, or its Hub repository, user/name."
+    ),
 ]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")

@@ -39,7 +39,7 @@ def apply_command(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Apply an artifact to its base model and save the edited weights."""
+    """Apply an edit or a bundle, all of it, to its base model and save the edited weights."""
     where = _where(revision, subfolder, offline)
     artifacts.apply(artifact, where, out, model, checkpoint, num_classes, data, as_json=as_json)
 
@@ -56,7 +56,7 @@ def revert_command(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Undo an artifact's edit in a saved model, bit for bit."""
+    """Undo an edit or a bundle, all of it, in a saved model, bit for bit."""
     where = _where(revision, subfolder, offline)
     artifacts.revert(artifact, where, out, model, checkpoint, num_classes, as_json=as_json)
 
@@ -71,7 +71,7 @@ def inspect_command(
     endpoint: Endpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Verify an artifact and show what it says about itself."""
+    """Verify an edit, bundle or dictionary and show what it says about itself."""
     where = _where(revision, subfolder, offline, force_download, endpoint)
     artifacts.inspect(artifact, where, as_json=as_json)
 

@@ -218,8 +218,8 @@ class EditArtifact(Contents):
             SalveError: as `from_pretrained`.
         """
         place = open_source(source, CONFIG_FILE, **where)
-        config, _ = place.use(reading.read_artifact)
-        reading.check_model(place, config)
+        config: dict[str, Any] = place.use(reading.read_artifact)[0]
+        reading.check_model(place, config["merged"])
         return str(config["digest"])
 
     @staticmethod

@@ -28,6 +28,7 @@ from salve_plugin.share.bundle_files import (
     described_bundle,
     planned_bundle,
     read_bundle,
+    read_bundle_and_models,
 )
 from salve_plugin.share.canonical import Json
 from salve_plugin.share.composition import Composition, carried_rows
@@ -37,6 +38,7 @@ from salve_plugin.share.hub.access import Access, Token
 from salve_plugin.share.hub.address import Origin
 from salve_plugin.share.hub.push import Pushed, Target, push
 from salve_plugin.share.manifest import identity
+from salve_plugin.share.reading import check_model
 from salve_plugin.share.sources import PathLike, Where, open_source
 
 
@@ -267,10 +269,14 @@ class EditBundle(BundleContents):
     def verify(cls, source: PathLike, **where: Unpack[Where]) -> str:
         """Check everything that reading checks and return the bundle's digest.
 
+        Edited models that members list are checked too, as by `EditArtifact.verify`.
+
         Raises:
             SalveError: as `from_pretrained`.
         """
-        config, _ = open_source(source, BUNDLE_FILE, **where).use(read_bundle)
+        place = open_source(source, BUNDLE_FILE, **where)
+        config, _, models = place.use(read_bundle_and_models)
+        check_model(place, models)
         return str(config["digest"])
 
     @staticmethod

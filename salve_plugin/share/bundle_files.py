@@ -14,7 +14,7 @@ from salve_plugin.share.canonical import Json, dump, parse_json
 from salve_plugin.share.card import CARD_FILE, MAX_CARD_BYTES, card_state, new_card, updated_card
 from salve_plugin.share.composition import Composition
 from salve_plugin.share.existing import Change, Content, Existing, ExistingPart
-from salve_plugin.share.folder import Reader
+from salve_plugin.share.folder import Reader, remembering
 from salve_plugin.share.manifest import (
     CONFIG_FILE,
     FORMAT_VERSION,
@@ -27,6 +27,7 @@ from salve_plugin.share.manifest import (
     check_version,
     entry_of,
     identity,
+    read_manifest,
     write_manifest,
 )
 from salve_plugin.share.reading import described, read_artifact, state_of_card
@@ -103,6 +104,24 @@ def read_bundle(read: Reader) -> tuple[Json, dict[str, Any]]:
             "bundle again"
         )
     return config, parts
+
+
+def read_bundle_and_models(read: Reader) -> tuple[Json, dict[str, Any], dict[str, Any]]:
+    """Return what `read_bundle` does, and the edited models that its members say lie beside them.
+
+    Those are entries of a manifest by path in the bundle; each file is read once.
+
+    Raises:
+        ArtifactError: as `read_bundle`.
+    """
+    read = remembering(read)
+    config, parts = read_bundle(read)
+    models: dict[str, Any] = {}
+    for name in parts["members"]:
+        data = member_reader(read, name, config)(CONFIG_FILE, MAX_CONFIG_BYTES)
+        manifest: dict[str, Any] = read_manifest(data)
+        models |= {f"{name}/{file}": entry for file, entry in (manifest["merged"] or {}).items()}
+    return config, parts, models
 
 
 def member_reader(read: Reader, name: str, config: Mapping[str, Any]) -> Reader:

@@ -46,17 +46,21 @@ def read_artifact(read: Reader) -> tuple[Json, dict[str, Any]]:
     return config, parts
 
 
-def check_model(place: Source, config: Mapping[str, Any]) -> None:
+def check_model(place: Source, merged: Mapping[str, Any] | None) -> None:
     """Check the edited model that an artifact says lies beside it, without loading it.
 
     A local file is hashed in pieces. On the Hub its own digests are compared: nothing large is
     downloaded, and a copy of the model elsewhere is not looked at.
 
+    Args:
+        place: where the artifact was read from.
+        merged: the model's files as the artifact lists them, by path in the place.
+
     Raises:
         ArtifactError: if a file is missing, or is not what the artifact lists.
         HubError: if the Hub cannot be asked.
     """
-    for name, entry in sorted((config["merged"] or {}).items()):
+    for name, entry in sorted((merged or {}).items()):
         if not place.existing.has(name):
             raise MissingFileError(
                 f"{place.name} has no {name}, but {CONFIG_FILE} lists it: the edited model is "
