@@ -16,24 +16,30 @@ def pre_activations(
     weight: Float[Tensor, "latents width"],
     bias: Float[Tensor, " latents"],
     scratch: Scratch | None = None,
+    *,
+    rough: bool = False,
 ) -> Float[Tensor, "rows latents"]:
     """Return x Eᵀ + b_e without gradients, in the type of `x` even where autocast computes it.
 
-    Sums of codes need more than bfloat16.
+    Args:
+        x: rows.
+        weight: E.
+        bias: b_e.
+        scratch: memory for the result.
+        rough: leave it in the type of autocast: enough to choose by, too little for sums.
     """
     scratch = Scratch() if scratch is None else scratch
-    pre = scratch.take(len(x), len(weight), x)
     if not torch.is_autocast_enabled(x.device.type):
-        return torch.addmm(bias, x, weight.T, out=pre)
+        return torch.addmm(bias, x, weight.T, out=scratch.take(len(x), len(weight), x))
     # The same as autocast does, in memory that is kept.
     kind = torch.get_autocast_dtype(x.device.type)
     with torch.autocast(x.device.type, enabled=False):
-        x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
-        rough = scratch.take(len(x), len(weight), x, kind)
-        return pre.copy_(torch.addmm(bias, x, weight.T, out=rough))
+        less = scratch.take(len(x), len(weight), x, kind)
+        torch.addmm(bias.to(kind), x.to(kind), weight.to(kind).T, out=less)
+        return less if rough else scratch.take(len(x), len(weight), x).copy_(less)
 
 
-MAX_DENSITY = 0.1
+MAX_DENSITY = 0.2
 """Share of active latents above which dense products are faster, measured at width 512."""
 
 
@@ -47,7 +53,7 @@ def encode_where(
 ) -> Code:
     """Return the pre-activations where the mask is true, differentiable in `weight` and `bias`.
 
-    If that is more than a tenth, it returns all of them: whoever calls must give the others the
+    If that is more than a fifth, it returns all of them: whoever calls must give the others the
     value zero.
 
     Args:
@@ -108,6 +114,7 @@ class _EncodeAt(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.support = support
+        ctx.rough = torch.is_autocast_enabled(x.device.type)
         if support.known is not None:
             return support.known.clone()
         assert pre is not None
@@ -118,4 +125,6 @@ class _EncodeAt(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         support: Support = ctx.support
         for_bias = gradient.new_zeros(support.n_latents).index_add_(0, support.latents, gradient)
-        return None, support.sum_rows(gradient, x), for_bias, None, None
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=ctx.rough):
+            for_weight = support.sum_rows(gradient, x)
+        return None, for_weight, for_bias, None, None

@@ -102,7 +102,7 @@ class Rows:
             random = torch.Generator().manual_seed(shuffle_seed)
             images = images[torch.randperm(len(images), generator=random)]
         for start in range(0, len(images), size):
-            yield self._acts[images[start : start + size]]
+            yield self._acts.index_select(0, images[start : start + size])
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +122,8 @@ class Moments:
     shift: Float[Tensor, " width"]
 
     def scaled(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-        """Return what learners see: rows minus the shift, divided by the scale."""
-        return (rows - self.shift).div_(self.scale)  # the difference is ours to change
+        """Return what learners see: rows minus the shift, divided by the scale; in their memory."""
+        return rows.sub_(self.shift).div_(self.scale)
 
     @property
     def centre(self) -> Float[Tensor, " width"]:

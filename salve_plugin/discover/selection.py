@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 MEMBERS = 4
@@ -45,3 +45,10 @@ def _columns_of_largest(rows: Tensor, k: int) -> Tensor:
     wide = rows.float() if rows.element_size() < 4 else rows
     found = np.argpartition(wide.numpy(), n - k, axis=1)[:, n - k :]
     return torch.from_numpy(found)
+
+
+def true_places(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " places"]:
+    """Return where the flattened mask is true, in order."""
+    if mask.device.type != "cpu":
+        return mask.flatten().nonzero().flatten()
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))

@@ -16,6 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.scratch import Scratch
+from salve_plugin.discover.selection import true_places
+
+CONVERTED_FROM = 8
+"""How often a row must be read for its conversion to bfloat16 to pay."""
 
 KEPT_FROM = 2**20
 """Numbers in a gradient from which the time for fresh memory is worth avoiding."""
@@ -59,7 +63,7 @@ class Support:
     ) -> "Support":
         """Take the latents where the mask is true."""
         n_rows, n_latents = mask.shape
-        places = mask.flatten().nonzero().flatten()
+        places = true_places(mask)
         ends = torch.arange(n_rows + 1, device=mask.device) * n_latents
         starts = torch.searchsorted(places, ends)
         return cls(starts.int(), (places % n_latents).int(), n_latents, None, scratch)
@@ -89,10 +93,12 @@ class Support:
     @cached_property
     def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where each latent's entries start once sorted by latent, their rows, and their order."""
-        order = self.latents.argsort(stable=True)
+        # The fewer bytes a key has, the fewer passes a radix sort takes.
+        keys = self.latents.short() if self.n_latents <= 2**15 else self.latents
+        order = keys.argsort(stable=True)
         starts = torch.zeros(self.n_latents + 1, dtype=torch.int32, device=order.device)
         starts[1:] = self.counts().cumsum(0)
-        return starts, self.rows[order].int(), order
+        return starts, self.rows.index_select(0, order).int(), order
 
     def gather(self, dense: Float[Tensor, "rows latents"]) -> Float[Tensor, " active"]:
         """Return the values of a dense matrix at the support."""
@@ -111,22 +117,21 @@ class Support:
         A large one is in memory that the scratch, if there is one, lends.
         """
         starts, of_rows, order = self._by_latent
+        weights = values.index_select(0, order)
         width = rows.shape[1]
         if self.scratch is None or self.n_latents * width < KEPT_FROM:
-            return functional.embedding_bag(
-                of_rows, rows, starts[:-1], mode="sum", per_sample_weights=values[order]
-            )
-        code = _compressed(starts, of_rows, values[order], self.n_rows)
+            return _bags(starts, of_rows, weights, rows).to(rows.dtype)
         sums = self.scratch.take(self.n_latents, width, rows)
+        if torch.is_autocast_enabled(rows.device.type):
+            return sums.copy_(_bags(starts, of_rows, weights, rows))
+        code = _compressed(starts, of_rows, weights, self.n_rows)
         return torch.addmm(sums, code, rows, beta=0, out=sums)
 
     def sum_latents(
         self, values: Float[Tensor, " active"], atoms: Float[Tensor, "latents width"]
     ) -> Float[Tensor, "rows width"]:
         """Return z V: for each row the sum of its latents' atoms, weighted by the values."""
-        return functional.embedding_bag(
-            self.latents, atoms, self.starts[:-1], mode="sum", per_sample_weights=values
-        )
+        return _bags(self.starts, self.latents, values, atoms).to(atoms.dtype)
 
     def products(
         self, rows: Float[Tensor, "rows width"], atoms: Float[Tensor, "latents width"]
@@ -141,6 +146,20 @@ class Support:
         pattern = _compressed(starts, of_rows, zeros, self.n_rows)
         by_latent: Tensor = torch.sparse.sampled_addmm(pattern, atoms, rows.T, beta=0.0)
         return zeros.index_copy_(0, order, by_latent.values())
+
+
+def _bags(starts: Tensor, places: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+    """Return for each bag the weighted sum of its rows, in the type that autocast says.
+
+    The time goes into reading rows, so that half as many bytes take little more than half of it,
+    unless rows are read too seldom for the conversion to pay.
+    """
+    often = len(places) > CONVERTED_FROM * len(rows)
+    if often and torch.is_autocast_enabled(rows.device.type):
+        rows = rows.to(torch.get_autocast_dtype(rows.device.type))
+    return functional.embedding_bag(
+        places, rows, starts[:-1], mode="sum", per_sample_weights=weights.to(rows.dtype)
+    )
 
 
 def _compressed(starts: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
@@ -183,8 +202,9 @@ class Code:
         active = self.values.detach().abs() > above
         if self.support is None:
             return active.sum(0)
-        on = self.support.latents[active]
-        return torch.bincount(on, minlength=self.support.n_latents)
+        latents = self.support.latents
+        none = torch.zeros(self.support.n_latents, dtype=torch.int64, device=active.device)
+        return none.index_add_(0, latents, active.long())
 
 
 def decode_at(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salve_plugin.discover.selection import largest
+from salve_plugin.discover.selection import largest, true_places
 
 
 @given(
@@ -45,3 +45,19 @@ def test_bfloat16_and_nan_are_taken_as_torch_takes_them() -> None:
     values, columns = largest(rows, 32)
     assert values[2].isnan().sum() == 1
     assert 100 in columns[2].tolist()
+
+
+@given(
+    n_rows=st.integers(0, 5),
+    n=st.integers(1, 40),
+    share=st.floats(0, 1),
+    transposed=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=40, derandomize=True)
+def test_places_of_true_are_torchs(
+    n_rows: int, n: int, share: float, transposed: bool, seed: int
+) -> None:
+    mask = torch.rand(n_rows, n, generator=torch.Generator().manual_seed(seed)) < share
+    mask = mask.T if transposed else mask
+    assert torch.equal(true_places(mask), mask.flatten().nonzero().flatten())

@@ -98,7 +98,7 @@ def test_gradients_do_not_depend_on_the_order_within_a_row() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
 def test_a_dense_code_says_the_same_as_a_sparse_one(share: float) -> None:
-    """Above a tenth of active latents the code is dense, and whoever asks must not notice."""
+    """Above a fifth of active latents the code is dense, and whoever asks must not notice."""
     random = torch.Generator().manual_seed(0)
     x, weight, bias = randn(random, 40, 6), randn(random, 30, 6), randn(random, 30)
     pre = functional.linear(x, weight, bias)
@@ -145,6 +145,19 @@ def test_products_in_bfloat16_leave_codes_and_gradients_in_the_type_of_the_tenso
 
     exact = gradient(False)
     assert float((gradient(True) - exact).norm() / exact.norm()) < 0.02
+
+
+def test_pre_activations_may_stay_as_rough_as_autocast_makes_them() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 8, 6, generator=random)
+    bias = torch.randn(8, generator=random)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = pre_activations(x, weight, bias, rough=True)
+        widened = pre_activations(x, weight, bias)
+    assert (rough.dtype, widened.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(rough.float(), widened)
+    exact = pre_activations(x, weight, bias, rough=True)
+    assert torch.equal(exact, torch.addmm(bias, x, weight.T))
 
 
 @pytest.mark.parametrize(("rows", "latents"), [(5, 9), (9, 5)])

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.encoder import encode_at, pre_activations
-from salve_plugin.discover.learners.auxiliary import dead_loss
+from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.batch_topk import MOMENTUM, BatchTopK, smallest_kept
 from salve_plugin.discover.learners.checks import at_least, flag
 from salve_plugin.discover.sparse import Code, Support
-from salve_plugin.discover.squared_error import squared_error
+from salve_plugin.discover.squared_error import misfit
 
 THRESHOLD_MOMENTUM = 0.9
 """Share that a latent's threshold keeps in each step. A slower one lags behind: after 400 steps on
@@ -128,12 +128,13 @@ class FeatureChoice(MutualChoice):
             support = self.select(pre, t, step)
             positive = Code(functional.relu(support.gather(pre)), support).counts()
             signed = step.team.sum(positive) == 0
-        values = encode_at(step.x, weight, bias, support, pre)
+        t, dead = apart(t, among) if self.aux else (t, None)
+        values = encode_at(step.x, t["encoder_weight"], t["encoder_bias"], support, pre)
         code = Code(torch.where(signed[support.latents], values, functional.relu(values)), support)
-        loss, error = squared_error(step.x, code.decode(t["atoms"]), t["decoder_bias"])
-        if self.aux and bool(among.any()):
+        loss, error = misfit(step.x, code, t["atoms"], t["decoder_bias"])
+        if dead is not None:
             k_aux = self.dead_places(step.x.shape[1])
-            loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux, among)
+            loss = loss + self.aux * dead_loss(dead, step, pre, error, k_aux)
         return Outcome(loss, code.counts())
 
     def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:

@@ -13,7 +13,7 @@ from salve_plugin.discover.encoder import encode_where, pre_activations
 from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
-from salve_plugin.discover.squared_error import squared_error
+from salve_plugin.discover.squared_error import misfit
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Gated(Learner):
         gate = chosen.replaced(functional.relu(chosen.values))
         sizes = chosen.at(gains(t)) * chosen.values + chosen.at(t["magnitude_bias"])
         code = chosen.replaced((chosen.values > 0) * functional.relu(sizes))
-        error, _ = squared_error(step.x, code.decode(t["atoms"]), t["decoder_bias"])
+        error, _ = misfit(step.x, code, t["atoms"], t["decoder_bias"])
         fixed = t["atoms"].detach(), t["decoder_bias"].detach()
-        by_gate, _ = squared_error(step.x, gate.decode(fixed[0]), fixed[1])
+        by_gate, _ = misfit(step.x, gate, fixed[0], fixed[1])
         strength = self.l1 * step.weight * min(1.0, step.progress / SPARSITY_WARM_UP)
         penalty = strength * gate.values.sum() / len(step.x)
         return Outcome(error + by_gate + penalty, code.counts(above=L0_TOLERANCE))

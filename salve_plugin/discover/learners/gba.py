@@ -13,7 +13,7 @@ from salve_plugin.discover.encoder import encode_where, pre_activations
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, between, whole
 from salve_plugin.discover.sparse import Code
-from salve_plugin.discover.squared_error import squared_error
+from salve_plugin.discover.squared_error import misfit
 from salve_plugin.discover.team import Team
 from salve_plugin.errors import InputError
 
@@ -100,7 +100,7 @@ class GBA(Learner):
         projected = encode_where(step.x, atoms, offset, pre, pre > 0, step.scratch)
         sizes = projected.at(t["scale"]) * (projected.values - projected.at(bias))
         code = Code((projected.values > 0) * sizes, projected.support)
-        loss, _ = squared_error(step.x, code.decode(atoms), t["decoder_bias"])
+        loss, _ = misfit(step.x, code, atoms, t["decoder_bias"])
         return Outcome(loss, code.counts())
 
     @torch.no_grad()

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from salve_plugin.discover.encoder import encode_where, pre_activations
-from salve_plugin.discover.learners.auxiliary import dead_loss
+from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, at_least, whole
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
-from salve_plugin.discover.squared_error import squared_error
+from salve_plugin.discover.squared_error import misfit
 
 PACE = 6.0
 """What is trained is log θ divided by this, so that thresholds move at a multiple of the rate at
@@ -90,6 +90,7 @@ class JumpReLU(Learner):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² plus the penalty, which warms up."""
+        t, dead = apart(t, step.dead) if self.aux else (t, None)
         theta = thresholds(t)
         near = theta.detach() - self.bandwidth / 2
         weight, bias = t["encoder_weight"], t["encoder_bias"]
@@ -97,13 +98,13 @@ class JumpReLU(Learner):
         chosen = encode_where(step.x, weight, bias, pre, pre > near, step.scratch)
         theta = chosen.at(theta).expand_as(chosen.values)
         code = chosen.replaced(jump(chosen.values, theta, self.bandwidth))
-        loss, error = squared_error(step.x, code.decode(t["atoms"]), t["decoder_bias"])
+        loss, error = misfit(step.x, code, t["atoms"], t["decoder_bias"])
         l0 = above_threshold(chosen.values.detach(), theta, self.bandwidth).sum() / len(step.x)
         strength = self.l0 * step.weight * min(1.0, step.progress / SPARSITY_WARM_UP)
         loss = loss + strength * self._penalty(l0, step)
-        if self.aux and bool(step.dead.any()):
+        if dead is not None:
             k_aux = min(4 * self.initial_l0, max(1, step.x.shape[1] // 2))
-            loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux)
+            loss = loss + self.aux * dead_loss(dead, step, pre, error, k_aux)
         return Outcome(loss, code.counts())
 
     def _penalty(self, l0: Tensor, step: Step) -> Tensor:

@@ -84,6 +84,8 @@ class Matryoshka(BatchTopK):
         self, t: Tensors, x: Float[Tensor, "rows width"], code: Code
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows width"]]:
         """Return the mean over rows and prefixes of ‖x − x̂‖², and x − x̂ of all latents."""
+        if not self.groups:
+            return super().misfit(t, x, code)
         sizes = self.sizes(len(t["atoms"]))
         # A slice each would have a gradient as large as all atoms.
         atoms = torch.split(t["atoms"], sizes)

@@ -11,7 +11,7 @@ from salve_plugin.discover.encoder import encode_where, pre_activations
 from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, between
 from salve_plugin.discover.sparse import Code
-from salve_plugin.discover.squared_error import squared_error
+from salve_plugin.discover.squared_error import misfit
 
 SPARSITY_WARM_UP = 0.1
 """Share of the steps in which the penalty rises: at full weight from the first step it would
@@ -64,7 +64,7 @@ class ReluL1(Learner):
         pre = pre_activations(step.x, weight, bias, step.scratch)
         chosen = encode_where(step.x, weight, bias, pre, pre > 0, step.scratch)
         code = chosen.replaced(functional.relu(chosen.values))
-        error, _ = squared_error(step.x, code.decode(t["atoms"]), t["decoder_bias"])
+        error, _ = misfit(step.x, code, t["atoms"], t["decoder_bias"])
         strength = self.l1 * step.weight * min(1.0, step.progress / SPARSITY_WARM_UP)
         penalty = self._norm(code, step) / len(step.x)
         return Outcome(error + strength * penalty, code.counts(above=L0_TOLERANCE))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.encoder import encode_at, pre_activations
-from salve_plugin.discover.learners.auxiliary import dead_loss
+from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, whole
 from salve_plugin.discover.sparse import Code, Support
@@ -71,8 +71,10 @@ class TopAFA(Learner):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of the three terms."""
-        weight = t["encoder_weight"]
-        bias = -weight @ t["decoder_bias"]  # not the tensor: E and b_d get gradients through it
+        # Not the tensor: E and b_d get gradients through it.
+        t = {**t, "encoder_bias": -t["encoder_weight"] @ t["decoder_bias"]}
+        t, dead = apart(t, step.dead) if self.aux else (t, None)
+        weight, bias = t["encoder_weight"], t["encoder_bias"]
         centred = step.x - t["decoder_bias"]
         with torch.no_grad():
             norm = torch.linalg.vector_norm(centred, dim=1)
@@ -86,9 +88,9 @@ class TopAFA(Learner):
             squares = torch.zeros_like(norm).index_add(0, support.rows, values.square().to(norm))
             length = squares.clamp(min=1e-12).sqrt()  # the root has no derivative at 0
             loss = loss + self.afa * (length - norm).square().mean()
-        if self.aux and bool(step.dead.any()):
+        if dead is not None:
             k_aux = self.k_aux or max(1, step.x.shape[1] // 2)
-            loss = loss + self.aux * dead_loss({**t, "encoder_bias": bias}, step, pre, error, k_aux)
+            loss = loss + self.aux * dead_loss(dead, step, pre, error, k_aux)
         return Outcome(loss, code.counts())
 
     def constrain(self, t: Tensors) -> None:

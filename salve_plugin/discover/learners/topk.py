@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.encoder import encode_at, pre_activations
-from salve_plugin.discover.learners.auxiliary import dead_loss
+from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, fits, whole
 from salve_plugin.discover.screening import pays, screened
 from salve_plugin.discover.selection import largest
 from salve_plugin.discover.sparse import Code, Support
-from salve_plugin.discover.squared_error import squared_error
+from salve_plugin.discover.squared_error import misfit
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class TopK(Learner):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² + aux · AuxK."""
-        weight, bias = t["encoder_weight"], t["encoder_bias"]
         support, pre = self.kept(t, step)
-        values = encode_at(step.x, weight, bias, support, pre)
+        t, dead = apart(t, step.dead) if self.aux else (t, None)
+        values = encode_at(step.x, t["encoder_weight"], t["encoder_bias"], support, pre)
         code = Code(values if self.signed else functional.relu(values), support)
         loss, error = self.misfit(t, step.x, code)
-        if self.aux and bool(step.dead.any()):
+        if dead is not None:
             k_aux = self.dead_places(step.x.shape[1])
-            loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux, signed=self.signed)
+            loss = loss + self.aux * dead_loss(dead, step, pre, error, k_aux, signed=self.signed)
         return Outcome(loss, code.counts())
 
     def dead_places(self, width: int) -> int:
@@ -89,7 +89,7 @@ class TopK(Learner):
         self, t: Tensors, x: Float[Tensor, "rows width"], code: Code
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows width"]]:
         """Return the mean over rows of ‖x − x̂‖², and x − x̂."""
-        return squared_error(x, code.decode(t["atoms"]), t["decoder_bias"])
+        return misfit(x, code, t["atoms"], t["decoder_bias"])
 
     @torch.no_grad()
     def kept(self, t: Tensors, step: Step) -> tuple[Support, Float[Tensor, "rows latents"] | None]:
@@ -99,10 +99,10 @@ class TopK(Learner):
             support = screened(x, weight, bias, self.k, step.scratch)
             if support is not None:
                 return support, None
-        pre = pre_activations(x, weight, bias, step.scratch)
+        pre = pre_activations(x, weight, bias, step.scratch, rough=self.by_size)
         return self.select(pre, t, step), pre
 
     def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:
         """Return which latents of a training batch are kept."""
         values, latents = largest(pre, self.k)
-        return Support.of_indices(latents, pre.shape[1], values, step.scratch)
+        return Support.of_indices(latents, pre.shape[1], values.to(step.x.dtype), step.scratch)

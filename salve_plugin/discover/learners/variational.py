@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.learners.abs_topk import AbsTopK
-from salve_plugin.discover.learners.auxiliary import dead_loss
+from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least
 from salve_plugin.discover.sparse import Code
@@ -76,6 +76,7 @@ class Variational(AbsTopK):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the loss of a draw; every process draws its rows of the whole batch's noise."""
+        t, dead = apart(t, step.dead) if self.aux else (t, None)
         mean = functional.linear(step.x, t["encoder_weight"], t["encoder_bias"])
         log_variance = functional.linear(step.x, t["spread_weight"], t["spread_bias"])
         log_variance = log_variance.clamp(LOWEST, HIGHEST)
@@ -85,10 +86,9 @@ class Variational(AbsTopK):
         loss, error = self.misfit(t, step.x, code)
         warm = min(1.0, step.progress / WARM_UP)
         loss = loss + self.kl * warm * divergence(mean * math.sqrt(self.k), log_variance)
-        if self.aux and bool(step.dead.any()):
+        if dead is not None:
             k_aux = self.dead_places(step.x.shape[1])
-            pre = mean.detach()
-            loss = loss + self.aux * dead_loss(t, step, pre, error, k_aux, signed=True)
+            loss = loss + self.aux * dead_loss(dead, step, mean.detach(), error, k_aux, signed=True)
         return Outcome(loss, code.counts())
 
 

@@ -1,12 +1,12 @@
 """The auxiliary loss of dead latents: its value by hand, and who gets gradients."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from salve_plugin.discover.learners.auxiliary import LEAK, dead_loss
+from salve_plugin.discover.learners.auxiliary import LEAK, apart, dead_loss
 from salve_plugin.discover.learners.base import Step, Tensors
 
 
@@ -29,8 +29,10 @@ def pre_activations(t: Tensors, at: Step) -> Tensor:
     return (at.x @ t["encoder_weight"].T + t["encoder_bias"]).detach()
 
 
-def loss(t: Tensors, at: Step, error: Tensor, k_aux: int, **options: object) -> Tensor:
-    return dead_loss(t, at, pre_activations(t, at), error, k_aux, **options)  # type: ignore[arg-type] # as given
+def loss(t: Tensors, at: Step, error: Tensor, k_aux: int, *, signed: bool = False) -> Tensor:
+    _, dead = apart(t, at.dead)
+    assert dead is not None
+    return dead_loss(dead, at, pre_activations(t, at), error, k_aux, signed=signed)
 
 
 def test_it_is_the_share_of_the_error_that_dead_latents_leave_over() -> None:
@@ -63,15 +65,45 @@ def test_it_trains_dead_latents_only_and_holds_the_error_fixed() -> None:
         assert moved.tolist() == [False, False, True, False], name
 
 
-def test_others_can_take_part_instead_of_the_dead() -> None:
-    t = tensors()
-    dead, none = step([True, False, True, False]), step([False] * 4)
-    among = torch.tensor([True, False, True, False])
-    error = dead.x / 2
-    assert torch.equal(loss(t, none, error, 2, among=among), loss(t, dead, error, 2))
+def test_without_pre_activations_it_computes_those_of_the_dead() -> None:
+    t, at = tensors(), step([True, False, True, True])
+    _, dead = apart(t, at.dead)
+    assert dead is not None
+    assert torch.equal(dead_loss(dead, at, None, at.x / 2, 2), loss(t, at, at.x / 2, 2))
 
 
-def test_without_dead_latents_or_error_it_is_zero() -> None:
+def test_without_dead_latents_nothing_is_set_apart_and_without_error_it_is_zero() -> None:
     t, at = tensors(), step([True, False, False, False])
-    assert float(loss(t, replace(at, dead=torch.zeros(4, dtype=torch.bool)), at.x, 2)) == 0
+    same, dead = apart(t, torch.zeros(4, dtype=torch.bool))
+    assert same is t
+    assert dead is None
     assert float(loss(t, at, 0 * at.x, 2)) == 0
+
+
+@given(dead=st.lists(st.booleans(), min_size=6, max_size=6).filter(any), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=40, derandomize=True)
+def test_gradients_of_both_losses_add_up_as_if_nothing_had_been_set_apart(
+    dead: list[bool], seed: int
+) -> None:
+    """The dead latents' share is added to the other gradient, whose sum must be the whole."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = {"encoder_weight": (6, 3), "encoder_bias": (6,), "atoms": (6, 3)}
+    t = {
+        name: torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
+        for name, shape in shapes.items()
+    }
+    x = torch.randn(5, 3, generator=random, dtype=torch.float64)
+    mask = torch.tensor(dead)
+
+    def code(weight: Tensor, bias: Tensor, atoms: Tensor) -> Tensor:
+        return ((x @ weight.T + bias).tanh() @ atoms).square().sum()
+
+    whole, some = apart(t, mask)
+    assert some is not None
+    assert some.latents.tolist() == mask.nonzero().flatten().tolist()
+    ours = code(*(whole[name] for name in shapes)) + 2 * code(some.weight, some.bias, some.atoms)
+    plain = code(*t.values()) + 2 * code(*(tensor[mask] for tensor in t.values()))
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, list(t.values())), torch.autograd.grad(plain, list(t.values()))
+    )

@@ -33,7 +33,7 @@ def gradients(loss: Tensor, t: Tensors) -> list[Tensor]:
 def test_the_loss_and_its_gradients_are_those_of_its_formula(
     half_trained: HalfTrained, bias: float
 ) -> None:
-    """At a share of active latents above a tenth products are dense, below they are sparse."""
+    """At a share of active latents above a fifth products are dense, below they are sparse."""
     t, step = half_trained(ReluL1())
     t["encoder_bias"].data += bias
     step = replace(step, weight=2.0)
