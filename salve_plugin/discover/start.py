@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.learners.base import Learner, Start
+from salve_plugin.discover.learners.base import CALIBRATION_ROWS, Learner, Start
 from salve_plugin.discover.rows import Moments, Rows
 from salve_plugin.errors import InputError
 
@@ -43,7 +43,7 @@ def start_of(
             f"no initialization {initialization!r}; choose one of {list(INITIALIZATIONS)}"
         )
     kmeans = initialization == "kmeans"
-    size = max(2 * n_latents, SAMPLE_ROWS) if kmeans else max(n_latents, 1024)
+    size = max(2 * n_latents, SAMPLE_ROWS) if kmeans else max(n_latents, CALIBRATION_ROWS)
     order = KMEANS_SEED if kmeans else seed
     rows = moments.scaled(next(data.training(size, shuffle_seed=order)))
     centred = rows - moments.centre
@@ -57,7 +57,7 @@ def start_of(
         # Equal rows would give equal atoms, which equal gradients never part.
         atoms = centred[:n_latents] + 0.01 / math.sqrt(rows.shape[1]) * noise
     atoms = functional.normalize(atoms, dim=1)
-    gain = _gain(rule, centred[:1024], atoms)
+    gain = _gain(rule, centred[:CALIBRATION_ROWS], atoms)
     return Start(rows, atoms, gain, random, moments.centre)
 
 

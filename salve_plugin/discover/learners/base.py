@@ -23,6 +23,10 @@ COMMON = ("atoms", "decoder_bias", "encoder_bias", "encoder_weight")
 """The tensors that every dictionary has."""
 
 
+CALIBRATION_ROWS = 1024
+"""Rows that determine how large the first codes are."""
+
+
 @dataclass(frozen=True, eq=False)
 class Start:
     """What is known before the first step; rows are centred and have mean squared norm 1.
@@ -40,6 +44,11 @@ class Start:
     gain: float
     random: torch.Generator
     centre: Float[Tensor, " width"] | None = None
+
+    @property
+    def sample(self) -> Float[Tensor, "few width"]:
+        """The rows that the encoder is calibrated with."""
+        return self.rows[:CALIBRATION_ROWS]
 
     @property
     def n_latents(self) -> int:

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.encoder import encode_where, pre_activations
-from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Step, Tensors
+from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, between
 from salve_plugin.discover.sparse import Code
 from salve_plugin.discover.squared_error import misfit
@@ -16,6 +17,11 @@ from salve_plugin.discover.squared_error import misfit
 SPARSITY_WARM_UP = 0.1
 """Share of the steps in which the penalty rises: at full weight from the first step it would
 silence latents before their atoms have found a direction."""
+
+FIRST_DENSITY = 0.05
+"""Share of the rows in which each latent is active at first. Without a bias it would be half of
+them: a code so dense says little about which latent a row needs, the penalty must first thin it
+out, and until then products are dense."""
 
 ANNEAL_FROM, UPDATES = 0.4, 10
 """After which share of the steps the exponent p starts to fall, and in how many updates."""
@@ -58,6 +64,18 @@ class ReluL1(Learner):
         """Return the positive part."""
         return functional.relu(pre)
 
+    def initial_code(self, pre: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows latents"]:
+        """Return what exceeds each latent's first threshold."""
+        return functional.relu(pre - _thresholds(pre))
+
+    def prepare(self, start: Start) -> Tensors:
+        """Return the four tied tensors, with a bias that keeps each latent to few rows at first."""
+        t = start.tensors()
+        thresholds = _thresholds(start.sample @ start.atoms.T)
+        with torch.no_grad():
+            t["encoder_bias"] -= start.gain * thresholds
+        return t
+
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² + l1 · ‖z‖ₚᵖ, the penalty warming up."""
         weight, bias = t["encoder_weight"], t["encoder_bias"]
@@ -81,3 +99,9 @@ class ReluL1(Learner):
         powers = on.clamp(min=1e-3).pow(p).sum()
         ratio = step.team.sum(size) / step.team.sum(powers).clamp(min=1e-12)
         return ratio * powers
+
+
+def _thresholds(pre: Float[Tensor, "rows latents"]) -> Float[Tensor, " latents"]:
+    """Return for each latent the value that it exceeds in a share FIRST_DENSITY of the rows."""
+    most = max(1, round((1 - FIRST_DENSITY) * len(pre)))
+    return pre.kthvalue(most, dim=0).values

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Step, Tensors
-from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP, ReluL1
+from salve_plugin.discover.encoder import MAX_DENSITY
+from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Start, Step, Tensors
+from salve_plugin.discover.learners.relu_l1 import FIRST_DENSITY, SPARSITY_WARM_UP, ReluL1
 from salve_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,22 +31,38 @@ def gradients(loss: Tensor, t: Tensors) -> list[Tensor]:
     )
 
 
-@pytest.mark.parametrize("bias", [0.0, -0.6], ids=["dense", "sparse"])
+@pytest.mark.parametrize("bias", [0.6, 0.0], ids=["dense", "sparse"])
 def test_the_loss_and_its_gradients_are_those_of_its_formula(
     half_trained: HalfTrained, bias: float
 ) -> None:
-    """At a share of active latents above a fifth products are dense, below they are sparse."""
+    """At a share of active latents above MAX_DENSITY products are dense, below they are sparse."""
     t, step = half_trained(ReluL1())
     t["encoder_bias"].data += bias
     step = replace(step, weight=2.0)
     code = (step.x @ t["encoder_weight"].T + t["encoder_bias"]).relu()
-    assert 0 < float((code > 0).double().mean()) < 0.1 or bias == 0
+    share = float((code > 0).double().mean())
+    assert share > MAX_DENSITY if bias else 0 < share < MAX_DENSITY
     back = code @ t["atoms"] + t["decoder_bias"]
     formula = ((step.x - back).square().sum() + 0.3 * 2.0 * code.sum()) / len(step.x)
     outcome = ReluL1(l1=0.3).loss(t, step)
     torch.testing.assert_close(outcome.loss, formula)
     assert outcome.active.tolist() == (code > L0_TOLERANCE).sum(0).tolist()
     torch.testing.assert_close(gradients(outcome.loss, t), gradients(formula, t))
+
+
+@pytest.mark.parametrize("n_rows", [10, 1000])
+def test_each_latent_is_active_in_one_row_of_twenty_at_first(n_rows: int, flat: "Planted") -> None:
+    rows = (flat.rows - flat.rows.mean(0))[:n_rows]
+    random = torch.Generator().manual_seed(0)
+    atoms = functional.normalize(torch.randn(40, 20, generator=random), dim=1)
+    t = ReluL1().prepare(Start(rows, atoms, 0.7, random))
+    pre = torch.addmm(t["encoder_bias"], rows, t["encoder_weight"].T).detach()
+    # the row on the threshold may be on either side of it by rounding
+    active = (pre > 1e-5).sum(0)
+    assert active.tolist() == [round(FIRST_DENSITY * n_rows)] * 40
+    # the sample that calibrates the encoder's gain has the same code, but for the gain
+    code = ReluL1().initial_code(rows @ atoms.T)
+    torch.testing.assert_close(0.7 * code, pre.relu(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_penalty_rises_from_nothing_to_its_weight(half_trained: HalfTrained) -> None:
