@@ -52,8 +52,8 @@ def rebuilt(
         dictionary = Dictionary(tensors, rule, Site.from_json(fields["site"]), fields["meta"])
     except (InputError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"this is no dictionary of learner {learner[:100]!r}: {error}. Get it again; if the "
-            "learner is your own, call salve_plugin.discover.learners.register first"
+            f"this is no dictionary of learner {learner[:100]!r}: {str(error)[:500]}. Get it "
+            "again; if the learner is your own, call salve_plugin.discover.learners.register first"
         ) from error
     if dictionary.digest() != digest:
         raise ArtifactError(

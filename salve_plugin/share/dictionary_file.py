@@ -17,6 +17,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.saelens_layout import (
     CONFIG_FILE,
     OWN,
+    SHARED,
     WEIGHTS_FILE,
     Weights,
     check_weights,
@@ -28,7 +29,13 @@ from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.share.canonical import Json, dump, parse_json, readable_json
 from salve_plugin.share.dictionary_fields import fields_of, rebuilt
 from salve_plugin.share.folder import Reader, sha256_bytes
-from salve_plugin.share.manifest import check_file, check_seal, check_version, entry_of
+from salve_plugin.share.manifest import (
+    check_names,
+    check_seal,
+    check_version,
+    entry_of,
+    read_listed,
+)
 from salve_plugin.share.producer import producer
 from salve_plugin.share.schema import check_schema
 from salve_plugin.share.tensor_file import MAX_TENSOR_FILE_BYTES, decode_tensors, encode_tensors
@@ -112,11 +119,12 @@ def read_dictionary(read: Reader) -> Dictionary:
     """
     config = read_config(read(CONFIG_FILE, MAX_CONFIG_BYTES))
     own = config["metadata"]["salve_plugin"]
-    data = read(WEIGHTS_FILE, MAX_TENSOR_FILE_BYTES)
-    check_file(WEIGHTS_FILE, data, own["files"][WEIGHTS_FILE], manifest=CONFIG_FILE)
+    entry = own["files"][WEIGHTS_FILE]
+    data = read_listed(read, WEIGHTS_FILE, entry, MAX_TENSOR_FILE_BYTES, manifest=CONFIG_FILE)
     weights = decode_tensors(data, WEIGHTS_FILE)
     tensors: Mapping[str, Tensor] = weights
     if config["architecture"] in OWN:
+        check_names(weights, (*SHARED, *OWN[config["architecture"]]), f"tensors of {WEIGHTS_FILE}")
         check_weights(weights, config, WEIGHTS_FILE)
         tensors = reimported(own["learner"], weights)
     dictionary = rebuilt(own["learner"], own, tensors, own["digest"])

@@ -182,16 +182,30 @@ def read_files(read: Reader, files: Mapping[str, Any]) -> dict[str, bytes]:
     contents = {}
     for name, entry in sorted(files.items()):
         limit = MAX_TENSOR_FILE_BYTES if name == TENSOR_FILE else MAX_PICTURE_BYTES
-        if entry["size"] > limit:
-            raise ArtifactError(
-                f"{CONFIG_FILE} says that {name} has {entry['size']} bytes, more than the {limit} "
-                "that are read; this is no artifact of salve_plugin, or a newer one"
-            )
-        # No more than was written is read into memory, whatever the file has become.
-        data = read(name, entry["size"])
-        check_file(name, data, entry)
-        contents[name] = data
+        contents[name] = read_listed(read, name, entry, limit)
     return contents
+
+
+def read_listed(
+    read: Reader, name: str, entry: Json, limit: int, *, manifest: str = CONFIG_FILE
+) -> bytes:
+    """Return the bytes of one file that the manifest lists, checked.
+
+    No more than was written is read into memory, whatever the file has become.
+
+    Raises:
+        ArtifactError: as `read_files`.
+    """
+    size = entry["size"]
+    assert isinstance(size, int)  # by the schema
+    if size > limit:
+        raise ArtifactError(
+            f"{manifest} says that {name} has {size} bytes, more than the {limit} that are read; "
+            "this is no artifact of salve_plugin, or a newer one"
+        )
+    data = read(name, size)
+    check_file(name, data, entry, manifest=manifest)
+    return data
 
 
 def check_file(name: str, data: bytes, entry: Json, *, manifest: str = CONFIG_FILE) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from random import Random
 
 import torch
+from fuzz_form import tensors_name
 from fuzz_mutant import Mutant, Mutation
-from small_artifacts import TENSORS, Files
+from small_artifacts import Files
 
 Edit = Callable[[Random, bytes], bytes]
 
@@ -93,9 +94,10 @@ def _exchanged(rng: Random, files: Files) -> Mutant:
 
 def _tensors_of_zeros(rng: Random, files: Files) -> Mutant:
     """Keep the header, so that everything parses."""
-    data = files[TENSORS]
+    name = tensors_name(files)
+    data = files[name]
     start = 8 + int.from_bytes(data[:8], "little")
-    return Mutant({**files, TENSORS: data[:start] + bytes(len(data) - start)}, "refused")
+    return Mutant({**files, name: data[:start] + bytes(len(data) - start)}, "refused")
 
 
 EDITS = {
@@ -104,8 +106,11 @@ EDITS = {
     "another format": _another_format,
 }  # fmt: skip
 
-MUTATIONS: dict[str, Mutation] = {
+OF_ANY_FILE: dict[str, Mutation] = {
     **{f"bytes: {name}": _on_any_file(edit) for name, edit in EDITS.items()},
     "bytes: files exchanged": _exchanged,
+}
+MUTATIONS: dict[str, Mutation] = {
+    **OF_ANY_FILE,
     "bytes: tensors of zeros": _tensors_of_zeros,
 }

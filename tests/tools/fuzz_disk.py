@@ -5,8 +5,9 @@ import socket
 from pathlib import Path
 from random import Random
 
+from fuzz_form import form_of
 from fuzz_mutant import Mutant, Mutation, Verdict
-from small_artifacts import CARD, CONFIG, TENSORS, Files
+from small_artifacts import CARD, TENSORS, Files
 
 
 def _symlink(rng: Random, files: Files) -> Mutant:
@@ -35,7 +36,7 @@ def _no_file(rng: Random, files: Files) -> Mutant:
     def arrange(folder: Path) -> None:
         path = folder / name
         if kind == "case":
-            path.rename(folder / name.upper())
+            path.rename(path.with_name(path.name.upper()))
             return
         path.unlink()
         if kind == "folder":
@@ -122,7 +123,7 @@ def _folder(rng: Random, files: Files) -> Mutant:
         if kind == "link":  # the user's own choice, not the artifact's
             folder.symlink_to(other)
         elif kind == "file":
-            folder.write_bytes(files[CONFIG])
+            folder.write_bytes(files[form_of(files).manifest])
         else:
             folder.mkdir()
 
@@ -131,8 +132,9 @@ def _folder(rng: Random, files: Files) -> Mutant:
 
 def _other_name(rng: Random, files: Files) -> Mutant:
     """Leave the manifest as it is and serve the tensors under another name as well."""
-    evil = files[TENSORS][::-1]
-    names = ("edit.safetensors.tmp", "edit.safetensors~", ".edit.safetensors", "EDIT.SAFETENSORS")
+    name = form_of(files).tensors or TENSORS
+    evil = files.get(name, b"evil")[::-1]
+    names = (f"{name}.tmp", f"{name}~", f".{name}", name.upper())
     return Mutant(files, "same", lambda folder: _write(folder / rng.choice(names), evil))
 
 

@@ -5,8 +5,9 @@ from copy import deepcopy
 from random import Random
 from typing import Any
 
-from fuzz_mutant import Mutant, Mutation, identity_of, resealed, sealed, sealed_text
-from small_artifacts import CONFIG, Files
+from fuzz_form import DICTIONARY, form_of
+from fuzz_mutant import Mutant, Mutation, Verdict, identity_of, resealed, sealed, sealed_text
+from small_artifacts import SEAL, Files
 
 NUMBERS = (
     0, -1, 1, 2, -0.0, 0.5, 1e308, -1e308, 5e-324, 1e-400, 2**31, 2**53 - 1, 2**53, -(2**53), 2**63,
@@ -48,7 +49,7 @@ def _owner(config: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _manifest(files: Files) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(files[CONFIG])
+    config: dict[str, Any] = json.loads(files[form_of(files).manifest])
     return config
 
 
@@ -109,7 +110,7 @@ def _file_listed(rng: Random, files: Files) -> Mutant:
     """List a file by a name that leads elsewhere; its digest is right, should anybody read it."""
     config, name = _manifest(files), rng.choice(NAMES)
     more = {**files, name: rng.choice((b"", b"\x89PNG\r\n\x1a\n", b"\x80\x04."))}
-    config["files"][name] = {}
+    form_of(files).own(config)["files"][name] = {}
     return Mutant(resealed(config, more), "refused")
 
 
@@ -117,32 +118,38 @@ def _nested(rng: Random, files: Files) -> Mutant:
     """Nest a free field: to the limit, over it, or so deep that a parser could overflow."""
     depth = rng.choice((3, 10, 13, 14, 15, 16, 17, 100, 990, 5_000, 100_000, 1_000_000))
     opening, closing = rng.choice(((b"[", b"]"), (b'{"a":', b"}")))
-    config = _manifest(files)
-    config["base"]["description"]["x"] = "HERE"
-    text = resealed(config, files)[CONFIG]
+    config, form = _manifest(files), form_of(files)
+    place = form.own(config)
+    for name in form.free:
+        place = place[name]
+    place["x"] = "HERE"
+    text = resealed(config, files)[form.manifest]
     deep = text.replace(b'"HERE"', opening * depth + b"1" + closing * depth)
-    # The digest is that of another value, which alone is reason enough.
-    return Mutant({**files, CONFIG: sealed_text(_unsealed(deep))}, "refused")
+    # The digest is that of another value, which alone is reason enough, where it is covered.
+    verdict: Verdict = "honest" if form is DICTIONARY else "refused"
+    return Mutant({**files, form.manifest: sealed_text(_unsealed(deep), form)}, verdict)
 
 
 def _unsealed(text: bytes) -> bytes:
-    lines = text.split(b"\n")
-    return b"\n".join(line for line in lines if not line.startswith(b'  "manifest_sha256"'))
+    lines, seal = text.split(b"\n"), f'"{SEAL}"'.encode()
+    return b"\n".join(line for line in lines if not line.lstrip().startswith(seal))
 
 
 def _twice(rng: Random, files: Files) -> Mutant:
     """Repeat a key of some object, with the same value or another."""
-    lines = _unsealed(files[CONFIG]).split(b"\n")
+    form = form_of(files)
+    lines = _unsealed(files[form.manifest]).split(b"\n")
     single = [at for at, line in enumerate(lines) if b'": ' in line and line[-1:] == b","]
     at = rng.choice(single)
     name = lines[at].partition(b'": ')[0] + b'": '
     lines.insert(at, rng.choice((lines[at], name + b"null,", name + b'"x",')))
-    return Mutant({**files, CONFIG: sealed_text(b"\n".join(lines))}, "refused")
+    return Mutant({**files, form.manifest: sealed_text(b"\n".join(lines), form)}, "refused")
 
 
 def _text(rng: Random, files: Files) -> Mutant:
     """Write the manifest as no writer of ours does, with a right seal."""
-    text = _unsealed(files[CONFIG])
+    form = form_of(files)
+    text = _unsealed(files[form.manifest])
     variants: list[bytes] = [
         b"\xef\xbb\xbf" + text, text + b"{}", text + b"\0", text[:-3], text + text,
         b"[" + text + b"]",
@@ -155,7 +162,7 @@ def _text(rng: Random, files: Files) -> Mutant:
         text.replace(b"null", b"nul", 1), text.replace(b",", b",,", 1), b"", b"{", b"{}",
         b'{"a":1}',
     ]  # fmt: skip
-    return Mutant({**files, CONFIG: sealed_text(rng.choice(variants))}, "refused")
+    return Mutant({**files, form.manifest: sealed_text(rng.choice(variants), form)}, "refused")
 
 
 def _long(rng: Random, files: Files) -> Mutant:
@@ -170,26 +177,42 @@ def _long(rng: Random, files: Files) -> Mutant:
         "{" + ",".join(f'"{at}":{{}}' for at in range(300_000)) + "}",
         "[" + ",".join(map(str, range(300_000))) + "]",
     )  # fmt: skip
-    config = _manifest(files)
-    place = rng.choice((("requires",), ("labels",), ("data", "x"), ("edit", "rows"), ("more",),
-                        ("base", "description", "x"), ("tensors",), ("files",)))  # fmt: skip
+    config, form = _manifest(files), form_of(files)
+    places = {
+        "edit_config.json": (
+            ("requires",), ("labels",), ("data", "x"), ("edit", "rows"), ("more",),
+            ("base", "description", "x"), ("tensors",), ("files",),
+        ),
+        "edit_bundle.json": (
+            ("requires",), ("labels",), ("data", "x"), ("more",), ("base", "description", "x"),
+            ("composition", "overlaps"), ("composition", "tensors"), ("members",), ("files",),
+        ),
+        "cfg.json": (
+            ("architecture",), ("more",), *(("metadata", "salve_plugin", *path) for path in (
+                ("meta", "x"), ("options", "x"), ("site", "readers"), ("files",),
+            )),
+        ),
+    }  # fmt: skip
+    place = rng.choice(places[form.manifest])
     owner = _owner(config, place)
     owner[place[-1]] = "HERE"
-    text = _unsealed(sealed(config)).replace(b'"HERE"', rng.choice(fillers).encode())
-    return Mutant({**files, CONFIG: sealed_text(text)}, "refused")
+    text = _unsealed(sealed(config, form)).replace(b'"HERE"', rng.choice(fillers).encode())
+    # A dictionary's meta may hold anything that stays below the limits.
+    verdict: Verdict = "honest" if "meta" in place else "refused"
+    return Mutant({**files, form.manifest: sealed_text(text, form)}, verdict)
 
 
 def _only_sealed(rng: Random, files: Files) -> Mutant:
     """Change what the artifact is and forget its identity."""
-    config = _manifest(files)
-    config["data"] = {**config["data"], "note": rng.random()}
-    return Mutant({**files, CONFIG: sealed(config)}, "refused")
+    config, form = _manifest(files), form_of(files)
+    form.note(config, f"note {rng.random()}")
+    return Mutant({**files, form.manifest: sealed(config, form)}, "refused")
 
 
 def _note(rng: Random, files: Files) -> Mutant:
-    """Change a free field, with every digest right: another artifact, and it says so."""
+    """Change what the identity covers, with every digest right: another one, and it says so."""
     config = _manifest(files)
-    config["data"] = {**config["data"], "note": rng.random()}
+    form_of(files).note(config, f"note {rng.random()}")
     changed = resealed(config, files)
     assert identity_of(changed) != identity_of(files)
     return Mutant(changed, "honest")
@@ -197,13 +220,15 @@ def _note(rng: Random, files: Files) -> Mutant:
 
 def _layout(rng: Random, files: Files) -> Mutant:
     """Write the same in another order, and by another program: the same artifact."""
-    config = _manifest(files)
-    config["producer"] = {"name": f"other {rng.random()}", "version": "9"}
-    config["format_version"] = f"1.{rng.randrange(10_000)}"
-    names = [name for name in config if name != "manifest_sha256"]
+    config, form = _manifest(files), form_of(files)
+    own = form.own(config)
+    own["producer"] = {"name": f"other {rng.random()}", "version": "9"}
+    own["format_version"] = f"1.{rng.randrange(10_000)}"
+    del own[SEAL]
+    names = list(config)
     rng.shuffle(names)
     text = json.dumps({name: config[name] for name in names}, indent=rng.randrange(5))
-    return Mutant({**files, CONFIG: sealed_text(text.encode())}, "same")
+    return Mutant({**files, form.manifest: sealed_text(text.encode(), form)}, "same")
 
 
 MUTATIONS: dict[str, Mutation] = {

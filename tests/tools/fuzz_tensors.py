@@ -8,8 +8,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from fuzz_form import form_of, tensors_name
 from fuzz_mutant import Mutant, Mutation, resealed
-from small_artifacts import CONFIG, TENSORS, Files
+from small_artifacts import Files
 from torch import Tensor
 
 Header = dict[str, Any]
@@ -32,22 +33,23 @@ def _joined(header: object, data: bytes, *, length: int | None = None) -> bytes:
 
 def _with(files: Files, tensors: bytes) -> Files:
     """Return the files with another tensor file, all digests and the manifest's list right."""
-    config = json.loads(files[CONFIG])
+    config = json.loads(files[form_of(files).manifest])
     try:
-        header, _ = _split(tensors)
-        config["tensors"] = {
+        header, _ = _split(tensors) if "tensors" in config else ({}, b"")
+        listed = {
             name: {"dtype": entry["dtype"], "shape": entry["shape"]}
             for name, entry in header.items()
             if name != "__metadata__"
         }
+        config |= {"tensors": listed} if "tensors" in config else {}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass  # no header that a manifest could follow
-    return resealed(config, {**files, TENSORS: tensors})
+    return resealed(config, {**files, tensors_name(files): tensors})
 
 
 def _entry(rng: Random, files: Files) -> Mutant:
     """Change one tensor's entry in the header."""
-    header, data = _split(files[TENSORS])
+    header, data = _split(files[tensors_name(files)])
     name = rng.choice([name for name in header if name != "__metadata__"])
     entry, size = header[name], len(data)
     first, last = entry["data_offsets"]
@@ -79,7 +81,7 @@ def _entry(rng: Random, files: Files) -> Mutant:
 
 def _header(rng: Random, files: Files) -> Mutant:
     """Change the header as a whole."""
-    header, data = _split(files[TENSORS])
+    header, data = _split(files[tensors_name(files)])
     names = [name for name in header if name != "__metadata__"]
     text = json.dumps(header).encode()
     one = header[names[0]]
@@ -123,7 +125,7 @@ def _header(rng: Random, files: Files) -> Mutant:
 
 def _layout(rng: Random, files: Files) -> Mutant:
     """Write the same tensors in another order and with another spacing: the same artifact."""
-    header, data = _split(files[TENSORS])
+    header, data = _split(files[tensors_name(files)])
     names = [name for name in header if name != "__metadata__"]
     rng.shuffle(names)
     moved: Header = {"__metadata__": {"format": "pt"}}
@@ -183,7 +185,7 @@ def _saved(tensors: dict[str, Tensor]) -> bytes:
 
 def _spoiled(rng: Random, files: Files) -> Mutant:
     """Put a number where there must be none: NaN anywhere, an infinity that is no strength."""
-    tensors = safetensors.torch.load(files[TENSORS])
+    tensors = safetensors.torch.load(files[tensors_name(files)])
     kind = rng.choice(sorted(SPOILED))
     floats = [
         name
@@ -197,7 +199,7 @@ def _spoiled(rng: Random, files: Files) -> Mutant:
 
 def _changed(rng: Random, files: Files) -> Mutant:
     """Change one or two tensors: refused, or another artifact."""
-    tensors = safetensors.torch.load(files[TENSORS])
+    tensors = safetensors.torch.load(files[tensors_name(files)])
     for _ in range(rng.choice((1, 1, 2))):
         name = rng.choice(sorted(tensors))
         if tensors[name].ndim and len(tensors[name]):
@@ -207,7 +209,7 @@ def _changed(rng: Random, files: Files) -> Mutant:
 
 def _named(rng: Random, files: Files) -> Mutant:
     """Remove, add, rename or exchange tensors."""
-    tensors = safetensors.torch.load(files[TENSORS])
+    tensors = safetensors.torch.load(files[tensors_name(files)])
     name, other = rng.choice(sorted(tensors)), rng.choice(sorted(tensors))
     new = rng.choice((
         "direction", "alpha_crit.values", "alpha_crit.more", "pristine.fc.bias", "pristine.",

@@ -15,7 +15,7 @@ FORBIDDEN = (
 """Beginnings of the names of audit events that reading must not cause."""
 
 _seen: list[str] | None = None
-_folder: Path | None = None
+_folders: frozenset[Path] = frozenset()
 
 
 def _hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -25,7 +25,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
         path, _, flags = arguments
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         known = isinstance(path, int)  # a descriptor that was opened under a name before
-        if writes or not (known or Path(str(path)).parent == _folder):
+        if writes or not (known or Path(str(path)).parent in _folders):
             _seen.append(f"open {path!r}")
     elif event.startswith(FORBIDDEN):
         _seen.append(f"{event} {str(arguments)[:200]}")
@@ -35,19 +35,19 @@ sys.addaudithook(_hook)  # for good, there is no way to remove one
 
 
 @contextmanager
-def watched(folder: Path | None) -> Iterator[None]:
+def watched(*folders: Path) -> Iterator[None]:
     """Raise at the end if anything forbidden was done inside.
 
     Args:
-        folder: whose files may be opened for reading; None allows no file at all.
+        *folders: whose files may be opened for reading; none allows no file at all.
 
     Raises:
         AssertionError: says what was done.
     """
-    global _seen, _folder
+    global _seen, _folders
     modules = set(sys.modules)
     seen: list[str] = []
-    _seen, _folder = seen, folder
+    _seen, _folders = seen, frozenset(folders)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from salve_plugin.share.dictionary_file import read_dictionary
 from salve_plugin.site import Site
 
 CONFIG, WEIGHTS, CARD = "cfg.json", "sae_weights.safetensors", "README.md"
+META = {"scale": 1.5, "note": None}
 WIDTH, LATENTS = 6, 33
 SITE = Site("unembed.hook_in", "fc", "in", "pooled", WIDTH, readers=("fc",))
 
@@ -53,6 +54,12 @@ def tiny() -> Dictionary:
     """A dictionary of two latents: three kilobytes of files."""
     tensors = tensors_of("jumprelu", latents=2)
     return Dictionary(tensors, create("jumprelu", {}), SITE, {"scale": 0.1})
+
+
+def small_dictionary(learner: str) -> Dictionary:
+    """A dictionary of four latents of any learner."""
+    options = {"topk": {"k": 2}, "mp": {"k": 2}}.get(learner, {})
+    return Dictionary(tensors_of(learner, latents=4), create(learner, options), SITE, META)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
