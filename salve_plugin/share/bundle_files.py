@@ -11,7 +11,7 @@ from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle_contents import COMPOSES_BY, BundleContents, bundle_fields
 from salve_plugin.share.canonical import Json, dump, parse_json
-from salve_plugin.share.card import CARD_FILE, MAX_CARD_BYTES, card_state, new_card, updated_card
+from salve_plugin.share.card import CARD_FILE, card_at, card_state, new_card, updated_card
 from salve_plugin.share.composition import Composition
 from salve_plugin.share.existing import Change, Content, Existing, ExistingPart
 from salve_plugin.share.folder import Reader, remembering
@@ -172,6 +172,7 @@ def planned_bundle(contents: BundleContents, existing: Existing) -> Change:
     Raises:
         InputError: if an artifact lies in the place itself, a part has no exact JSON form, or the
             bundle could not be read back.
+        WriteError: if the text of the card there could not be kept.
     """
     if previous_manifest(existing) is not None:
         raise InputError(
@@ -186,7 +187,7 @@ def planned_bundle(contents: BundleContents, existing: Existing) -> Change:
         files |= {f"{name}/{file}": data for file, data in change.files.items()}
         obsolete += [f"{name}/{file}" for file in change.obsolete]
     config, manifest = _sealed(contents, files)
-    old_card = existing.read(CARD_FILE, MAX_CARD_BYTES)
+    old_card = card_at(existing)
     card = new_card(config) if old_card is None else updated_card(old_card, config, previous)
     return Change({**files, CARD_FILE: card, BUNDLE_FILE: manifest}, obsolete)
 
@@ -211,7 +212,7 @@ def _dropped(
         if manifest is None or not part.holds(CONFIG_FILE, previous["files"][member_file(name)]):
             continue
         own = {**manifest["files"], **(manifest["merged"] or {})}
-        card = part.read(CARD_FILE, MAX_CARD_BYTES)
+        card = card_at(part)
         found += [
             member_file(name),  # first: without it, what is left is no artifact
             *(f"{name}/{file}" for file, entry in own.items() if part.holds(file, entry)),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from salve_plugin.errors import ArtifactError, WriteError
 from salve_plugin.share.card_metadata import (
     CARD_FILE,
     front_matter,
@@ -17,6 +18,7 @@ from salve_plugin.share.card_metadata import (
     with_metadata,
 )
 from salve_plugin.share.card_text import Config, card_body
+from salve_plugin.share.existing import Existing
 
 MAX_CARD_BYTES = 4 * 2**20
 
@@ -65,6 +67,22 @@ class Card:
         return existing if wanted == metadata else with_metadata(existing, wanted)
 
 
+def card_at(existing: Existing) -> bytes | None:
+    """Return the `README.md` that is to be brought up to date; None if there is none.
+
+    Raises:
+        WriteError: if its text could not be kept, since it is a link, no file, or too long.
+    """
+    try:
+        return existing.read(CARD_FILE, MAX_CARD_BYTES)
+    except ArtifactError as error:
+        raise WriteError(
+            f"the {CARD_FILE} that is there is a link, no plain file, or longer than "
+            f"{MAX_CARD_BYTES} bytes, so that its text cannot be kept; nothing was written. Move "
+            "it away, then repeat the call"
+        ) from error
+
+
 def card_of(config: Config) -> Card:
     """Return the card of an artifact, a function of its manifest alone."""
     return Card(front_matter(config), card_body(config))
@@ -96,6 +114,6 @@ def _body(card: bytes) -> bytes | None:
 
 
 __all__ = [
-    "CARD_FILE", "MAX_CARD_BYTES", "Card", "CardState", "card_of", "card_state", "new_card",
-    "updated_card",
+    "CARD_FILE", "MAX_CARD_BYTES", "Card", "CardState", "card_at", "card_of", "card_state",
+    "new_card", "updated_card",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.saelens_layout import CONFIG_FILE
 from salve_plugin.errors import ArtifactError, InputError
-from salve_plugin.share.card import CARD_FILE, MAX_CARD_BYTES
+from salve_plugin.share.card import CARD_FILE, card_at
 from salve_plugin.share.contents import Contents
 from salve_plugin.share.dictionary_card import dictionary_card
 from salve_plugin.share.dictionary_file import (
@@ -76,11 +76,12 @@ def planned(dictionary: Dictionary, existing: Existing) -> Change:
 
     Raises:
         InputError: if `meta` has no exact JSON form, or an existing card has unreadable metadata.
+        WriteError: if the text of the card there could not be kept.
     """
     config, files = packed(dictionary)
     previous = _previous(existing)
     card = dictionary_card(config).over(
-        existing.read(CARD_FILE, MAX_CARD_BYTES),
+        card_at(existing),
         None if previous is None else dictionary_card(previous),
     )
     return Change({CARD_FILE: card, **files})

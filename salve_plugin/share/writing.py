@@ -7,7 +7,7 @@ from typing import Any
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.share import reading
 from salve_plugin.share.canonical import Json
-from salve_plugin.share.card import CARD_FILE, MAX_CARD_BYTES, new_card, updated_card
+from salve_plugin.share.card import CARD_FILE, card_at, new_card, updated_card
 from salve_plugin.share.contents import Contents, manifest_of, tensors_of
 from salve_plugin.share.existing import Change, Existing
 from salve_plugin.share.manifest import (
@@ -40,6 +40,7 @@ def planned(
     Raises:
         InputError: if a part has no exact JSON form, the artifact could not be read back, or the
             model would replace one that is not the artifact's.
+        WriteError: if the text of the card there could not be kept.
     """
     previous = previous_manifest(existing)
     if model is None:
@@ -113,5 +114,5 @@ def _packed(
 
 
 def _card(existing: Existing, config: Json, previous: Json | None) -> bytes:
-    card = existing.read(CARD_FILE, MAX_CARD_BYTES)
+    card = card_at(existing)
     return new_card(config) if card is None else updated_card(card, config, previous)

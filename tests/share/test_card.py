@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from salve_plugin.control.base import Base
 from salve_plugin.control.edit import Edit
-from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.card import card_state
 from salve_plugin.share.card_metadata import read_metadata, with_metadata
@@ -364,15 +364,6 @@ def test_unreadable_metadata_are_reported_and_nothing_is_written(
         tiny.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert (tmp_path / "README.md").read_bytes() == broken
-
-
-def test_a_card_that_is_a_link_is_refused(tiny: EditArtifact, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "README.md").symlink_to(tmp_path / "mine")
-    with pytest.raises(ArtifactError, match="link"):
-        tiny.save_pretrained(tmp_path / "folder")
-    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_names_cannot_break_out_of_the_card(tiny_edit: Edit, tmp_path: Path) -> None:
