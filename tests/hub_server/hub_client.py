@@ -110,7 +110,7 @@ class LoopbackHub:
             arg: status, seconds or bytes.
             when: of `delay` and `kill`: before or after the request takes effect.
             code: `X-Error-Code` of `status`.
-            headers: more headers of `status`.
+            headers: more headers of `status` and `json`.
             body: what `json` sends.
         """
         fault = Fault(do, path, method, times, after, arg, when, code, headers or {}, body)

@@ -14,7 +14,7 @@ then hits `times` of them. What it does (`do`):
   of 200 and 206 only; so the next two).
 - short: sends `arg` bytes of the body and announces just those.
 - flip: inverts the byte at `arg`.
-- json: answers as usual, with `body` in place of the body.
+- json: answers as usual, with `body` in place of the body, and with `headers`.
 - norange: ignores the `Range` header and sends the whole file.
 """
 

@@ -200,7 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.do == "delay" and not early:
             time.sleep(fault.arg)
         if fault.do == "json":
-            return replace(answer, body=fault.body.encode())
+            headers = {**answer.headers, **fault.headers}
+            return replace(answer, body=fault.body.encode(), headers=headers)
         return None if fault.do == "lost" else refusal or answer
 
     def _answer(self, serve: Serve, request: Request) -> Answer:

@@ -1,15 +1,15 @@
 """What became of a commit whose answer never came."""
 
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from salve_plugin.errors import HubConflictError
+from salve_plugin.share.hub.history import commits_since
 from salve_plugin.share.hub.staged import Staged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import GitCommitInfo
 
 MAX_PULL_REQUESTS = 20  # newest ones that are looked through
 
@@ -27,19 +27,20 @@ def landed(client: "HfApi", repo_id: str, branch: str, staged: Staged, head: str
 
     Raises:
         HubConflictError: if the branch has other commits since `head`; names the first of them.
+        HubError: as `commits_since`.
     """
-    since = _commits_since(client, repo_id, branch, head)
+    since = list(commits_since(client, repo_id, branch, head))
     if not since:
         return None
     # The commit names its parent, so if it was made, it is the first one after the head.
     first = since[-1]
-    if staged.is_in(client, repo_id, first.commit_id):
-        return Landed(first.commit_id)
+    if staged.is_in(client, repo_id, first.id):
+        return Landed(first.id)
     raise HubConflictError(
-        f"somebody else committed to '{branch}' of {repo_id} first: {first.commit_id} "
+        f"somebody else committed to '{branch}' of {repo_id} first: {first.id} "
         f"({first.title!r} by {', '.join(first.authors) or 'unknown'}). Nothing of yours was "
         "committed and nothing of theirs overwritten; look at it, then make the same call again",
-        winner=first.commit_id,
+        winner=first.id,
     )
 
 
@@ -49,17 +50,9 @@ def open_pull_request(client: "HfApi", repo_id: str, staged: Staged, head: str) 
     newest = sorted(refs, key=lambda ref: int(ref.name), reverse=True)[:MAX_PULL_REQUESTS]
     for ref in newest:
         if (
-            len(_commits_since(client, repo_id, ref.ref, head)) == 1
+            len(list(islice(commits_since(client, repo_id, ref.ref, head), 2))) == 1
             and staged.is_in(client, repo_id, ref.target_commit)
             and client.get_discussion_details(repo_id, int(ref.name)).status in ("open", "draft")
         ):
             return Landed(ref.target_commit, ref.ref)
     return None
-
-
-def _commits_since(
-    client: "HfApi", repo_id: str, revision: str, head: str
-) -> "list[GitCommitInfo]":
-    """Return the commits after `head`, newest first; all of them if `head` is not among them."""
-    commits = client.list_repo_commits(repo_id, revision=revision)
-    return list(takewhile(lambda commit: commit.commit_id != head, commits))
