@@ -11,6 +11,7 @@ from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.critical import AlphaCrit, Target, alpha_crit
 from salve_plugin.control.edit import Edit, enhance, suppress
 from salve_plugin.control.evaluate import change, evaluate_heads
+from salve_plugin.control.rivals import with_rivals
 from salve_plugin.control.select import choose, edited_weight
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
@@ -102,7 +103,7 @@ def make(
     study = Study.load(folder)
     acts, dictionary, found = study.parts()
     label = None if class_name is None else label_of(found, class_name)
-    rows = rows or ("all" if label is None else "rivals")
+    rows = rows or ("all" if label is None else "class" if enhance else "rivals")
     opened = study.source.open()
     if enhance or latent is not None or strength is not None:
         chosen = latent_of(found, dictionary, class_name, latent)
@@ -171,10 +172,16 @@ def _named(
     enhancing: bool,
 ) -> Edit:
     """Return the edit whose latent the user chose; its strength too, or else read off."""
-    if rows == "rivals":
-        rows = None if label is None else (label,)
     operator = enhance if enhancing else suppress
-    edit = operator(opened.hooked, dictionary, latent=latent, strength=strength or 0.0, rows=rows)
+    fixed = None if rows == "rivals" else rows
+    edit = operator(opened.hooked, dictionary, latent=latent, strength=strength or 0.0, rows=fixed)
+    if rows == "rivals":
+        if enhancing:
+            raise InputError("--rows rivals is for suppressing: give class, all or indices")
+        assert label is not None  # `_rows` saw to that
+        head, recorded = opened.hooked.unembed(edit.site), (acts.tensor(), acts.labels())
+        tried = None if strength is None else [strength]
+        edit = with_rivals(edit, *head, recorded, label, tried)
     if strength is not None:
         return edit
     if enhancing or label is None:

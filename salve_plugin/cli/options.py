@@ -53,6 +53,6 @@ EditRows = Annotated[
     typer.Option(
         "--rows",
         help="As for alpha-crit, or rivals: the class's row and those rivals' that it needs. By "
-        "default rivals where a class is named, else all.",
+        "default rivals where a class is suppressed, class where one is enhanced, else all.",
     ),
 ]

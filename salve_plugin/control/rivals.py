@@ -7,13 +7,15 @@ the rival. So a few rivals' rows, chosen for what they cost the other classes, f
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import multiplier
+from salve_plugin.errors import InputError
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Strengths tried: those that close this share of the columns, at the kinks 1/|c_j|. Closing all of
@@ -67,6 +69,7 @@ def rival_rows(
     inputs: Float[Tensor, "images width"],
     labels: Int64[Tensor, " images"],
     label: int,
+    strengths: Sequence[float] | None = None,
 ) -> RowSet:
     """Return the rows that suppress a class at least cost, found greedily at each strength.
 
@@ -81,17 +84,52 @@ def rival_rows(
         direction: unit-norm atom.
         inputs: recorded head inputs, (images, width).
         labels: their classes.
-        label: the class to suppress; it must have images.
+        label: the class to suppress.
+        strengths: those tried, by default `strengths_by_closure`.
+
+    Raises:
+        InputError: if the class has no images.
     """
+    if not bool((labels == label).any()):
+        raise InputError(
+            f"class {label} has no recorded images, on which the rows of its rivals could be "
+            "found; record some, or name the rows"
+        )
     plain = torch.addmm(bias, inputs, weight.T)
     before = _accuracies(plain, labels, len(weight))
     found = []
-    for strength in strengths_by_closure(direction):
+    for strength in strengths_by_closure(direction) if strengths is None else strengths:
         factors = multiplier(direction, strength).to(weight.dtype)
         edited = torch.addmm(bias, inputs * factors, weight.T)
         judge = _Judge(plain, edited, labels, label, before)
         found += list(_grown(judge, label, strength))
     return min(found, key=badness)
+
+
+def with_rivals(
+    edit: Edit,
+    weight: Float[Tensor, "classes width"],
+    bias: Float[Tensor, " classes"],
+    recorded: tuple[Float[Tensor, "images width"], Int64[Tensor, " images"]],
+    label: int,
+    strengths: Sequence[float] | None = None,
+) -> Edit:
+    """Return the edit with its latent's best row set, at the strength that belongs to it.
+
+    Args:
+        edit: suppresses a latent.
+        weight: the head, (classes, width), without the edit.
+        bias: (classes,).
+        recorded: head inputs and labels of images.
+        label: the class to suppress.
+        strengths: as for `rival_rows`.
+
+    Raises:
+        InputError: as `rival_rows`.
+    """
+    weight, bias, direction = (each.float().cpu() for each in (weight, bias, edit.direction))
+    found = rival_rows(weight, bias, direction, *recorded, label, strengths)
+    return replace(edit, rows=found.rows, strength=found.strength)
 
 
 def badness(found: RowSet) -> tuple[float, float, float]:

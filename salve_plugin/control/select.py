@@ -16,7 +16,7 @@ from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit, suppress
 from salve_plugin.control.evaluate import Change, change, evaluate_head, evaluate_heads
 from salve_plugin.control.operators import scaled_weight
-from salve_plugin.control.rivals import rival_rows
+from salve_plugin.control.rivals import with_rivals
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features
@@ -164,7 +164,7 @@ def choose(
         for latent in order[done : done + wave]:
             edit = suppress(hooked, dictionary, latent=latent, strength=0.0, rows=_fixed(rows))
             if recorded is not None:
-                edit = _with_rivals(edit, weight, bias, recorded, index)
+                edit = with_rivals(edit, weight, bias, recorded, index)
             strengths = _strengths(hooked, edit, acts, index, max_target_accuracy)
             # A row set comes with the strength that it was found at: it competes, too.
             strengths += [edit.strength] if edit.strength else []
@@ -201,15 +201,6 @@ def _fixed(rows: Sequence[int] | Literal["rivals"] | None) -> Sequence[int] | No
     if rows != "rivals":
         raise InputError(f"rows {rows!r} is unknown; give indices, None for all, or 'rivals'")
     return None
-
-
-def _with_rivals(
-    edit: Edit, weight: Tensor, bias: Tensor, recorded: tuple[Tensor, Tensor], label: int
-) -> Edit:
-    """Return the edit with its latent's best row set, at the strength that belongs to it."""
-    weight, bias, direction = (each.float().cpu() for each in (weight, bias, edit.direction))
-    found = rival_rows(weight, bias, direction, *recorded, label)
-    return replace(edit, rows=found.rows, strength=found.strength)
 
 
 def edited_weight(weight: Tensor, edit: Edit) -> Tensor:

@@ -13,6 +13,8 @@ from salve_plugin import suppress
 from salve_plugin.cli import main
 from salve_plugin.cli.pictures import _strongest
 from salve_plugin.cli.study import Study
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.rivals import with_rivals
 from salve_plugin.errors import InputError
 
 Capture = pytest.CaptureFixture[str]
@@ -207,6 +209,40 @@ def test_enhancing_needs_a_strength(study: Path, tmp_path: Path, capsys: Capture
         "--out", tmp_path / "e",
     )  # fmt: skip
     assert (made["mode"], made["rows"]) == ("enhance", [3])
+
+
+def test_a_named_latent_gets_the_rivals_rows_that_it_needs(
+    study: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    loaded = Study.load(study)
+    acts, dictionary, _ = loaded.parts()
+    opened = loaded.source.open()
+    head = opened.hooked.unembed(opened.hooked.site("unembed.hook_in"))
+    recorded = (acts.tensor(), acts.labels())
+
+    def needed(label: int, latent: int, strengths: list[float] | None) -> Edit:
+        edit = suppress(opened.hooked, dictionary, latent=latent, strength=0.0)
+        return with_rivals(edit, *head, recorded, label, strengths)
+
+    found = [
+        (label, edit)
+        for label in range(10)
+        for latent in range(16)
+        if len((edit := needed(label, latent, None)).rows or ()) > 1
+    ]
+    assert found, "every latent of this study does with the class's own row: choose another"
+    label, edit = found[0]
+    named = ("edit", study, "--class", label, "--latent", edit.latent, "--out", tmp_path / "edit")
+    for rows in (("--rows", "rivals"), ()):  # which is the default where a class is named
+        made = _run(capsys, *named, *rows, "--strength", edit.strength)
+        assert (made["rows"], made["strength"]) == (sorted(edit.rows or ()), edit.strength)
+    weak = _run(capsys, *named, "--rows", "rivals", "--strength", 0.5)
+    assert weak["rows"] == sorted(needed(label, edit.latent, [0.5]).rows or ())
+    assert "is for suppressing" in _fails(
+        capsys, *named, "--rows", "rivals", "--enhance", "--strength", 1
+    )
+    made = _run(capsys, *named, "--enhance", "--strength", 1)
+    assert (made["mode"], made["rows"]) == ("enhance", [label])
 
 
 def test_mistakes_end_with_their_message_and_status_1(

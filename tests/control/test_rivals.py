@@ -1,5 +1,6 @@
 """Row sets: every claimed number is recounted by brute force, and a rival is found where needed."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from salve_plugin.control.rivals import (
     rival_rows,
     strengths_by_closure,
 )
+from salve_plugin.errors import InputError
 
 
 def _problem(seed: int) -> tuple[torch.Tensor, ...]:
@@ -75,6 +77,24 @@ def test_a_rival_is_added_where_the_own_row_cannot_be_enough() -> None:
     assert (found.target_accuracy, found.others_loss) == (0.0, 0.0)
     # Logits of the class's images are then (0, 1, -2): it trails by 1.
     assert found.margin == -1
+
+
+def test_rows_can_be_found_at_a_given_strength_only() -> None:
+    weight, bias, direction, inputs, labels = _problem(3)
+    label = int(labels[0])
+    for strength in (0.0, 0.7, 40.0):
+        found = rival_rows(weight, bias, direction, inputs, labels, label, [strength])
+        assert found.strength == strength
+        edited = scaled_weight(weight, direction, strength, rows=found.rows)
+        after = evaluate_head(edited, bias, (inputs, labels))
+        assert float(after.accuracy[label]) == found.target_accuracy
+
+
+def test_a_class_without_images_is_refused() -> None:
+    weight, bias, direction, inputs, labels = _problem(3)
+    labels[labels == 2] = 1
+    with pytest.raises(InputError, match="class 2 has no recorded images"):
+        rival_rows(weight, bias, direction, inputs, labels, 2)
 
 
 def test_a_row_that_costs_the_others_too_much_is_not_added() -> None:
