@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 from edited_models import created
-from small_artifacts import covered, grey_png, small_artifact, small_crit, small_edit
+from small_artifacts import (
+    Files,
+    covered,
+    grey_png,
+    small_artifact,
+    small_bundle,
+    small_crit,
+    small_edit,
+    tree,
+)
 from torch import nn
 
 from salve_plugin.control.critical import AlphaCrit
@@ -46,6 +55,18 @@ def saved(tiny: EditArtifact, tmp_path: Path) -> Path:
 def shared_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The same in memory, without the card; read-only."""
     return covered(small_artifact().save_pretrained(tmp_path_factory.mktemp("artifact")))
+
+
+@pytest.fixture
+def saved_bundle(tmp_path: Path) -> Path:
+    """A bundle of three members in a folder."""
+    return small_bundle().save_pretrained(tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def bundle_files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The same in memory; read-only."""
+    return tree(small_bundle().save_pretrained(tmp_path_factory.mktemp("bundle")))
 
 
 @pytest.fixture

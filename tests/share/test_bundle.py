@@ -6,63 +6,31 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from several_edits import atoms_of, several
 from small_artifacts import (
-    WEIGHT,
-    random_dictionary,
     small_bundle,
-    small_edit,
     small_model,
     state_bytes,
 )
 from torch import Tensor, nn
 
 import salve_plugin as salve
-from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.edit import Edit, base_of
 from salve_plugin.control.operators import Mode
 from salve_plugin.demo import digits
 from salve_plugin.errors import (
-    BaseMismatchError,
     EditStateError,
-    InputError,
-    UnsupportedModelError,
 )
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.composition import Composition, MemberOverlap
+from salve_plugin.share.composition import MemberOverlap
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-
-
-def atoms_of(width: int, count: int) -> Tensor:
-    draw = torch.Generator().manual_seed(width)
-    return nn.functional.normalize(torch.randn(count, width, generator=draw), dim=1)
-
-
-def several(hooked: salve.HookedModel) -> dict[str, EditArtifact]:
-    """Return edits of the head and, where there are any, of two hidden weights."""
-    atoms = random_dictionary(hooked)
-    edits = {
-        "all-rows": salve.suppress(hooked, atoms, latent=0, strength=2.5),
-        "more": salve.enhance(hooked, atoms, latent=1, strength=1.25, rows=[3, 5]),
-        "less": salve.suppress(hooked, atoms, latent=2, strength=6.0, rows=[5, 7]),
-    }
-    hidden = [site for site in hooked.sites.values() if site.readers][:2]
-    for site in hidden:
-        if site.name == "unembed.hook_in":
-            continue
-        for latent, rows in enumerate([(0, 1, 9), None]):
-            atom = atoms_of(site.width, 2)[latent]
-            name = f"{site.name.lower().replace('.', '-')}-{latent}"
-            base = base_of(hooked, site)
-            edits[name] = Edit(site, "scale", "suppress", latent, atom, 2.0, rows, base)
-    return {name: EditArtifact.of(hooked, edit) for name, edit in edits.items()}
 
 
 def sha(tensor: Tensor) -> str:
@@ -248,175 +216,3 @@ def test_applying_twice_and_reverting_what_is_not_there_are_errors_that_change_n
         bundle.apply_(model)
     assert state_bytes(model) == edited
     assert len(salve.status(model).applied) == 3
-
-
-# --- all or nothing ------------------------------------------------------------------------------
-
-
-def test_a_context_that_ends_in_an_error_leaves_the_model_as_it_was() -> None:
-    bundle, model = small_bundle(), small_model()
-    bundle.members["rows"].edit.apply_(model)
-    before = state_bytes(model)
-
-    def fail() -> None:
-        assert state_bytes(model) != before
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), bundle.applied(model):
-        fail()
-    assert state_bytes(model) == before
-    assert [entry.edit for entry in salve.status(model).applied] == [bundle.members["rows"].edit]
-
-
-def test_a_model_with_one_wrong_weight_gets_no_member_at_all(digits_vit: nn.Module) -> None:
-    hooked = salve.attach(digits_vit)
-    bundle = EditBundle.of(hooked, several(hooked))
-    paths = sorted(bundle.composition.tensors)
-    assert len(paths) == 3
-    for path in paths:
-        model = deepcopy(digits_vit)
-        with torch.no_grad():
-            weight = model.get_parameter(path)
-            weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
-        before = state_bytes(model)
-        with pytest.raises(BaseMismatchError, match=path.replace(".", r"\.")):
-            bundle.apply_(model)
-        with pytest.raises(BaseMismatchError, match=path.replace(".", r"\.")):
-            EditBundle.of(model, bundle.members)
-        assert state_bytes(model) == before
-        assert not salve.status(model).applied
-
-
-def test_an_interrupt_while_the_result_is_checked_leaves_the_model_as_it_was(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bundle, model = small_bundle(), small_model()
-    before = state_bytes(model)
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(EditBundle, "_check_result", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        bundle.apply_(model)
-    assert state_bytes(model) == before
-    assert not salve.status(model).applied
-
-
-def test_a_result_that_is_not_the_recorded_one_is_taken_back() -> None:
-    edit = small_edit()
-    members = {
-        "one": EditArtifact(edit),
-        "two": EditArtifact(replace(edit, strength=0.5, rows=(1,))),
-    }
-    right = EditBundle.of(small_model(), members)
-    said = right.composition.tensors["fc.weight"]
-    wrong = EditBundle(  # nothing in it shows the lie: no member carries pristine rows
-        members,
-        Composition({"fc.weight": replace(said, after="0" * 64)}, right.composition.overlaps),
-    )
-    model = small_model()
-    members["two"].edit.apply_(model)
-    before = state_bytes(model)
-    with pytest.raises(EditStateError, match="make the bundle anew"):
-        wrong.apply_(model)
-    assert state_bytes(model) == before
-    assert [entry.edit for entry in salve.status(model).applied] == [members["two"].edit]
-    right.apply_(model)
-
-
-def test_weights_that_were_changed_or_carry_foreign_edits_are_refused() -> None:
-    bundle, model = small_bundle(), small_model()
-    foreign = replace(small_edit(), strength=0.125)
-    foreign.apply_(model)
-    before = state_bytes(model)
-    with pytest.raises(EditStateError, match=f"{foreign.digest[:12]}.* not in the bundle"):
-        bundle.apply_(model)
-    assert state_bytes(model) == before
-    foreign.revert_(model)
-    bundle.members["rows"].edit.apply_(model)
-    with torch.no_grad():
-        model.get_parameter("fc.weight")[1, 1] += 1
-    before = state_bytes(model)
-    with pytest.raises(EditStateError, match="changed since"):
-        bundle.apply_(model)
-    assert state_bytes(model) == before
-
-
-# --- what makes no bundle ------------------------------------------------------------------------
-
-
-def test_members_must_be_different_edits_of_one_base_with_plain_names() -> None:
-    edit = small_edit()
-    one, other_data = EditArtifact(edit), EditArtifact(edit, data={"n": 1})
-    base = Base({"architecture": "Other"}, edit.base.tensors)
-    elsewhere = Base(edit.base.description, {"fc.weight": Fingerprint.of(WEIGHT + 1)})
-    model = small_model()
-    wrong: list[tuple[dict[str, EditArtifact], str]] = [
-        ({}, "1 to 64 members"),
-        ({f"m{i}": one for i in range(65)}, "1 to 64 members"),
-        ({"a": one, "b": other_data}, "'a' and 'b' are the same edit"),
-        ({"a": one, "b": EditArtifact(replace(edit, base=base))}, "different bases"),
-        ({"a": one, "b": EditArtifact(replace(edit, base=elsewhere))}, "different bases"),
-        *(({name: one}, "not a plain name") for name in ("", "A", "../a", "a/b", ".a", "é", "a b")),
-        ({"x" * 65: one}, "not a plain name"),
-    ]
-    for members, message in wrong:
-        with pytest.raises(InputError, match=message):
-            EditBundle.of(model, members)
-
-
-def test_an_evaluation_must_be_before_and_after() -> None:
-    with pytest.raises(InputError, match="same measures"):
-        EditBundle.of(
-            small_model(), {"a": EditArtifact(small_edit())}, evaluation={"before": {"a": 1.0}}
-        )
-
-
-def test_members_that_carry_different_pristine_rows_contradict_each_other() -> None:
-    edit = small_edit()
-    one = EditArtifact(edit, pristine={"fc.weight": WEIGHT[1:]})
-    liar = EditArtifact(replace(edit, rows=(2,)), pristine={"fc.weight": WEIGHT[:1]})
-    with pytest.raises(InputError, match=r"other pristine rows of 'fc\.weight'"):
-        EditBundle.of(small_model(), {"one": one, "two": liar})
-
-
-def test_one_weight_by_two_names_is_refused() -> None:
-    model = nn.Sequential()
-    model.add_module("fc", nn.Linear(4, 3))
-    model.add_module("again", nn.Linear(4, 3))
-    model.get_submodule("again").weight = model.get_parameter("fc.weight")
-    with torch.no_grad():
-        model.get_parameter("fc.weight").copy_(WEIGHT)
-    edit = small_edit()
-    again = Base(edit.base.description, {"again.weight": edit.base.tensors["fc.weight"]})
-    members = {"a": EditArtifact(edit), "b": EditArtifact(replace(edit, base=again))}
-    with pytest.raises(UnsupportedModelError, match="tied"):
-        EditBundle.of(model, members)
-
-
-def changed_composition(bundle: EditBundle, **fields: Any) -> Composition:
-    said = replace(bundle.composition.tensors["fc.weight"], **fields)
-    return replace(bundle.composition, tensors={"fc.weight": said})
-
-
-def test_a_composition_that_does_not_follow_from_the_members_is_refused() -> None:
-    bundle = small_bundle()
-    right = bundle.composition
-    other = Fingerprint.of(WEIGHT + 1)
-    wrong = [
-        (Composition({}, right.overlaps), "members touch"),
-        (changed_composition(bundle, before=other), "made for another"),
-        (changed_composition(bundle, rows=(0, 1, 2)), "contradicts itself"),
-        (changed_composition(bundle, after="0" * 64), "contradicts itself"),
-        (changed_composition(bundle, after="0" * 64, rows_after="0" * 64), "the members make"),
-        (replace(right, overlaps=right.overlaps[1:]), "of overlaps"),
-        (replace(right, overlaps=right.overlaps[::-1]), "of overlaps"),
-        (
-            replace(right, overlaps=(replace(right.overlaps[0], rows=None), *right.overlaps[1:])),
-            "of overlaps",
-        ),
-    ]
-    for composition, message in wrong:
-        with pytest.raises(InputError, match=message):
-            EditBundle(bundle.members, composition)

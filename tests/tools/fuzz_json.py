@@ -7,6 +7,7 @@ from typing import Any
 
 from fuzz_form import DICTIONARY, form_of
 from fuzz_mutant import Mutant, Mutation, Verdict, identity_of, resealed, sealed, sealed_text
+from replaced import owner, places
 from small_artifacts import SEAL, Files
 
 NUMBERS = (
@@ -31,23 +32,6 @@ NAMES = (
 )  # fmt: skip
 
 
-def _places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the paths of all values inside a JSON value."""
-    items: Any = ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    inner = [found for key, item in items for found in _places(item, (*path, key))]
-    return [path, *inner] if path else inner
-
-
-def _owner(config: Any, path: tuple[Any, ...]) -> Any:
-    for key in path[:-1]:
-        config = config[key]
-    return config
-
-
 def _manifest(files: Files) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(files[form_of(files).manifest])
     return config
@@ -70,30 +54,30 @@ def _value(rng: Random, before: object) -> object:
 def _replaced(rng: Random, files: Files) -> Mutant:
     config = _manifest(files)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        path = rng.choice(_places(config))
-        owner = _owner(config, path)
-        owner[path[-1]] = _value(rng, owner[path[-1]])
+        path = rng.choice(places(config))
+        place = owner(config, path)
+        place[path[-1]] = _value(rng, place[path[-1]])
     return Mutant(resealed(config, files), "honest")
 
 
 def _removed(rng: Random, files: Files) -> Mutant:
     config = _manifest(files)
-    path = rng.choice(_places(config))
-    del _owner(config, path)[path[-1]]
+    path = rng.choice(places(config))
+    del owner(config, path)[path[-1]]
     return Mutant(resealed(config, files), "honest")
 
 
 def _renamed(rng: Random, files: Files) -> Mutant:
     config = _manifest(files)
-    path = rng.choice([path for path in _places(config) if isinstance(path[-1], str)])
-    owner = _owner(config, path)
-    owner[rng.choice(TEXTS + NAMES)] = owner.pop(path[-1])
+    path = rng.choice([path for path in places(config) if isinstance(path[-1], str)])
+    place = owner(config, path)
+    place[rng.choice(TEXTS + NAMES)] = place.pop(path[-1])
     return Mutant(resealed(config, files), "honest")
 
 
 def _added(rng: Random, files: Files) -> Mutant:
     config = _manifest(files)
-    objects: list[Any] = [config, *(_owner(config, path)[path[-1]] for path in _places(config))]
+    objects: list[Any] = [config, *(owner(config, path)[path[-1]] for path in places(config))]
     target = rng.choice([value for value in objects if isinstance(value, dict)])
     target[rng.choice(TEXTS + NAMES)] = _value(rng, None)
     return Mutant(resealed(config, files), "honest")
@@ -101,8 +85,8 @@ def _added(rng: Random, files: Files) -> Mutant:
 
 def _moved(rng: Random, files: Files) -> Mutant:
     config = _manifest(files)
-    source, target = rng.choice(_places(config)), rng.choice(_places(config))
-    _owner(config, target)[target[-1]] = deepcopy(_owner(config, source)[source[-1]])
+    source, target = rng.choice(places(config)), rng.choice(places(config))
+    owner(config, target)[target[-1]] = deepcopy(owner(config, source)[source[-1]])
     return Mutant(resealed(config, files), "honest")
 
 
@@ -178,7 +162,7 @@ def _long(rng: Random, files: Files) -> Mutant:
         "[" + ",".join(map(str, range(300_000))) + "]",
     )  # fmt: skip
     config, form = _manifest(files), form_of(files)
-    places = {
+    fillable = {
         "edit_config.json": (
             ("requires",), ("labels",), ("data", "x"), ("edit", "rows"), ("more",),
             ("base", "description", "x"), ("tensors",), ("files",),
@@ -193,9 +177,8 @@ def _long(rng: Random, files: Files) -> Mutant:
             )),
         ),
     }  # fmt: skip
-    place = rng.choice(places[form.manifest])
-    owner = _owner(config, place)
-    owner[place[-1]] = "HERE"
+    place = rng.choice(fillable[form.manifest])
+    owner(config, place)[place[-1]] = "HERE"
     text = _unsealed(sealed(config, form)).replace(b'"HERE"', rng.choice(fillers).encode())
     # A dictionary's meta may hold anything that stays below the limits.
     verdict: Verdict = "honest" if "meta" in place else "refused"

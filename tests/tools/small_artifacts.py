@@ -19,8 +19,10 @@ from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
+from salve_plugin.errors import MissingFileError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
+from salve_plugin.share.bundle_files import read_bundle
 from salve_plugin.share.manifest import identity, write_manifest
 from salve_plugin.share.reading import read_artifact
 from salve_plugin.site import HEAD_INPUT, Site
@@ -182,6 +184,17 @@ def in_memory(files: Mapping[str, bytes]) -> str:
     """Verify an artifact that lies in memory; return its digest."""
     config, _ = read_artifact(reader_of(files))
     return str(config["digest"])
+
+
+def bundle_in_memory(files: Mapping[str, bytes]) -> str:
+    """Verify a bundle that lies in memory; return its digest."""
+
+    def read(name: str, limit: int) -> bytes:
+        if name not in files:
+            raise MissingFileError(f"cannot read {name}")
+        return reader_of(files)(name, limit)
+
+    return str(read_bundle(read)[0]["digest"])
 
 
 def flipped(data: bytes, bit: int) -> bytes:
