@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from salve_plugin.discover.learners.base import Learner, Tensors
+from salve_plugin.discover.learners.base import COMMON, Learner, Tensors
 
 ENCODER_SHARE = 0.2
 """Norm of a revived latent's encoder row relative to the living ones': it starts quietly."""
@@ -22,7 +22,9 @@ def revive(
 
     Rows are drawn with probability in proportion to their error. A dead latent's atom becomes the
     row's direction, its encoder the same direction at a fifth of the living encoders' mean norm,
-    its bias zero, and Adam forgets it (the resampling of Bricken et al. 2023).
+    its bias zero, and Adam forgets it (the resampling of Bricken et al. 2023). Atoms that are not
+    trained stay, and the encoder starts anew along them. What else the learner trains for each
+    latent starts at zero: a bias that silenced a latent would silence it again.
 
     Args:
         rule: the learner.
@@ -36,16 +38,20 @@ def revive(
     if len(latents) == 0:
         return
     error = torch.linalg.vector_norm(rows - rule.decode(t, rule.encode(t, rows)), dim=1)
+    error = error * rows.any(1)  # a row at the mean has no direction
     if not error.sum() > 0:
         return
-    drawn = torch.multinomial(error, len(latents), replacement=True, generator=random)
-    directions = torch.nn.functional.normalize(rows[drawn], dim=1)
+    if t["atoms"].requires_grad:
+        drawn = torch.multinomial(error, len(latents), replacement=True, generator=random)
+        t["atoms"][latents] = torch.nn.functional.normalize(rows[drawn], dim=1)
     living = t["encoder_weight"][~dead]
     size = torch.linalg.vector_norm(living, dim=1).mean() if len(living) else rows.new_ones(())
-    t["atoms"][latents] = directions
-    t["encoder_weight"][latents] = ENCODER_SHARE * size * directions
+    t["encoder_weight"][latents] = ENCODER_SHARE * size * t["atoms"][latents]
     t["encoder_bias"][latents] = 0
-    for name in ("atoms", "encoder_weight", "encoder_bias"):
+    own = [name for name in t if name not in COMMON and t[name].shape == dead.shape]
+    for name in own:
+        t[name][latents] = 0
+    for name in ("atoms", "encoder_weight", "encoder_bias", *own):
         for moment in optimizer.state.get(t[name], {}).values():
             if moment.shape == t[name].shape:
                 moment[latents] = 0
