@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from salve_plugin.discover import rate
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.checkpoint import FILE
+from salve_plugin.discover.learners import LEARNERS, learners
 from salve_plugin.discover.precision import has_bfloat16
 from salve_plugin.discover.progress import Progress
 from salve_plugin.discover.rows import Moments, Rows, held_out
@@ -120,6 +122,17 @@ def test_bfloat16_agrees_with_float32_and_warns_where_the_processor_lacks_it() -
     assert rough.meta["held_out_r2"] == pytest.approx(exact.meta["held_out_r2"], abs=0.02)
     with pytest.raises(InputError, match="no precision 'float16'; choose one of"):
         fit(rows(), "topk", k=3, run=Run(precision="float16"))
+
+
+@pytest.mark.filterwarnings("ignore:this processor has no bfloat16")
+@pytest.mark.parametrize("learner", sorted(LEARNERS))
+def test_every_learner_trains_in_bfloat16(learner: str) -> None:
+    options: dict[str, Any] = {"n_latents": 24, "steps": 15, "learning_rate": 0.01}
+    options |= {"k": 3} if "k" in {info.name: info.options for info in learners()}[learner] else {}
+    options |= {"gradient": torch.ones_like} if learner == "gradient_topk" else {}
+    exact = fit(rows(), learner, **options)
+    rough = fit(rows(), learner, run=Run(precision="bfloat16"), **options)
+    assert rough.meta["held_out_r2"] == pytest.approx(exact.meta["held_out_r2"], abs=0.03)
 
 
 def test_a_diverging_fit_says_so() -> None:

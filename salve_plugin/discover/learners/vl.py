@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at
+from salve_plugin.discover.encoder import encode_at, pre_activations
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import fits, whole
 from salve_plugin.discover.sparse import Code, Support
@@ -92,7 +92,7 @@ class VL(Learner):
         x = functional.normalize(step.x, dim=1)  # the centre is 0 in training
         weight, bias = functional.normalize(t["encoder_weight"], dim=1), t["encoder_bias"]
         with torch.no_grad():
-            cosines = x @ weight.T
+            cosines = pre_activations(x, weight, torch.zeros_like(bias), step.scratch)
             support = Support.of_indices(cosines.topk(self.k, sorted=False).indices, len(weight))
         cosine = Code(encode_at(x, weight, bias, support, cosines), support)
         code = cosine.replaced(_near(cosine.values) * cosine.at(t["gain"]))

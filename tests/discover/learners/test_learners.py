@@ -75,6 +75,8 @@ for name, learner in LEARNERS.items():
                 continue
             taken.append(value)
         bad = [value for value in taken if isinstance(value, (str, dict, list))]
+        if field.type in (int, int | None):
+            bad += [value for value in taken if isinstance(value, float)]
         assert not bad and len(taken) < len(junk), (name, field.name, taken)
 print(tried)
 """

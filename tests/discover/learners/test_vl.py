@@ -1,6 +1,7 @@
 """VL-SAE's encoder: lengths make no difference, values lie in [0, 2], the fold keeps the centre."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,6 +93,18 @@ def test_the_loss_and_its_gradients_are_those_of_its_formula(half_trained: HalfT
     torch.testing.assert_close(
         torch.autograd.grad(outcome.loss, trained), torch.autograd.grad(formula, trained)
     )
+
+
+def test_bfloat16_changes_the_loss_by_its_precision_only(half_trained: HalfTrained) -> None:
+    learner = VL(k=3)
+    t, step = half_trained(learner)
+    t = {name: value.detach().float().requires_grad_() for name, value in t.items()}
+    step = replace(step, x=step.x.float())
+    exact = learner.loss(t, step).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = learner.loss(t, step).loss
+    rounded.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+    assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
 
 
 def test_the_start_reconstructs_better_than_the_mean(flat: Any) -> None:
