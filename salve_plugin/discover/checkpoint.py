@@ -77,6 +77,12 @@ def restore(folder: Path, state: State, identity: dict[str, Any]) -> bool:
             f"the checkpoint {path} belongs to a run with other {', '.join(other)}; delete it, or "
             "name another folder"
         )
+    shapes = {f"tensor.{name}": value.shape for name, value in state.tensors.items()}
+    if shapes != {name: value.shape for name, value in tensors.items() if name in shapes}:
+        raise ReadError(
+            f"the checkpoint {path} is of another version of salve_plugin: it has not the tensors "
+            "that this one trains; delete it to start again"
+        )
     with torch.no_grad():
         for name, value in state.tensors.items():
             value.copy_(tensors[f"tensor.{name}"])

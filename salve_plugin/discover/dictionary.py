@@ -251,6 +251,9 @@ class Dictionary(nn.Module):
 
     def _rows(self, x: Tensor) -> Tensor:
         """Return activations in the dictionary's type, checked."""
+        if not isinstance(x, Tensor) or x.is_complex():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(f"activations must be a tensor of real numbers, got {kind}")
         if x.ndim == 0 or x.shape[-1] != self.width:
             raise InputError(
                 f"activations of shape {tuple(x.shape)} do not fit a dictionary of width "

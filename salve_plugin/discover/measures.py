@@ -1,10 +1,16 @@
 """How well a finished dictionary reconstructs what it was learned from, in one pass."""
 
+import warnings
+from collections.abc import Mapping
+
 import torch
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
 from salve_plugin.discover.rows import Rows, Spread, held_out
+
+OFF_TARGET = 0.25
+"""Relative distance of L0 from its target from which on the target was missed."""
 
 
 @torch.no_grad()
@@ -35,3 +41,25 @@ def quality_of(dictionary: Dictionary, data: Rows, scale: float) -> dict[str, ob
         "l0_tolerance": L0_TOLERANCE,
         "dead_share": 1 - float(alive.double().mean()),
     }
+
+
+def warn_of(quality: Mapping[str, object], target_l0: float | int | None) -> None:
+    """Warn of what `fit`'s caller would not expect of the dictionary that it returns.
+
+    Warns:
+        UserWarning: if it reconstructs worse than the mean row would, or missed the target L0.
+    """
+    r2, l0 = quality["train_r2"], quality["l0"]
+    complaints = []
+    if isinstance(r2, float) and r2 < -1e-3:
+        complaints.append(
+            f"the dictionary reconstructs its training rows worse than their mean would (R² = "
+            f"{r2:.3g}): try a smaller learning_rate, a smaller penalty, or more steps"
+        )
+    if target_l0 is not None and isinstance(l0, float) and abs(l0 / target_l0 - 1) > OFF_TARGET:
+        complaints.append(
+            f"{l0:.3g} latents of a row are active, not target_l0 = {target_l0:g}: train for more "
+            "steps, or choose a target that the rows can have"
+        )
+    for complaint in complaints:
+        warnings.warn(complaint, UserWarning, stacklevel=3)

@@ -41,9 +41,9 @@ class Rows:
         """Take a recording, or rows in memory (rows, width), each of an image of its own.
 
         Raises:
-            InputError: if the rows are not a matrix, or do not fit `site`.
+            InputError: if the rows are not a dense matrix of real numbers, or do not fit `site`.
         """
-        self._acts = acts if isinstance(acts, Activations) else acts.detach().cpu().float()
+        self._acts = acts if isinstance(acts, Activations) else _matrix(acts)
         if isinstance(acts, Activations):
             self.site = acts.site
             self.origin: dict[str, object] = {
@@ -59,8 +59,6 @@ class Rows:
                     "`site`"
                 )
             return
-        if acts.ndim != 2:
-            raise InputError(f"rows must be (rows, width), got shape {tuple(acts.shape)}")
         self.site = site or Site("rows", "", "out", "pooled", acts.shape[1])
         self.origin = {"n_rows": len(acts)}
         if self.site.width != acts.shape[1]:
@@ -136,21 +134,23 @@ class Moments:
 
     @classmethod
     def of(cls, data: Rows) -> "Moments":
-        """Read the training rows once.
+        """Read the rows once; only the training rows count.
 
         Raises:
-            InputError: if they are fewer than two, constant, NaN or infinite.
+            InputError: if those are fewer than two or constant, or any row is NaN or infinite.
         """
         sums = Spread(data.site.width)
-        for rows in data.training(READ_ROWS):
+        seen = 0
+        for rows, images in data.all():  # held-out rows are checked too, before all the work
             bad = (~rows.isfinite()).any(1)
             if bad.any():
                 raise InputError(
-                    f"activations of '{data.site.name}' hold NaN or infinite values: training row "
-                    f"{sums.n_rows + int(bad.nonzero()[0])} is the first of {int(bad.sum())} near "
-                    "it; record again or remove those rows"
+                    f"activations of '{data.site.name}' hold NaN or infinite values: row "
+                    f"{seen + int(bad.nonzero()[0])} is the first of {int(bad.sum())} near it; "
+                    "record again or remove those rows"
                 )
-            sums.add(rows)
+            seen += len(rows)
+            sums.add(rows[~held_out(images)])
         if sums.n_rows < 2:
             raise InputError(
                 f"{sums.n_rows} training rows are too few to learn from; record more images"
@@ -190,3 +190,19 @@ class Spread:
         """Return Σ‖x − mean‖²; 0 if that is below what float64 resolves."""
         spread = self._second - float(self.first.square().sum()) / max(1, self.n_rows)
         return spread if spread > 1e-12 * self._second else 0.0
+
+
+def _matrix(acts: Tensor) -> Tensor:
+    """Return rows in memory as float32 on the CPU."""
+    if not isinstance(acts, Tensor):
+        raise InputError(
+            f"activations must be a recording or a tensor (rows, width), got "
+            f"{type(acts).__name__}; torch.as_tensor makes a tensor of an array"
+        )
+    if acts.ndim != 2 or acts.shape[1] == 0:
+        raise InputError(f"rows must be (rows, width), got shape {tuple(acts.shape)}")
+    if acts.is_complex() or acts.layout != torch.strided:
+        raise InputError(
+            f"rows must be a dense tensor of real numbers, got {acts.dtype} of layout {acts.layout}"
+        )
+    return acts.detach().cpu().float()

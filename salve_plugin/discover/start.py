@@ -32,8 +32,9 @@ def start_of(
     """Draw initial atoms and calibrate the encoder.
 
     `rows` are random training rows, minus the mean; `kmeans` are the centres of spherical k-means
-    on a sample, with a fixed seed; `random` are random directions. The encoder is the transpose of
-    the atoms, times the one number that makes the learner's own reconstruction best.
+    on a sample, with a fixed seed (equal ones, of few different rows, are moved apart); `random`
+    are random directions. The encoder is the transpose of the atoms, times the one number that
+    makes the learner's own reconstruction best.
 
     Raises:
         InputError: if there is no such initialization.
@@ -47,18 +48,34 @@ def start_of(
     order = KMEANS_SEED if kmeans else seed
     rows = moments.scaled(next(data.training(size, shuffle_seed=order)))
     centred = rows - moments.centre
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(order)
     noise = torch.randn(n_latents, rows.shape[1], generator=random)
     if kmeans:
         atoms = spherical_kmeans(centred, n_latents)
+        atoms = atoms + _apart(noise) * _useless(atoms)[:, None]
     elif initialization == "random":
         atoms = noise
     else:
         # Equal rows would give equal atoms, which equal gradients never part.
-        atoms = centred[:n_latents] + 0.01 / math.sqrt(rows.shape[1]) * noise
+        atoms = centred[:n_latents] + _apart(noise)
     atoms = functional.normalize(atoms, dim=1)
     gain = _gain(rule, centred[:CALIBRATION_ROWS], atoms)
     return Start(rows, atoms, gain, random, moments.centre)
+
+
+def _apart(noise: Tensor) -> Tensor:
+    """Return what tells equal atoms apart, of norm 0.01."""
+    return 0.01 / math.sqrt(noise.shape[1]) * noise
+
+
+def _useless(atoms: Tensor) -> Tensor:
+    """Say which atoms are zero or as good as equal to an earlier one."""
+    numbers = torch.arange(len(atoms))
+    found: Tensor = torch.linalg.vector_norm(atoms, dim=1) < 0.5
+    for mine, part in zip(torch.split(numbers, 1024), torch.split(atoms, 1024), strict=True):
+        alike = part @ atoms.T > 1 - 1e-5
+        found[mine] |= (alike & (numbers < mine[:, None])).any(1)
+    return found
 
 
 def _gain(rule: Learner, rows: Tensor, atoms: Tensor) -> float:

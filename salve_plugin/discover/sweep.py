@@ -62,10 +62,20 @@ def sweep(
         **shared: arguments of `fit` that all trials share.
 
     Raises:
-        InputError: if the grid is empty, an argument is in it and shared, the data have no
-            held-out rows, or as `fit` says.
+        InputError: if the grid is empty or not of lists, an argument is in it and shared, the data
+            have no held-out rows, or as `fit` says.
     """
     names = [learners] if isinstance(learners, str) else list(learners)
+    single = [
+        name
+        for name, values in grid.items()
+        if isinstance(values, str) or not isinstance(values, Sequence)
+    ]
+    if single:
+        raise InputError(
+            f"{single} in the grid must be lists of values to try; give what all trials share as "
+            "an argument of its own"
+        )
     empty = [name for name, values in grid.items() if len(values) == 0]
     both = sorted(set(grid) & set(shared))
     if empty or both or not names:

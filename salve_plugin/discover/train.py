@@ -5,42 +5,36 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from salve_plugin.discover import arguments as asked
 from salve_plugin.discover import checkpoint
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.folding import folded
 from salve_plugin.discover.learners import create
 from salve_plugin.discover.learners.base import Learner, Solver, Start, Tensors
-from salve_plugin.discover.learners.checks import above, whole
 from salve_plugin.discover.loop import SEED_STRIDE, Plan, State, train
-from salve_plugin.discover.measures import quality_of
+from salve_plugin.discover.measures import quality_of, warn_of
 from salve_plugin.discover.precision import autocasts
-from salve_plugin.discover.progress import Progress, bar, held_out_r2, progress_of
+from salve_plugin.discover.progress import bar, held_out_r2, progress_of
 from salve_plugin.discover.rate import best_rate
 from salve_plugin.discover.rows import Moments, Rows
 from salve_plugin.discover.run import Run
-from salve_plugin.discover.schedule import DECAY
 from salve_plugin.discover.start import start_of
+from salve_plugin.discover.stopping import stop_if_still
 from salve_plugin.discover.team import Team
-from salve_plugin.errors import InputError
+from salve_plugin.errors import InputError, ReadError
 from salve_plugin.site import Site
-
-if TYPE_CHECKING:
-    pass
 
 WATCHED_ROWS = 2048
 """Held-out rows on which a running fit measures R²."""
 
 REPORTS = 50
 """How often a run reports, if anybody listens."""
-
-LEAST_GAIN = 1e-3
-"""R² that must be gained between two best reports for a run not to count as standing still."""
 
 
 def fit(
@@ -83,7 +77,8 @@ def fit(
         initialization: of the atoms: `rows`, `kmeans` (with a fixed seed) or `random`.
         target_l0: active latents of a row to reach: sets `k`, or steers the penalty's weight.
         patience: end early, by starting the decay of the rate, once R² on held-out rows has stood
-            still for so many reports; there are fifty in a run.
+            still for so many reports; there are fifty in a run. The first tenth of the steps, in
+            which penalties warm up, does not count, nor does the time until a target L0 is near.
         train_atoms: False keeps the initial atoms and trains the encoder alone, as a control.
         gradient: from raw rows (rows, width) to the gradient of the model's loss with respect to
             them, for learners that select by it.
@@ -102,14 +97,19 @@ def fit(
             activations are too few, constant, NaN or infinite, or training diverges.
         ReadError: if a shard or the checkpoint is missing or damaged.
         WriteError: if a checkpoint cannot be written.
+
+    Warns:
+        UserWarning: if the dictionary reconstructs worse than the mean row would, or its L0 is
+            more than a quarter off the target.
     """
     run = run or Run()
-    rule = _steered(create(learner, options), target_l0)
+    rule = asked.steered(create(learner, options), target_l0)
     data = Rows(acts, site)
-    counts = {"n_latents": n_latents, "steps": steps, "batch_size": batch_size}
-    counts |= {"patience": patience, "checkpoint_every": run.checkpoint_every}
-    whole(**{name: value for name, value in counts.items() if value is not None})
-    above(0, learning_rate=1.0 if learning_rate is None else learning_rate)
+    asked.check(
+        rule, seed=seed, train_atoms=train_atoms, learning_rate=learning_rate, steps=steps,
+        n_latents=n_latents, batch_size=batch_size, patience=patience,
+        checkpoint_every=run.checkpoint_every,
+    )  # fmt: skip
     moments = Moments.of(data) if rule.centred else Moments.of(data).unshifted()
     n_latents = n_latents or max(
         1, min(round(rule.expansion * data.site.width), moments.n_rows // 2)
@@ -119,8 +119,9 @@ def fit(
             f"{moments.n_rows} training rows are too few for {n_latents} latents: record more "
             f"images, or choose n_latents of at most {moments.n_rows}"
         )
+    asked.check_target(target_l0, n_latents)
     if "k" not in options and target_l0 is None:
-        rule = _with_fitting_k(rule, n_latents)
+        rule = asked.with_fitting_k(rule, n_latents)
     batch_size = batch_size or (1024 if moments.n_rows >= 16_384 else 256)
     steps = steps or min(max(400, math.ceil(4 * moments.n_rows / batch_size)), 10_000)
     arguments: dict[str, Any] = {
@@ -140,6 +141,7 @@ def fit(
         tensors = work.solved() if isinstance(rule, Solver) else work.trained()
     dictionary = Dictionary(folded(rule, tensors, moments.shift, moments.scale), rule, data.site)
     quality = quality_of(dictionary, data, moments.scale)
+    warn_of(quality, target_l0)
     arguments["options"] = dictionary.options
     dictionary.meta = {**arguments, "scale": moments.scale, **quality, **data.origin}
     return dictionary
@@ -195,7 +197,9 @@ class _Work:
         state = State.fresh(self._prepared(), self.plan, self.arguments["learning_rate"] or 0.0)
         identity = self._identity()
         folder = None if self.run.checkpoint is None else Path(self.run.checkpoint)
-        if not (folder and checkpoint.restore(folder, state, identity)) and not state.learning_rate:
+        resumed = folder is not None and checkpoint.restore(folder, state, identity)
+        self._check_together(state.step)
+        if not resumed and not state.learning_rate:
             state.learning_rate = best_rate(
                 self.rule, self.plan, self._prepared, self._batches,
                 rows=self.start.rows[:WATCHED_ROWS], team=self.team, gradient=self.gradient,
@@ -215,13 +219,22 @@ class _Work:
                     show(progress)
                     if self.run.callback and self.team.rank == 0:
                         self.run.callback(progress)
-                    self._stop_if_still(state, progress, every)
+                    stop_if_still(state, r2, self.arguments["patience"], every)
                 if folder and self.team.rank == 0 and done.step % self.run.checkpoint_every == 0:
                     checkpoint.store(folder, state, identity)
         if folder and self.team.rank == 0:
             checkpoint.discard(folder)
         self.arguments |= {"steps": state.step, "learning_rate": state.learning_rate}
         return self.rule.finished(state.tensors)
+
+    def _check_together(self, step: int) -> None:
+        """Raise ReadError unless all processes go on from the same step."""
+        steps = self.team.gather(torch.tensor([step])).tolist()
+        if len(set(steps)) > 1:
+            raise ReadError(
+                f"the processes would go on from steps {steps}: not all of them see the checkpoint "
+                f"in {self.run.checkpoint}; name a folder that all machines share"
+            )
 
     def _prepared(self) -> Tensors:
         """Return fresh tensors to train, the same each time."""
@@ -245,17 +258,6 @@ class _Work:
             rows = self.data.training(size, shuffle_seed=seed * SEED_STRIDE + epoch)
             skipped = start % in_epoch if epoch == start // in_epoch else 0
             yield from map(self.moments.scaled, islice(rows, skipped, in_epoch))
-
-    def _stop_if_still(self, state: State, progress: Progress, every: int) -> None:
-        """Begin the decay now if R² has not grown for `patience` reports."""
-        if progress.r2 is None or not self.arguments["patience"]:
-            return
-        if progress.r2 > state.best[0] + LEAST_GAIN:
-            state.best = (progress.r2, state.step)
-        waited = (state.step - state.best[1]) // every
-        if waited >= self.arguments["patience"] and state.step < state.decay_from:
-            state.decay_from = state.step
-            state.stop = state.step + max(1, round(DECAY * state.step))
 
     def _identity(self) -> dict[str, Any]:
         """Return what determines the run, as plain JSON values."""
@@ -282,28 +284,3 @@ class _Work:
             return scale * raw
 
         return scaled
-
-
-def _with_fitting_k(rule: Learner, n_latents: int) -> Learner:
-    """Return the learner with a default of k that is too large for the dictionary lowered."""
-    k = getattr(rule, "k", None)
-    most = max(1, n_latents // 8)
-    if not isinstance(k, int) or k <= most:
-        return rule
-    return replace(rule, **{"k": most})  # type: ignore[type-var] # every learner is a dataclass
-
-
-def _steered(rule: Learner, target_l0: float | int | None) -> Learner:
-    """Return the learner with k set to the target, where that is how it reaches one."""
-    if target_l0 is None:
-        return rule
-    above(0, target_l0=target_l0)
-    if rule.l0_control is None:
-        raise InputError(
-            f"learner '{rule.name}' has no sparsity that could be steered to target_l0 = "
-            f"{target_l0}; leave it out, or choose another learner"
-        )
-    if rule.l0_control == "k":
-        k = {"k": max(1, round(target_l0))}
-        return replace(rule, **k)  # type: ignore[type-var] # every learner is a dataclass
-    return rule

@@ -1,5 +1,7 @@
 """Fitting: recovery of a planted dictionary, what is held out, determinism, refusals."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -201,14 +203,80 @@ def test_activations_that_nothing_can_be_learned_from_are_refused(
     with pytest.raises(InputError, match="are constant"):
         fit(make_recording(torch.zeros(50, 4), torch.arange(50) % 2))
     for bad in (float("nan"), float("inf")):
-        rows = torch.randn(50, 4)
-        rows[7, 2] = bad
-        with pytest.raises(InputError, match="hold NaN or infinite values"):
-            fit(rows)
+        for row in (7, 8):  # the second is held out: it must not wait until all is done
+            rows = torch.randn(50, 4)
+            rows[row, 2] = bad
+            with pytest.raises(InputError, match=f"hold NaN or infinite values: row {row} is"):
+                fit(rows)
+    with pytest.raises(InputError, match=r"real numbers, got torch\.complex64"):
+        fit(torch.randn(50, 4, dtype=torch.complex64))
+    with pytest.raises(InputError, match=r"dense tensor of real numbers, got torch\.float32 of"):
+        fit(torch.eye(50, 4).to_sparse())
+    with pytest.raises(InputError, match=r"must be \(rows, width\), got shape \(50, 0\)"):
+        fit(torch.randn(50, 0))
     with pytest.raises(InputError, match="1 training rows are too few"):
         fit(torch.randn(1, 4))
     with pytest.raises(InputError, match=r"must be \(rows, width\), got shape \(4,\)"):
         fit(torch.randn(4))
+
+
+WRONG = """
+import numpy as np
+import torch
+from salve_plugin.discover.sweep import sweep
+from salve_plugin.discover.train import fit
+from salve_plugin.errors import InputError
+
+rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+dictionary = fit(rows, "topk", k=1, steps=1, learning_rate=0.01)
+calls = (
+    lambda: fit(rows.numpy()),
+    lambda: fit(rows.tolist()),
+    lambda: fit(rows, seed=1.5),
+    lambda: fit(rows, seed="0"),
+    lambda: fit(rows, seed=True),
+    lambda: fit(rows, seed=2**41),
+    lambda: fit(rows, train_atoms="no"),
+    lambda: fit(rows, n_latents=2.0),
+    lambda: fit(rows, target_l0="3"),
+    lambda: sweep(rows, "topk", {"k": 8}),
+    lambda: dictionary.encode(rows.numpy()),
+)
+for number, call in enumerate(calls):
+    try:
+        call()
+    except InputError as error:
+        print(error)
+    else:
+        raise AssertionError(f"call {number} was taken")
+"""
+
+
+def test_arguments_of_wrong_types_are_refused_and_never_crash() -> None:
+    """In a process of its own: here every call's types are checked before our checks run."""
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    messages = done.stdout.splitlines()
+    assert "got ndarray; torch.as_tensor makes a tensor" in messages[0]
+    assert "seed must be a whole number between" in messages[5]
+    assert len(messages) == 11
+
+
+def test_seeds_are_whole_numbers_that_leave_room_for_steps() -> None:
+    rows, _ = planted(rows=60)
+    for seed in (-(2**40), 2**40):
+        assert fit(rows, steps=1, seed=seed).meta["seed"] == seed
+    with pytest.raises(InputError, match="seed must be a whole number between"):
+        fit(rows, steps=1, seed=2**40 + 1)
+
+
+def test_a_dictionary_worse_than_the_mean_row_comes_with_a_warning() -> None:
+    """Here because steps of that size do not converge, though nothing is infinite."""
+    rows, _ = planted(rows=200)
+    with pytest.warns(UserWarning, match=r"reconstructs its training rows worse than their mean"):
+        fit(rows, steps=10, learning_rate=1e6)
 
 
 def test_by_default_it_is_a_matching_pursuit_of_a_size_that_suits_the_rows() -> None:

@@ -49,6 +49,23 @@ def test_learners_with_k_take_it_from_the_target() -> None:
         fit(rows(), "l1", target_l0=3.0)
     with pytest.raises(InputError, match="target_l0 must be a finite number above 0, got -1"):
         fit(rows(), "topk", target_l0=-1.0)
+    with pytest.raises(InputError, match=r"target_l0 = 25 latents .* in a dictionary of 24"):
+        fit(rows(), "relu_l1", n_latents=24, target_l0=25)
+
+
+def test_a_target_that_was_missed_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"active, not target_l0 = 0\.01: train for more"):
+        fit(rows(), "relu_l1", n_latents=24, target_l0=0.01, steps=40, learning_rate=0.01)
+
+
+@pytest.mark.parametrize("learner", ["relu_l1", "gated", "jumprelu"])
+def test_patience_waits_for_the_target(learner: str) -> None:
+    """While the penalty grows R² falls, which is no reason to stop."""
+    found = fit(
+        rows(), learner, n_latents=24, target_l0=3, steps=1500, learning_rate=0.01, patience=1
+    )
+    assert found.meta["steps"] < 1500  # type: ignore[operator] # meta holds plain values
+    assert found.meta["l0"] == pytest.approx(3, rel=0.2)
 
 
 def test_a_callback_sees_the_fit_improve() -> None:
@@ -107,6 +124,8 @@ def test_atoms_can_be_kept_while_the_encoder_learns() -> None:
     assert not torch.allclose(frozen.encoder_weight, start.gain * start.atoms, atol=0.01)
     with pytest.raises(InputError, match="'archetypal' makes its atoms from other tensors"):
         fit(rows(), "archetypal", n_latents=24, k=3, steps=5, train_atoms=False)
+    with pytest.raises(InputError, match="'itda' has nothing to learn but its atoms"):
+        fit(rows(), "itda", n_latents=24, k=3, train_atoms=False)
 
 
 def test_bfloat16_agrees_with_float32_and_warns_where_the_processor_lacks_it() -> None:
@@ -149,7 +168,7 @@ def test_a_damaged_value_in_a_shard_is_named(make_recording: MakeRecording) -> N
     x = rows(300)
     at = int((~held_out(torch.arange(300))).nonzero()[150])
     x[at, 3] = torch.nan
-    with pytest.raises(InputError, match="NaN or infinite values: training row 150"):
+    with pytest.raises(InputError, match=f"NaN or infinite values: row {at} is the first"):
         fit(make_recording(x, torch.arange(300) % 2, shard_rows=100), "topk", k=3)
 
 

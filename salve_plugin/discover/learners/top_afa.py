@@ -33,7 +33,9 @@ class TopAFA(Learner):
 
     name: ClassVar[str] = "top_afa"
     summary: ClassVar[str] = "as many latents as give the code the row's norm: no k to choose"
-    source: ClassVar[str] = "Lee et al. 2025, top-AFA sparse autoencoders"
+    source: ClassVar[str] = (
+        "Lee et al. 2025, Evaluating and designing SAEs by approximating quasi-orthogonality"
+    )
     afa: float = 0.5
     aux: float = 1 / 32
     k_aux: int | None = None

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -98,6 +99,12 @@ def test_every_learner_says_what_it_is_and_where_it_is_from() -> None:
         assert learner.summary
         assert learner.source
         assert "\n" not in str(listed[name])
+
+
+def test_the_documentation_lists_every_learner_as_it_describes_itself() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "dictionaries.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert rows == [[f"`{info.name}`", info.summary, info.source] for info in learners()]
 
 
 def tensors_of_l1(random: torch.Generator, latents: int, width: int) -> Tensors:
