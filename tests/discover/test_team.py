@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from salve_plugin.discover.rows import held_out
 from salve_plugin.discover.run import Run
 from salve_plugin.discover.train import fit
-from salve_plugin.errors import InputError
+from salve_plugin.errors import InputError, ReadError
 
 torch.set_num_threads(1)
 source, out, learners = sys.argv[1:]
@@ -42,7 +43,7 @@ except InputError as error:
 else:
     raise AssertionError("one row was shared by two processes")
 for learner in learners.split(","):
-    k = {"k": 3} if "topk" in learner or "choice" in learner else {}
+    k = options(learner)
     dictionary = fit(
         rows, learner, n_latents=12, steps=30, batch_size=50, learning_rate=0.01,
         run=run, **k,
@@ -50,6 +51,34 @@ for learner in learners.split(","):
     save_file(dictionary.tensors, f"{out}/{learner}-{accelerator.process_index}.safetensors")
     gradients = first_gradients(rows, learner, k, Team(accelerator))
     save_file(gradients, f"{out}/gradients-{learner}-{accelerator.process_index}.safetensors")
+
+# The first process writes the checkpoints. A folder of its own for each, as on two machines that
+# share none, must be noticed: the two would exchange gradients of different steps.
+def interrupted(folder, stop):
+    calls = []
+    def gradient(x):
+        calls.append(x)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return x
+    return fit(
+        rows, "gradient_topk", n_latents=12, k=3, steps=12, batch_size=50, learning_rate=0.01,
+        gradient=gradient, run=Run(folder, 5, accelerator=accelerator),
+    )
+
+own, common = f"{out}/run-{accelerator.process_index}", f"{out}/run-0"
+try:
+    interrupted(own, 8)
+except KeyboardInterrupt:
+    pass
+try:
+    interrupted(own, None)
+except ReadError as error:
+    assert "from steps [5, 0]: not all of them see the checkpoint" in str(error), error
+else:
+    raise AssertionError("two processes went on from different steps")
+resumed, whole = interrupted(common, None), interrupted(f"{out}/other", None)
+assert resumed.digest() == whole.digest()
 accelerator.end_training()
 os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts although all is done
 """
@@ -57,8 +86,14 @@ os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts alt
 GRADIENTS = """
 import torch
 from salve_plugin.discover.learners import create
+from salve_plugin.discover.learners import learners as listed
 from salve_plugin.discover.learners.base import Start, Step
 from salve_plugin.discover.team import Team
+
+def options(learner):
+    known = {info.name: info.options for info in listed()}[learner]
+    groups = {"groups": (0.25, 0.25)} if learner == "matryoshka" else {}
+    return ({"k": 3} if "k" in known else {}) | groups
 
 def first_gradients(rows, learner, k, team):
     torch.manual_seed(0)
@@ -77,7 +112,12 @@ def first_gradients(rows, learner, k, team):
     return {name: each.grad.clone() for name, each in trained.items()}
 """
 
+SHARED: dict[str, Callable[..., dict[str, Any]]] = {}
+exec(GRADIENTS, SHARED)
+"""What the processes do, too."""
+
 LEARNERS = ["l1", "relu_l1", "topk", "batch_topk", "jumprelu", "gated", "gba", "feature_choice"]
+LEARNERS += ["mp", "matryoshka", "vl"]
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +162,14 @@ def test_two_processes_end_with_the_dictionary_of_one(
     learner: str, rows: Tensor, shared: Path
 ) -> None:
     """Sums over rows are grouped differently, so the two differ by rounding."""
-    k = {"k": 3} if "topk" in learner or "choice" in learner else {}
+    k = SHARED["options"](learner)
     shared_by = {"n_latents": 12, "batch_size": 50, "learning_rate": 0.01, **k}
-    alone = fit(rows, learner, steps=30, **shared_by)  # type: ignore[arg-type] # plain arguments
+    alone = fit(rows, learner, steps=30, **shared_by)
     first, second = (load_file(shared / f"{learner}-{rank}.safetensors") for rank in (0, 1))
     for name, expected in alone.tensors.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], expected, rtol=2e-3, atol=2e-3)
-    moved = fit(rows, learner, steps=1, **shared_by)  # type: ignore[arg-type] # plain arguments
+    moved = fit(rows, learner, steps=1, **shared_by)
     assert not torch.allclose(moved.atoms, alone.atoms, rtol=2e-3, atol=2e-3)
 
 
@@ -138,10 +178,7 @@ def test_gradients_of_two_processes_are_those_of_one_on_the_same_batch(
     learner: str, rows: Tensor, shared: Path
 ) -> None:
     """In float64, with two dead latents, so that auxiliary losses and their normalizers count."""
-    k = {"k": 3} if "topk" in learner or "choice" in learner else {}
-    scope: dict[str, Callable[..., dict[str, Tensor]]] = {}
-    exec(GRADIENTS, scope)
-    alone = scope["first_gradients"](rows, learner, k, Team())
+    alone = SHARED["first_gradients"](rows, learner, SHARED["options"](learner), Team())
     together = load_file(shared / f"gradients-{learner}-1.safetensors")
     assert set(alone) == set(together)
     for name, gradient in alone.items():
