@@ -77,12 +77,12 @@ def test_an_interrupted_fit_ends_with_the_same_bits(learner: str, tmp_path: Path
 def test_a_fit_that_ends_early_ends_where_it_would_have_after_an_interruption(
     tmp_path: Path,
 ) -> None:
-    """Interrupted once before it stands still, and once when the decay has begun."""
-    arguments = {"n_latents": 12, "k": 3, "steps": 400, "learning_rate": 0.01, "patience": 2}
+    """Interrupted once while it stands still, and once when the decay, a sixth, has begun."""
+    arguments = {"n_latents": 12, "k": 3, "steps": 400, "learning_rate": 0.01, "patience": 5}
     whole = fit(rows(), "topk", **arguments)  # type: ignore[arg-type] # plain arguments
     end = int(whole.meta["steps"])  # type: ignore[call-overload] # a number
     assert end < 400
-    for step in (end // 2, end - 10):
+    for step in (end * 5 // 6 - 20, end - 10):
         run = Run(tmp_path, 7, callback=killed_at(step).callback)
         with pytest.raises(KilledError):
             fit(rows(), "topk", run=run, **arguments)  # type: ignore[arg-type] # plain arguments
