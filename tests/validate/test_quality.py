@@ -23,6 +23,7 @@ from salve_plugin.discover.train import fit
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.site import Site
 from salve_plugin.validate import reconstruction
+from salve_plugin.validate.amortization import amortization_gap
 from salve_plugin.validate.baselines import CONTROLS
 from salve_plugin.validate.dark_matter import dark_matter
 from salve_plugin.validate.held_out import HeldOut
@@ -73,7 +74,7 @@ def test_every_number_is_that_of_its_function_on_held_out_rows(
     x, labels = planted.x[apart], planted.labels[apart]
     codes = dictionary.encode(x)
     error = x - dictionary.decode(codes)
-    embeddings = planted.codes + 0.1
+    embeddings, offset = planted.codes + 0.1, dictionary.decoder_bias
     turned = permuted(dictionary, torch.arange(LATENTS).flip(0))
     found = quality(
         dictionary, recorded.acts, hooked=recorded.hooked, others=[turned],
@@ -99,11 +100,17 @@ def test_every_number_is_that_of_its_function_on_held_out_rows(
     assert own.constant_latents == apart_scores.n_excluded
     dark = dark_matter(train, train - dictionary(train), x, error)
     assert own.error_r2 == pytest.approx(dark.error_r2, abs=1e-6)
+    assert own.error_norm_r2 == pytest.approx(dark.norm_r2, abs=1e-6)
     assert own.fvu_nonlinear == pytest.approx(dark.fvu_nonlinear, abs=1e-6)
+    gap = amortization_gap(x, codes, planted.atoms, offset, tolerance=0.01 * scale)
+    assert own.amortization_gap == pytest.approx(gap, abs=1e-6)
+    assert abs(gap) > 1e-3
     weight, bias = recorded.hooked.unembed()
     spliced = splice_head(weight, bias, x, labels, {"it": dictionary}, mean=train.mean(0))
     splice = spliced["it"]
     assert own.cross_entropy == pytest.approx(splice.spliced.cross_entropy)
+    assert own.accuracy == pytest.approx(splice.spliced.accuracy)
+    assert own.kl == pytest.approx(splice.spliced.kl)
     assert own.ce_recovered == pytest.approx(splice.ce_recovered)
     assert own.accuracy_recovered == pytest.approx(splice.accuracy_recovered)
     assert found.clean == replace(splice.clean)

@@ -81,6 +81,12 @@ def test_dead_atoms_learn_the_error_and_the_living_are_left_alone(
     extra = gradient(1.0, dead) - gradient(0.0, dead)
     assert float(extra[:4].abs().min(1).values.max()) > 0
     torch.testing.assert_close(extra[4:], torch.zeros_like(extra[4:]))
+    # Of either sign, even where codes have one: an atom can learn from what is opposite to it.
+    left = unrolled(t, step.x, 2, signed=False).detach()
+    missed = unrolled({"atoms": t["atoms"][:4], "decoder_bias": 0 * left[0]}, left, 2, signed=True)
+    share = missed.square().sum() / left.square().sum()
+    losses = [MatchingPursuit(k=2, aux=aux).loss(t, dead).loss for aux in (1.0, 0.0)]
+    torch.testing.assert_close(losses[0] - losses[1], share)
 
 
 @pytest.fixture(scope="module")
