@@ -16,6 +16,9 @@ from salve_plugin.validate.reconstruction import check_finite
 MAX_ROWS = 65_536
 """More held-out rows than this are thinned out, by whole images, evenly."""
 
+MAX_CODES = 2**26
+"""So many codes, one of each latent for each image, are in memory for each of a few passes."""
+
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
@@ -42,8 +45,23 @@ class HeldOut:
     fit_x: Float[Tensor, "fit width"]
 
     @classmethod
-    def of(cls, acts: Activations, *, seed: int = 0, max_rows: int = MAX_ROWS) -> "HeldOut":
+    def of(
+        cls,
+        acts: Activations,
+        *,
+        n_latents: int = 1,
+        seed: int = 0,
+        max_rows: int = MAX_ROWS,
+        max_codes: int = MAX_CODES,
+    ) -> "HeldOut":
         """Read them.
+
+        Args:
+            acts: the recording.
+            n_latents: of the largest dictionary that is measured.
+            seed: of the order of `fit_x`.
+            max_rows: see `MAX_ROWS`.
+            max_codes: see `MAX_CODES`.
 
         Raises:
             InputError: if no image is held out, a row is NaN or infinite, or the training rows are
@@ -58,7 +76,8 @@ class HeldOut:
                 f"none of the recording's {acts.n_images} images is held out from training (one in "
                 "ten is), so there is nothing to measure on; record more images"
             )
-        share = max(1, math.ceil(len(everyone) * acts.n_rows / acts.n_images / max_rows))
+        most_images = min(max_rows * acts.n_images / acts.n_rows, max_codes / n_latents)
+        share = max(1, math.ceil(len(everyone) / max(1, most_images)))
         chosen = everyone[::share]
         place = torch.full((acts.n_images,), -1)
         place[chosen] = torch.arange(len(chosen))

@@ -131,11 +131,11 @@ def quality(
     """Measure a dictionary and its controls on the recording's held-out images.
 
     The held-out images are those that `fit` never trains on, one in ten; of more than 65 536
-    held-out rows, evenly chosen images are taken. What is not asked for is None and printed as "-":
-    without `hooked` nothing is spliced, without `others` there is no stability, without
-    `embeddings` no monosemanticity. Nor is there separability with fewer than two classes, or an
-    amortization gap of codes that are no sums of few atoms (L0 above half the width, or another
-    decoder than z V + b_d).
+    held-out rows, or 67 million codes of images, evenly chosen images are taken. What is not asked
+    for is None and printed as "-": without `hooked` nothing is spliced, without `others` there is
+    no stability, without `embeddings` no monosemanticity. Nor is there separability with fewer than
+    two classes, or an amortization gap of codes that are no sums of few atoms (L0 above half the
+    width, or another decoder than z V + b_d).
 
     Args:
         dictionary: trained on `acts`.
@@ -158,7 +158,7 @@ def quality(
         ReadError: if a shard or an image cannot be read.
     """
     _check(dictionary, acts, others, embeddings, controls)
-    data = HeldOut.of(acts, seed=seed)
+    data = HeldOut.of(acts, n_latents=max(dictionary.n_latents, acts.width), seed=seed)
     own = Latents.of(dictionary, data)
     k = min(max(1, round(float(own.l0.mean()))), dictionary.n_latents)
     everyone = {OWN: dictionary}

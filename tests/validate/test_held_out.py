@@ -45,6 +45,17 @@ def test_many_rows_are_thinned_by_whole_images(make_recorded: Callable[..., Any]
     assert len(data.x) <= 30
 
 
+def test_large_dictionaries_are_measured_on_fewer_images(make_recorded: Callable[..., Any]) -> None:
+    """Codes of each image are in memory: 8192 latents of 65 536 images would take 2 GB a copy."""
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    acts = make_recorded(x, torch.arange(200) % 4).acts
+    everyone = held_out(torch.arange(200)).nonzero().flatten()
+    for n_latents, share in ((10, 1), (50, 2), (10_000, len(everyone))):
+        data = HeldOut.of(acts, n_latents=n_latents, max_codes=500)
+        assert torch.equal(data.chosen, everyone[::share])
+        assert data.n_images * n_latents <= max(500, n_latents)
+
+
 def test_a_recording_without_held_out_images_is_refused(
     make_recorded: Callable[..., Any], make_planted: Callable[..., Any]
 ) -> None:
