@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from salve_plugin.control.critical import alpha_crit as alpha_crit
     from salve_plugin.control.critical import critical_strength as critical_strength
     from salve_plugin.control.edit import Edit as Edit
-    from salve_plugin.control.edit import enhance as enhance
-    from salve_plugin.control.edit import suppress as suppress
     from salve_plugin.control.evaluate import Evaluation as Evaluation
     from salve_plugin.control.evaluate import evaluate as evaluate
+    from salve_plugin.control.scaling import enhance as enhance
+    from salve_plugin.control.scaling import suppress as suppress
     from salve_plugin.control.select import Choice as Choice
     from salve_plugin.control.select import choose as choose
     from salve_plugin.discover.activations import Activations as Activations
@@ -72,8 +72,8 @@ _HOME = {
     "Quality": "validate.quality",
     "quality": "validate.quality",
     "Edit": "control.edit",
-    "suppress": "control.edit",
-    "enhance": "control.edit",
+    "suppress": "control.scaling",
+    "enhance": "control.scaling",
     "status": "control.applied_edits",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",

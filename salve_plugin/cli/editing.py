@@ -9,9 +9,10 @@ from salve_plugin.cli.pictures import of_study
 from salve_plugin.cli.studies import label_of, latent_of
 from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.critical import AlphaCrit, Target, alpha_crit
-from salve_plugin.control.edit import Edit, enhance, suppress
+from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import change, evaluate_heads
 from salve_plugin.control.rivals import with_rivals
+from salve_plugin.control.scaling import enhance, suppress
 from salve_plugin.control.select import choose, edited_weight
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from salve_plugin.control.critical import alpha_crit
-from salve_plugin.control.edit import Edit, suppress
+from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Change, change, evaluate_head, evaluate_heads
 from salve_plugin.control.operators import scaled_weight
 from salve_plugin.control.rivals import with_rivals
+from salve_plugin.control.scaling import suppress
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features

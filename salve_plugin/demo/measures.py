@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from salve_plugin.control.edit import Edit, enhance, suppress
+from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Change, change, evaluate_heads
 from salve_plugin.control.rivals import strengths_by_closure
+from salve_plugin.control.scaling import enhance, suppress
 from salve_plugin.control.select import (
     Choice,
     choose,

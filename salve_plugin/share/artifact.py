@@ -1,7 +1,5 @@
 """The edit artifact: an edit that can be mailed, checked, applied elsewhere and undone."""
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +11,7 @@ from salve_plugin.control.application import pristine_rows, restore_rows_
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.errors import EditStateError, InputError
+from salve_plugin.errors import EditStateError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share import reading
 from salve_plugin.share.canonical import Json
@@ -25,12 +23,11 @@ from salve_plugin.share.folder import replace_files
 from salve_plugin.share.hub.access import Access, Token
 from salve_plugin.share.hub.address import Origin
 from salve_plugin.share.hub.push import Pushed, Target, push
-from salve_plugin.share.manifest import CONFIG_FILE, MAX_PICTURE_BYTES, PNG_START, identity
+from salve_plugin.share.manifest import CONFIG_FILE, identity
+from salve_plugin.share.pictures import MAX_PICTURES, check_pictures
 from salve_plugin.share.plots import ALPHA_CRIT, alpha_crit_picture
 from salve_plugin.share.sources import PathLike, Where, open_source
 from salve_plugin.share.writing import planned
-
-MAX_PICTURES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,7 @@ class EditArtifact(Contents):
             InputError: naming the part that does not fit.
         """
         super().__post_init__()
-        _check_pictures(self.pictures or {})
+        check_pictures(self.pictures or {})
 
     @classmethod
     def of(
@@ -288,20 +285,3 @@ def located(artifact: EditArtifact, origin: Origin | None) -> EditArtifact:
     """Return the artifact, which now remembers where on the Hub it was read from."""
     object.__setattr__(artifact, "origin", origin)
     return artifact
-
-
-def _check_pictures(pictures: Mapping[str, bytes]) -> None:
-    if len(pictures) > MAX_PICTURES:
-        raise InputError(
-            f"{len(pictures)} pictures are more than the {MAX_PICTURES} of an artifact"
-        )
-    for name, data in pictures.items():
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
-            raise InputError(
-                f"picture name {name!r} is not a plain name; use up to 64 lower-case letters, "
-                "digits, '_' and '-', without '.png'"
-            )
-        if not data.startswith(PNG_START) or len(data) > MAX_PICTURE_BYTES:
-            raise InputError(
-                f"picture '{name}' is not a PNG file of at most {MAX_PICTURE_BYTES} bytes"
-            )

@@ -9,19 +9,11 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from salve_plugin.control.application import (
-    apply_all_,
-    check_unchanged,
-    restore_all_,
-    revert_all_,
-)
-from salve_plugin.control.applied_edits import status
-from salve_plugin.control.base import Fingerprint, bare, find_readers
+from salve_plugin.control.application import revert_all_
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.ledger import ledger_of
-from salve_plugin.errors import EditStateError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.artifact import EditArtifact, located
+from salve_plugin.share.bundle_application import apply_members_, revert_members_
 from salve_plugin.share.bundle_contents import BundleContents, bundle_fields, check_members
 from salve_plugin.share.bundle_files import (
     BUNDLE_FILE,
@@ -31,7 +23,7 @@ from salve_plugin.share.bundle_files import (
     read_bundle_and_models,
 )
 from salve_plugin.share.canonical import Json
-from salve_plugin.share.composition import Composition, carried_rows
+from salve_plugin.share.composition import Composition
 from salve_plugin.share.existing import ExistingFolder
 from salve_plugin.share.folder import replace_files
 from salve_plugin.share.hub.access import Access, Token
@@ -110,50 +102,7 @@ class EditBundle(BundleContents):
                 edited weights were changed since, or the result is not the recorded one. After
                 this, as after any error, every bit of the model is as it was.
         """
-        self._apply(model)
-
-    def _apply(self, model: nn.Module) -> list[Edit]:
-        """Apply the members that are missing and return their edits."""
-        present = status(model).applied
-        foreign = [
-            entry.edit.digest[:12]
-            for entry in present
-            if entry.edit not in self.edits and set(entry.tensors) & set(self.composition.tensors)
-        ]
-        if foreign:
-            raise EditStateError(
-                f"edits {foreign} that are not in the bundle are on weights that it touches, so "
-                "the result could not be the recorded one; revert them first, or apply the "
-                "members one by one"
-            )
-        on = {entry.edit for entry in present}
-        missing = [edit for edit in self.edits if edit not in on]
-        if not missing:
-            raise EditStateError(
-                f"all members of bundle {self.digest[:12]} are already applied; revert it first"
-            )
-        for reader in find_readers(bare(model), list(self.composition.tensors)):
-            ledger = ledger_of(reader)
-            if ledger is not None:
-                check_unchanged(reader, ledger)
-        apply_all_(model, missing)
-        try:
-            self._check_result(model)
-        except BaseException:
-            revert_all_(model, missing)
-            raise
-        return missing
-
-    def _check_result(self, model: nn.Module) -> None:
-        for reader in find_readers(bare(model), list(self.composition.tensors)):
-            said = self.composition.tensors[reader.path]
-            found = Fingerprint.of(reader.parameter)
-            if found != replace(said.before, sha256=said.after):
-                raise EditStateError(
-                    f"the members make {found} of '{reader.path}', the bundle records the sha256 "
-                    f"{said.after}; nothing was changed. The record is wrong: make the bundle "
-                    "anew with EditBundle.of(model, bundle.members)"
-                )
+        apply_members_(model, self.edits, self.composition)
 
     def revert_(self, model: nn.Module) -> None:
         """Undo every member that is on the model, all or none of them, bit for bit.
@@ -167,27 +116,7 @@ class EditBundle(BundleContents):
                 members do not carry the pristine rows that are needed.
             BaseMismatchError: if the result would not be the bundle's base.
         """
-        on = {entry.edit for entry in status(model).applied}
-        present = [edit for edit in self.edits if edit in on]
-        if present:
-            revert_all_(model, present)
-            return
-        pristine = {}
-        for path in self.composition.tensors:
-            own = {
-                name: member
-                for name, member in self.members.items()
-                if path in member.edit.base.tensors
-            }
-            rows = carried_rows(path, own)
-            if rows is None:
-                raise EditStateError(
-                    "the model does not know of the members (was it loaded in edited form?) and "
-                    f"they do not carry all pristine rows of '{path}'; make them with "
-                    "EditArtifact.of(model, edit), or load the base model's weights again"
-                )
-            pristine[path] = rows
-        restore_all_(model, self.edits, pristine)
+        revert_members_(model, self.members, self.composition)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -195,7 +124,7 @@ class EditBundle(BundleContents):
 
         Members that were on the model before stay on it.
         """
-        added = self._apply(model)
+        added = apply_members_(model, self.edits, self.composition)
         try:
             yield
         finally:

@@ -22,6 +22,7 @@ from salve_plugin.share.canonical import (
     shortened,
 )
 from salve_plugin.share.folder import Reader, sha256_bytes
+from salve_plugin.share.pictures import MAX_PICTURE_BYTES, PNG_START
 from salve_plugin.share.schema import check_schema
 from salve_plugin.share.tensor_file import MAX_TENSOR_FILE_BYTES, TENSOR_FILE
 
@@ -29,24 +30,12 @@ FORMAT_VERSION = "1.0"
 """Major: an older reader would get it wrong. Minor: it would only miss something."""
 CONFIG_FILE = "edit_config.json"
 MAX_CONFIG_BYTES = 16 * 2**20
-MAX_PICTURE_BYTES = 16 * 2**20
-PNG_START = b"\x89PNG\r\n\x1a\n"
 
 FEATURES = frozenset({"scale", "pristine", "alpha_crit", "dictionary"})
 """What a reader must know to read an artifact that lists it in `requires`."""
 
 # Where and how the artifact was written down; the same edit in other files is the same artifact.
 _NOT_IDENTITY = {"digest", "files", "format_version", "manifest_sha256", "merged", "producer"}
-
-
-def picture_file(name: str) -> str:
-    """Return the file name of a picture; the prefix marks the file as the artifact's own."""
-    return f"picture_{name}.png"
-
-
-def picture_name(file: str) -> str:
-    """Return the name of a picture from that of its file."""
-    return file.removeprefix("picture_").removesuffix(".png")
 
 
 def seal(

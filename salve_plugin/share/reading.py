@@ -16,10 +16,10 @@ from salve_plugin.share.manifest import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
     identity,
-    picture_name,
     read_files,
     read_manifest,
 )
+from salve_plugin.share.pictures import picture_name
 from salve_plugin.share.sources import PathLike, Source, Where, open_source
 from salve_plugin.share.tensor_file import TENSOR_FILE, decode_tensors
 

@@ -15,11 +15,11 @@ from salve_plugin.share.manifest import (
     MAX_CONFIG_BYTES,
     entry_of_file,
     identity,
-    picture_file,
     read_manifest,
     seal,
     write_manifest,
 )
+from salve_plugin.share.pictures import picture_file
 from salve_plugin.share.tensor_file import TENSOR_FILE, encode_tensors
 
 

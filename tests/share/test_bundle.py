@@ -20,8 +20,9 @@ from small_artifacts import (
 from torch import Tensor, nn
 
 import salve_plugin as salve
-from salve_plugin.control.edit import Edit, base_of
+from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import Mode
+from salve_plugin.control.scaling import base_of
 from salve_plugin.demo import digits
 from salve_plugin.errors import (
     EditStateError,

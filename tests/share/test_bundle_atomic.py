@@ -70,7 +70,7 @@ def test_an_interrupt_while_the_result_is_checked_leaves_the_model_as_it_was(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(EditBundle, "_check_result", interrupted)
+    monkeypatch.setattr("salve_plugin.share.bundle_application._check_result", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bundle.apply_(model)
     assert state_bytes(model) == before

@@ -17,6 +17,7 @@ import salve_plugin as salve
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.scaling import base_of
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.difference import ABSENT, Difference
 
@@ -124,7 +125,7 @@ def test_edits_of_a_real_network_are_compared(digits_network: nn.Module) -> None
     atoms = nn.functional.normalize(torch.randn(2, site.width), dim=1)
     edits = [
         Edit(site, "scale", "suppress", latent, atoms[latent], 1.0, None, base)
-        for latent, base in enumerate([salve.control.edit.base_of(hooked, site)] * 2)
+        for latent, base in enumerate([base_of(hooked, site)] * 2)
     ]
     one, other = (EditArtifact.of(hooked, edit) for edit in edits)
     found = one.diff(other)

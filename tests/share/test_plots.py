@@ -18,8 +18,9 @@ from salve_plugin import Dictionary, HookedModel, attach, suppress
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import InputError
-from salve_plugin.share.artifact import MAX_PICTURES, EditArtifact
+from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.heat_maps import grad_fam_pictures
+from salve_plugin.share.pictures import MAX_PICTURES
 from salve_plugin.share.plots import COLOURS, NAMED_CLASSES, alpha_crit_picture, curves
 from salve_plugin.validate.grad_fam import LayerGradFam
 from salve_plugin.validate.pictures import overlay, png_bytes, stretched

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-MODULES = ("artifact", "canonical", "card", "manifest", "tensor_file")
+MODULES = ("artifact", "canonical", "card", "manifest", "pictures", "tensor_file")
 
 
 def test_every_limit_that_is_stated_is_the_codes() -> None:

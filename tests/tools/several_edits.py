@@ -5,7 +5,8 @@ from small_artifacts import random_dictionary
 from torch import Tensor, nn
 
 import salve_plugin as salve
-from salve_plugin.control.edit import Edit, base_of
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.scaling import base_of
 from salve_plugin.share.artifact import EditArtifact
 
 

@@ -1,0 +1,106 @@
+"""Applying the members of a bundle and taking them back: all of them or none."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from salve_plugin.control.application import (
+    apply_all_,
+    check_unchanged,
+    restore_all_,
+    revert_all_,
+)
+from salve_plugin.control.applied_edits import status
+from salve_plugin.control.base import Fingerprint, bare, find_readers
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.ledger import ledger_of
+from salve_plugin.errors import EditStateError
+from salve_plugin.share.composition import Composition, carried_rows
+from salve_plugin.share.contents import Contents
+
+
+def apply_members_(model: nn.Module, edits: Sequence[Edit], composition: Composition) -> list[Edit]:
+    """Apply the members that are missing and return their edits; see `EditBundle.apply_`.
+
+    Args:
+        model: bare or hooked.
+        edits: the members'.
+        composition: the weights that all of them together must make.
+
+    Raises:
+        SalveError: as `EditBundle.apply_`; then every bit of the model is as it was.
+    """
+    present = status(model).applied
+    foreign = [
+        entry.edit.digest[:12]
+        for entry in present
+        if entry.edit not in edits and set(entry.tensors) & set(composition.tensors)
+    ]
+    if foreign:
+        raise EditStateError(
+            f"edits {foreign} that are not in the bundle are on weights that it touches, so the "
+            "result could not be the recorded one; revert them first, or apply the members one "
+            "by one"
+        )
+    on = {entry.edit for entry in present}
+    missing = [edit for edit in edits if edit not in on]
+    if not missing:
+        names = [edit.digest[:12] for edit in edits]
+        raise EditStateError(f"all members {names} are already applied; revert the bundle first")
+    for reader in find_readers(bare(model), list(composition.tensors)):
+        ledger = ledger_of(reader)
+        if ledger is not None:
+            check_unchanged(reader, ledger)
+    apply_all_(model, missing)
+    try:
+        _check_result(model, composition)
+    except BaseException:
+        revert_all_(model, missing)
+        raise
+    return missing
+
+
+def _check_result(model: nn.Module, composition: Composition) -> None:
+    for reader in find_readers(bare(model), list(composition.tensors)):
+        said = composition.tensors[reader.path]
+        found = Fingerprint.of(reader.parameter)
+        if found != replace(said.before, sha256=said.after):
+            raise EditStateError(
+                f"the members make {found} of '{reader.path}', the bundle records the sha256 "
+                f"{said.after}; nothing was changed. The record is wrong: make the bundle anew "
+                "with EditBundle.of(model, bundle.members)"
+            )
+
+
+def revert_members_(
+    model: nn.Module, members: Mapping[str, Contents], composition: Composition
+) -> None:
+    """Undo the members that are on a model, or that it was saved with; see `EditBundle.revert_`.
+
+    Args:
+        model: bare or hooked.
+        members: by name.
+        composition: of them.
+
+    Raises:
+        SalveError: as `EditBundle.revert_`; then every bit of the model is as it was.
+    """
+    edits = [member.edit for member in members.values()]
+    on = {entry.edit for entry in status(model).applied}
+    present = [edit for edit in edits if edit in on]
+    if present:
+        revert_all_(model, present)
+        return
+    pristine = {}
+    for path in composition.tensors:
+        own = {name: each for name, each in members.items() if path in each.edit.base.tensors}
+        rows = carried_rows(path, own)
+        if rows is None:
+            raise EditStateError(
+                "the model does not know of the members (was it loaded in edited form?) and they "
+                f"do not carry all pristine rows of '{path}'; make them with "
+                "EditArtifact.of(model, edit), or load the base model's weights again"
+            )
+        pristine[path] = rows
+    restore_all_(model, edits, pristine)

@@ -1,0 +1,42 @@
+"""The pictures of an artifact: PNG files whose names mark them as the artifact's own."""
+
+import re
+from collections.abc import Mapping
+
+from salve_plugin.errors import InputError
+
+MAX_PICTURES = 64
+MAX_PICTURE_BYTES = 16 * 2**20
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def picture_file(name: str) -> str:
+    """Return the file name of a picture; the prefix marks the file as the artifact's own."""
+    return f"picture_{name}.png"
+
+
+def picture_name(file: str) -> str:
+    """Return the name of a picture from that of its file."""
+    return file.removeprefix("picture_").removesuffix(".png")
+
+
+def check_pictures(pictures: Mapping[str, bytes]) -> None:
+    """Raise unless these are pictures with plain names, and not too many of them.
+
+    Raises:
+        InputError: naming the picture that cannot be used.
+    """
+    if len(pictures) > MAX_PICTURES:
+        raise InputError(
+            f"{len(pictures)} pictures are more than the {MAX_PICTURES} of an artifact"
+        )
+    for name, data in pictures.items():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
+            raise InputError(
+                f"picture name {name!r} is not a plain name; use up to 64 lower-case letters, "
+                "digits, '_' and '-', without '.png'"
+            )
+        if not data.startswith(PNG_START) or len(data) > MAX_PICTURE_BYTES:
+            raise InputError(
+                f"picture '{name}' is not a PNG file of at most {MAX_PICTURE_BYTES} bytes"
+            )
