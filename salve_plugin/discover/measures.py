@@ -47,11 +47,17 @@ def warn_of(quality: Mapping[str, object], target_l0: float | int | None) -> Non
     """Warn of what `fit`'s caller would not expect of the dictionary that it returns.
 
     Warns:
-        UserWarning: if it reconstructs worse than the mean row would, or missed the target L0.
+        UserWarning: if it is dead, reconstructs worse than the mean row would, or missed the
+            target L0.
     """
     r2, l0 = quality["train_r2"], quality["l0"]
     complaints = []
-    if isinstance(r2, float) and r2 < -1e-3:
+    if quality["dead_share"] == 1:
+        complaints.append(
+            "no training row activates any latent: try a smaller penalty, another initialization, "
+            "or more steps"
+        )
+    elif isinstance(r2, float) and r2 < -1e-3:
         complaints.append(
             f"the dictionary reconstructs its training rows worse than their mean would (R² = "
             f"{r2:.3g}): try a smaller learning_rate, a smaller penalty, or more steps"

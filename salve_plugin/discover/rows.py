@@ -161,34 +161,43 @@ class Moments:
                 f"activations of '{data.site.name}' are constant: all {sums.n_rows} training rows "
                 "are equal, there is nothing to learn; check the images and the site"
             )
-        mean = (sums.first / sums.n_rows).float()
+        mean = sums.mean().float()
         return cls(mean, math.sqrt(spread / sums.n_rows), sums.n_rows, mean)
 
 
 class Spread:
     """Sum over rows of the squared distance from their mean, in one pass, in float64.
 
+    Distances are taken from the first row, so that a mean far from zero costs no digits.
+
     Attributes:
         n_rows: rows added so far.
-        first: their sum (width,).
     """
 
     def __init__(self, width: int) -> None:
         """Start without rows."""
         self.n_rows = 0
-        self.first = torch.zeros(width, dtype=torch.float64)
+        self._origin = torch.zeros(width, dtype=torch.float64)
+        self._first = torch.zeros(width, dtype=torch.float64)
         self._second = 0.0
 
     def add(self, rows: Float[Tensor, "rows width"]) -> None:
         """Take more rows into account."""
         values = rows.double()
+        if self.n_rows == 0 and len(values):
+            self._origin = values[0].clone()
         self.n_rows += len(values)
-        self.first += values.sum(0)
+        values = values - self._origin
+        self._first += values.sum(0)
         self._second += float(values.square().sum())
+
+    def mean(self) -> Float[Tensor, " width"]:
+        """Return the mean row (width,), in float64."""
+        return self._origin + self._first / max(1, self.n_rows)
 
     def total(self) -> float:
         """Return Σ‖x − mean‖²; 0 if that is below what float64 resolves."""
-        spread = self._second - float(self.first.square().sum()) / max(1, self.n_rows)
+        spread = self._second - float(self._first.square().sum()) / max(1, self.n_rows)
         return spread if spread > 1e-12 * self._second else 0.0
 
 

@@ -99,8 +99,8 @@ def fit(
         WriteError: if a checkpoint cannot be written.
 
     Warns:
-        UserWarning: if the dictionary reconstructs worse than the mean row would, or its L0 is
-            more than a quarter off the target.
+        UserWarning: if the dictionary is dead or reconstructs worse than the mean row would, or
+            its L0 is more than a quarter off the target.
     """
     run = run or Run()
     rule = asked.steered(create(learner, options), target_l0)

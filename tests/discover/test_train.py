@@ -59,6 +59,17 @@ def test_the_unit_of_the_activations_does_not_matter(factor: float) -> None:
     )
 
 
+def test_a_mean_far_from_zero_costs_no_digits() -> None:
+    """A million times the spread is as much as float32 rows can have and still vary."""
+    rows, _ = planted(rows=500)
+    rows = (rows + 1e6).float()
+    kept = rows[~held_out(torch.arange(500))].double()
+    moments = Moments.of(Rows(rows, None))
+    exact = (kept - kept.mean(0)).square().sum(1).mean().sqrt()
+    assert moments.scale == pytest.approx(float(exact), rel=1e-9)
+    torch.testing.assert_close(moments.mean, kept.mean(0).float(), rtol=1e-7, atol=0)
+
+
 def test_training_lowers_the_loss_and_keeps_atoms_at_unit_norm() -> None:
     rows, _ = planted(rows=1000)
     scale = Moments.of(Rows(rows, None)).scale
@@ -277,6 +288,14 @@ def test_a_dictionary_worse_than_the_mean_row_comes_with_a_warning() -> None:
     rows, _ = planted(rows=200)
     with pytest.warns(UserWarning, match=r"reconstructs its training rows worse than their mean"):
         fit(rows, steps=10, learning_rate=1e6)
+
+
+def test_a_dictionary_without_a_living_latent_comes_with_a_warning() -> None:
+    """Thresholds only rise under such a penalty."""
+    rows, _ = planted(rows=200)
+    with pytest.warns(UserWarning, match=r"no training row activates any latent"):
+        found = fit_any(rows, "jumprelu", steps=60, l0=1e4, learning_rate=0.03, n_latents=8)
+    assert found.meta["dead_share"] == 1
 
 
 def test_by_default_it_is_a_matching_pursuit_of_a_size_that_suits_the_rows() -> None:
