@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from salve_plugin.discover.scratch import Scratch
+from salve_plugin.discover.selection import greater
 from salve_plugin.discover.sparse import Code, Support
 
 
@@ -43,15 +44,15 @@ MAX_DENSITY = 0.2
 """Share of active latents above which dense products are faster, measured at width 512."""
 
 
-def encode_where(
+def encode_above(
     x: Float[Tensor, "rows width"],
     weight: Float[Tensor, "latents width"],
     bias: Float[Tensor, " latents"],
     pre: Float[Tensor, "rows latents"],
-    mask: Bool[Tensor, "rows latents"],
+    bound: float | Float[Tensor, " latents"],
     scratch: Scratch | None = None,
 ) -> Code:
-    """Return the pre-activations where the mask is true, differentiable in `weight` and `bias`.
+    """Return the pre-activations above a bound, differentiable in `weight` and `bias`.
 
     If that is more than a fifth, it returns all of them: whoever calls must give the others the
     value zero.
@@ -61,12 +62,12 @@ def encode_where(
         weight: encoder.
         bias: of the encoder.
         pre: all pre-activations, as from `pre_activations`.
-        mask: which of them are needed.
+        bound: of all latents, or of each.
         scratch: memory for gradients.
     """
-    if int(torch.count_nonzero(mask)) > MAX_DENSITY * mask.numel():
+    support = Support.of_mask(greater(pre, bound), scratch)
+    if len(support.latents) > MAX_DENSITY * pre.numel():
         return Code(_Encode.apply(x, weight, bias, pre))
-    support = Support.of_mask(mask, scratch)
     return Code(encode_at(x, weight, bias, support, pre), support)
 
 

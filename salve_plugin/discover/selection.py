@@ -1,4 +1,4 @@
-"""The k largest of each row, several times faster than `torch.topk`."""
+"""Which numbers of a matrix are the largest: as torch finds them, several times faster."""
 
 import numpy as np
 import torch
@@ -45,6 +45,16 @@ def _columns_of_largest(rows: Tensor, k: int) -> Tensor:
     wide = rows.float() if rows.element_size() < 4 else rows
     found = np.argpartition(wide.numpy(), n - k, axis=1)[:, n - k :]
     return torch.from_numpy(found)
+
+
+def greater(
+    rows: Float[Tensor, "rows columns"], bound: float | Float[Tensor, " columns"]
+) -> Bool[Tensor, "rows columns"]:
+    """Return where the values are greater than the bound of all columns, or of each."""
+    if rows.device.type != "cpu":
+        return rows > bound
+    other = bound if isinstance(bound, float) else bound.numpy()
+    return torch.from_numpy(np.greater(rows.numpy(), other))
 
 
 def true_places(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " places"]:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salve_plugin.discover.selection import largest, true_places
+from salve_plugin.discover.selection import greater, largest, true_places
 
 
 @given(
@@ -61,3 +61,12 @@ def test_places_of_true_are_torchs(
     mask = torch.rand(n_rows, n, generator=torch.Generator().manual_seed(seed)) < share
     mask = mask.T if transposed else mask
     assert torch.equal(true_places(mask), mask.flatten().nonzero().flatten())
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.5, None])
+def test_what_is_greater_than_a_bound_is_torchs(bound: float | None) -> None:
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(7, 9, generator=random).round(decimals=1)
+    rows[0, 0], rows[1, 1], rows[2, 2] = torch.nan, torch.inf, 0.5
+    limit = torch.randn(9, generator=random).round(decimals=1) if bound is None else bound
+    assert torch.equal(greater(rows, limit), rows > limit)

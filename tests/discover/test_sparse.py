@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover import sparse
-from salve_plugin.discover.encoder import MAX_DENSITY, encode_at, encode_where, pre_activations
+from salve_plugin.discover.encoder import MAX_DENSITY, encode_above, encode_at, pre_activations
 from salve_plugin.discover.scratch import Scratch
 from salve_plugin.discover.sparse import Code, Support, decode_at
 
@@ -102,9 +102,9 @@ def test_a_dense_code_says_the_same_as_a_sparse_one(share: float) -> None:
     random = torch.Generator().manual_seed(0)
     x, weight, bias = randn(random, 40, 6), randn(random, 30, 6), randn(random, 30)
     pre = functional.linear(x, weight, bias)
-    least = pre.flatten().sort().values[-max(1, int(share * pre.numel()))]
-    chosen = (pre > least) if share else torch.zeros_like(pre, dtype=torch.bool)
-    code = encode_where(x, weight.requires_grad_(), bias, pre.detach(), chosen)
+    least = float(pre.flatten().sort().values[-max(1, int(share * pre.numel()))])
+    chosen = pre > least
+    code = encode_above(x, weight.requires_grad_(), bias, pre.detach(), least)
     assert (code.support is None) == (share > MAX_DENSITY)
     factor = randn(random, 30).requires_grad_()
     zeroed = code.values * chosen if code.support is None else code.values
@@ -131,20 +131,23 @@ def test_products_in_bfloat16_leave_codes_and_gradients_in_the_type_of_the_tenso
     random = torch.Generator().manual_seed(0)
     x, weight, atoms = (torch.randn(30, 6, generator=random) for _ in range(3))
     weight.requires_grad_()
-    mask = torch.rand(30, 30, generator=random) < share
+    bound = float((x @ weight.detach().T).quantile(1 - share))
 
     def gradient(autocast: bool) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             bias = torch.zeros(30)
-            code = encode_where(x, weight, bias, pre_activations(x, weight, bias), mask)
+            pre = pre_activations(x, weight, bias)
+            code = encode_above(x, weight, bias, pre, bound)
+            assert (code.support is None) == (share > MAX_DENSITY)
             assert code.values.dtype == torch.float32
-            values = code.values if code.support else code.values * mask
+            values = code.values if code.support else code.values * (pre > bound)
             loss = (x - code.replaced(values).decode(atoms)).square().sum()
         (gradient,) = torch.autograd.grad(loss, weight)
         return gradient
 
     exact = gradient(False)
-    assert float((gradient(True) - exact).norm() / exact.norm()) < 0.02
+    # a product is 0.4 % off, and what is near the bound may be on either side of it
+    assert float((gradient(True) - exact).norm() / exact.norm()) < 0.05
 
 
 def test_pre_activations_may_stay_as_rough_as_autocast_makes_them() -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_where, pre_activations
+from salve_plugin.discover.encoder import encode_above, pre_activations
 from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
@@ -63,7 +63,7 @@ class Gated(Learner):
         """Return the mean over rows of the three terms, the penalty warming up."""
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
-        chosen = encode_where(step.x, weight, bias, pre, pre > 0, step.scratch)
+        chosen = encode_above(step.x, weight, bias, pre, 0.0, step.scratch)
         gate = chosen.replaced(functional.relu(chosen.values))
         sizes = chosen.at(gains(t)) * chosen.values + chosen.at(t["magnitude_bias"])
         code = chosen.replaced((chosen.values > 0) * functional.relu(sizes))

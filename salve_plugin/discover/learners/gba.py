@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_where, pre_activations
+from salve_plugin.discover.encoder import encode_above, pre_activations
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, between, whole
 from salve_plugin.discover.sparse import Code
@@ -97,7 +97,7 @@ class GBA(Learner):
         offset = bias - atoms @ t["decoder_bias"]
         pre = pre_activations(step.x, atoms, offset, step.scratch)
         _observe(t, pre, step.team)
-        projected = encode_where(step.x, atoms, offset, pre, pre > 0, step.scratch)
+        projected = encode_above(step.x, atoms, offset, pre, 0.0, step.scratch)
         sizes = projected.at(t["scale"]) * (projected.values - projected.at(bias))
         code = Code((projected.values > 0) * sizes, projected.support)
         loss, _ = misfit(step.x, code, atoms, t["decoder_bias"])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salve_plugin.discover.encoder import encode_where, pre_activations
+from salve_plugin.discover.encoder import encode_above, pre_activations
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, at_least, whole
@@ -95,7 +95,7 @@ class JumpReLU(Learner):
         near = theta.detach() - self.bandwidth / 2
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
-        chosen = encode_where(step.x, weight, bias, pre, pre > near, step.scratch)
+        chosen = encode_above(step.x, weight, bias, pre, near, step.scratch)
         theta = chosen.at(theta).expand_as(chosen.values)
         code = chosen.replaced(jump(chosen.values, theta, self.bandwidth))
         loss, error = misfit(step.x, code, t["atoms"], t["decoder_bias"])

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_where, pre_activations
+from salve_plugin.discover.encoder import encode_above, pre_activations
 from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, between
 from salve_plugin.discover.sparse import Code
@@ -80,7 +80,7 @@ class ReluL1(Learner):
         """Return the mean over rows of ‖x − x̂‖² + l1 · ‖z‖ₚᵖ, the penalty warming up."""
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
-        chosen = encode_where(step.x, weight, bias, pre, pre > 0, step.scratch)
+        chosen = encode_above(step.x, weight, bias, pre, 0.0, step.scratch)
         code = chosen.replaced(functional.relu(chosen.values))
         error, _ = misfit(step.x, code, t["atoms"], t["decoder_bias"])
         strength = self.l1 * step.weight * min(1.0, step.progress / SPARSITY_WARM_UP)
