@@ -104,4 +104,6 @@ class ReluL1(Learner):
 def _thresholds(pre: Float[Tensor, "rows latents"]) -> Float[Tensor, " latents"]:
     """Return for each latent the value that it exceeds in a share FIRST_DENSITY of the rows."""
     most = max(1, round((1 - FIRST_DENSITY) * len(pre)))
-    return pre.kthvalue(most, dim=0).values
+    level = pre.kthvalue(most, dim=0).values
+    # Of a few different rows, more than that share may have the largest value, which none exceeds.
+    return torch.minimum(level, torch.lerp(pre.mean(0), pre.amax(0), 0.9))

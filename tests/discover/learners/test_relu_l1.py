@@ -65,6 +65,14 @@ def test_each_latent_is_active_in_one_row_of_twenty_at_first(n_rows: int, flat: 
     torch.testing.assert_close(0.7 * code, pre.relu(), rtol=1e-4, atol=1e-5)
 
 
+def test_no_latent_starts_silent_however_few_rows_are_different(flat: "Planted") -> None:
+    few = (flat.rows - flat.rows.mean(0))[:5].repeat(60, 1)
+    random = torch.Generator().manual_seed(0)
+    atoms = functional.normalize(torch.randn(40, 20, generator=random), dim=1)
+    code = ReluL1().initial_code(few @ atoms.T)
+    assert ((code > 0).sum(0) == 60).all()  # the copies of one row
+
+
 def test_the_penalty_rises_from_nothing_to_its_weight(half_trained: HalfTrained) -> None:
     t, step = half_trained(ReluL1())
 
