@@ -1,5 +1,6 @@
 """Many small fits, and which of them nothing else beats."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.loop import DivergedError
 from salve_plugin.discover.train import fit
 from salve_plugin.errors import InputError
 
@@ -63,7 +65,10 @@ def sweep(
 
     Raises:
         InputError: if the grid is empty or not of lists, an argument is in it and shared, the data
-            have no held-out rows, or as `fit` says.
+            have no held-out rows, all trials diverge, or as `fit` says.
+
+    Warns:
+        UserWarning: of each trial that diverges; the others are returned without it.
     """
     names = [learners] if isinstance(learners, str) else list(learners)
     single = [
@@ -84,9 +89,16 @@ def sweep(
             if empty or not names
             else f"{both} are in the grid and shared by all trials; give each once"
         )
-    trials = [
-        _trial(acts, name, arguments, shared) for name in names for arguments in _combined(grid)
-    ]
+    trials: list[Trial] = []
+    diverged: DivergedError | None = None
+    for name, arguments in product(names, _combined(grid)):
+        try:
+            trials.append(_trial(acts, name, arguments, shared))
+        except DivergedError as error:
+            warnings.warn(f"no trial with {arguments}: {error}", UserWarning, stacklevel=2)
+            diverged = error
+    if diverged and not trials:
+        raise diverged
     return sorted(_marked(trials), key=lambda trial: (trial.l0, -trial.r2))
 
 

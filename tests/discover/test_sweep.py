@@ -45,6 +45,15 @@ def test_the_front_is_what_no_other_trial_beats() -> None:
     assert [trial.front for trial in module._marked(trials)] == [True, True, False, False, True]
 
 
+def test_a_trial_that_diverges_does_not_lose_the_others() -> None:
+    shared = {"n_latents": 12, "steps": 20}
+    with pytest.warns(UserWarning, match=r"no trial with .*1e\+30.*'relu_l1' diverged"):
+        trials = sweep(rows(), "relu_l1", {"learning_rate": [1e30, 0.01]}, **shared)
+    assert [trial.arguments for trial in trials] == [{"learning_rate": 0.01}]
+    with pytest.warns(UserWarning, match="no trial"), pytest.raises(InputError, match="diverged"):
+        sweep(rows(), "relu_l1", {"learning_rate": [1e30]}, **shared)
+
+
 def test_grids_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match=r"nothing to try for \['k'\]"):
         sweep(rows(), "topk", {"k": []})
