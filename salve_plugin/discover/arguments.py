@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from salve_plugin.discover.learners.base import Learner, Solver
 from salve_plugin.discover.learners.checks import above, flag, whole
 from salve_plugin.errors import InputError
@@ -18,7 +20,7 @@ def check(
     learning_rate: float | None,
     **counts: int | None,
 ) -> None:
-    """Check the arguments that do not depend on the data.
+    """Check the arguments that do not depend on the data, and that torch computes in float32.
 
     Args:
         rule: the learner.
@@ -30,6 +32,11 @@ def check(
     Raises:
         InputError: naming the first that is impossible.
     """
+    if torch.get_default_dtype() != torch.float32:
+        raise InputError(
+            f"torch's default number type is {torch.get_default_dtype()}, and dictionaries are "
+            "learned in float32; call torch.set_default_dtype(torch.float32) before fit"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) > LARGEST_SEED:
         raise InputError(
             f"seed must be a whole number between -{LARGEST_SEED} and {LARGEST_SEED}, got {seed!r}"

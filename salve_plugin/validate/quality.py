@@ -152,8 +152,8 @@ def quality(
 
     Raises:
         InputError: if a dictionary's site is not the recording's, no image is held out, a value is
-            NaN or infinite, `others` have other shapes, `embeddings` another length, `loader` is
-            missing or not the recorded one, or there is no such control.
+            NaN or infinite, `others` have other shapes or are no others, `embeddings` another
+            length, `loader` is missing or not the recorded one, or there is no such control.
         BaseMismatchError: if the model has no such site as the recording.
         ReadError: if a shard or an image cannot be read.
     """
@@ -217,6 +217,12 @@ def _check(
         raise InputError(
             f"the dictionary has {dictionary.n_latents} latents, others have {wrong}; stability "
             "compares runs of one size: train them with the same n_latents"
+        )
+    # Not by content: learners that draw nothing find the same again, and that is a result.
+    if len({id(each) for each in (dictionary, *others)}) <= len(others):
+        raise InputError(
+            "the dictionary is among the others, or one of them is given twice: a dictionary is "
+            "as stable as can be beside itself; train the others with other seeds"
         )
     unknown = sorted(set(controls) - set(CONTROLS))
     if unknown:

@@ -206,6 +206,16 @@ def test_arguments_out_of_range_are_refused(change: dict[str, object], complaint
         fit(rows, **change)  # type: ignore[arg-type] # wrong on purpose
 
 
+def test_another_default_number_type_is_refused() -> None:
+    rows, _ = planted(rows=100)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(InputError, match=r"default number type is torch\.float64"):
+            fit(rows, steps=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_activations_that_nothing_can_be_learned_from_are_refused(
     make_recording: MakeRecording,
 ) -> None:

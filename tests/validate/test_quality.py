@@ -254,6 +254,7 @@ def test_what_does_not_belong_together_is_refused(
     calls: list[tuple[dict[str, Any], str]] = [
         ({"others": [elsewhere]}, "reads site 'blocks.0.hook_out'"),
         ({"others": [dictionary, smaller]}, r"has 12 latents, others have \[5\]"),
+        ({"others": [dictionary]}, "the dictionary is among the others"),
         ({"embeddings": embeddings[:60]}, r"shape \(60, 3\) do not fit the recording's 600"),
         ({"embeddings": broken}, "embeddings hold 1 NaN"),
         ({"controls": ["pca", "nmf"]}, r"no controls \['nmf'\]; choose from"),
