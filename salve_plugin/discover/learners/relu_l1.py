@@ -18,7 +18,7 @@ SPARSITY_WARM_UP = 0.1
 """Share of the steps in which the penalty rises: at full weight from the first step it would
 silence latents before their atoms have found a direction."""
 
-FIRST_DENSITY = 0.05
+FIRST_DENSITY = 0.03
 """Share of the rows in which each latent is active at first. Without a bias it would be half of
 them: a code so dense says little about which latent a row needs, the penalty must first thin it
 out, and until then products are dense."""
