@@ -69,7 +69,7 @@ class _Misfit(torch.autograd.Function):
         support: Support | None = ctx.support
         # It multiplies what is small; the gradient of the rows, which is not, is never made.
         slope = gradient * (-2 / len(error))
-        for_values = for_atoms = None
+        for_values = for_atoms = for_bias = None
         with torch.autocast(error.device.type, torch.bfloat16, enabled=ctx.rough):
             if ctx.needs_input_grad[1]:
                 products = error @ atoms.T if support is None else support.products(error, atoms)
@@ -78,7 +78,9 @@ class _Misfit(torch.autograd.Function):
                 weights = values * slope
                 sums = weights.T @ error if support is None else support.sum_rows(weights, error)
                 for_atoms = sums.to(atoms.dtype)
-        return None, for_values, for_atoms, error.sum(0).mul_(slope), None
+        if ctx.needs_input_grad[3]:
+            for_bias = error.sum(0).mul_(slope)
+        return None, for_values, for_atoms, for_bias, None
 
 
 class _SquaredError(torch.autograd.Function):

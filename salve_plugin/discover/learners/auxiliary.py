@@ -34,7 +34,7 @@ class Dead:
     atoms: Float[Tensor, "dead width"]
 
 
-def apart(t: Tensors, dead: Bool[Tensor, " latents"]) -> tuple[Tensors, Dead | None]:
+def apart(t: Tensors, dead: Bool[Tensor, " latents"], aux: float) -> tuple[Tensors, Dead | None]:
     """Return the tensors for the loss of all latents, and those for the loss of the dead.
 
     Two losses that use the same tensor have two gradients of its size to be added up. Here the
@@ -43,13 +43,14 @@ def apart(t: Tensors, dead: Bool[Tensor, " latents"]) -> tuple[Tensors, Dead | N
     Args:
         t: the tensors in training.
         dead: which latents are.
+        aux: weight of the loss of the dead; with 0 nobody is set apart.
 
     Returns:
         The tensors, to be used instead of `t`, and the dead; None if there are none.
     """
-    latents = dead.nonzero().flatten()
-    if len(latents) == 0:
+    if not (aux and bool(dead.any())):
         return t, None
+    latents = dead.nonzero().flatten()
     names = ("encoder_weight", "encoder_bias", "atoms")
     forked = {name: _Fork.apply(t[name], latents) for name in names}
     whole = {name: pair[0] for name, pair in forked.items()}

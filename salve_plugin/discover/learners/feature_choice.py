@@ -128,7 +128,7 @@ class FeatureChoice(MutualChoice):
             support = self.select(pre, t, step)
             positive = Code(functional.relu(support.gather(pre)), support).counts()
             signed = step.team.sum(positive) == 0
-        t, dead = apart(t, among) if self.aux else (t, None)
+        t, dead = apart(t, among, self.aux)
         values = encode_at(step.x, t["encoder_weight"], t["encoder_bias"], support, pre)
         code = Code(torch.where(signed[support.latents], values, functional.relu(values)), support)
         loss, error = misfit(step.x, code, t["atoms"], t["decoder_bias"])

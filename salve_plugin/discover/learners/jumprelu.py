@@ -79,7 +79,7 @@ class JumpReLU(Learner):
 
     def prepare(self, start: Start) -> Tensors:
         """Return the four tied tensors and log θ / PACE (latents,); all are trained."""
-        pre = start.gain * start.rows[:1024] @ start.atoms.T
+        pre = start.gain * start.sample @ start.atoms.T
         logarithm = self._initial_threshold(pre).log().repeat(start.n_latents) / PACE
         return {**start.tensors(), "log_threshold": logarithm.requires_grad_()}
 
@@ -90,7 +90,7 @@ class JumpReLU(Learner):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² plus the penalty, which warms up."""
-        t, dead = apart(t, step.dead) if self.aux else (t, None)
+        t, dead = apart(t, step.dead, self.aux)
         theta = thresholds(t)
         near = theta.detach() - self.bandwidth / 2
         weight, bias = t["encoder_weight"], t["encoder_bias"]

@@ -75,7 +75,7 @@ class TopAFA(Learner):
         """Return the mean over rows of the three terms."""
         # Not the tensor: E and b_d get gradients through it.
         t = {**t, "encoder_bias": -t["encoder_weight"] @ t["decoder_bias"]}
-        t, dead = apart(t, step.dead) if self.aux else (t, None)
+        t, dead = apart(t, step.dead, self.aux)
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         centred = step.x - t["decoder_bias"]
         with torch.no_grad():

@@ -72,7 +72,7 @@ class TopK(Learner):
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² + aux · AuxK."""
         support, pre = self.kept(t, step)
-        t, dead = apart(t, step.dead) if self.aux else (t, None)
+        t, dead = apart(t, step.dead, self.aux)
         values = encode_at(step.x, t["encoder_weight"], t["encoder_bias"], support, pre)
         code = Code(values if self.signed else functional.relu(values), support)
         loss, error = self.misfit(t, step.x, code)

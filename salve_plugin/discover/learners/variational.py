@@ -76,7 +76,7 @@ class Variational(AbsTopK):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the loss of a draw; every process draws its rows of the whole batch's noise."""
-        t, dead = apart(t, step.dead) if self.aux else (t, None)
+        t, dead = apart(t, step.dead, self.aux)
         mean = functional.linear(step.x, t["encoder_weight"], t["encoder_bias"])
         log_variance = functional.linear(step.x, t["spread_weight"], t["spread_bias"])
         log_variance = log_variance.clamp(LOWEST, HIGHEST)

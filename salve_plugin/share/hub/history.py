@@ -34,21 +34,22 @@ def commits_since(client: "HfApi", repo_id: str, revision: str, head: str) -> It
             the next one leads away from the Hub.
     """
     begin = f"{client.endpoint}/"
-    url: str | None = f"{begin}api/models/{repo_id}/commits/{quote(revision, safe='')}"
+    url = f"{begin}api/models/{repo_id}/commits/{quote(revision, safe='')}"
     for _ in range(MAX_PAGES):
-        commits, url = _page(client, str(url))
+        commits, following = _page(client, url)
         for commit in commits:
             if commit.id == head:
                 return
             yield commit
-        if url is None:
+        if following is None:
             return
-        if not url.startswith(begin):
+        if not following.startswith(begin):
             raise HubError(
-                f"the list of commits of '{revision}' of {repo_id} goes on at {url[:200]}, which "
-                f"is not {client.endpoint}; is that a Hub?",
+                f"the list of commits of '{revision}' of {repo_id} goes on at {following[:200]}, "
+                f"which is not {client.endpoint}; is that a Hub?",
                 reason="server",
             )
+        url = following
     raise HubError(
         f"the list of commits of '{revision}' of {repo_id} goes on after {MAX_PAGES} pages, none "
         f"of which has commit {head}, its head of a moment ago; look at the repository",

@@ -1,7 +1,7 @@
 """Planted dictionaries, tensors in the middle of training, and fits that tests share."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.folding import folded
 from salve_plugin.discover.learners import register
 from salve_plugin.discover.learners.base import Learner, Start, Step, Tensors
+from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
 from salve_plugin.discover.train import fit
 
 
@@ -152,5 +153,25 @@ def check_inference(
         of_latents = {name for name in t if name != "decoder_bias"}
         moved = {name: t[name][order] if name in of_latents else t[name] for name in t}
         torch.testing.assert_close(learner.encode(moved, x), code[:, order])
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def check_warm_up(
+    half_trained: Callable[..., tuple[Tensors, Step]],
+) -> Callable[[Learner, Learner], None]:
+    """Check that the penalty of a learner, which another has not, rises from 0 to its weight."""
+
+    def check(penalized: Learner, free: Learner) -> None:
+        t, step = half_trained(penalized)
+
+        def penalty(progress: float) -> float:
+            at = replace(step, progress=progress)
+            return float((penalized.loss(t, at).loss - free.loss(t, at).loss).detach())
+
+        assert penalty(0.0) == pytest.approx(0, abs=1e-12)
+        assert penalty(SPARSITY_WARM_UP / 4) == pytest.approx(penalty(0.9) / 4)
+        assert penalty(SPARSITY_WARM_UP) == pytest.approx(penalty(0.9)) != 0
 
     return check

@@ -30,7 +30,7 @@ def pre_activations(t: Tensors, at: Step) -> Tensor:
 
 
 def loss(t: Tensors, at: Step, error: Tensor, k_aux: int, *, signed: bool = False) -> Tensor:
-    _, dead = apart(t, at.dead)
+    _, dead = apart(t, at.dead, 1.0)
     assert dead is not None
     return dead_loss(dead, at, pre_activations(t, at), error, k_aux, signed=signed)
 
@@ -67,16 +67,17 @@ def test_it_trains_dead_latents_only_and_holds_the_error_fixed() -> None:
 
 def test_without_pre_activations_it_computes_those_of_the_dead() -> None:
     t, at = tensors(), step([True, False, True, True])
-    _, dead = apart(t, at.dead)
+    _, dead = apart(t, at.dead, 1.0)
     assert dead is not None
     assert torch.equal(dead_loss(dead, at, None, at.x / 2, 2), loss(t, at, at.x / 2, 2))
 
 
 def test_without_dead_latents_nothing_is_set_apart_and_without_error_it_is_zero() -> None:
     t, at = tensors(), step([True, False, False, False])
-    same, dead = apart(t, torch.zeros(4, dtype=torch.bool))
-    assert same is t
-    assert dead is None
+    for nobody in (apart(t, torch.zeros(4, dtype=torch.bool), 1.0), apart(t, at.dead, 0.0)):
+        same, dead = nobody
+        assert same is t
+        assert dead is None
     assert float(loss(t, at, 0 * at.x, 2)) == 0
 
 
@@ -98,7 +99,7 @@ def test_gradients_of_both_losses_add_up_as_if_nothing_had_been_set_apart(
     def code(weight: Tensor, bias: Tensor, atoms: Tensor) -> Tensor:
         return ((x @ weight.T + bias).tanh() @ atoms).square().sum()
 
-    whole, some = apart(t, mask)
+    whole, some = apart(t, mask, 1.0)
     assert some is not None
     assert some.latents.tolist() == mask.nonzero().flatten().tolist()
     ours = code(*(whole[name] for name in shapes)) + 2 * code(some.weight, some.bias, some.atoms)
