@@ -54,6 +54,7 @@ fields = st.fixed_dictionaries(
         "grid": st.none() | st.tuples(st.integers(1, 5), st.integers(1, 5)),
         "readers": st.lists(names, max_size=2).map(tuple),
         "writers": st.lists(names, max_size=2).map(tuple),
+        "affine": st.lists(names, max_size=2).map(tuple),
     }
 )
 

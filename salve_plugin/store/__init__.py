@@ -1,0 +1,1 @@
+"""Files that prove what they hold: records, digests, places and seals. Knows no edit."""
