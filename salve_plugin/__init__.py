@@ -18,8 +18,15 @@ if TYPE_CHECKING:
     from salve_plugin.control.edit import Edit as Edit
     from salve_plugin.control.evaluate import Evaluation as Evaluation
     from salve_plugin.control.evaluate import evaluate as evaluate
-    from salve_plugin.control.scaling import enhance as enhance
-    from salve_plugin.control.scaling import suppress as suppress
+    from salve_plugin.control.making import edit_at as edit_at
+    from salve_plugin.control.making import enhance as enhance
+    from salve_plugin.control.making import suppress as suppress
+    from salve_plugin.control.operators import Gate as Gate
+    from salve_plugin.control.operators import LowRankMap as LowRankMap
+    from salve_plugin.control.operators import LowRankUpdate as LowRankUpdate
+    from salve_plugin.control.operators import joint_map as joint_map
+    from salve_plugin.control.recipe import Exactness as Exactness
+    from salve_plugin.control.recipe import Provenance as Provenance
     from salve_plugin.control.select import Choice as Choice
     from salve_plugin.control.select import choose as choose
     from salve_plugin.discover.activations import Activations as Activations
@@ -72,8 +79,15 @@ _HOME = {
     "Quality": "validate.quality",
     "quality": "validate.quality",
     "Edit": "control.edit",
-    "suppress": "control.scaling",
-    "enhance": "control.scaling",
+    "suppress": "control.making",
+    "enhance": "control.making",
+    "edit_at": "control.making",
+    "Gate": "control.operators",
+    "LowRankMap": "control.operators",
+    "LowRankUpdate": "control.operators",
+    "joint_map": "control.operators",
+    "Provenance": "control.recipe",
+    "Exactness": "control.recipe",
     "status": "control.applied_edits",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",

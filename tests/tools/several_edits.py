@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import salve_plugin as salve
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.scaling import base_of
+from salve_plugin.control.making import base_of
 from salve_plugin.share.artifact import EditArtifact
 
 
