@@ -19,14 +19,17 @@ Pristine = Callable[[str, Rows], Tensor]
 @torch.no_grad()
 def entries_of(edit: Recipe, pristine: Pristine) -> list[tuple[str, Entry]]:
     """Return what an edit makes of every parameter that it touches, by path."""
-    entries = []
+    entries: list[tuple[str, Entry]] = []
+    seen: set[tuple[str, Rows]] = set()
     for target in edit.targets:
         rows = target.rows(edit.rows)
         weight = pristine(target.weight, rows).cpu()
         fold = edit.fold or Fold.none(edit.site.width)
         operator, reads = edit.operator, target.role == "reader"
-        part = operator.reader_weight(weight) if reads else operator.writer_weight(weight, fold)
-        entries.append((target.weight, Entry(edit, rows, part)))
+        if (target.weight, rows) not in seen:  # a tied weight has several targets, for its biases
+            part = operator.reader_weight(weight) if reads else operator.writer_weight(weight, fold)
+            entries.append((target.weight, Entry(edit, rows, part)))
+            seen.add((target.weight, rows))
         if target.bias is not None:
             if reads:
                 part = operator.reader_bias(weight)

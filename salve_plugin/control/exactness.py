@@ -174,9 +174,11 @@ def _rows_changed(
 ) -> Iterator[None]:
     """Let only the edit's outputs of its readers see the changed site."""
     handles = []
-    for target in edit.targets:
-        layer = model.get_submodule(target.weight.rpartition(".")[0])
-        rows = target.rows(edit.rows)
+    sliced = [target for target in edit.targets if target.outputs is not None]
+    layers = dict.fromkeys(edit.site.readers, edit.rows)  # tied ones too, which have no target
+    layers |= {target.weight.rpartition(".")[0]: target.rows(edit.rows) for target in sliced}
+    for path, rows in layers.items():
+        layer = model.get_submodule(path)
 
         def mixed(
             module: nn.Module, inputs: tuple[Any, ...], output: Tensor, rows: Rows = rows

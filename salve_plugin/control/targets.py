@@ -1,7 +1,7 @@
 """What an edit writes to: parameters of layers that read a site, or of the layer that writes it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -159,13 +159,15 @@ def targets_at(
             "no permanent edit of it is exact"
         )
     chain = site.affine if chosen == "writer" else ()
-    weights: dict[int, Target] = {}
+    names: dict[int, str] = {}
+    targets: list[Target] = []
     for path in paths:
-        module = _module(model, path)
-        target = _target(model, path, module, chosen, operator, chain)
-        # Tied weights are one parameter and are edited once.
-        weights.setdefault(id(_parameter(model, target.weight)), target)
-    return tuple(weights.values())
+        target = _target(model, path, _module(model, path), chosen, operator, chain)
+        # Tied weights are one parameter, called by its first name; their biases are not tied.
+        first = names.setdefault(id(_parameter(model, target.weight)), target.weight)
+        if first == target.weight or target.bias is not None:
+            targets.append(replace(target, weight=first))
+    return tuple(targets)
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:

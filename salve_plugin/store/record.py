@@ -1,6 +1,7 @@
 """Typed records: frozen dataclasses that go to JSON and come back, nothing lost or guessed."""
 
 from collections.abc import Mapping
+from dataclasses import fields as fields_of
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,8 +21,8 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        fields: dict[str, Any] = _plain(self)
-        return fields
+        plain: dict[str, Any] = _plain(self)
+        return plain
 
     @classmethod
     def from_json(cls: type[R], fields: object) -> R:
@@ -30,7 +31,7 @@ class Record:
         Raises:
             InputError: names the place and what was expected there.
         """
-        plain = _lists(fields)
+        plain = _plain(fields)
         try:
             record = msgspec.convert(plain, cls)
         except msgspec.ValidationError as error:
@@ -43,14 +44,13 @@ class Record:
 
 
 def _plain(value: Any) -> Any:
-    return _lists(msgspec.to_builtins(value))
-
-
-def _lists(value: Any) -> Any:
-    """Return JSON values with lists in the place of tuples, and plain dicts of mappings."""
+    """Return records and mappings as plain dicts, tuples as lists, and the rest as it is."""
+    if isinstance(value, Record):
+        # msgspec's own form leaves out fields that were filled in with their defaults.
+        return {each.name: _plain(getattr(value, each.name)) for each in fields_of(value)}  # type: ignore[arg-type] # records are dataclasses
     if isinstance(value, Mapping):
-        return {name: _lists(item) for name, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _difference(given: Any, kept: Any, path: str) -> str | None:

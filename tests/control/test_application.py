@@ -152,7 +152,8 @@ def test_of_several_edits_none_is_applied_or_reverted_if_one_cannot_be(
     third.apply_(tiny)
     before, had = state(tiny), ledgers(tiny)
     foreign = replace(
-        fourth, base=Base(fourth.base.description, {"head.weight": Fingerprint.of(torch.ones(4, 6))})
+        fourth,
+        base=Base(fourth.base.description, {"head.weight": Fingerprint.of(torch.ones(4, 6))}),
     )
     for wrong, error in (
         ([first, third], EditStateError),

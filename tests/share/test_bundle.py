@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from salve_plugin.control.scaling import base_of
 from several_edits import atoms_of, several
 from small_artifacts import (
     small_bundle,
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 import salve_plugin as salve
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import Mode
-from salve_plugin.control.scaling import base_of
 from salve_plugin.demo import digits
 from salve_plugin.errors import (
     EditStateError,

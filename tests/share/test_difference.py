@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from salve_plugin.control.scaling import base_of
 from small_artifacts import WEIGHT, small_edit
 from torch import nn
 
@@ -17,7 +18,6 @@ import salve_plugin as salve
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.scaling import base_of
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.difference import ABSENT, Difference
 

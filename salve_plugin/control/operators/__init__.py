@@ -29,7 +29,7 @@ FORMS: Mapping[str, type[Operator]] = {
 }
 
 
-def operator_of(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Operator:
+def operator_of(fields: object, tensors: Mapping[str, Tensor]) -> Operator:
     """Return the operator that `operator_fields` and `tensors` describe.
 
     Raises:

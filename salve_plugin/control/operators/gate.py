@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from salve_plugin.control.operators.base import (
@@ -44,7 +44,7 @@ class Gate(Operator):
         mode: "suppress" (minus) or "enhance" (plus).
     """
 
-    directions: Float[Tensor, "latents width"]
+    directions: Tensor
     strength: float
     mode: Mode = "suppress"
 

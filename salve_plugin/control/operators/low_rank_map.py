@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from salve_plugin.control.operators.arithmetic import contracted
@@ -36,9 +35,9 @@ class LowRankMap(Operator):
         scale: $\lambda$, what remains: 0 removes, 1 changes nothing, 2 doubles.
     """
 
-    write: Float[Tensor, "width rank"]
-    read: Float[Tensor, "width rank"]
-    offset: Float[Tensor, " rank"]
+    write: Tensor
+    read: Tensor
+    offset: Tensor
     scale: float = 0.0
 
     form = "low_rank_map"

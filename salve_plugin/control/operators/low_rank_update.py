@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from salve_plugin.control.operators.base import Fold, Operator, Part, check_fields, owned
@@ -27,9 +26,9 @@ class LowRankUpdate(Operator):
         shift: d, (outputs,); None for a layer without a bias, or whose bias stays.
     """
 
-    left: Float[Tensor, "outputs rank"]
-    right: Float[Tensor, "inputs rank"]
-    shift: Float[Tensor, " outputs"] | None = None
+    left: Tensor
+    right: Tensor
+    shift: Tensor | None = None
 
     form = "low_rank_update"
     formula = "W' = W + A Bᵀ, b' = b + d"
