@@ -8,6 +8,7 @@ order, and a parameter that somebody else changed meanwhile is noticed.
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock, RLock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -39,9 +40,15 @@ from salve_plugin.control.ledger import (
     take,
     union_of,
 )  # fmt: skip
-from salve_plugin.control.recipe import Recipe, Rows
+from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.targets import Slot, slots_of
-from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
+from salve_plugin.errors import (
+    BaseMismatchError,
+    EditStateError,
+    InputError,
+    SalveError,
+    UnsupportedModelError,
+)
 from salve_plugin.hooks import HookedModel
 
 OnBaseMismatch = Literal["error", "warn"]
@@ -351,6 +358,64 @@ def base_of(hooked: HookedModel, paths: Sequence[str]) -> Base:
         )
 
 
+@dataclass(frozen=True)
+class BaseMatch:
+    """How far a model, without the edits on it, is the base that an edit was made for.
+
+    Attributes:
+        touched: whether every parameter that the edit touches is the base's, so that it applies.
+        rest: whether everything else is, too; None if the edit does not know its whole base, or the
+            touched parameters differ already.
+    """
+
+    touched: bool
+    rest: bool | None
+
+    def __bool__(self) -> bool:
+        """Return whether the edit applies."""
+        return self.touched
+
+    def __str__(self) -> str:
+        """Say in one sentence what was compared and found."""
+        if not self.touched:
+            return "the model is not the one that the edit was made for"
+        rest = {
+            True: "and everything else is that of its base",
+            False: "but something else in the model is not that of its base",
+            None: "the rest was not compared: the edit does not know its whole base",
+        }
+        return f"the parameters that the edit touches are those it was made for, {rest[self.rest]}"
+
+
+@torch.no_grad()
+def match(model: nn.Module, edit: Recipe) -> BaseMatch:
+    """Compare a model with an edit's base; hashes every tensor of the model.
+
+    Edits that are on the model do not count: what it was without them is compared.
+    """
+    with locked(model) as network:
+        try:
+            slots = slots_of(network, edit.base.tensors)
+        except (BaseMismatchError, UnsupportedModelError):
+            return BaseMatch(False, None)
+        prints = edit.base.tensors
+        if any(pristine_fingerprint(slot) != prints[path] for path, slot in slots.items()):
+            return BaseMatch(False, None)
+        if edit.base.state is None:
+            return BaseMatch(True, None)
+        return BaseMatch(True, state_digest(pristine_state(network)) == edit.base.state)
+
+
+def is_saved_with(model: nn.Module, edit: Recipe, pristine: Mapping[str, Tensor]) -> bool:
+    """Tell whether a model that knows of no edit holds exactly this one in its parameters."""
+    with locked(model) as network:
+        try:
+            saved_ledgers(network, [edit], pristine)
+        except SalveError:
+            return False
+    return True
+
+
 def _verify(slot: Slot, edit: Recipe, on_base_mismatch: OnBaseMismatch) -> Tensor:
     """Return the whole pristine parameter after checking that it is the edit's base."""
     known, whole = edit._verified.get(slot.path), pristine_of(slot)
@@ -382,10 +447,3 @@ def _changed(slot: Slot) -> str:
         "load_state_dict or a cast). Nothing was written. To keep the current weights for good "
         "call forget_(model); to throw the changes away, edit.revert_(model, on_changed='discard')"
     )
-
-
-__all__ = [
-    "OnBaseMismatch", "OnChanged", "Rows", "apply_", "apply_all_", "base_of", "check_unchanged",
-    "forget_", "locked", "pristine_fingerprint", "pristine_rows", "pristine_state", "restore_all_",
-    "restore_rows_", "revert_", "revert_all_", "saved_ledgers",
-]  # fmt: skip

@@ -1,15 +1,16 @@
 """Which edits are on a model, and which of them meet on the same rows."""
 
-from collections.abc import Iterator, Sequence
+from abc import ABC
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import acos, degrees
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from salve_plugin.control.application import locked
+from salve_plugin.control.application import is_saved_with, locked
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import touched_rows
 from salve_plugin.control.ledger import ATTRIBUTE, Ledger, common_rows
@@ -28,6 +29,30 @@ class AppliedEdit:
 
     edit: Edit
     tensors: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "digest": self.edit.digest,
+            "kind": self.edit.kind,
+            "amount": self.edit.amount,
+            "latents": list(self.edit.latents),
+            "rows": None if self.edit.rows is None else list(self.edit.rows),
+            "tensors": list(self.tensors),
+        }
+
+
+class CarriesEdit(ABC):
+    """What `status` needs of an artifact.
+
+    Attributes:
+        edit: the edit.
+        pristine: by parameter path, the rows that it touches, without it; None if they are not
+            carried.
+    """
+
+    edit: Edit
+    pristine: Mapping[str, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -55,25 +80,19 @@ class Status:
     Attributes:
         applied: in order of application.
         overlaps: pairs of edits that meet on the same rows of the same parameter.
+        saved: edits of the given artifacts that the model was saved with: it knows nothing of them,
+            but its parameters are, bit for bit, what the edit makes of the pristine rows.
     """
 
     applied: tuple[AppliedEdit, ...]
     overlaps: tuple[Overlap, ...]
+    saved: tuple[AppliedEdit, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values; edits are named by their digests."""
         return {
-            "applied": [
-                {
-                    "digest": entry.edit.digest,
-                    "kind": entry.edit.kind,
-                    "amount": entry.edit.amount,
-                    "latents": list(entry.edit.latents),
-                    "rows": None if entry.edit.rows is None else list(entry.edit.rows),
-                    "tensors": list(entry.tensors),
-                }
-                for entry in self.applied
-            ],
+            "applied": [entry.to_json() for entry in self.applied],
+            "saved": [entry.to_json() for entry in self.saved],
             "overlaps": [
                 {
                     "first": overlap.first.digest,
@@ -88,8 +107,13 @@ class Status:
         }
 
 
-def status(model: nn.Module) -> Status:
-    """Return what is applied to `model`, in order, and which edits overlap."""
+def status(model: nn.Module, artifacts: Iterable[CarriesEdit] = ()) -> Status:
+    """Return what is applied to `model`, in order, and which edits overlap.
+
+    Args:
+        model: bare or hooked.
+        artifacts: edits with pristine rows that the model may have been saved with.
+    """
     tensors: dict[Edit, list[str]] = {}
     overlaps: list[Overlap] = []
     with locked(model) as network:
@@ -99,7 +123,14 @@ def status(model: nn.Module) -> Status:
                 tensors.setdefault(edit, []).append(path)
             overlaps += overlaps_on(path, edits)
     applied = tuple(AppliedEdit(edit, tuple(paths)) for edit, paths in tensors.items())
-    return Status(applied, tuple(overlaps))
+    saved = tuple(
+        AppliedEdit(each.edit, tuple(each.edit.base.tensors))
+        for each in artifacts
+        if each.edit not in tensors
+        and each.pristine is not None
+        and is_saved_with(model, each.edit, each.pristine)
+    )
+    return Status(applied, tuple(overlaps), saved)
 
 
 def _ledgers(model: nn.Module) -> Iterator[tuple[str, Ledger]]:

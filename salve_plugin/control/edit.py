@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from salve_plugin.control import application
-from salve_plugin.control.application import OnBaseMismatch, OnChanged
+from salve_plugin.control.application import BaseMatch, OnBaseMismatch, OnChanged
 from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate
 from salve_plugin.control.recipe import Recipe
 
@@ -34,6 +34,10 @@ class Edit(Recipe):
     def revert_(self, model: nn.Module, *, on_changed: OnChanged = "error") -> None:
         """Undo the edit bit for bit; see `salve_plugin.control.application.revert_`."""
         application.revert_(model, self, on_changed=on_changed)
+
+    def match(self, model: nn.Module) -> BaseMatch:
+        """Say how far a model is the edit's base; see `salve_plugin.control.application.match`."""
+        return application.match(model, self)
 
     @contextmanager
     def applied(

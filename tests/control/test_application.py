@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from salve_plugin import Dictionary, HookedModel, enhance, status, suppress
 from salve_plugin.control import application, ledger
 from salve_plugin.control.application import (
+    BaseMatch,
     apply_all_,
     forget_,
     pristine_rows,
@@ -563,3 +564,43 @@ def test_real_networks_give_their_old_logits_back_bit_for_bit(
         assert not torch.equal(hooked(images), logits)
     assert state(digits_network) == before
     assert torch.equal(hooked(images), logits)
+
+
+def test_the_rest_of_the_model_is_compared_too(
+    tiny: HookedModel, make_tiny: Callable[[], HookedModel], atoms: Dictionary
+) -> None:
+    edit = suppress(tiny, atoms, latent=0, strength=1.0)
+    assert edit.match(tiny) == BaseMatch(True, True)
+    suppress(tiny, atoms, latent=1, strength=1.0).apply_(tiny)
+    assert edit.match(tiny) == BaseMatch(True, True)  # what the model is without its edits
+    other = make_tiny()
+    with torch.no_grad():
+        other.model.get_parameter("body.weight")[0, 0] += 1
+    assert edit.match(other) == BaseMatch(True, False)
+    assert "something else in the model is not" in str(edit.match(other))
+    edit.apply_(other)  # the touched parameters match, as is asked for
+    with torch.no_grad():
+        fresh = make_tiny()
+        head(fresh)[0, 0] += 1
+    assert edit.match(fresh) == BaseMatch(False, None)
+    assert not edit.match(nn.Linear(2, 2))
+    unknown = replace(edit, base=Base(edit.base.description, edit.base.tensors))
+    assert unknown.match(make_tiny()) == BaseMatch(True, None)
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_untouched_rows_count_whether_or_not_the_edit_was_seen_before(
+    tiny: HookedModel,
+    make_tiny: Callable[[], HookedModel],
+    atoms: Dictionary,
+    seen_before: bool,
+) -> None:
+    edit = suppress(tiny, atoms, latent=0, strength=1.0, rows=[1])
+    if seen_before:
+        with edit.applied(tiny):
+            pass
+    other = make_tiny()
+    with torch.no_grad():
+        head(other)[3, 0] += 1
+    with pytest.raises(BaseMismatchError, match=r"head\.weight"):
+        edit.apply_(other)
