@@ -1,6 +1,5 @@
 """`salve alpha-crit` and `salve edit`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -11,8 +10,8 @@ from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.critical import AlphaCrit, Target, alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import change, evaluate_heads
-from salve_plugin.control.rivals import with_rivals
 from salve_plugin.control.making import enhance, suppress
+from salve_plugin.control.rivals import with_rivals
 from salve_plugin.control.select import choose, edited_weight
 from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary

@@ -74,6 +74,7 @@ def edit_at(
     *,
     rows: Sequence[int] | None = None,
     role: Role | None = None,
+    layer: str | None = None,
     provenance: Provenance | None = None,
     probe: Tensor | None = None,
     base: Base | None = None,
@@ -91,6 +92,7 @@ def edit_at(
         operator: a `Gate`, `LowRankMap` or `LowRankUpdate`.
         rows: outputs of the readers that change; None means all of them.
         role: "reader" or "writer", to insist on one; by default readers if they are known.
+        layer: which of several readers a `LowRankUpdate` changes.
         provenance: where the operator comes from.
         probe: images (n, channels, height, width); by default those the model was attached with.
         base: that of another edit of the same parameters of the same model, to save hashing.
@@ -102,7 +104,7 @@ def edit_at(
             nearest sites where some can.
     """
     place = hooked.site(site if isinstance(site, str) else site.name)
-    targets = _targets(hooked, place, operator, role)
+    targets = _targets(hooked, place, operator, role, layer)
     paths = [path for target in targets for path in target.paths]
     known = base is not None and set(base.tensors) == set(paths)
     affine = targets[0].affine
@@ -121,10 +123,10 @@ def edit_at(
 
 
 def _targets(
-    hooked: HookedModel, site: Site, operator: Operator, role: Role | None
+    hooked: HookedModel, site: Site, operator: Operator, role: Role | None, layer: str | None
 ) -> tuple[Target, ...]:
     try:
-        return targets_at(hooked.model, site, operator, role)
+        return targets_at(hooked.model, site, operator, role, layer)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{error}. {nearest(hooked, site)}") from None
 

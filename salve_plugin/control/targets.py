@@ -131,7 +131,11 @@ def _parameter(model: nn.Module, path: str) -> nn.Parameter:
 
 
 def targets_at(
-    model: nn.Module, site: Site, operator: Operator, role: Role | None = None
+    model: nn.Module,
+    site: Site,
+    operator: Operator,
+    role: Role | None = None,
+    layer: str | None = None,
 ) -> tuple[Target, ...]:
     """Return what an operator has to change so that the site changes for all who use it.
 
@@ -143,11 +147,12 @@ def targets_at(
         site: with its readers and writers.
         operator: what is to be done to the site.
         role: "reader" or "writer", to insist on one of them.
+        layer: which of several, for an update, which is of one layer.
 
     Raises:
         UnsupportedModelError: if no layer does, one cannot take the change over, or an offset
             would need a bias that is not there; the message names the way out.
-        InputError: if the role is unknown.
+        InputError: if the role or layer is unknown.
     """
     if role not in (None, "reader", "writer"):
         raise InputError(f"role {role!r} is unknown; choose 'reader' or 'writer'")
@@ -158,6 +163,13 @@ def targets_at(
             f"no linear layer is known to {_VERBS[chosen]} site '{site.name}' and nothing else, so "
             "no permanent edit of it is exact"
         )
+    if layer is not None:
+        if layer not in paths or not isinstance(operator, LowRankUpdate):
+            raise InputError(
+                f"layer '{layer}' is to be one of {list(paths)}, and the operator a low-rank "
+                "update: a change of the site itself is one of all its layers"
+            )
+        paths = (layer,)
     chain = site.affine if chosen == "writer" else ()
     names: dict[int, str] = {}
     targets: list[Target] = []

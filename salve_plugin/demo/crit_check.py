@@ -1,7 +1,7 @@
 """The exact critical strength against brute force: the edited network itself, evaluated again."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor

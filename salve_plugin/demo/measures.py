@@ -6,8 +6,8 @@ import torch
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Change, change, evaluate_heads
-from salve_plugin.control.rivals import strengths_by_closure
 from salve_plugin.control.making import enhance, suppress
+from salve_plugin.control.rivals import strengths_by_closure
 from salve_plugin.control.select import (
     Choice,
     choose,

@@ -50,6 +50,30 @@ class LowRankUpdate(Operator):
                 f"{list(shift)} do not fit: expected (outputs, rank), (inputs, rank), (outputs,)"
             )
 
+    @classmethod
+    def from_lora(cls, lora_a: Tensor, lora_b: Tensor, scaling: float) -> "LowRankUpdate":
+        """Return the update that a LoRA makes of a Linear: W + scaling · lora_B lora_A.
+
+        Args:
+            lora_a: (rank, inputs).
+            lora_b: (outputs, rank).
+            scaling: `lora_alpha` / rank, or / sqrt(rank) where the adapter is rank-stabilized.
+        """
+        return cls(scaling * lora_b.double(), lora_a.T.double())
+
+    def lora(self) -> tuple[Tensor, Tensor]:
+        """Return (lora_A, lora_B) of the same update, for `lora_alpha` = rank.
+
+        Raises:
+            InputError: if a bias changes too, which a LoRA cannot express, or nothing does.
+        """
+        if self.shift is not None or not self.rank:
+            raise InputError(
+                "a LoRA adds a product to a weight; this update "
+                + ("shifts the bias too" if self.shift is not None else "adds nothing")
+            )
+        return self.right.T.contiguous(), self.left.clone()
+
     @property
     def rank(self) -> int:
         """Rank of what is added to the weight."""
