@@ -16,7 +16,8 @@ from salve_plugin import (
     record,
     suppress,
 )
-from salve_plugin.control.operators import scaled_weight
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.select import edited_weight
 from salve_plugin.demo import digits
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.site import HEAD_INPUT
@@ -24,14 +25,13 @@ from salve_plugin.site import HEAD_INPUT
 Make = Callable[..., Dictionary]
 
 
-def logits_at(
-    hooked: HookedModel, acts: Activations, edit: object, strength: float
-) -> torch.Tensor:
+def logits_at(hooked: HookedModel, acts: Activations, edit: Edit, strength: float) -> torch.Tensor:
     weight, bias = (values.double() for values in hooked.unembed())
-    moved = scaled_weight(weight, edit.gate.directions[0], strength, rows=edit.rows)  # type: ignore[attr-defined] # an Edit
+    moved = edited_weight(weight, edit.with_strength(strength))
     return acts.tensor().double() @ moved.T + bias
 
 
+@pytest.mark.parametrize("latent", [1, [1, 4, 6]])
 @pytest.mark.parametrize("rows", [None, [3, 5]])
 @pytest.mark.parametrize("target", ["zero", "fraction", "flip"])
 def test_just_before_it_the_image_stands_and_at_it_the_image_falls(
@@ -40,9 +40,10 @@ def test_just_before_it_the_image_stands_and_at_it_the_image_falls(
     make_dictionary: Make,
     target: str,
     rows: list[int] | None,
+    latent: int | list[int],
 ) -> None:
     dictionary = make_dictionary(digits_hooked.site(HEAD_INPUT))
-    edit = suppress(digits_hooked, dictionary, latent=1, strength=0.0, rows=rows)
+    edit = suppress(digits_hooked, dictionary, latent=latent, strength=0.0, rows=rows)
     crit = alpha_crit(digits_hooked, edit, digits_acts, target=target, fraction=0.3)  # type: ignore[arg-type] # one of the three
     labels = digits_acts.labels()
     assert torch.equal(crit.labels, labels)
