@@ -45,9 +45,11 @@ def measured(hooked: HookedModel, edit: Recipe, probe: Tensor | None = None) -> 
     images = _probe(hooked, probe)
     own = next((p.dtype for p in hooked.model.parameters() if p.is_floating_point()), torch.float32)
     kinds = [own, torch.float64] if own == torch.float32 else [torch.float64]
+    # The edit's own site names tied weights once; hooks have to be on all readers.
+    site = hooked.sites.get(edit.site.name, edit.site)
     results = []
     for kind in kinds:
-        results.append(_compared(hooked.model, edit, images, kind))
+        results.append(_compared(hooked.model, edit, site, images, kind))
         if results[-1].difference <= LIMIT[kind]:
             return results[0]
     raise UnsupportedModelError(
@@ -86,13 +88,15 @@ def _probe(hooked: HookedModel, probe: Tensor | None) -> Tensor:
     return torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
 
 
-def _compared(model: nn.Module, edit: Recipe, images: Tensor, kind: torch.dtype) -> Exactness:
+def _compared(
+    model: nn.Module, edit: Recipe, site: Site, images: Tensor, kind: torch.dtype
+) -> Exactness:
     with _pristine_copy(model, edit, kind) as copy:
         parameter = next(copy.parameters())
         batch = images.to(parameter.device)
         batch = batch.to(kind) if batch.is_floating_point() else batch
         plain = _logits(copy, batch)
-        with _changed(copy, edit):
+        with _changed(copy, edit, site):
             hooked = _logits(copy, batch)
         _write(copy, edit)
         edited = _logits(copy, batch)
@@ -153,29 +157,29 @@ def _write(model: nn.Module, edit: Recipe) -> None:
 
 
 @contextmanager
-def _changed(model: nn.Module, edit: Recipe) -> Iterator[None]:
+def _changed(model: nn.Module, edit: Recipe, site: Site) -> Iterator[None]:
     """Make the edit's change by hooks: of the site, or of what some outputs of its readers see."""
     if isinstance(edit.operator, LowRankUpdate):
         with _layer_changed(model, edit.targets[0], _update(edit, edit.operator)):
             yield
         return
-    operator, axis = edit.operator, edit.site.channel_axis
+    operator, axis = edit.operator, site.channel_axis
     if edit.rows is None and all(target.outputs is None for target in edit.targets):
-        with tapped(model, edit.site, lambda x: operator.activation(x, axis)):
+        with tapped(model, site, lambda x: operator.activation(x, axis)):
             yield
         return
-    with _rows_changed(model, edit, lambda x: operator.activation(x, axis)):
+    with _rows_changed(model, edit, site, lambda x: operator.activation(x, axis)):
         yield
 
 
 @contextmanager
 def _rows_changed(
-    model: nn.Module, edit: Recipe, change: Callable[[Tensor], Tensor]
+    model: nn.Module, edit: Recipe, site: Site, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Let only the edit's outputs of its readers see the changed site."""
     handles = []
     sliced = [target for target in edit.targets if target.outputs is not None]
-    layers = dict.fromkeys(edit.site.readers, edit.rows)  # tied ones too, which have no target
+    layers = dict.fromkeys(site.readers, edit.rows)  # tied ones too, which have no target
     layers |= {target.weight.rpartition(".")[0]: target.rows(edit.rows) for target in sliced}
     for path, rows in layers.items():
         layer = model.get_submodule(path)

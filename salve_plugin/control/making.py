@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from salve_plugin.control.application import base_of
 from salve_plugin.control.base import Base
@@ -109,7 +109,7 @@ def edit_at(
     known = base is not None and set(base.tensors) == set(paths)
     affine = targets[0].affine
     edit = Edit(
-        place,
+        _without_tied(hooked.model, place),
         operator,
         targets,
         base if base is not None and known else base_of(hooked, paths),
@@ -120,6 +120,14 @@ def edit_at(
     if set(place.readers) <= set(hooked.heads) and edit.role == "reader":
         return edit  # attach has proven that the logits are linear in this site
     return replace(edit, exactness=measured(hooked, edit, probe))
+
+
+def _without_tied(model: nn.Module, site: Site) -> Site:
+    """Return the site with each tied weight's reader named once."""
+    names: dict[int, str] = {}
+    for path in site.readers:
+        names.setdefault(id(model.get_submodule(path)._parameters.get("weight")), path)
+    return replace(site, readers=tuple(names.values()))
 
 
 def _targets(

@@ -15,6 +15,7 @@ from salve_plugin.control.base import Base, Sha256
 from salve_plugin.control.operators import (
     Fold,
     Gate,
+    LowRankUpdate,
     Operator,
     Role,
     operator_fields,
@@ -131,19 +132,29 @@ class Recipe:
             )
         if len({target.role for target in self.targets}) > 1:
             raise InputError("an edit changes the readers of a site or its writer, not both")
-        known = self.site.readers if self.role == "reader" else self.site.writers
         for target in self.targets:
             target.check_shape(self.site.width, self.base.tensors[target.weight].shape)
-            if known and target.view != "packed" and _layer(target.weight) not in known:
-                raise InputError(
-                    f"'{target.weight}' is no {target.role} of site '{self.site.name}', which has "
-                    f"the {target.role}s {list(known)}"
-                )
             if target.role == "writer" and target.affine != self.site.affine:
                 raise InputError(
                     f"site '{self.site.name}' lies behind {list(self.site.affine)}, the target "
                     f"says {list(target.affine)}"
                 )
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        """Compare the layers that change with those that the site names.
+
+        A change of the site is one of all its readers (each tied weight once, so an edit's site
+        does not name it again), or of its one writer; an update is of a layer of its own.
+        """
+        layers = {_layer(target.weight) for target in self.targets}
+        known = set(self.site.readers if self.role == "reader" else self.site.writers)
+        whole = self.role == "reader" and not isinstance(self.operator, LowRankUpdate)
+        if not layers <= known or (whole and layers != known):
+            raise InputError(
+                f"the edit changes the layers {sorted(layers)}, site '{self.site.name}' has the "
+                f"{self.role}s {sorted(known)}"
+            )
 
     def _check_fold(self) -> None:
         folded = any(target.affine for target in self.targets)
