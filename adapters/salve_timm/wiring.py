@@ -1,0 +1,308 @@
+"""Which linear layers read or write an activation, and nothing else: measured by gradients.
+
+A permanent edit of an activation x, x' = x + M x + d, is folded into the layers that read it or
+into the one that writes it. That is exact if those layers are all that read it, or all that make
+it. What modules ran cannot tell: additions, activations and slices are no modules.
+
+So it is measured. To first order, x' changes a loss by <A, M> + <b, d>, where A = sum of g x^T and
+b = sum of g over all positions, g the loss's gradient at x. At the layers' own inputs (or, for a
+writer, at its output brought to the site by its LayerScale and BatchNorm) the same A and b must
+come out. A consumer that was not listed adds a term to the site's side only; an addition or an
+activation between writer and site changes x or g. Positions may be rearranged in between, as
+windows are. The test is local to each site: one forward and one backward pass serve all of them.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
+
+import torch
+from jaxtyping import Float
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.linear import Linear as CastingLinear
+from torch import Tensor, nn
+
+from salve_plugin.hooks import tapped
+from salve_plugin.site import Side, Site
+from salve_timm.points import Point
+from salve_timm.trace import Call, Trace
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest difference of the two sides, relative to the sum of the terms' sizes at the site.
+
+In float32 the two sides differ by some 1e-7, the rounding of one addition of gradients; a consumer
+that is missing makes them differ by its part in the whole gradient.
+"""
+
+LAYERS = (nn.Linear, CastingLinear, nn.Conv2d, Conv2dSame)
+"""Layers that use their `weight` as it is; subclasses may standardize it on the way."""
+
+
+@dataclass(frozen=True)
+class _Wiring:
+    """Layers around one site, to be proven.
+
+    Attributes:
+        readers: paths of the layers that read it.
+        writer: path of the layer that made it.
+        affine: paths of the per-feature modules between that layer and the site, in order.
+    """
+
+    readers: tuple[str, ...] = ()
+    writer: str | None = None
+    affine: tuple[str, ...] = ()
+
+
+def measured(
+    model: nn.Module, points: Sequence[Point], seen: Trace, heads: Sequence[Site], probe: Tensor
+) -> list[Point]:
+    """Return the points with the readers and writers that the probe's gradients confirm.
+
+    On the meta device, and in a model that has no gradients, the points stay as they are.
+
+    Args:
+        model: in `quiet`.
+        points: of the body, with the readers and writers that structure alone makes certain.
+        seen: the traced forward pass on `probe`.
+        heads: the sites that the classifier reads; the loss is a random sum of them, since logits
+            may not depend on anything in a fresh model.
+        probe: the batch; its first image is enough.
+    """
+    if probe.is_meta:
+        return list(points)
+    wirings = _wirings(model, points, seen, {path for site in heads for path in site.readers})
+    sites = [
+        replace(point.site, readers=wiring.readers)
+        for point, wiring in zip(points, wirings, strict=True)
+    ]
+    try:
+        rows = _gradients(model, sites, wirings, heads, probe[:1])
+    except RuntimeError:  # weights made in inference mode, an operation without a derivative
+        return list(points)
+    tolerance = TOLERANCE.get(probe.dtype, 1e-5)
+    return [
+        replace(point, site=_confirmed(model, point.site, wiring, rows, tolerance))
+        for point, wiring in zip(points, wirings, strict=True)
+    ]
+
+
+def scale_and_shift(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return s and t (each (features,)) if the module computes s * x + t in evaluation mode.
+
+    Known are timm's LayerScale and batch normalization with running statistics, unless an
+    activation is part of it.
+    """
+    if type(module).__name__ in ("LayerScale", "LayerScale2d"):
+        scale = module.get_parameter("gamma").detach().flatten()
+        return scale, torch.zeros_like(scale)
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return None
+    for inner in module.children():
+        if not isinstance(inner, nn.Identity | nn.Dropout):
+            return None
+    if module.running_mean is None or module.running_var is None:
+        return None
+    scale = (module.running_var + module.eps).rsqrt()
+    if module.affine:
+        scale = scale * module.weight.detach()
+    shift = -module.running_mean * scale
+    return scale, shift + module.bias.detach() if module.affine else shift
+
+
+def _wirings(
+    model: nn.Module, points: Sequence[Point], seen: Trace, heads: set[str]
+) -> list[_Wiring]:
+    """Return what might surround each point; heads belong to their own sites.
+
+    Readers are the layers that got the very tensor, else the next layer that ran. The writer is
+    the latest layer that ran before, with everything per-feature since then. Nothing else with
+    parameters may lie between: as fresh weights it might do nothing. Nor is a shared weight taken,
+    which would change another layer with it.
+    """
+    uses = Counter(
+        id(weight)
+        for module in model.modules()
+        for weight in module._parameters.values()
+        if weight is not None
+    )
+    ran = [call for path in seen.calls if (call := seen.once(path)) is not None]
+    layers = [
+        call
+        for call in ran
+        if call.path not in heads
+        and is_plain(call.module)
+        and uses[id(call.module.get_parameter("weight"))] == 1
+    ]
+    weighted = [call for call in ran if any(True for _ in call.module.parameters(recurse=False))]
+    return [_wiring(model, point, layers, weighted) for point in points]
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Say whether the layer applies its own weight as it is to all of its input's features."""
+    grouped = isinstance(module, nn.Conv2d) and module.groups != 1
+    own = isinstance(module._parameters.get("weight"), nn.Parameter)
+    return type(module) in LAYERS and own and not grouped
+
+
+def _wiring(model: nn.Module, point: Point, layers: list[Call], weighted: list[Call]) -> _Wiring:
+    later = [call for call in layers if call.began >= point.at]
+    readers = [call for call in later if point.value is not None and call.source == point.value]
+    if not readers and later:
+        following = min(later, key=lambda call: call.began)
+        if not _between(weighted, point.at, following.began):
+            readers = [following]
+    if any(_widths(call.module)[0] != point.site.width for call in readers):
+        readers = []
+    wiring = _Wiring(tuple(call.path for call in readers))
+    earlier = [call for call in layers if call.ended <= point.at]
+    writer = max(earlier, key=lambda call: call.ended, default=None)
+    if writer is None or _widths(writer.module)[1] != point.site.width:
+        return wiring
+    between = _between(weighted, writer.ended, point.at)
+    if any(scale_and_shift(call.module) is None for call in between):
+        return wiring
+    if _has_unit_parameter(model, writer.path, point.site.module):
+        return wiring
+    return replace(wiring, writer=writer.path, affine=tuple(call.path for call in between))
+
+
+def _between(weighted: list[Call], after: int, before: int) -> list[Call]:
+    """Return the modules with parameters that ran between the moments, in order."""
+    calls = [call for call in weighted if after < call.began and call.ended <= before]
+    return sorted(calls, key=lambda call: call.began)
+
+
+def _has_unit_parameter(model: nn.Module, one: str, other: str) -> bool:
+    """Say whether the innermost module around both has a parameter of ones.
+
+    That may be a scale on the way from one to the other (XCiT's `gamma2`), which no measurement
+    of a fresh model can tell from none, and which training would change.
+    """
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    shared = takewhile(lambda pair: pair[0] == pair[1], pairs)
+    around = model.get_submodule(".".join(name for name, _ in shared))
+    return any(bool((weight == 1).all()) for weight in around.parameters(recurse=False))
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """Return how many features a plain layer reads and writes."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    assert isinstance(layer, nn.Conv2d)
+    return layer.in_channels, layer.out_channels
+
+
+_Rows = dict[tuple[str, str], tuple[Tensor, Tensor]]
+"""By (side or "site", path or name): values and gradients, each (rows, width), float32 at least."""
+
+
+def _gradients(
+    model: nn.Module,
+    sites: Sequence[Site],
+    wirings: Sequence[_Wiring],
+    heads: Sequence[Site],
+    image: Tensor,
+) -> _Rows:
+    """Run the model forward and backward once; return what passed the sites and the layers."""
+    taps: dict[tuple[str, str], Site] = {("site", site.name): site for site in sites}
+    for wiring in wirings:
+        for path in wiring.readers:
+            taps["in", path] = _edge(model, path, "in")
+        if wiring.writer is not None:
+            taps["out", wiring.writer] = _edge(model, wiring.writer, "out")
+    kept: dict[tuple[str, str], Tensor] = {}
+    reads: dict[str, Tensor] = {}
+
+    def keep(key: tuple[str, str], activation: Tensor) -> Tensor:
+        kept[key] = activation.clone()
+        return kept[key].clone()  # an in-place operation that follows hits this copy
+
+    def read(name: str, activation: Tensor) -> None:
+        reads[name] = activation
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        for key, site in taps.items():  # sites first, so that they come before their layers
+            stack.enter_context(tapped(model, site, partial(keep, key)))
+        for site in heads:
+            stack.enter_context(tapped(model, site, partial(read, site.name)))
+        model(image.detach().clone().requires_grad_())
+        loss = sum(
+            (x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in reads.values()
+        )
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            return {}
+        values = dict(kept)
+        gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+    return {
+        key: (_rows(taps[key], value), _rows(taps[key], gradient))
+        for (key, value), gradient in zip(values.items(), gradients, strict=True)
+        if gradient is not None
+    }
+
+
+def _edge(model: nn.Module, path: str, side: Side) -> Site:
+    """Return the layer's own input or output as a site; a convolution's features are on axis 1."""
+    layer = model.get_submodule(path)
+    width = _widths(layer)[side == "out"]
+    return Site(path, path, side, "nchw" if isinstance(layer, nn.Conv2d) else "tokens", width)
+
+
+def _rows(site: Site, activation: Tensor) -> Float[Tensor, "rows width"]:
+    axis = -1 if site.layout == "tokens" else site.channel_axis  # a Linear takes any shape
+    kind = torch.promote_types(activation.dtype, torch.float32)
+    return activation.detach().movedim(axis, -1).reshape(-1, site.width).cpu().to(kind)
+
+
+def _confirmed(
+    model: nn.Module, site: Site, wiring: _Wiring, rows: _Rows, tolerance: float
+) -> Site:
+    """Return the site with the readers and writers at which its first-order effect comes out."""
+    site = replace(site, readers=(), writers=(), affine=())
+    if ("site", site.name) not in rows:
+        return site
+    value, gradient = rows["site", site.name]
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(site.width, generator=generator, dtype=torch.float64).to(value)
+    effect = _effect(value @ direction, gradient)
+    size = _effect((value @ direction).abs(), gradient.abs()).amax(1)
+    if not bool((size > 0).all() and size.isfinite().all()):
+        return site
+
+    def agrees(other: Tensor) -> bool:
+        return bool(((other - effect).abs().amax(1) <= tolerance * size).all())
+
+    inputs = [rows[key] for path in wiring.readers if (key := ("in", path)) in rows]
+    if len(inputs) == len(wiring.readers) > 0:
+        read = torch.stack([_effect(x @ direction, pull) for x, pull in inputs]).sum(0)
+        if agrees(read):
+            site = replace(site, readers=wiring.readers)
+    if wiring.writer is not None and ("out", wiring.writer) in rows:
+        output, pull = rows["out", wiring.writer]
+        scale, shift = _composed(model, wiring.affine, output)
+        if bool((scale != 0).all()) and agrees(
+            _effect((output * scale + shift) @ direction, pull / scale)
+        ):
+            site = replace(site, writers=(wiring.writer,), affine=wiring.affine)
+    return site
+
+
+def _effect(along: Tensor, gradient: Tensor) -> Float[Tensor, "2 width"]:
+    """Return A v and b of the module's docstring, given x v for one random v at every position."""
+    return torch.stack([along, torch.ones_like(along)]) @ gradient
+
+
+def _composed(
+    model: nn.Module, affine: tuple[str, ...], like: Tensor
+) -> tuple[Float[Tensor, " width"], Float[Tensor, " width"]]:
+    """Return s and t of all the modules one behind the other."""
+    scale, shift = like.new_ones(like.shape[1]), like.new_zeros(like.shape[1])
+    for path in affine:
+        pair = scale_and_shift(model.get_submodule(path))
+        assert pair is not None
+        factor, offset = (tensor.to(like) for tensor in pair)
+        scale, shift = scale * factor, shift * factor + offset
+    return scale, shift
