@@ -13,11 +13,10 @@ windows are. The test is local to each site: one forward and one backward pass s
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
 
 import torch
 from jaxtyping import Float
@@ -30,11 +29,12 @@ from salve_plugin.site import Side, Site
 from salve_timm.points import Point
 from salve_timm.trace import Call, Trace
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 """Largest difference of the two sides, relative to the sum of the terms' sizes at the site.
 
-In float32 the two sides differ by some 1e-7, the rounding of one addition of gradients; a consumer
-that is missing makes them differ by its part in the whole gradient.
+Over the families of the tests the sides differ by at most 1e-6 in float32 where nothing is missing,
+the rounding of a sum of gradients, and by at least 3e-4 where something is. Half precision, whose
+rounding is larger than that, is measured in float32.
 """
 
 LAYERS = (nn.Linear, CastingLinear, nn.Conv2d, Conv2dSame)
@@ -78,15 +78,47 @@ def measured(
         replace(point.site, readers=wiring.readers)
         for point, wiring in zip(points, wirings, strict=True)
     ]
+    image = probe[:1].to(torch.promote_types(probe.dtype, torch.float32))
     try:
-        rows = _gradients(model, sites, wirings, heads, probe[:1])
+        with _lent(model):
+            rows = _gradients(model, sites, wirings, heads, image)
+            tolerance = TOLERANCE[image.dtype]
+            return [
+                replace(point, site=_confirmed(model, point.site, wiring, rows, tolerance))
+                for point, wiring in zip(points, wirings, strict=True)
+            ]
     except RuntimeError:  # weights made in inference mode, an operation without a derivative
         return list(points)
-    tolerance = TOLERANCE.get(probe.dtype, 1e-5)
-    return [
-        replace(point, site=_confirmed(model, point.site, wiring, rows, tolerance))
-        for point, wiring in zip(points, wirings, strict=True)
-    ]
+
+
+@contextmanager
+def _lent(model: nn.Module) -> Iterator[None]:
+    """Lend the model float32 for half precision, and other values where a tensor is constant.
+
+    Fresh scales and biases are: a branch that ends in zeros hides what it reads, and a scale of
+    ones hides itself. What is found must still hold when the model has been trained. A trained
+    model in float32 is not touched; in any case the tensors get their own memory back.
+    """
+    generator = torch.Generator().manual_seed(0)
+    own: list[tuple[Tensor, Tensor]] = []
+    try:
+        for tensor in {id(each): each for each in (*model.parameters(), *model.buffers())}.values():
+            if not tensor.is_floating_point() or tensor.numel() == 0:
+                continue
+            data = tensor.data
+            value = data.to(torch.promote_types(data.dtype, torch.float32))
+            flat = value.flatten()
+            if bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all()):
+                noise = torch.rand(value.shape, generator=generator).to(value)
+                fan_in = value[0].numel() if value.ndim else 1
+                value = value * (noise + 0.5) if bool(flat[0]) else (noise - 0.5) * fan_in**-0.5
+            if value is not data:
+                own.append((tensor, data))
+                tensor.data = value
+        yield
+    finally:
+        for tensor, data in own:
+            tensor.data = data
 
 
 def scale_and_shift(module: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -119,8 +151,7 @@ def _wirings(
 
     Readers are the layers that got the very tensor, else the next layer that ran. The writer is
     the latest layer that ran before, with everything per-feature since then. Nothing else with
-    parameters may lie between: as fresh weights it might do nothing. Nor is a shared weight taken,
-    which would change another layer with it.
+    parameters may lie between. Nor is a shared weight taken, which would change another layer.
     """
     uses = Counter(
         id(weight)
@@ -137,7 +168,7 @@ def _wirings(
         and uses[id(call.module.get_parameter("weight"))] == 1
     ]
     weighted = [call for call in ran if any(True for _ in call.module.parameters(recurse=False))]
-    return [_wiring(model, point, layers, weighted) for point in points]
+    return [_wiring(point, layers, weighted) for point in points]
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -147,7 +178,7 @@ def is_plain(module: nn.Module) -> bool:
     return type(module) in LAYERS and own and not grouped
 
 
-def _wiring(model: nn.Module, point: Point, layers: list[Call], weighted: list[Call]) -> _Wiring:
+def _wiring(point: Point, layers: list[Call], weighted: list[Call]) -> _Wiring:
     later = [call for call in layers if call.began >= point.at]
     readers = [call for call in later if point.value is not None and call.source == point.value]
     if not readers and later:
@@ -164,8 +195,6 @@ def _wiring(model: nn.Module, point: Point, layers: list[Call], weighted: list[C
     between = _between(weighted, writer.ended, point.at)
     if any(scale_and_shift(call.module) is None for call in between):
         return wiring
-    if _has_unit_parameter(model, writer.path, point.site.module):
-        return wiring
     return replace(wiring, writer=writer.path, affine=tuple(call.path for call in between))
 
 
@@ -173,18 +202,6 @@ def _between(weighted: list[Call], after: int, before: int) -> list[Call]:
     """Return the modules with parameters that ran between the moments, in order."""
     calls = [call for call in weighted if after < call.began and call.ended <= before]
     return sorted(calls, key=lambda call: call.began)
-
-
-def _has_unit_parameter(model: nn.Module, one: str, other: str) -> bool:
-    """Say whether the innermost module around both has a parameter of ones.
-
-    That may be a scale on the way from one to the other (XCiT's `gamma2`), which no measurement
-    of a fresh model can tell from none, and which training would change.
-    """
-    pairs = zip(one.split("."), other.split("."), strict=False)
-    shared = takewhile(lambda pair: pair[0] == pair[1], pairs)
-    around = model.get_submodule(".".join(name for name, _ in shared))
-    return any(bool((weight == 1).all()) for weight in around.parameters(recurse=False))
 
 
 def _widths(layer: nn.Module) -> tuple[int, int]:
@@ -196,7 +213,7 @@ def _widths(layer: nn.Module) -> tuple[int, int]:
 
 
 _Rows = dict[tuple[str, str], tuple[Tensor, Tensor]]
-"""By (side or "site", path or name): values and gradients, each (rows, width), float32 at least."""
+"""By (side or "site", path or name): values and gradients, each (rows, width)."""
 
 
 def _gradients(
@@ -253,8 +270,7 @@ def _edge(model: nn.Module, path: str, side: Side) -> Site:
 
 def _rows(site: Site, activation: Tensor) -> Float[Tensor, "rows width"]:
     axis = -1 if site.layout == "tokens" else site.channel_axis  # a Linear takes any shape
-    kind = torch.promote_types(activation.dtype, torch.float32)
-    return activation.detach().movedim(axis, -1).reshape(-1, site.width).cpu().to(kind)
+    return activation.detach().movedim(axis, -1).reshape(-1, site.width).cpu()
 
 
 def _confirmed(

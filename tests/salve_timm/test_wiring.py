@@ -272,6 +272,22 @@ def test_without_values_only_what_structure_makes_certain_is_listed() -> None:
     assert real["blocks.0.hook_mlp_out"].affine == ("blocks.0.ls2",)
 
 
+@pytest.mark.parametrize("name", ["levit_128s", "resnet18"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_fresh_weights_hide_no_consumer_and_come_back(name: str, kind: torch.dtype) -> None:
+    # LeViT's branches end in BatchNorm scales of zero, behind which a second reader is hidden.
+    model = small(name).to(kind)
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    before = {key: (value.data_ptr(), value.clone()) for key, value in tensors.items()}
+    sites = attach(model).sites
+    for key, value in tensors.items():
+        pointer, copy = before[key]
+        assert (value.data_ptr(), value.dtype) == (pointer, copy.dtype)
+        assert torch.equal(value, copy)
+    streams = {key for key, site in sites.items() if site.readers and "resid" in key}
+    assert len(streams) == (0 if name == "levit_128s" else 3)
+
+
 def test_frozen_weights_are_measured_and_left_without_gradients() -> None:
     model = small("test_vit").requires_grad_(False)
     sites = attach(model).sites
@@ -297,7 +313,7 @@ def test_maps_keep_their_features_where_the_layer_does() -> None:
     assert sites["blocks.0.hook_resid_post"].layout == "nchw"
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
 def test_other_precisions_find_the_same(kind: torch.dtype) -> None:
     expected = attach(small("test_vit").double()).sites
     sites = attach(small("test_vit").to(kind)).sites
