@@ -151,7 +151,9 @@ def _wirings(
 
     Readers are the layers that got the very tensor, else the next layer that ran. The writer is
     the latest layer that ran before, with everything per-feature since then. Nothing else with
-    parameters may lie between. Nor is a shared weight taken, which would change another layer.
+    parameters may lie between, and no other module may get that tensor (a pooling, LeViT's
+    subsampled queries), since its part in the gradient may be tiny. Nor is a shared weight taken,
+    which would change another layer with it.
     """
     uses = Counter(
         id(weight)
@@ -168,7 +170,7 @@ def _wirings(
         and uses[id(call.module.get_parameter("weight"))] == 1
     ]
     weighted = [call for call in ran if any(True for _ in call.module.parameters(recurse=False))]
-    return [_wiring(point, layers, weighted) for point in points]
+    return [_wiring(point, seen, layers, weighted) for point in points]
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -178,14 +180,15 @@ def is_plain(module: nn.Module) -> bool:
     return type(module) in LAYERS and own and not grouped
 
 
-def _wiring(point: Point, layers: list[Call], weighted: list[Call]) -> _Wiring:
+def _wiring(point: Point, seen: Trace, layers: list[Call], weighted: list[Call]) -> _Wiring:
     later = [call for call in layers if call.began >= point.at]
     readers = [call for call in later if point.value is not None and call.source == point.value]
     if not readers and later:
         following = min(later, key=lambda call: call.began)
         if not _between(weighted, point.at, following.began):
             readers = [following]
-    if any(_widths(call.module)[0] != point.site.width for call in readers):
+    misfit = any(_widths(call.module)[0] != point.site.width for call in readers)
+    if misfit or _read_elsewhere(point, seen, readers):
         readers = []
     wiring = _Wiring(tuple(call.path for call in readers))
     earlier = [call for call in layers if call.ended <= point.at]
@@ -196,6 +199,18 @@ def _wiring(point: Point, layers: list[Call], weighted: list[Call]) -> _Wiring:
     if any(scale_and_shift(call.module) is None for call in between):
         return wiring
     return replace(wiring, writer=writer.path, affine=tuple(call.path for call in between))
+
+
+def _read_elsewhere(point: Point, seen: Trace, readers: list[Call]) -> bool:
+    """Say whether a module that is no reader, holds none and is no identity got the tensor."""
+    return any(
+        call.source == point.value
+        and call.began >= point.at
+        and call.result != call.source
+        and not any(f"{reader.path}.".startswith(f"{call.path}.") for reader in readers)
+        for call in seen.calls.values()
+        if call.path and call.source is not None
+    )
 
 
 def _between(weighted: list[Call], after: int, before: int) -> list[Call]:

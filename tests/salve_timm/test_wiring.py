@@ -86,7 +86,7 @@ FAMILIES: list[tuple[str, dict[str, Any], int, list[str], list[str]]] = [
         "mobilenetv3_small_050",
         {},
         64,
-        [f"blocks.{i}.hook_resid_post" for i in (0, 1, 3, 4, 5)],  # blocks.3.0 has a shortcut
+        [f"blocks.{i}.hook_resid_post" for i in (0, 1, 3, 4)],  # blocks.3.0 has a shortcut
         ["blocks.0.hook_resid_post"],
     ),
     ("vit_small_patch16_224", VIT, 64, INNER_VIT, BRANCHES),
