@@ -21,10 +21,10 @@ from salve_timm.export import export_model
 from salve_timm.heads import Head, candidates, linear_paths, proven
 from salve_timm.layout import Layouts
 from salve_timm.look import attribution_point
+from salve_timm.measure import measured
 from salve_timm.points import Point
 from salve_timm.probe import probed, quiet
 from salve_timm.trace import Trace, spatial_maps, trace
-from salve_timm.wiring import measured
 
 if TYPE_CHECKING:
     from PIL.Image import Image
