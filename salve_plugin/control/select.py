@@ -18,9 +18,9 @@ from salve_plugin.control.evaluate import Change, change, evaluate_head, evaluat
 from salve_plugin.control.operators import scaled_weight
 from salve_plugin.control.rivals import with_rivals
 from salve_plugin.control.scaling import suppress
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve_plugin.discover.kernels.selection import largest
+from salve_plugin.discover.kernels.sparse import Support
 from salve_plugin.discover.learners.base import Step, Tensors
 from salve_plugin.discover.learners.topk import TopK
-from salve_plugin.discover.selection import largest
-from salve_plugin.discover.sparse import Support
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.selection import largest
+from salve_plugin.discover.kernels.sparse import Support, decode_at
 from salve_plugin.discover.learners.base import Step, Tensors
-from salve_plugin.discover.selection import largest
-from salve_plugin.discover.sparse import Support, decode_at
 
 LEAK = 0.1
 """What the negative pre-activation of a dead latent counts for."""

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from salve_plugin.discover.scratch import Scratch
-from salve_plugin.discover.team import Team
+from salve_plugin.discover.kernels.scratch import Scratch
+from salve_plugin.discover.recording.team import Team
 
 Tensors = dict[str, Tensor]
 """A dictionary's tensors by name: the four common ones and the learner's own."""

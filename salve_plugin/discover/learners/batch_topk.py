@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve_plugin.discover.kernels.sparse import Support
 from salve_plugin.discover.learners.base import Start, Step, Tensors
 from salve_plugin.discover.learners.topk import TopK
-from salve_plugin.discover.sparse import Support
 
 MOMENTUM = 0.95
 """Share that the running threshold keeps in each step; the first step sets it. The published 0.999

@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.sparse import Code, Support
+from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.batch_topk import MOMENTUM, BatchTopK, smallest_kept
 from salve_plugin.discover.learners.checks import at_least, flag
-from salve_plugin.discover.sparse import Code, Support
-from salve_plugin.discover.squared_error import misfit
 
 THRESHOLD_MOMENTUM = 0.9
 """Share that a latent's threshold keeps in each step. A slower one lags behind: after 400 steps on

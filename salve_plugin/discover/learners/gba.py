@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_above, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
+from salve_plugin.discover.kernels.sparse import Code
+from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, between, whole
-from salve_plugin.discover.sparse import Code
-from salve_plugin.discover.squared_error import misfit
-from salve_plugin.discover.team import Team
+from salve_plugin.discover.recording.team import Team
 from salve_plugin.errors import InputError
 
 SILENT = 1e-6

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.discover.kernels.sparse import Support
 from salve_plugin.discover.learners.base import Step, Tensors
 from salve_plugin.discover.learners.checks import at_least
 from salve_plugin.discover.learners.topk import TopK
-from salve_plugin.discover.sparse import Support
 from salve_plugin.errors import InputError
 from salve_plugin.site import HEAD_INPUT, Site
 

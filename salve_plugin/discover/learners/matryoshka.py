@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve_plugin.discover.kernels.sparse import Code, Support
+from salve_plugin.discover.kernels.squared_error import squared_error
 from salve_plugin.discover.learners.base import Start, Tensors
 from salve_plugin.discover.learners.batch_topk import BatchTopK
 from salve_plugin.discover.learners.checks import above
-from salve_plugin.discover.sparse import Code, Support
-from salve_plugin.discover.squared_error import squared_error
 from salve_plugin.errors import InputError
 
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve_plugin.discover.kernels.sparse import Code
 from salve_plugin.discover.learners.base import COMMON, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import whole
 from salve_plugin.discover.learners.topk import TopK
-from salve_plugin.discover.sparse import Code
 
 INITIAL_STRENGTHS = (-0.5, 0.5)
 """λ₂ and λ₃ at the start."""

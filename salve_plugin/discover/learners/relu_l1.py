@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_above, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
+from salve_plugin.discover.kernels.sparse import Code
+from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, between
-from salve_plugin.discover.sparse import Code
-from salve_plugin.discover.squared_error import misfit
 
 SPARSITY_WARM_UP = 0.1
 """Share of the steps in which the penalty rises: at full weight from the first step it would

@@ -68,7 +68,9 @@ class Snmf(Solver):
 
     def solve(self, start: Start, batches: Callable[[], Iterator[Tensor]]) -> Tensors:
         """Factorize up to 20 000 training rows, from spherical k-means of the same rows."""
-        from salve_plugin.discover.start import spherical_kmeans  # it imports learners itself
+        from salve_plugin.discover.training.start import (
+            spherical_kmeans,  # it imports learners itself
+        )
 
         rows = _first(batches(), MAX_ROWS)
         centres = spherical_kmeans(rows, start.n_latents)

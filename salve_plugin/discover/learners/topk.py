@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.screening import pays, screened
+from salve_plugin.discover.kernels.selection import largest
+from salve_plugin.discover.kernels.sparse import Code, Support
+from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, fits, whole
-from salve_plugin.discover.screening import pays, screened
-from salve_plugin.discover.selection import largest
-from salve_plugin.discover.sparse import Code, Support
-from salve_plugin.discover.squared_error import misfit
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import fits, whole
-from salve_plugin.discover.sparse import Code, Support
 
 SMALLEST = 1e-8
 """Squared distance below which it counts as constant: at 0 its root has no derivative."""

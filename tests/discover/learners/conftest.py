@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.folding import folded
 from salve_plugin.discover.learners import register
 from salve_plugin.discover.learners.base import Learner, Start, Step, Tensors
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.folding import folded
 
 
 @dataclass(frozen=True, eq=False)

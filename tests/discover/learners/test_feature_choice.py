@@ -19,7 +19,7 @@ from salve_plugin.discover.learners.feature_choice import (
     under_used,
     zipf_law,
 )
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 
 ROWS, WIDTH, LATENTS = 32, 6, 10

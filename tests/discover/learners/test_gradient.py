@@ -16,7 +16,7 @@ from salve_plugin.discover.learners.gradient import (
     head_gradient,
 )
 from salve_plugin.discover.learners.topk import TopK
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Learner, Start, Tensors
 from salve_plugin.discover.learners.itda import Itda, apart, jaccard
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 
 
