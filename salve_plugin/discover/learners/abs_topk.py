@@ -10,9 +10,11 @@ from torch import Tensor
 from salve_plugin.discover.kernels.selection import largest
 from salve_plugin.discover.kernels.sparse import Support
 from salve_plugin.discover.learners.base import Step, Tensors
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
 
 
+@register
 @dataclass(frozen=True)
 class AbsTopK(TopK):
     """z keeps the k of E x + b_e that are largest in size, with their signs; loss as TopK.

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from salve_plugin.discover.kernels.sparse import Support
-from salve_plugin.discover.learners.base import Start, Step, Tensors
+from salve_plugin.discover.learners.base import Architecture, Start, Step, Tensors
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
 
 MOMENTUM = 0.95
@@ -17,6 +18,7 @@ MOMENTUM = 0.95
 suits runs of 100 000 steps: it would lag behind the whole decay of a short one."""
 
 
+@register
 @dataclass(frozen=True)
 class BatchTopK(TopK):
     """Training keeps the k · rows largest of relu(E x + b_e) of a whole batch; loss as TopK.
@@ -33,6 +35,7 @@ class BatchTopK(TopK):
     name: ClassVar[str] = "batch_topk"
     summary: ClassVar[str] = "k active latents of a row on average; one threshold when it is used"
     source: ClassVar[str] = "Bussmann, Leask & Nanda 2024, BatchTopK sparse autoencoders"
+    saelens: ClassVar[Architecture | None] = "jumprelu"
     extra: ClassVar[Mapping[str, int]] = {"threshold": 1}
     by_size: ClassVar[bool] = False
 
@@ -89,3 +92,14 @@ def smallest_kept(
         best = best[best > 0]
         best = best.topk(min(total, len(best))).values
     return best.min() if len(best) else scores.new_tensor(torch.inf)
+
+
+def move_mean(
+    running: Float[Tensor, "..."],
+    value: Float[Tensor, "..."],
+    step: Step,
+    momentum: float = MOMENTUM,
+) -> None:
+    """Move a running mean towards a step's value, in place; the first step sets it."""
+    momentum = momentum if step.progress > 0 else 0.0
+    running.mul_(momentum).add_(value.to(running), alpha=1 - momentum)

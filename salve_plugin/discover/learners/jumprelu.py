@@ -11,8 +11,9 @@ from torch import Tensor
 from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
 from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
-from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
+from salve_plugin.discover.learners.base import Architecture, Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, at_least, whole
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
 
 PACE = 6.0
@@ -20,6 +21,7 @@ PACE = 6.0
 which others do: thresholds that lag behind the penalty let L0 control overshoot."""
 
 
+@register
 @dataclass(frozen=True)
 class JumpReLU(Learner):
     """z = h · 1[h > θ] with h = E x + b_e; loss ‖x − x̂‖² + l0 · (number of active latents).
@@ -48,6 +50,7 @@ class JumpReLU(Learner):
     name: ClassVar[str] = "jumprelu"
     summary: ClassVar[str] = "a trained threshold for each latent; penalizes the number of active"
     source: ClassVar[str] = "Rajamanoharan et al. 2024, Jumping ahead: JumpReLU sparse autoencoders"
+    saelens: ClassVar[Architecture | None] = "jumprelu"
     extra: ClassVar[Mapping[str, int]] = {"threshold": 1}
     l0_control: ClassVar[Literal["k", "weight"] | None] = "weight"
     l0: float = 0.01

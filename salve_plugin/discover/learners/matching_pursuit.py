@@ -1,5 +1,6 @@
 """MP-SAE: the code is found atom by atom, each explaining what the ones before left over."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,8 +18,10 @@ from salve_plugin.discover.learners.pursuit import (
     pursuit_code,
     solved,
 )
+from salve_plugin.discover.learners.registry import register
 
 
+@register
 @dataclass(frozen=True)
 class MatchingPursuit(Learner):
     """k times: c = r Vᵀ, j = argmax c, z_j ← z_j + c_j, r ← r − c_j d_j, from r = x − b_d.
@@ -41,6 +44,7 @@ class MatchingPursuit(Learner):
     name: ClassVar[str] = "mp"
     summary: ClassVar[str] = "matching pursuit: each latent explains what those before left over"
     source: ClassVar[str] = "Costa, Fel et al. 2025, From flat to hierarchical: MP-SAE"
+    costly: ClassVar[Mapping[str, int]] = {"k": 4096}
     l0_control: ClassVar[Literal["k", "weight"] | None] = "k"
     k: int = 32
     signed: bool = False

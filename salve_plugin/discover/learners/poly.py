@@ -12,12 +12,14 @@ from torch import Tensor
 from salve_plugin.discover.kernels.sparse import Code
 from salve_plugin.discover.learners.base import COMMON, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import whole
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
 
 INITIAL_STRENGTHS = (-0.5, 0.5)
 """λ₂ and λ₃ at the start."""
 
 
+@register
 @dataclass(frozen=True)
 class Poly(TopK):
     """TopK code z; x̂ = b_d + z V + λ₂ a² C₂ + λ₃ a³ C₃ with a = z U, powers by element.

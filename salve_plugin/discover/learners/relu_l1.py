@@ -11,8 +11,17 @@ from torch.nn import functional
 from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
 from salve_plugin.discover.kernels.sparse import Code
 from salve_plugin.discover.kernels.squared_error import misfit
-from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Start, Step, Tensors
+from salve_plugin.discover.learners.base import (
+    L0_TOLERANCE,
+    Architecture,
+    Learner,
+    Outcome,
+    Start,
+    Step,
+    Tensors,
+)
 from salve_plugin.discover.learners.checks import at_least, between
+from salve_plugin.discover.learners.registry import register
 
 SPARSITY_WARM_UP = 0.1
 """Share of the steps in which the penalty rises: at full weight from the first step it would
@@ -28,6 +37,7 @@ ANNEAL_FROM, UPDATES = 0.4, 10
 """After which share of the steps the exponent p starts to fall, and in how many updates."""
 
 
+@register
 @dataclass(frozen=True)
 class ReluL1(Learner):
     """z = relu(E x + b_e); loss ‖x − x̂‖² + l1 · ‖z‖ₚᵖ, per row, with p = 1 by default.
@@ -45,6 +55,7 @@ class ReluL1(Learner):
     name: ClassVar[str] = "relu_l1"
     summary: ClassVar[str] = "ReLU code with an l1 penalty (optionally p-annealed)"
     source: ClassVar[str] = "Bricken et al. 2023; p-annealing: Karvonen et al. 2024, NeurIPS"
+    saelens: ClassVar[Architecture | None] = "standard"
     l0_control: ClassVar[Literal["k", "weight"] | None] = "weight"
     revived: ClassVar[bool] = True
     l1: float = 0.1

@@ -1,6 +1,6 @@
 """SNMF: semi-nonnegative matrix factorization, signed atoms with codes that are not negative."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Solver, Start, Tensors
 from salve_plugin.discover.learners.checks import between, whole
+from salve_plugin.discover.learners.registry import register
 
 MAX_ROWS = 20_000
 """Training rows that are factorized, all of them in memory."""
@@ -23,6 +24,7 @@ RIDGE = 1e-6
 """Added to the diagonal of GᵀG, so that atoms without code do no harm."""
 
 
+@register
 @dataclass(frozen=True)
 class Snmf(Solver):
     """Rows X ≈ G V with G ≥ 0: least squares for V and multiplicative updates for G, in turn.
@@ -46,6 +48,7 @@ class Snmf(Solver):
     name: ClassVar[str] = "snmf"
     summary: ClassVar[str] = "semi-nonnegative matrix factorization: signed atoms, codes z ≥ 0"
     source: ClassVar[str] = "Shafran et al. 2025, Decomposing MLP activations with semi-NMF"
+    costly: ClassVar[Mapping[str, int]] = {"updates": 10_000}
     expansion: ClassVar[float] = 0.25
     iterations: int = 300
     rho: float = 1.0

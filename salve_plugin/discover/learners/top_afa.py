@@ -13,8 +13,10 @@ from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, whole
+from salve_plugin.discover.learners.registry import register
 
 
+@register
 @dataclass(frozen=True)
 class TopAFA(Learner):
     """z keeps the K largest of relu(E (x − b_d)); K brings ‖z‖ as near to ‖x − b_d‖ as it can.

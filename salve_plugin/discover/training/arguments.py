@@ -67,7 +67,7 @@ def steered(rule: Learner, target_l0: float | int | None) -> Learner:
         )
     if rule.l0_control == "k":
         k = {"k": max(1, round(target_l0))}
-        return replace(rule, **k)  # type: ignore[type-var] # every learner is a dataclass
+        return replace(rule, **k)
     return rule
 
 
@@ -86,4 +86,4 @@ def with_fitting_k(rule: Learner, n_latents: int) -> Learner:
     most = max(1, n_latents // 8)
     if not isinstance(k, int) or k <= most:
         return rule
-    return replace(rule, **{"k": most})  # type: ignore[type-var] # every learner is a dataclass
+    return replace(rule, **{"k": most})

@@ -133,7 +133,7 @@ def fit(
         "target_l0": target_l0,
         "patience": patience,
         "train_atoms": train_atoms,
-        "options": asdict(rule),  # type: ignore[call-overload] # every learner is a dataclass
+        "options": asdict(rule),
     }
     with torch.inference_mode(False), torch.enable_grad():
         start = start_of(data, moments, rule, n_latents, initialization=initialization, seed=seed)

@@ -85,7 +85,7 @@ def train() -> Callable[..., Dictionary]:
     def train(learner: Learner, rows: Tensor, **arguments: Any) -> Dictionary:
         register(type(learner))
         defaults = {"n_latents": 30, "steps": 600, "batch_size": 256, "learning_rate": 0.01}
-        options: dict[str, Any] = asdict(learner)  # type: ignore[call-overload] # it is a dataclass
+        options: dict[str, Any] = asdict(learner)
         return fit(rows, learner.name, **defaults | arguments | options)
 
     return train

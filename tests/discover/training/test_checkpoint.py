@@ -51,7 +51,7 @@ def test_an_interrupted_fit_ends_with_the_same_bits(learner: str, tmp_path: Path
         "batch_size": 64,
         "learning_rate": 0.01,
     }
-    if "k" in {field.name for field in fields(LEARNERS[learner])}:  # type: ignore[arg-type] # every learner is a dataclass
+    if "k" in {field.name for field in fields(LEARNERS[learner])}:
         arguments["k"] = 3
     if learner == "matryoshka":
         arguments["groups"] = (0.25, 0.25)

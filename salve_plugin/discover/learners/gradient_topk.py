@@ -1,6 +1,5 @@
 """g-SAE: TopK that prefers, in training, the latents on which the model's loss depends."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,17 +9,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.kernels.sparse import Support
-from salve_plugin.discover.learners.base import Step, Tensors
+from salve_plugin.discover.learners.base import Architecture, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
 from salve_plugin.errors import InputError
-from salve_plugin.site import HEAD_INPUT, Site
 
 if TYPE_CHECKING:
     from salve_plugin.discover.dictionary import Dictionary
-    from salve_plugin.hooks import HookedModel
 
 
+@register
 @dataclass(frozen=True)
 class GradientTopK(TopK):
     """Training keeps the k largest of relu(h) · (1 + beta · |g Vᵀ|); loss as TopK.
@@ -44,6 +43,7 @@ class GradientTopK(TopK):
     name: ClassVar[str] = "gradient_topk"
     summary: ClassVar[str] = "TopK that keeps, in training, what the model's loss depends on"
     source: ClassVar[str] = "after Olmo et al. 2024, Features that make a difference (g-SAE)"
+    saelens: ClassVar[Architecture | None] = "topk"
     by_size: ClassVar[bool] = False
     beta: float = 1.0
 
@@ -117,43 +117,3 @@ def gradient_code(
     scores = gradient_scores(pre, gradient.to(pre), dictionary.atoms, learner.beta * scale)
     latents = scores.topk(learner.k, dim=1).indices
     return torch.zeros_like(pre).scatter(1, latents, functional.relu(pre.gather(1, latents)))
-
-
-def head_gradient(
-    hooked: "HookedModel", site: Site | str = HEAD_INPUT
-) -> Callable[[Float[Tensor, "rows width"]], Float[Tensor, "rows width"]]:
-    """Return the gradient of the model's loss at the head's input, as a function of its rows.
-
-    The loss is the cross-entropy against the class that the model itself predicts, so no labels
-    are needed. With logits W a + b and probabilities p its gradient is Wᵀ (p − y), y being one at
-    the predicted class: no pass through the model.
-
-    Args:
-        hooked: an attached classifier.
-        site: what its head reads; every row is one image.
-
-    Raises:
-        UnknownSiteError: if there is no such site.
-        InputError: if the classifier does not read it, reads other sites too, reads several rows
-            of each image, or has a single class.
-    """
-    site = hooked.site(site) if isinstance(site, str) else site
-    if site.layout != "pooled":
-        raise InputError(
-            f"site '{site.name}' has layout '{site.layout}': the head reads no single row of it; "
-            "choose a pooled site, or give fit a gradient of your own"
-        )
-    weight, bias = hooked.unembed(site)
-    if len(weight) < 2:
-        raise InputError(
-            f"the head at '{site.name}' has {len(weight)} class: its cross-entropy is 0 whatever "
-            "the activations; give fit a gradient of your own"
-        )
-
-    def gradient(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-        w, b = weight.to(rows), bias.to(rows)
-        logits = functional.linear(rows, w, b)
-        excess = logits.softmax(1) - functional.one_hot(logits.argmax(1), len(w))
-        return excess @ w
-
-    return gradient

@@ -2,18 +2,15 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.adapter import attach
-from salve_plugin.demo import digits
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import Start, Step
-from salve_plugin.discover.learners.gradient import (
+from salve_plugin.discover.learners.gradient_topk import (
     GradientTopK,
     gradient_code,
     gradient_scores,
-    head_gradient,
 )
 from salve_plugin.discover.learners.topk import TopK
 from salve_plugin.discover.training.fit import fit
@@ -105,31 +102,6 @@ def test_it_says_what_is_missing_without_a_gradient() -> None:
         learner.loss(learner.prepare(start()), step())
     with pytest.raises(InputError, match="beta must be a finite number of at least 0"):
         GradientTopK(beta=-1.0)
-
-
-def test_the_gradient_at_the_head_is_that_of_autograd(
-    digits_network: nn.Module, digits_test: digits.Split
-) -> None:
-    hooked = attach(digits_network)
-    site = hooked.site("unembed.hook_in")
-    rows = randn(30, site.width, seed=5)
-    weight, bias = hooked.unembed()
-    leaf = rows.double().requires_grad_()
-    logits = leaf @ weight.double().T + bias.double()
-    functional.cross_entropy(logits, logits.argmax(1), reduction="sum").backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-    assert leaf.grad is not None
-    torch.testing.assert_close(
-        head_gradient(hooked)(rows).double(), leaf.grad, rtol=1e-4, atol=1e-6
-    )
-    exact = head_gradient(hooked, site)(rows.double())
-    torch.testing.assert_close(exact, leaf.grad)
-
-
-def test_a_site_that_the_head_does_not_read_has_no_such_gradient(digits_resnet: nn.Module) -> None:
-    hooked = attach(digits_resnet)
-    hidden = next(site for site in hooked.sites.values() if site.layout == "nchw")
-    with pytest.raises(InputError, match="has layout 'nchw': the head reads no single row"):
-        head_gradient(hooked, hidden)
 
 
 def quiet_but_causal(seed: int) -> tuple[Tensor, Tensor]:
