@@ -28,7 +28,7 @@ def autocasts(precision: str) -> bool:
             "this processor has no bfloat16 instructions, so that training in bfloat16 is slower "
             'than in float32; leave out precision="bfloat16"',
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return True
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from salve_plugin.discover.learners.base import Learner, Step, Tensors
 from salve_plugin.discover.recording.team import Team
-from salve_plugin.discover.training.loop import DivergedError, Plan, State, train
+from salve_plugin.discover.training.loop import DivergedError, State, train
+from salve_plugin.discover.training.plan import Plan
 
 RATES = (5e-3, 1e-2, 2e-2)
 """Learning rates that the range test tries. The best of 400 steps was among them for every learner

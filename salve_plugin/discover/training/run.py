@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from salve_plugin.discover.learners.checks import whole
 from salve_plugin.discover.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,3 +33,11 @@ class Run:
     progress: bool = False
     callback: Callable[[Progress], None] | None = None
     accelerator: "Accelerator | None" = None
+
+    def __post_init__(self) -> None:
+        """Check the number that is counted with.
+
+        Raises:
+            InputError: if `checkpoint_every` is no whole number of at least 1.
+        """
+        whole(checkpoint_every=self.checkpoint_every)

@@ -11,7 +11,8 @@ from torch.nn import functional
 from salve_plugin.discover.learners.base import Start, Step, Tensors
 from salve_plugin.discover.learners.l1 import L1
 from salve_plugin.discover.recording.team import Team
-from salve_plugin.discover.training.loop import Plan, State, train
+from salve_plugin.discover.training.loop import State, train
+from salve_plugin.discover.training.plan import Plan
 
 PLAN = Plan(steps=1, seed=0, epoch=40, batch_size=40)
 
