@@ -19,7 +19,7 @@ from salve_plugin.discover.recording.record import record
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.errors import InputError, ReadError
 
-WEIGHTS = Path(__file__).parent.parent / "fixtures" / "digits_resnet.safetensors"
+WEIGHTS = Path(__file__).parents[2] / "fixtures" / "digits_resnet.safetensors"
 
 SCRIPT = """
 import os

@@ -18,7 +18,7 @@ from salve_plugin.discover.recording.record import record
 from salve_plugin.errors import WriteError
 from salve_plugin.hooks import HookedModel
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 Batches = list[tuple[Tensor, Tensor]]
 
 PREPARE = """
