@@ -185,7 +185,8 @@ class Activations:
         for shard, start, stop in blocks:
             x, labels, images = self._part(shard, start, stop, "activations", "labels", "images")
             batch = Batch(x.float(), labels, images + shard.images_from)
-            yield batch if keep is None else batch[keep(images)]
+            # The numbers in the file count from the start of its part of a joined recording.
+            yield batch if keep is None else batch[keep(batch.images)]
 
     def _part(self, shard: Shard, start: int, stop: int, *names: str) -> list[Tensor]:
         path = self.folder / shard.file
