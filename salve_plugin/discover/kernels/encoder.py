@@ -98,6 +98,7 @@ class _Encode(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pre: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.rough = torch.is_autocast_enabled(x.device.type)
+        # A view: autograd takes an input that is returned itself for one changed in place.
         return pre.view_as(pre)
 
     @staticmethod
@@ -117,6 +118,8 @@ class _EncodeAt(torch.autograd.Function):
         ctx.support = support
         ctx.rough = torch.is_autocast_enabled(x.device.type)
         if support.known is not None:
+            # A copy: what is returned becomes a part of this step's graph, and the support's own
+            # numbers must not.
             return support.known.clone()
         assert pre is not None
         return support.gather(pre)
@@ -125,6 +128,7 @@ class _EncodeAt(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         support: Support = ctx.support
+        # The rows get no gradient: nothing before them learns, and theirs would be a dense product.
         for_bias = gradient.new_zeros(support.n_latents).index_add_(0, support.latents, gradient)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=ctx.rough):
             for_weight = support.sum_rows(gradient, x)

@@ -32,12 +32,14 @@ class Scratch:
             like: a tensor on the same device.
             dtype: number type; that of `like` if not given.
         """
-        place, size, dtype = self._n_lent, rows * columns, dtype or like.dtype
+        number, size, dtype = self._n_lent, rows * columns, dtype or like.dtype
+        # Each step asks for its matrices in the same order, so that the n-th finds memory of its
+        # size; the last batch of an epoch, which is smaller, takes a part of it.
         self._n_lent += 1
-        if place == len(self._lent):
+        if number == len(self._lent):
             self._lent.append(like.new_empty(0))
-        memory = self._lent[place]
+        memory = self._lent[number]
         same = memory.dtype == dtype and memory.device == like.device
         if not same or memory.numel() < size:
-            self._lent[place] = memory = like.new_empty(size, dtype=dtype)
+            self._lent[number] = memory = like.new_empty(size, dtype=dtype)
         return memory[:size].view(rows, columns)

@@ -66,13 +66,16 @@ def screened(
     kind = torch.bfloat16
     rough = scratch.take(len(x), len(weight), x, kind)
     torch.addmm(bias.to(kind), x.to(kind), weight.to(kind).T, out=rough)
-    found, candidates = largest(rough, min(CANDIDATES * k, len(weight)))
+    roughly, candidates = largest(rough, min(CANDIDATES * k, len(weight)))
     support = Support.of_indices(candidates, len(weight))
+    # Two candidates for each place leave the error room: the k largest lie among the 2 k roughly
+    # largest unless more than k others come within the error of them.
     exact = support.products(x, weight).add_(bias[candidates.flatten()]).view(candidates.shape)
-    values, places = largest(exact, k)
-    latents = candidates.gather(1, places)
-    sure = _sure(x, weight, bias, values, found.float())
+    values, winners = largest(exact, k)
+    latents = candidates.gather(1, winners)
+    sure = _sure(x, weight, bias, values, roughly.float())
     unsure = (~sure).nonzero().flatten()
+    # Rows whose largest values lie close together, as early in training, may all be unsure.
     if len(unsure) > MOST_UNSURE * len(x):
         return None
     if len(unsure):
@@ -82,10 +85,14 @@ def screened(
 
 
 def _sure(
-    x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, found: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, roughly: Tensor
 ) -> Bool[Tensor, " rows"]:
     """Say of which rows no latent that is no candidate can be among the k largest."""
-    least = found.amin(1)  # what is no candidate is not larger than this, roughly
+    # No other latent's rough value is above the smallest candidate's, so that its true value is at
+    # most that and the error. If the k-th largest exact value reaches there, the choice is certain.
+    least = roughly.amin(1)
+    # One bound for all latents, by the largest norm: a bound for each would be a matrix as large as
+    # the product, and cost what screening saves.
     norms = torch.linalg.vector_norm(weight, dim=1).amax() * torch.linalg.vector_norm(x, dim=1)
     error = PRODUCT_ERROR * norms + ROUNDING * (least.abs() + bias.abs().amax())
     sure: Tensor = values.amin(1) >= least + error

@@ -25,15 +25,19 @@ def largest(
     """
     n = rows.shape[1]
     groups = n // MEMBERS
+    # With as many groups to keep as there are, a round would throw nothing out.
     if n % MEMBERS or groups <= k:
         columns = _columns_of_largest(rows, k)
         return rows.gather(1, columns), columns
+    # A group is the columns g, g + groups, g + 2 groups, ...: the maxima of all groups are then
+    # maxima of long rows, element by element, which vectorizes. Groups of neighbours would be
+    # reduced four numbers at a time.
     best = largest(rows.view(len(rows), MEMBERS, groups).amax(1), k)[1]
     members = torch.arange(0, n, groups, device=rows.device)[:, None]
     candidates = (best[:, None] + members).flatten(1)
     values = rows.gather(1, candidates)
-    places = _columns_of_largest(values, k)
-    return values.gather(1, places), candidates.gather(1, places)
+    winners = _columns_of_largest(values, k)
+    return values.gather(1, winners), candidates.gather(1, winners)
 
 
 def _columns_of_largest(rows: Tensor, k: int) -> Tensor:
@@ -41,10 +45,11 @@ def _columns_of_largest(rows: Tensor, k: int) -> Tensor:
     n = rows.shape[1]
     if rows.device.type != "cpu" or k == n:
         return rows.topk(k, dim=1, sorted=False).indices
-    # NumPy partitions with vector instructions, torch does not.
+    # NumPy partitions with vector instructions, torch does not. It knows no bfloat16, whose values
+    # float32 holds exactly and in the same order.
     wide = rows.float() if rows.element_size() < 4 else rows
-    found = np.argpartition(wide.numpy(), n - k, axis=1)[:, n - k :]
-    return torch.from_numpy(found)
+    columns = np.argpartition(wide.numpy(), n - k, axis=1)[:, n - k :]
+    return torch.from_numpy(columns)
 
 
 def greater(

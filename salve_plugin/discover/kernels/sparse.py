@@ -63,10 +63,12 @@ class Support:
     ) -> "Support":
         """Take the latents where the mask is true."""
         n_rows, n_latents = mask.shape
-        places = true_places(mask)
+        entries = true_places(mask)
+        # They are in order, so that where a row starts is found by bisection: counting each row's
+        # would read the whole mask once more.
         ends = torch.arange(n_rows + 1, device=mask.device) * n_latents
-        starts = torch.searchsorted(places, ends)
-        return cls(starts.int(), (places % n_latents).int(), n_latents, None, scratch)
+        starts = torch.searchsorted(entries, ends)
+        return cls(starts.int(), (entries % n_latents).int(), n_latents, None, scratch)
 
     @property
     def n_rows(self) -> int:
@@ -86,14 +88,17 @@ class Support:
         return torch.bincount(self.latents, minlength=self.n_latents)
 
     @cached_property
-    def _places(self) -> Int[Tensor, " active"]:
+    def _entries(self) -> Int[Tensor, " active"]:
         """Where in the flattened matrix each entry is."""
         return self.rows * self.n_latents + self.latents
 
     @cached_property
     def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """Where each latent's entries start once sorted by latent, their rows, and their order."""
-        # The fewer bytes a key has, the fewer passes a radix sort takes.
+        # The gradients of encoder and atoms need a sum over rows for each latent, that is the
+        # transpose of the code: sorted once, it serves every product of the step. The fewer bytes
+        # a key has, the fewer passes a radix sort takes; stable, because the order in which rows
+        # are added up must not differ between two runs.
         keys = self.latents.short() if self.n_latents <= 2**15 else self.latents
         order = keys.argsort(stable=True)
         starts = torch.zeros(self.n_latents + 1, dtype=torch.int32, device=order.device)
@@ -102,12 +107,12 @@ class Support:
 
     def gather(self, dense: Float[Tensor, "rows latents"]) -> Float[Tensor, " active"]:
         """Return the values of a dense matrix at the support."""
-        return dense.flatten().index_select(0, self._places)
+        return dense.flatten().index_select(0, self._entries)
 
     def dense(self, values: Float[Tensor, " active"]) -> Float[Tensor, "rows latents"]:
         """Return the dense matrix with these values at the support and zero elsewhere."""
         matrix = values.new_zeros(self.n_rows * self.n_latents)
-        return matrix.index_put((self._places,), values).view(self.n_rows, self.n_latents)
+        return matrix.index_put((self._entries,), values).view(self.n_rows, self.n_latents)
 
     def sum_rows(
         self, values: Float[Tensor, " active"], rows: Float[Tensor, "rows width"]
@@ -119,6 +124,9 @@ class Support:
         starts, of_rows, order = self._by_latent
         weights = values.index_select(0, order)
         width = rows.shape[1]
+        # A small result comes from memory that the processor has at hand. A large one is a fresh
+        # page fault for each 4 kB unless the scratch lends it; but bags cannot write into memory
+        # that is given to them, so that CSR times dense does it, whose `out` can.
         if self.scratch is None or self.n_latents * width < KEPT_FROM:
             return _bags(starts, of_rows, weights, rows).to(rows.dtype)
         sums = self.scratch.take(self.n_latents, width, rows)
@@ -137,6 +145,9 @@ class Support:
         self, rows: Float[Tensor, "rows width"], atoms: Float[Tensor, "latents width"]
     ) -> Float[Tensor, " active"]:
         """Return x Vᵀ at the support only, walking once through the larger of the two."""
+        # A sampled product goes through one matrix row by row and reads from the other what each
+        # row needs: the larger is best gone through in order, and the smaller, which more likely
+        # fits into the cache, jumped about in.
         zeros = torch.zeros(len(self.latents), dtype=rows.dtype, device=rows.device)
         if self.n_latents <= self.n_rows:
             pattern = _compressed(self.starts, self.latents, zeros, self.n_latents)
@@ -148,23 +159,24 @@ class Support:
         return zeros.index_copy_(0, order, by_latent.values())
 
 
-def _bags(starts: Tensor, places: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
-    """Return for each bag the weighted sum of its rows, in the type that autocast says.
+def _bags(starts: Tensor, members: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+    """Return for each bag the weighted sum of its members' rows, in the type that autocast says.
 
     The time goes into reading rows, so that half as many bytes take little more than half of it,
     unless rows are read too seldom for the conversion to pay.
     """
-    often = len(places) > CONVERTED_FROM * len(rows)
+    often = len(members) > CONVERTED_FROM * len(rows)
     if often and torch.is_autocast_enabled(rows.device.type):
         rows = rows.to(torch.get_autocast_dtype(rows.device.type))
     return functional.embedding_bag(
-        places, rows, starts[:-1], mode="sum", per_sample_weights=weights.to(rows.dtype)
+        members, rows, starts[:-1], mode="sum", per_sample_weights=weights.to(rows.dtype)
     )
 
 
 def _compressed(starts: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
     """Return a CSR matrix of so many columns."""
     with warnings.catch_warnings():
+        # Invariants are not checked: that would read all columns in every product of every step.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(
             starts, columns, values, (len(starts) - 1, width), check_invariants=False
@@ -228,6 +240,7 @@ class _DecodeAt(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, atoms = ctx.saved_tensors
         support: Support = ctx.support
+        # Autograd may hand over an expanded or a transposed matrix, whose rows are none in memory.
         gradient = gradient.contiguous()
         for_values = for_atoms = None
         if ctx.needs_input_grad[0]:

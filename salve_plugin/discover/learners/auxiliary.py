@@ -108,13 +108,13 @@ class _Fork(torch.autograd.Function):
     """A tensor, and some of its rows."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(places)
-        return tensor.view_as(tensor), tensor.index_select(0, places)
+    def forward(ctx: Any, tensor: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(chosen)
+        return tensor.view_as(tensor), tensor.index_select(0, chosen)
 
     @staticmethod
     def backward(ctx: Any, whole: Tensor, some: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
+        (chosen,) = ctx.saved_tensors
         # In place, because the products that make the first gradient hand it over to nobody else,
         # and a copy would cost as much as what this function saves.
-        return whole.index_add_(0, places, some), None
+        return whole.index_add_(0, chosen, some), None

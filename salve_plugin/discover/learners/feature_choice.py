@@ -83,6 +83,8 @@ class FeatureChoice(MutualChoice):
 
     def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:
         """Keep the largest of each latent; move thresholds and densities."""
+        # A latent's best rows are those of the whole batch: each process ranks all of them, and
+        # takes its own rows out of the same choice.
         everyone = step.team.gather(pre)
         level = smallest_kept(pre, self.k * len(pre), t["level"], step)
         move_mean(t["density"], share_of_rows((pre >= level).sum(0), step), step)
@@ -110,6 +112,7 @@ def column_choice(
     """
     kept = torch.zeros_like(scores, dtype=torch.bool)
     smallest = torch.full_like(scores[0], torch.inf)
+    # One sort for all columns would sort every one as far as the longest needs.
     most = 1
     while bool((places > most // 2).any()):  # columns with about as many places are sorted at once
         columns = ((places > most // 2) & (places <= most)).nonzero().flatten()

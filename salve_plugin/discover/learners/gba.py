@@ -96,6 +96,7 @@ class GBA(Learner):
         """Return the mean over rows of ‖x − x̂‖²; before that, move the biases if it is time."""
         if bool(t["seen"] >= self.window):
             self._move_biases(t)
+        # The rule moves biases in place, and this step's graph must keep what it was computed with.
         atoms, bias = t["atoms"], t["bias"].clone()
         offset = bias - atoms @ t["decoder_bias"]
         pre = pre_activations(step.x, atoms, offset, step.scratch)

@@ -95,6 +95,7 @@ class JumpReLU(Learner):
         """Return the mean over rows of ‖x − x̂‖² plus the penalty, which warms up."""
         t, dead = apart(t, step.dead, self.aux)
         theta = thresholds(t)
+        # Half a bandwidth below the threshold the code is zero and the threshold has a gradient.
         near = theta.detach() - self.bandwidth / 2
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
@@ -114,6 +115,8 @@ class JumpReLU(Learner):
         """Return L0, or (L0 / aim − 1)² of all processes, with the gradient of this one's share."""
         if self.aim is None:
             return l0
+        # Gradients are averaged over processes: the factor is that of all rows, and what has a
+        # gradient the rows of this process, so that their mean is the gradient of the whole.
         off = step.team.mean(l0) / self.aim - 1
         return off.square() + 2 * off / self.aim * (l0 - l0.detach())
 

@@ -94,8 +94,8 @@ class Matryoshka(BatchTopK):
         atoms = torch.split(t["atoms"], sizes)
         parts = zip(blocks(code, sizes), atoms, strict=True)
         sums = accumulate((z.decode(part) for z, part in parts), torch.add)
-        found = [squared_error(x, each, t["decoder_bias"]) for each in sums]
-        return torch.stack([mean for mean, _ in found]).mean(), found[-1][1]
+        errors = [squared_error(x, prefix, t["decoder_bias"]) for prefix in sums]
+        return torch.stack([mean for mean, _ in errors]).mean(), errors[-1][1]
 
 
 def blocks(code: Code, sizes: list[int]) -> list[Code]:

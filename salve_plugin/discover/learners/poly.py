@@ -94,6 +94,8 @@ class Poly(TopK):
         """Bring the atoms to unit norm, and the columns of V M to an orthonormal basis."""
         super().constrain(t)
         _, r = torch.linalg.qr(t["atoms"] @ t["mixing"])
+        # QR leaves the signs open: without this, columns of U would flip from step to step, and
+        # what is trained for them be wrong.
         r = r * torch.where(r.diagonal() < 0, -1.0, 1.0)[:, None]
         t["mixing"].copy_(torch.linalg.solve_triangular(r, t["mixing"], upper=True, left=False))
 

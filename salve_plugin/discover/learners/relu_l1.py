@@ -109,6 +109,8 @@ class ReluL1(Learner):
             return size
         on = code.values[code.values > 0]
         powers = on.clamp(min=1e-3).pow(p).sum()
+        # Without gradient, and of all processes: it keeps the size of the penalty and leaves the
+        # direction of the gradient to the new shape.
         ratio = step.team.sum(size) / step.team.sum(powers).clamp(min=1e-12)
         return ratio * powers
 

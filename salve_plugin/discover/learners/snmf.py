@@ -108,8 +108,8 @@ def factorized(
     atoms = torch.linalg.solve(gram, (code.T @ rows).double()).to(rows.dtype)
     if rho < 1:
         kept = max(1, round(rho * atoms.shape[1]))
-        places = atoms.abs().topk(kept, dim=1).indices
-        atoms = torch.zeros_like(atoms).scatter(1, places, atoms.gather(1, places))
+        largest = atoms.abs().topk(kept, dim=1).indices
+        atoms = torch.zeros_like(atoms).scatter(1, largest, atoms.gather(1, largest))
     norms = torch.linalg.vector_norm(atoms, dim=1)
     vanished = norms < torch.finfo(rows.dtype).eps
     atoms = torch.where(vanished[:, None], fallback, atoms / norms.clamp(min=1e-30)[:, None])

@@ -112,6 +112,7 @@ def chosen(
         pre: pre-activations.
         norm: of the centred rows.
     """
+    # All are sorted: how many are kept is known only from the sums of the largest.
     ordered, latents = functional.relu(pre).sort(dim=-1, descending=True)
     rank = torch.arange(1, pre.shape[-1] + 1, device=pre.device)
     kept = (rank <= count_kept(ordered, norm)[..., None]) & (ordered > 0)

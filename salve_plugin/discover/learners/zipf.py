@@ -40,6 +40,8 @@ def _places(n: int, total: int, rows: int, exponent: float, shift: float) -> lis
     law = zipf_law(n, exponent, shift)
     least = 1 if total >= n else 0
     low, high = 0.0, total / float(law.min())
+    # Clamped shares add up to more the larger the factor is, and in no closed form: which of them
+    # are clamped depends on it.
     for _ in range(BISECTIONS):
         factor = (low + high) / 2
         if (factor * law).clamp(least, rows).sum() < total:

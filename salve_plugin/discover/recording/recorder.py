@@ -72,11 +72,11 @@ class Recorder:
                 "run the model in one precision"
             )
         self.index = replace(self.index, dtype=dtype)
-        each = len(rows) // len(batch.labels)
+        per_image = len(rows) // len(batch.labels)
         images = torch.arange(self._n_images, self._n_images + len(batch.labels))
         self._rows.append(rows)
-        self._row_labels.append(batch.labels.repeat_interleave(each))
-        self._row_images.append(images.repeat_interleave(each))
+        self._row_labels.append(batch.labels.repeat_interleave(per_image))
+        self._row_images.append(images.repeat_interleave(per_image))
         self._batches.append(fingerprint)
         self._images_in_shard += len(images)
         self._n_images += len(images)
@@ -125,16 +125,17 @@ def _continued(folder: Path, index: Index) -> Index:
             leftover.unlink(missing_ok=True)
     if not (folder / INDEX_FILE).exists():
         return index
-    found = Index.read(folder)
+    recorded = Index.read(folder)
     same = {
-        "site": (found.site, index.site),
-        "model weights": (found.model_sha256, index.model_sha256),
-        "class names": (found.classes, index.classes),
+        "site": (recorded.site, index.site),
+        "model weights": (recorded.model_sha256, index.model_sha256),
+        "class names": (recorded.classes, index.classes),
     }
     other = [name for name, (before, now) in same.items() if before != now]
     if other:
         raise InputError(
-            f"{folder} holds a recording of '{found.site.name}' with other {' and '.join(other)} "
-            f"than '{index.site.name}' of this model and data; choose another folder, or delete it"
+            f"{folder} holds a recording of '{recorded.site.name}' with other "
+            f"{' and '.join(other)} than '{index.site.name}' of this model and data; choose "
+            "another folder, or delete it"
         )
-    return found
+    return recorded

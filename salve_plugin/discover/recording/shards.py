@@ -170,8 +170,8 @@ class Index:
             path = folder / shard.file
             size = path.stat().st_size if path.is_file() else None
             if size != shard.size:
-                found = "is missing" if size is None else f"has {size} bytes"
+                state = "is missing" if size is None else f"has {size} bytes"
                 raise ReadError(
-                    f"shard {path} {found}, the index says {shard.size} bytes; restore it, or "
+                    f"shard {path} {state}, the index says {shard.size} bytes; restore it, or "
                     "delete the folder and record again"
                 )

@@ -1,4 +1,12 @@
-"""A run that was killed goes on where it was, to the same bits."""
+"""A run that was killed goes on where it was, to the same bits.
+
+What a step depends on is either in the file or follows from its number. In the file: all tensors,
+those too that are kept and not trained (thresholds, densities); Adam's moments; how long each
+latent has been silent; the weight of the penalty; the learning rate, and the end, which an early
+stop moves. From the number: which rows come next, since an epoch's order is drawn from seed and
+epoch, and what the learner draws, since each step has a generator of its own. So no generator's
+state is kept, and none can be forgotten.
+"""
 
 import hashlib
 import json
@@ -35,7 +43,7 @@ def store(folder: Path, state: State, identity: dict[str, Any]) -> None:
         "step": state.step,
         "stop": state.stop,
         "decay_from": state.decay_from,
-        "best": state.best if state.best[1] else None,
+        "best": state.best if state.best[1] else None,  # it starts at -∞, which JSON has not
         "control": asdict(state.control),
     }
     text = json.dumps(fields, sort_keys=True, allow_nan=False).encode()
@@ -43,10 +51,12 @@ def store(folder: Path, state: State, identity: dict[str, Any]) -> None:
     for name, value in state.tensors.items():
         for moment, kept in state.optimizer.state.get(value, {}).items():
             tensors[f"{moment}.{name}"] = kept
+    # The fields are in the file of the tensors, so that no kill can come between the two.
     tensors |= {
         "silent": state.silent,
         "fields": torch.frombuffer(bytearray(text), dtype=torch.uint8),
     }
+    # Copies, because safetensors refuses tensors that share memory, as views do.
     content = save({name: value.contiguous().clone() for name, value in tensors.items()})
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,13 +95,14 @@ def restore(folder: Path, state: State, identity: dict[str, Any]) -> bool:
         )
     with torch.no_grad():
         for name, value in state.tensors.items():
-            value.copy_(tensors[f"tensor.{name}"])
+            value.copy_(tensors[f"tensor.{name}"])  # in place: the optimizer knows this tensor
             suffix = f".{name}"
             moments = {
                 key.removesuffix(suffix): kept
                 for key, kept in tensors.items()
                 if key.endswith(suffix) and not key.startswith("tensor.")
             }
+            # Adam makes its moments in its first step, unless they are there already.
             if moments:
                 state.optimizer.state[value].update(moments)
     state.silent = tensors["silent"]

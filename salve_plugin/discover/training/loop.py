@@ -141,7 +141,7 @@ def train(
         with torch.no_grad():
             _move(rule, state, plan)
             active = team.sum(outcome.active)
-            n_rows = len(rows) - len(rows) % team.size
+            n_rows = len(rows) - len(rows) % team.size  # the rest was left out by all processes
             state.silent += n_rows
             state.silent[active > 0] = 0
             l0 = float(active.sum()) / n_rows
@@ -149,6 +149,7 @@ def train(
             progress = state.step / state.stop
             state.control.observe(l0, progress)
             if rule.revived and progress < REVIVE_UNTIL and state.step % plan.revive_every == 0:
+                # From all processes' rows and a generator that all seed alike: they stay equal.
                 dead = state.silent >= plan.patience
                 revive(rule, state.tensors, state.optimizer, rows, dead, _random(plan, state.step))
                 state.silent[dead] = 0
@@ -181,6 +182,7 @@ def _move(rule: Learner, state: State, plan: Plan) -> None:
     norm = nn.utils.get_total_norm(gradients)
     if norm > 1:
         torch._foreach_div_(gradients, norm)
+    # Set anew in each step, instead of by a scheduler: an early stop moves the end.
     share = rate_share(state.step, state.stop, state.decay_from)
     state.optimizer.param_groups[0]["lr"] = state.learning_rate * share
     state.optimizer.step()
@@ -188,4 +190,5 @@ def _move(rule: Learner, state: State, plan: Plan) -> None:
 
 
 def _random(plan: Plan, step: int) -> torch.Generator:
+    # One for each step, not one for the run: a resumed run draws the same without its state.
     return torch.Generator().manual_seed(plan.seed * SEED_STRIDE + step)

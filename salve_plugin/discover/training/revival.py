@@ -35,15 +35,18 @@ def revive(
         random: draws the rows.
     """
     latents = dead.nonzero().flatten()
-    if len(latents) == 0:
+    if len(latents) == 0:  # coding and decoding the batch cost a step's time
         return
     error = torch.linalg.vector_norm(rows - rule.decode(t, rule.encode(t, rows)), dim=1)
     error = error * rows.any(1)  # a row at the mean has no direction
     if not error.sum() > 0:
         return
     if t["atoms"].requires_grad:
+        # With replacement, because there may be more dead latents than rows with an error. Two that
+        # draw the same row are twins with equal gradients from then on: one of them is wasted.
         drawn = torch.multinomial(error, len(latents), replacement=True, generator=random)
         t["atoms"][latents] = torch.nn.functional.normalize(rows[drawn], dim=1)
+    # As loud as the living, it would at once be active on rows that they explain already.
     living = t["encoder_weight"][~dead]
     size = torch.linalg.vector_norm(living, dim=1).mean() if len(living) else rows.new_ones(())
     t["encoder_weight"][latents] = ENCODER_SHARE * size * t["atoms"][latents]
@@ -52,6 +55,8 @@ def revive(
     for name in own:
         t[name][latents] = 0
     for name in ("atoms", "encoder_weight", "encoder_bias", *own):
+        # Adam's moments are of the old direction, along which they would drag the new one. Its
+        # count of steps is one number for the whole tensor, has no such shape, and stays.
         for moment in optimizer.state.get(t[name], {}).values():
             if moment.shape == t[name].shape:
                 moment[latents] = 0

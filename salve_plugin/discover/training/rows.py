@@ -79,12 +79,12 @@ class Rows:
 
     def apart(self, most: int) -> Float[Tensor, "rows width"]:
         """Return the first held-out rows, at most so many."""
-        found: list[Tensor] = []
+        kept: list[Tensor] = []
         for rows, images in self.all():
-            found.append(rows[held_out(images)])
-            if sum(map(len, found)) >= most:
+            kept.append(rows[held_out(images)])
+            if sum(map(len, kept)) >= most:
                 break
-        return torch.cat(found)[:most]
+        return torch.cat(kept)[:most]
 
     def training(self, size: int, shuffle_seed: int | None = None) -> Iterator[Tensor]:
         """Yield the rows that are not held out, `size` at a time."""

@@ -70,12 +70,13 @@ def _apart(noise: Tensor) -> Tensor:
 
 def _useless(atoms: Tensor) -> Tensor:
     """Say which atoms are zero or as good as equal to an earlier one."""
+    # In blocks of rows: the cosines of all pairs at once are a matrix of latents by latents.
     numbers = torch.arange(len(atoms))
-    found: Tensor = torch.linalg.vector_norm(atoms, dim=1) < 0.5
+    useless: Tensor = torch.linalg.vector_norm(atoms, dim=1) < 0.5
     for mine, part in zip(torch.split(numbers, 1024), torch.split(atoms, 1024), strict=True):
         alike = part @ atoms.T > 1 - 1e-5
-        found[mine] |= (alike & (numbers < mine[:, None])).any(1)
-    return found
+        useless[mine] |= (alike & (numbers < mine[:, None])).any(1)
+    return useless
 
 
 def _gain(rule: Learner, rows: Tensor, atoms: Tensor) -> float:
@@ -108,6 +109,7 @@ def spherical_kmeans(
         nearest = torch.cat([part.indices for part in parts])
         sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
         empty = torch.linalg.vector_norm(sums, dim=1) == 0
+        # The zero vector is nearest to hardly any row, so that an empty centre would stay empty.
         sums[empty] = rows[cosines.argsort(stable=True)[: int(empty.sum())]]
         centres = functional.normalize(sums, dim=1)
     return centres

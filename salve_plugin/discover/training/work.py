@@ -96,6 +96,7 @@ class Work:
         state = State.fresh(self._prepared(), self.plan, self.settings.learning_rate or 0.0)
         identity = self._identity()
         folder = None if self.run.checkpoint is None else Path(self.run.checkpoint)
+        # A restored state has the learning rate that the first start's range test found.
         resumed = folder is not None and checkpoint.restore(folder, state, identity)
         self._check_together(state.step)
         if not resumed and not state.learning_rate:
@@ -153,6 +154,8 @@ class Work:
         size, seed = self.plan.batch_size, self.plan.seed
         whole, rest = divmod(self.moments.n_rows, size)
         in_epoch = whole + (rest >= self.team.size)  # a smaller rest leaves a process without rows
+        # An epoch's order does not depend on those before it: to go on from a step, only the rows
+        # before it in its own epoch are drawn again and skipped.
         for epoch in count(start // in_epoch):
             rows = self.data.training(size, shuffle_seed=seed * SEED_STRIDE + epoch)
             skipped = start % in_epoch if epoch == start // in_epoch else 0
