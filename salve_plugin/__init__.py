@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from salve_plugin.discover.sweep import Trial as Trial
     from salve_plugin.discover.sweep import sweep as sweep
     from salve_plugin.discover.training.fit import fit as fit
+    from salve_plugin.discover.training.head_gradient import head_gradient as head_gradient
     from salve_plugin.discover.training.progress import Progress as Progress
     from salve_plugin.discover.training.run import Run as Run
     from salve_plugin.errors import SalveError as SalveError
@@ -56,6 +57,7 @@ _HOME = {
     "record": "discover.recording.record",
     "Dictionary": "discover.dictionary",
     "fit": "discover.training.fit",
+    "head_gradient": "discover.training.head_gradient",
     "learners": "discover.learners",
     "Progress": "discover.training.progress",
     "Run": "discover.training.run",

@@ -68,7 +68,7 @@ class GradientTopK(TopK):
             raise InputError(
                 f"learner '{self.name}' with beta = {self.beta:g} needs the gradient of the "
                 "model's loss at each row: give fit(gradient=), for the head's input "
-                "head_gradient(hooked), or choose beta=0, which is TopK"
+                "salve_plugin.head_gradient(hooked), or choose beta=0, which is TopK"
             )
         scores = gradient_scores(pre, step.gradient, t["atoms"], self.beta)
         return Support.of_indices(scores.topk(self.k, dim=1, sorted=False).indices, pre.shape[1])

@@ -95,7 +95,7 @@ class JumpReLU(Learner):
         """Return the mean over rows of ‖x − x̂‖² plus the penalty, which warms up."""
         t, dead = apart(t, step.dead, self.aux)
         theta = thresholds(t)
-        # Half a bandwidth below the threshold the code is zero and the threshold has a gradient.
+        # Within half a bandwidth below the threshold the code is zero, but the threshold learns.
         near = theta.detach() - self.bandwidth / 2
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
