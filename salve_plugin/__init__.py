@@ -29,19 +29,20 @@ if TYPE_CHECKING:
     from salve_plugin.control.recipe import Provenance as Provenance
     from salve_plugin.control.select import Choice as Choice
     from salve_plugin.control.select import choose as choose
-    from salve_plugin.discover.activations import Activations as Activations
     from salve_plugin.discover.dictionary import Dictionary as Dictionary
     from salve_plugin.discover.features import Features as Features
     from salve_plugin.discover.features import profile as profile
     from salve_plugin.discover.learners import learners as learners
-    from salve_plugin.discover.progress import Progress as Progress
-    from salve_plugin.discover.recording import record as record
-    from salve_plugin.discover.run import Run as Run
+    from salve_plugin.discover.recording.activations import Activations as Activations
+    from salve_plugin.discover.recording.record import record as record
     from salve_plugin.discover.saelens import load_saelens as load_saelens
     from salve_plugin.discover.saelens import save_saelens as save_saelens
     from salve_plugin.discover.sweep import Trial as Trial
     from salve_plugin.discover.sweep import sweep as sweep
-    from salve_plugin.discover.train import fit as fit
+    from salve_plugin.discover.training.fit import fit as fit
+    from salve_plugin.discover.training.head_gradient import head_gradient as head_gradient
+    from salve_plugin.discover.training.progress import Progress as Progress
+    from salve_plugin.discover.training.run import Run as Run
     from salve_plugin.errors import SalveError as SalveError
     from salve_plugin.hooks import HookedModel as HookedModel
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
@@ -59,13 +60,14 @@ if TYPE_CHECKING:
 _HOME = {
     "Adapter": "adapter",
     "attach": "adapter",
-    "Activations": "discover.activations",
-    "record": "discover.recording",
+    "Activations": "discover.recording.activations",
+    "record": "discover.recording.record",
     "Dictionary": "discover.dictionary",
-    "fit": "discover.train",
+    "fit": "discover.training.fit",
+    "head_gradient": "discover.training.head_gradient",
     "learners": "discover.learners",
-    "Progress": "discover.progress",
-    "Run": "discover.run",
+    "Progress": "discover.training.progress",
+    "Run": "discover.training.run",
     "load_saelens": "discover.saelens",
     "save_saelens": "discover.saelens",
     "sweep": "discover.sweep",

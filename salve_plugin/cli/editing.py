@@ -13,9 +13,9 @@ from salve_plugin.control.evaluate import change, evaluate_heads
 from salve_plugin.control.making import enhance, suppress
 from salve_plugin.control.rivals import with_rivals
 from salve_plugin.control.select import choose, edited_weight
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
 

@@ -21,7 +21,7 @@ from salve_plugin.control.strength import (
     solve,
     split,
 )  # fmt: skip
-from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import HEAD_INPUT

@@ -19,9 +19,9 @@ from salve_plugin.control.making import suppress
 from salve_plugin.control.operators import Gate, scaled
 from salve_plugin.control.recipe import Provenance
 from salve_plugin.control.rivals import with_rivals
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 

@@ -16,9 +16,9 @@ from salve_plugin.control.select import (
     strength_to_break,
     without_class,
 )
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.hooks import HookedModel
 
 

@@ -84,7 +84,7 @@ class Dictionary(nn.Module):
     @property
     def options(self) -> dict[str, object]:
         """The learner's hyper-parameters, as plain JSON values."""
-        options = asdict(self._learner)  # type: ignore[call-overload] # every learner is a dataclass
+        options = asdict(self._learner)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
 
     @property

@@ -12,9 +12,6 @@ from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.share.canonical import Json
 from salve_plugin.site import Site
 
-COSTLY = {("itda", "k"): 4096, ("mp", "k"): 4096, ("snmf", "updates"): 10_000}
-"""The most that is read of options that time and memory of encoding a single row grow with."""
-
 
 def fields_of(dictionary: Dictionary) -> Json:
     """Return options, site and meta.
@@ -63,7 +60,8 @@ def rebuilt(
 
 
 def _check_cost(learner: str, options: Mapping[str, object]) -> None:
-    for (name, option), most in COSTLY.items():
+    known = learners.LEARNERS.get(learner)
+    for option, most in known.costly.items() if known else ():
         value = options.get(option, 0)
-        if name == learner and not (isinstance(value, int | float) and value <= most):
+        if not (isinstance(value, int | float) and value <= most):
             raise InputError(f"its option {option} is {value!r}, more than the {most} that is read")

@@ -13,8 +13,8 @@ from salve_plugin.demo import digits
 from salve_plugin.demo.crit_check import check_crit
 from salve_plugin.demo.measures import Study, cross_class, enhance_class, suppress_class
 from salve_plugin.discover.features import profile
-from salve_plugin.discover.recording import record
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.training.fit import fit
 
 
 @pytest.fixture(params=["resnet", "vit"])
