@@ -1,7 +1,13 @@
-"""Hook points with TransformerLens' signatures and meaning, for when it is not installed."""
+"""Hook points with TransformerLens' signatures and meaning, for when it is not installed.
 
+What they add to it: functions that are there for the length of a call (`hooks`, `run_with_hooks`,
+`run_with_cache`) act in that call only, whatever other threads do with the same model. Functions
+that `add_hook` adds are everybody's until they are removed.
+"""
+
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from salve_plugin.errors import InputError, UnknownSiteError
+from salve_plugin.passes import Pass, open_passes, opened
+from salve_plugin.taps import REGISTERING, Replace, watched
 
 Direction = Literal["fwd", "bwd", "both"]
 HookFunction = Callable[..., Any]
@@ -18,13 +26,27 @@ NameOrTest = str | Callable[[str], bool]
 NamesFilter = None | str | Sequence[str] | Callable[[str], bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HookHandle:
-    """One function on one hook point: how to remove it, and whether `reset_hooks` may."""
+    """One function on one hook point: how to remove it, and whether `reset_hooks` may.
+
+    Attributes:
+        hook: its `remove()` takes the function away.
+        is_permanent: whether `reset_hooks` leaves it.
+        level: of the caller's choice; `reset_hooks` can be limited to one.
+        function: what is called.
+        owner: the pass in which alone it acts; None for a function that is everybody's.
+    """
 
     hook: RemovableHandle
     is_permanent: bool
     level: int | None
+    function: HookFunction
+    owner: Pass | None
+
+    def acts(self) -> bool:
+        """Say whether the function acts in the caller's context."""
+        return self.owner is None or self.owner in open_passes()
 
 
 class HookPoint(nn.Module):
@@ -32,9 +54,7 @@ class HookPoint(nn.Module):
 
     Attributes:
         name: of the site, set by the hooked model.
-        ctx: free space for hook functions.
-        fwd_hooks: handles of the functions on activations.
-        bwd_hooks: handles of the functions on gradients.
+        ctx: free space for hook functions; all threads share it.
     """
 
     def __init__(self) -> None:
@@ -42,12 +62,41 @@ class HookPoint(nn.Module):
         super().__init__()
         self.name: str | None = None
         self.ctx: dict[Any, Any] = {}
-        self.fwd_hooks: list[HookHandle] = []
-        self.bwd_hooks: list[HookHandle] = []
+        # By direction and number of the handle.
+        self._handles: dict[str, OrderedDict[int, HookHandle]] = {
+            "fwd": OrderedDict(),
+            "bwd": OrderedDict(),
+        }
+
+    @property
+    def fwd_hooks(self) -> list[HookHandle]:
+        """The handles of the functions on activations, in order."""
+        return list(self._handles["fwd"].values())
+
+    @property
+    def bwd_hooks(self) -> list[HookHandle]:
+        """The handles of the functions on gradients, in order."""
+        return list(self._handles["bwd"].values())
 
     def forward(self, activation: Tensor) -> Tensor:
-        """Return the activation; torch applies the functions around this call."""
-        return activation
+        """Return what the functions that act here make of the activation.
+
+        Functions on the gradient are chosen now and stay with this activation's graph: the
+        backward pass may run in a thread that no longer knows whose it is.
+        """
+        for handle in self._acting("fwd"):
+            result = handle.function(activation, hook=self)
+            activation = activation if result is None else result
+        return watched(activation, [self._on_gradient(each) for each in self._acting("bwd")])
+
+    def _on_gradient(self, handle: HookHandle) -> Replace:
+        def on_gradient(gradient: Tensor) -> Tensor | None:
+            result = handle.function(gradient, hook=self)
+            # A tuple is the form of torch's own backward hooks.
+            replaced: Tensor | None = result[0] if isinstance(result, tuple) else result
+            return replaced
+
+        return on_gradient
 
     def add_hook(
         self,
@@ -56,28 +105,31 @@ class HookPoint(nn.Module):
         is_permanent: bool = False,
         level: int | None = None,
         prepend: bool = False,
+        owner: Pass | None = None,
     ) -> HookHandle:
         """Call `hook(tensor, hook=self)` on every activation ("fwd") or its gradient ("bwd").
+
+        Args:
+            hook: returns None, or what takes the place of what it got.
+            dir: "fwd" or "bwd".
+            is_permanent: whether `reset_hooks` leaves it.
+            level: of the caller's choice, for `remove_hooks`.
+            prepend: whether it comes before the functions that are there.
+            owner: the pass in which alone it acts, which `HookedModel.hooks` sets.
 
         Raises:
             InputError: if `dir` is neither.
         """
-        if dir == "fwd":
-            handle = self.register_forward_hook(
-                lambda _module, _inputs, output: hook(output, hook=self), prepend=prepend
-            )
-        elif dir == "bwd":
-
-            def on_gradient(_module: nn.Module, _inputs: Any, gradients: Any) -> Any:
-                return _as_tuple(hook(gradients[0], hook=self))
-
-            handle = self.register_full_backward_hook(on_gradient, prepend=prepend)
-        else:
+        if dir not in ("fwd", "bwd"):
             raise InputError(f"dir is 'fwd' or 'bwd', not {dir!r}")
-        kept = HookHandle(handle, is_permanent, level)
-        handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
-        handles.insert(0 if prepend else len(handles), kept)
-        return kept
+        handles = self._handles[dir]
+        with REGISTERING:
+            removable = RemovableHandle(handles)
+        handle = HookHandle(removable, is_permanent, level, hook, owner)
+        handles[removable.id] = handle
+        if prepend:
+            handles.move_to_end(removable.id, last=False)
+        return handle
 
     def add_perma_hook(self, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd") -> None:
         """Add a function that `reset_hooks` leaves in place."""
@@ -89,18 +141,25 @@ class HookPoint(nn.Module):
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None:
-        """Remove the functions of a direction, of one context level or of all."""
-        for handles in self._lists(dir):
-            for handle in list(handles):
-                if handle.is_permanent and not including_permanent:
-                    continue
-                if level is None or handle.level == level:
-                    handle.hook.remove()
-                    handles.remove(handle)
+        """Remove the functions of a direction, of one context level or of all.
+
+        Those that belong to a call in another thread stay.
+        """
+        for handle in self._acting(dir):
+            if handle.is_permanent and not including_permanent:
+                continue
+            if level is None or handle.level == level:
+                handle.hook.remove()
 
     def has_hooks(self, dir: Direction = "both") -> bool:
-        """Say whether there is a function in that direction."""
-        return any(self._lists(dir))
+        """Say whether there is a function in that direction that acts in the caller's context."""
+        return bool(self._acting(dir))
+
+    def _acting(self, dir: Direction) -> list[HookHandle]:
+        """Return the handles of a direction that act in the caller's context, in order."""
+        forward = self.fwd_hooks if dir != "bwd" else []
+        backward = self.bwd_hooks if dir != "fwd" else []
+        return [handle for handle in (*forward, *backward) if handle.acts()]
 
     def clear_context(self) -> None:
         """Empty `ctx`."""
@@ -116,14 +175,6 @@ class HookPoint(nn.Module):
         if len(parts) < 2 or not parts[1].isdigit():
             raise InputError(f"hook point '{self.name}' belongs to no numbered block")
         return int(parts[1])
-
-    def _lists(self, dir: Direction) -> list[list[HookHandle]]:
-        """Return the handle lists of a direction."""
-        return {
-            "fwd": [self.fwd_hooks],
-            "bwd": [self.bwd_hooks],
-            "both": [self.fwd_hooks, self.bwd_hooks],
-        }[dir]
 
 
 class HookedRoot(nn.Module):
@@ -181,24 +232,31 @@ class HookedRoot(nn.Module):
     ) -> Iterator["HookedRoot"]:
         """Keep functions in place within the context; others that were there stay.
 
+        They act in this context's own thread (or asyncio task) only. Functions on gradients act on
+        the graph of each forward pass made here, in whatever thread its backward pass runs.
+
         Args:
             fwd_hooks: (name or test of names, function) on activations.
             bwd_hooks: the same on gradients.
-            reset_hooks_end: whether to remove them at the end of the context.
+            reset_hooks_end: whether to remove them at the end of the context. If not, they are
+                everybody's from the start, as if `add_hook` had added them.
             clear_contexts: whether to empty the points' `ctx` then.
         """
-        level = getattr(self, "_level", 0) + 1
-        self._level = level
-        try:
-            for name, function in fwd_hooks:
-                self.add_hook(name, function, "fwd", level=level)
-            for name, function in bwd_hooks:
-                self.add_hook(name, function, "bwd", level=level)
+        with opened() as mine, ExitStack() as stack:
+            owner = mine if reset_hooks_end else None
+            wanted: list[tuple[NameOrTest, HookFunction, Literal["fwd", "bwd"]]] = [
+                *((name, function, "fwd") for name, function in fwd_hooks),
+                *((name, function, "bwd") for name, function in bwd_hooks),
+            ]
+            for name, function, dir in wanted:
+                for point in self._matching(name):
+                    handle = point.add_hook(function, dir, owner=owner)
+                    if reset_hooks_end:
+                        stack.callback(handle.hook.remove)
+            if reset_hooks_end and clear_contexts:
+                for point in self.hook_dict.values():
+                    stack.callback(point.clear_context)
             yield self
-        finally:
-            if reset_hooks_end:
-                self.reset_hooks(clear_contexts, level=level)
-            self._level = level - 1
 
     def run_with_hooks(
         self,
@@ -282,8 +340,3 @@ class HookedRoot(nn.Module):
             return [name for name in self.hook_dict if names_filter(name)]
         wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)
         return [point.name for name in wanted for point in self._matching(name)]
-
-
-def _as_tuple(gradient: Any) -> Any:
-    """Return a replaced gradient in the form that torch's backward hooks expect."""
-    return gradient if gradient is None or isinstance(gradient, tuple) else (gradient,)

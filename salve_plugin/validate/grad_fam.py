@@ -23,7 +23,7 @@ from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.site import Site
 from salve_plugin.validate.latents import Encoder, Stage, Target, image_latents, latent_index
 from salve_plugin.validate.layout import Tokens, as_map, channel_axis, checked_tokens
-from salve_plugin.validate.tracing import Place, Trace, joined, pull_back, side_name, traced
+from salve_plugin.validate.tracing import GraphSlice, Place, joined, pull_back, side_name, traced
 
 if TYPE_CHECKING:
     from salve_plugin.discover.dictionary import Dictionary
@@ -177,15 +177,15 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         layer: Place = (_one_module(self.layer), "in" if explains_input else "out")
         run = _forward(self.forward_func, inputs, additional_forward_args)
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        with traced(run, layer, self.site, device_ids) as trace:
-            latent_gradient = self._latent_gradient(trace, target)
-            layer_gradient = pull_back(trace, latent_gradient, grad_kwargs or {})
+        with traced(run, layer, self.site, device_ids) as graph:
+            latent_gradient = self._latent_gradient(graph, target)
+            layer_gradient = pull_back(graph, latent_gradient, grad_kwargs or {})
         if layer_gradient is None:
             raise AttributionError(_no_dependence(layer))
         gradient = as_map(layer_gradient, self.tokens)
         if not gradient.any() and latent_gradient.any():
             raise AttributionError(_no_gradient(layer))
-        heat = weighted_map(as_map(joined(trace.layer), self.tokens), gradient)
+        heat = weighted_map(as_map(joined(graph.layer), self.tokens), gradient)
         heat = heat.sum(1, keepdim=True) if attr_dim_summation else heat
         if not heat.isfinite().all():
             raise AttributionError(
@@ -194,9 +194,9 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             )
         return heat.relu() if relu_attributions else heat
 
-    def _latent_gradient(self, trace: Trace, target: Target) -> Tensor:
+    def _latent_gradient(self, graph: GraphSlice, target: Target) -> Tensor:
         """Return dz_l/dx at the site, for the whole batch, in float32 or wider."""
-        features = joined(trace.site).detach()
+        features = joined(graph.site).detach()
         # In float16 the encoder row itself could overflow.
         features = features.to(torch.promote_types(features.dtype, torch.float32)).requires_grad_()
         with torch.enable_grad():
