@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from salve_plugin import passes
 from salve_plugin.errors import InputError, UnknownSiteError
-from salve_plugin.hook_points import HookedRoot, HookPoint
+from salve_plugin.hook_points import HookPoint
+from salve_plugin.hooked_root import HookedRoot
 from salve_plugin.modes import evaluating
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.taps import Replace, check_fired, reading, tapped

@@ -16,6 +16,8 @@ from salve_plugin.site import Side, Site
 Replace = Callable[[Tensor], Tensor | None]
 """Gets an activation; a tensor that it returns takes the activation's place."""
 
+SIDE_NAMES = {"in": "input", "out": "output"}
+
 REGISTERING = threading.Lock()
 """Held while a hook is registered: torch counts its handles without a lock."""
 
@@ -167,7 +169,7 @@ class _Tap:
         if not isinstance(values, (tuple, list)) or not values:
             got = type(values).__name__
             raise InputError(
-                f"the first {self.side}put of {_named(module)} is no tensor but {got}; "
+                f"the first {SIDE_NAMES[self.side]} of {_named(module)} is no tensor but {got}; "
                 "choose another site"
             )
         first = self._swapped(module, values[0])

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salve_plugin.errors import AttributionError, HookNotFiredError
-from salve_plugin.site import Side
 from salve_plugin.taps import Replace, tapping
-
-Place = tuple[nn.Module, Side]
-"""A module's first input or its (first) output."""
+from salve_plugin.validate.places import Place, side_name
 
 
 @dataclass(frozen=True)
@@ -168,8 +165,3 @@ def _device_order(
         )
     rank = {index: place for place, index in enumerate(device_ids)}
     return sorted(seen, key=lambda device: rank[device.index])
-
-
-def side_name(place: Place) -> str:
-    """Return `input` or `output`, for a message."""
-    return "input" if place[1] == "in" else "output"
