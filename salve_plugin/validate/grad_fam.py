@@ -133,7 +133,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
 
         Raises:
             UnknownSiteError: if the model lacks the layer or the dictionary's site.
-            InputError: if the dictionary reads another number of features than its site has.
+            InputError: if the dictionary reads another number of features than its site has, or
+                was trained on another layout of it.
             AttributionError: if there is no map or patch grid to look at.
         """
         site = readable(hooked.site(dictionary.site.name), dictionary)
@@ -176,8 +177,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             grad_kwargs: passed to `torch.autograd.grad`.
 
         Raises:
-            InputError: if the target is not a latent of the dictionary, or the site's width or the
-                layer's layout is not the one given.
+            InputError: if the target is not a latent of the dictionary, the site's width or the
+                layer's layout is not the one given, or where the site's features lie is not certain.
             AttributionError: if the latent does not depend on the layer, or on none of its
                 positions, as for class-token pooling at the output of the last block; or if the
                 map is not finite, or the layer runs several times in a forward pass.
