@@ -178,7 +178,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
 
         Raises:
             InputError: if the target is not a latent of the dictionary, the site's width or the
-                layer's layout is not the one given, or where the site's features lie is not certain.
+                layer's layout is not the one given, or the site's layout is not certain.
             AttributionError: if the latent does not depend on the layer, or on none of its
                 positions, as for class-token pooling at the output of the last block; or if the
                 map is not finite, or the layer runs several times in a forward pass.
