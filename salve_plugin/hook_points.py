@@ -144,7 +144,8 @@ class HookPoint(nn.Module):
 
     def has_hooks(self, dir: Direction = "both") -> bool:
         """Say whether there is a function in that direction that acts in the caller's context."""
-        return bool(self._acting(dir))
+        idle = not self._handles["fwd"] and not self._handles["bwd"]  # asked in every forward pass
+        return not idle and bool(self._acting(dir))
 
     def _acting(self, dir: Direction) -> list[HookHandle]:
         """Return the handles of a direction that act in the caller's context, in order."""
