@@ -7,6 +7,7 @@ from torch import nn
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Side, Site
+from salve_plugin.taps import SIDE_NAMES
 from salve_plugin.validate.latents import Encoder
 from salve_plugin.validate.layout import Tokens, tokens_of
 
@@ -112,4 +113,4 @@ def layer_tokens(layer: Where, tokens: Tokens) -> Tokens:
 
 def side_name(place: Place) -> str:
     """Return `input` or `output`, for a message."""
-    return "input" if place[1] == "in" else "output"
+    return SIDE_NAMES[place[1]]
