@@ -77,6 +77,7 @@ class TimmAdapter(Adapter):
             attribution_site=attribution,
             description=_description(model, heads, probe),
             heads={head.path: head.share for head in heads},
+            probe=None if probe.is_meta else probe[:2].detach().clone(),
         )
 
     def create(
