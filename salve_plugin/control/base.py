@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
-from salve_plugin.files import sha256_tensor
 from salve_plugin.hooks import HookedModel
+from salve_plugin.store.digest import sha256_tensor
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _make(
         strength=float(strength),
         rows=row_tuple(rows),
         base=base_of(hooked, site),
-        dictionary_digest=dictionary.digest(),
+        dictionary_digest=dictionary.digest,
     )
 
 

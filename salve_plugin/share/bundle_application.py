@@ -16,8 +16,8 @@ from salve_plugin.control.base import Fingerprint, bare, find_readers
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.ledger import ledger_of
 from salve_plugin.errors import EditStateError
+from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.composition import Composition, carried_rows
-from salve_plugin.share.contents import Contents
 
 
 def apply_members_(model: nn.Module, edits: Sequence[Edit], composition: Composition) -> list[Edit]:
@@ -74,7 +74,7 @@ def _check_result(model: nn.Module, composition: Composition) -> None:
 
 
 def revert_members_(
-    model: nn.Module, members: Mapping[str, Contents], composition: Composition
+    model: nn.Module, members: Mapping[str, EditArtifact], composition: Composition
 ) -> None:
     """Undo the members that are on a model, or that it was saved with; see `EditBundle.revert_`.
 

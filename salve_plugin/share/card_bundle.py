@@ -3,18 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from salve_plugin.share.card_text import (
-    Config,
-    class_name,
-    evaluation_table,
-    plain,
-    table,
-    title,
-)
+from salve_plugin.share.card_metadata import Config, front_matter
+from salve_plugin.share.card_text import class_name, evaluation_table, title
+from salve_plugin.store.card import Card, plain, table
 
 
-def bundle_body(config: Config) -> str:
-    """Return the card's text below its metadata, a function of the bundle's manifest alone."""
+def bundle_card(config: Config) -> Card:
+    """Return the card of a bundle, a function of its manifest alone."""
+    return Card(front_matter(config, title(config)), _body(config))
+
+
+def _body(config: Config) -> str:
     parts = [
         f"# {plain(title(config))}",
         "This folder holds permanent edits of the weights of a trained image classifier, made with "

@@ -1,19 +1,19 @@
 """The model card's text: what an artifact's manifest says, in words for people."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-Config = Mapping[str, Any]
-"""A manifest that passed its schema."""
+from salve_plugin.share.card_metadata import Config, described_base, front_matter
+from salve_plugin.store.card import Card, plain, table
 
 
-def card_body(config: Config) -> str:
-    """Return the card's text below its metadata, a function of the manifest alone."""
-    if "members" in config:
-        from salve_plugin.share.card_bundle import bundle_body
+def edit_card(config: Config) -> Card:
+    """Return the card of an artifact, a function of its manifest alone."""
+    return Card(front_matter(config, title(config)), _body(config))
 
-        return bundle_body(config)
+
+def _body(config: Config) -> str:
     parts = [
         f"# {plain(title(config))}",
         _what_changed(config),
@@ -29,7 +29,7 @@ def card_body(config: Config) -> str:
 
 def title(config: Config) -> str:
     """Return what the edited model is called, in one line of plain text."""
-    architecture = config["base"]["description"].get("architecture") or "A model"
+    architecture = described_base(config).get("architecture") or "A model"
     return f"{' '.join(str(architecture).split())} with {_features(config)}"
 
 
@@ -44,7 +44,7 @@ def _what_changed(config: Config) -> str:
     edit, site = config["edit"], config["edit"]["site"]
     sign = {"suppress": "−", "enhance": "+"}[edit["mode"]]
     columns = {"suppress": "Weakened", "enhance": "Strengthened"}[edit["mode"]]
-    layers = ", ".join(f"`{plain(path)}`" for path in sorted(config["base"]["tensors"]))
+    layers = ", ".join(f"`{plain(path)}`" for path in sorted(edit["base"]["tensors"]))
     learner = config["dictionary"]["learner"] if config["dictionary"] else None
     of = f"latent {edit['latent']}" + (f" of a `{plain(learner)}` dictionary" if learner else "")
     undo = ", and the means to undo it" if "pristine" in config["requires"] else ""
@@ -163,7 +163,7 @@ def _model(config: Config) -> str:
 def _how_to_load(config: Config) -> str:
     if config["merged"] is None:
         return ""
-    first = min(config["base"]["tensors"].items())[1]
+    first = min(config["edit"]["base"]["tensors"].items())[1]
     # timm loads every model as float32, whatever its file holds.
     cast = "" if first["dtype"] == "float32" else f".to(torch.{first['dtype']})"
     return (
@@ -201,16 +201,3 @@ def _integrity(config: Config) -> str:
         'is what `salve.EditArtifact.verify("user/repo", revision="<commit>")` returns. Every '
         "file except this text is checked against `edit_config.json` before it is used."
     )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def plain(value: object) -> str:
-    """Return text that cannot break out of a Markdown line, a table cell or a code span."""
-    text = " ".join(str(value).split())
-    replaced = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "[": "\\[", "`": "'"}
-    return "".join(replaced.get(letter, letter) for letter in text)

@@ -6,9 +6,10 @@ independent of order, see `salve_plugin.control.ledger`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from salve_plugin.control.application import pristine_fingerprint
@@ -25,16 +26,23 @@ from salve_plugin.control.ledger import (
     union_of,
 )
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
-from salve_plugin.files import sha256_tensor
-from salve_plugin.share.canonical import Json
-from salve_plugin.share.contents import Contents
+from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.store.digest import sha256_tensor
+from salve_plugin.store.record import Index, ParameterPath, Record, Sha256
 
-Rows = tuple[int, ...] | None
+Rows = (
+    Annotated[
+        tuple[Index, ...],
+        Meta(min_length=1, max_length=1_000_000, extra_json_schema={"uniqueItems": True}),
+    ]
+    | None
+)
 """Ascending rows of a weight; None means all."""
+MemberName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$(?!\n)")]
 
 
 @dataclass(frozen=True)
-class ComposedTensor:
+class ComposedTensor(Record):
     """One weight before and after all edits.
 
     Attributes:
@@ -45,41 +53,23 @@ class ComposedTensor:
     """
 
     before: Fingerprint
-    after: str
+    after: Sha256
     rows: Rows
-    rows_after: str
-
-    def to_json(self) -> Json:
-        """Return the fields as plain JSON values."""
-        return {
-            "after": self.after,
-            "before": self.before.to_json(),
-            "rows": _json_rows(self.rows),
-            "rows_after": self.rows_after,
-        }
+    rows_after: Sha256
 
 
 @dataclass(frozen=True, order=True)
-class MemberOverlap:
+class MemberOverlap(Record):
     """Two members, by name and in that order, that scale the same rows of a weight."""
 
-    first: str
-    second: str
-    tensor: str
+    first: MemberName
+    second: MemberName
+    tensor: ParameterPath
     rows: Rows
-
-    def to_json(self) -> Json:
-        """Return the fields as plain JSON values."""
-        return {
-            "first": self.first,
-            "rows": _json_rows(self.rows),
-            "second": self.second,
-            "tensor": self.tensor,
-        }
 
 
 @dataclass(frozen=True)
-class Composition:
+class Composition(Record):
     """What the members of a bundle make of their base together.
 
     Attributes:
@@ -87,8 +77,8 @@ class Composition:
         overlaps: pairs of members whose effects multiply, ordered by names and path.
     """
 
-    tensors: Mapping[str, ComposedTensor]
-    overlaps: tuple[MemberOverlap, ...]
+    tensors: Annotated[Mapping[ParameterPath, ComposedTensor], Meta(min_length=1, max_length=256)]
+    overlaps: Annotated[tuple[MemberOverlap, ...], Meta(max_length=1_000_000)]
 
     @classmethod
     @torch.no_grad()
@@ -127,35 +117,6 @@ class Composition:
             )
         return cls(tensors, overlaps_of(edits))
 
-    def to_json(self) -> Json:
-        """Return the fields as plain JSON values."""
-        return {
-            "overlaps": [overlap.to_json() for overlap in self.overlaps],
-            "tensors": {path: tensor.to_json() for path, tensor in sorted(self.tensors.items())},
-        }
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Composition":
-        """Rebuild a composition from `to_json`, after its schema was checked.
-
-        Raises:
-            InputError: if a fingerprint is ill-formed.
-        """
-        tensors = {
-            path: ComposedTensor(
-                Fingerprint.from_json(said["before"]),
-                said["after"],
-                _rows(said["rows"]),
-                said["rows_after"],
-            )
-            for path, said in fields["tensors"].items()
-        }
-        overlaps = tuple(
-            MemberOverlap(said["first"], said["second"], said["tensor"], _rows(said["rows"]))
-            for said in fields["overlaps"]
-        )
-        return cls(tensors, overlaps)
-
 
 def overlaps_of(edits: Mapping[str, Edit]) -> tuple[MemberOverlap, ...]:
     """Return the pairs of different edits that scale the same rows, by name."""
@@ -170,7 +131,7 @@ def overlaps_of(edits: Mapping[str, Edit]) -> tuple[MemberOverlap, ...]:
     return tuple(sorted(found, key=lambda each: (each.first, each.second, each.tensor)))
 
 
-def check_composition(members: Mapping[str, Contents], composition: Composition) -> None:
+def check_composition(members: Mapping[str, EditArtifact], composition: Composition) -> None:
     """Raise unless this is what the members make of their base, as far as they themselves show.
 
     Which weights and rows are touched, what they were, and the overlaps follow from the edits. The
@@ -196,7 +157,7 @@ def check_composition(members: Mapping[str, Contents], composition: Composition)
         )
 
 
-def _check_tensor(path: str, said: ComposedTensor, members: Mapping[str, Contents]) -> None:
+def _check_tensor(path: str, said: ComposedTensor, members: Mapping[str, EditArtifact]) -> None:
     own = {name: member for name, member in members.items() if path in member.edit.base.tensors}
     for name, member in own.items():
         base = member.edit.base.tensors[path]
@@ -218,7 +179,7 @@ def _check_tensor(path: str, said: ComposedTensor, members: Mapping[str, Content
             )
 
 
-def carried_rows(path: str, members: Mapping[str, Contents]) -> Tensor | None:
+def carried_rows(path: str, members: Mapping[str, EditArtifact]) -> Tensor | None:
     """Return the pristine rows of all that the members touch of a weight, from what they carry.
 
     Args:
@@ -253,11 +214,3 @@ def carried_rows(path: str, members: Mapping[str, Contents]) -> Tensor | None:
             )
         room[at], known[at] = pristine, True
     return room if bool(known.all()) else None
-
-
-def _rows(rows: list[int] | None) -> Rows:
-    return None if rows is None else tuple(rows)
-
-
-def _json_rows(rows: Rows) -> list[int] | None:
-    return None if rows is None else list(rows)

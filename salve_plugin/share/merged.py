@@ -1,7 +1,7 @@
 """The whole edited model beside its artifact: for those who only want to load it."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -24,13 +24,11 @@ from salve_plugin.errors import (
     WriteError,
 )
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.existing import ExistingFolder
-from salve_plugin.share.folder import replace_files
-from salve_plugin.share.hub.access import Access, Token
-from salve_plugin.share.hub.push import Pushed, Target, push
-from salve_plugin.share.writing import planned
-
-MODEL_FILES = ("config.json", "model.safetensors")
+from salve_plugin.share.edit_manifest import MODEL_FILES
+from salve_plugin.store.files import replace_files
+from salve_plugin.store.hub.access import Access, Token
+from salve_plugin.store.hub.push import Pushed, Target, push
+from salve_plugin.store.place import Change, Existing, ExistingFolder
 
 
 def save_edited_model(model: nn.Module, artifact: EditArtifact, folder: str | Path) -> Path:
@@ -53,7 +51,7 @@ def save_edited_model(model: nn.Module, artifact: EditArtifact, folder: str | Pa
     """
     path = Path(folder)
     with _exported(model, artifact) as files:
-        change = planned(artifact, ExistingFolder(path), files)
+        change = _planned(artifact, files, ExistingFolder(path))
         replace_files(path, change.files, obsolete=change.obsolete)
     return path
 
@@ -116,8 +114,13 @@ def push_edited_model(
         access=Access(endpoint, token),
     )
     with _exported(model, artifact) as files:
-        plan = partial(planned, artifact, model=files)
-        return push(target, plan, f"Add the model with edit {artifact.digest[:12]}")
+        message = f"Add the model with edit {artifact.digest[:12]}"
+        return push(target, partial(_planned, artifact, files), message)
+
+
+def _planned(artifact: EditArtifact, model: Mapping[str, Path], existing: Existing) -> Change:
+    previous = artifact.format.previous(existing)
+    return artifact.change(existing, previous, artifact.packed(existing, previous, model))
 
 
 @contextmanager

@@ -145,7 +145,7 @@ def test_bundles_and_dictionaries_are_shared_by_the_same_commands(
     dictionary = Dictionary(tensors, create("l1", {}), artifact.edit.site)
     things: dict[str, tuple[EditBundle | Dictionary, str]] = {
         "bundle": (bundle, bundle.digest),
-        "dictionary": (dictionary, dictionary.digest()),
+        "dictionary": (dictionary, dictionary.digest),
     }
     for kind, (thing, digest) in things.items():
         folder = thing.save_pretrained(tmp_path / kind)

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -22,10 +22,11 @@ from salve_plugin.discover.learners import create
 from salve_plugin.errors import MissingFileError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.bundle_files import read_bundle
-from salve_plugin.share.manifest import identity, write_manifest
-from salve_plugin.share.reading import read_artifact
 from salve_plugin.site import HEAD_INPUT, Site
+from salve_plugin.store.digest import content_digest
+from salve_plugin.store.files import Reader
+from salve_plugin.store.seal import identity_fields
+from salve_plugin.store.stored import Stored
 
 WEIGHT = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8], [-1, -2, -3, -4]])
 CONFIG, TENSORS, CARD = "edit_config.json", "edit.safetensors", "README.md"
@@ -133,7 +134,7 @@ def small_dictionary_artifact(learner: str) -> EditArtifact:
     }
     edit = small_edit()
     dictionary = Dictionary(tensors, create(learner, options), edit.site, {"seed": 0, "note": "x"})
-    edit = replace(edit, direction=torch.eye(4)[2], latent=2, dictionary_digest=dictionary.digest())
+    edit = replace(edit, direction=torch.eye(4)[2], latent=2, dictionary_digest=dictionary.digest)
     return EditArtifact(edit, dictionary=dictionary, embed_dictionary=True)
 
 
@@ -180,10 +181,27 @@ def reader_of(files: Mapping[str, bytes]) -> Callable[[str, int], bytes]:
     return lambda name, _: files[name]
 
 
+Thing = TypeVar("Thing", bound=Stored)
+
+
+def read_as(kind: type[Thing], read: Reader) -> Thing:
+    """Read a thing of some kind, everything checked."""
+    return kind.built(kind.opened(read), None)
+
+
+def describe_as(kind: type[Stored], read: Reader) -> dict[str, Any]:
+    """Return what a thing of some kind says about itself."""
+    return kind.described(kind.opened(read), read)
+
+
 def in_memory(files: Mapping[str, bytes]) -> str:
     """Verify an artifact that lies in memory; return its digest."""
-    config, _ = read_artifact(reader_of(files))
-    return str(config["digest"])
+    return read_as(EditArtifact, reader_of(files)).digest
+
+
+def identity(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the identity of a manifest and its tensors."""
+    return content_digest(identity_fields(config), tensors)
 
 
 def bundle_in_memory(files: Mapping[str, bytes]) -> str:
@@ -194,7 +212,7 @@ def bundle_in_memory(files: Mapping[str, bytes]) -> str:
             raise MissingFileError(f"cannot read {name}")
         return reader_of(files)(name, limit)
 
-    return str(read_bundle(read)[0]["digest"])
+    return read_as(EditBundle, read).digest
 
 
 def flipped(data: bytes, bit: int) -> bytes:
@@ -206,7 +224,7 @@ def flipped(data: bytes, bit: int) -> bytes:
 
 def reseal(config: dict[str, Any]) -> bytes:
     """Return the bytes of a manifest whose seal is right, whatever else is wrong with it."""
-    return write_manifest({key: value for key, value in config.items() if key != SEAL})
+    return EditArtifact.format.written(config)
 
 
 def forged(files: Files, change: Change) -> Files:

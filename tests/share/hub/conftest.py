@@ -11,8 +11,8 @@ from huggingface_hub import HfApi
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.hub import patience
-from salve_plugin.share.hub.push import Pushed
+from salve_plugin.store.hub import patience
+from salve_plugin.store.hub.push import Pushed
 
 
 @pytest.fixture(autouse=True)

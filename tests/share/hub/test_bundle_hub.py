@@ -11,11 +11,11 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from small_artifacts import small_artifact, small_bundle, small_edit, small_model, tree
 
 from salve_plugin.errors import ArtifactError, HubError, MissingFileError
-from salve_plugin.reference import Reference
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.hub.push import Pushed
-from salve_plugin.share.sources import Where
+from salve_plugin.store.hub.push import Pushed
+from salve_plugin.store.reference import Reference
+from salve_plugin.store.source import Where
 
 Push = Callable[..., Pushed]
 
