@@ -23,13 +23,13 @@ from salve_plugin.share.edit_manifest import (
     TENSOR_FILE,
     EditManifest,
     Measures,
-    check_labels,
+    check_classes,
     check_measures,
     manifest_of,
     parts_of,
     tensors_of,
 )
-from salve_plugin.share.edit_parts import check_pristine, dictionary_digest
+from salve_plugin.share.edit_parts import check_pristine, check_source, dictionary_digest
 from salve_plugin.share.pictures import MAX_PICTURES, check_pictures, picture_file, picture_name
 from salve_plugin.share.plots import ALPHA_CRIT, alpha_crit_picture
 from salve_plugin.store.digest import content_digest
@@ -118,7 +118,7 @@ class EditArtifact(Stored):
         if self.labels is None and self.alpha_crit is not None:
             object.__setattr__(self, "labels", self.alpha_crit.classes)
         self._check_dictionary()
-        check_labels(self)
+        check_classes(self)
         if self.pristine is not None:
             check_pristine(self.edit, self.pristine)
         check_measures(self.evaluation)
@@ -127,15 +127,11 @@ class EditArtifact(Stored):
             object.__setattr__(self, "origin", None)  # made from what was read, by `replace`
 
     def _check_dictionary(self) -> None:
-        expected, dictionary = dictionary_digest(self.edit), self.dictionary
-        if dictionary is not None and dictionary.digest != expected:
-            raise InputError(
-                f"the dictionary {dictionary.digest[:12]} is not the edit's "
-                f"({str(expected)[:12]}); pass the one that the edit was made with"
-            )
-        if self.embed_dictionary and dictionary is None:
+        if self.dictionary is not None:
+            check_source(self.edit, self.dictionary)
+        elif self.embed_dictionary:
             raise InputError("embed_dictionary=True needs the dictionary itself: pass dictionary=")
-        if self.dictionary_at is not None and expected is None:
+        if self.dictionary_at is not None and dictionary_digest(self.edit) is None:
             raise InputError("dictionary_at is given, but the edit does not come from a dictionary")
 
     @classmethod

@@ -14,6 +14,7 @@ from salve_plugin.share import evidence
 from salve_plugin.share.edit_parts import FEATURES as EDIT_FEATURES
 from salve_plugin.share.edit_parts import (
     EditFields,
+    class_count,
     dictionary_digest,
     edit_fields,
     edit_of,
@@ -231,17 +232,34 @@ def check_measures(evaluation: Measures | None) -> None:
         )
 
 
-def check_labels(artifact: "EditArtifact") -> None:
-    """Raise InputError unless labels and critical strengths go together."""
+def check_classes(artifact: "EditArtifact") -> None:
+    """Raise unless labels, critical strengths and the rows of the classifier go together.
+
+    Raises:
+        InputError: names the two that do not.
+    """
     critical, labels = artifact.alpha_crit, artifact.labels
+    count = class_count(artifact.edit)
+    if labels is not None and count is not None and len(labels) > count:
+        raise InputError(
+            f"there are {len(labels)} labels for a classifier of {count} rows; give one a row"
+        )
     if critical is None:
         return
-    evidence.tensors(critical)
+    values = evidence.tensors(critical)
     if critical.classes is not None and list(critical.classes) != list(labels or ()):
         raise InputError(
             f"labels {list(labels or ())[:5]} are not the classes of the critical strengths, "
             f"{list(critical.classes)[:5]}; leave labels out to use those"
         )
+    named = count if labels is None else len(labels)
+    for name, most in (("labels", named), ("predicted", count)):
+        highest = int(values[name].max()) if values[name].numel() else 0
+        if most is not None and highest >= most:
+            raise InputError(
+                f"the critical strengths have {name} up to {highest}, where classes are numbered "
+                f"from 0 to {most - 1}; compute them with this model's alpha_crit"
+            )
 
 
 def _requirements(artifact: "EditArtifact") -> list[str]:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, Literal
 
+import torch
 from msgspec import Meta
 from torch import Tensor
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import check_direction
+from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
-from salve_plugin.site import Site
+from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import sha256_tensor
 from salve_plugin.store.json import Json, shortened
 from salve_plugin.store.record import Index, Notes, ParameterPath, Record, Sha256
@@ -119,6 +121,43 @@ def required_features(edit: Edit) -> list[str]:
 def dictionary_digest(edit: Edit) -> str | None:
     """Return the identity of the dictionary that the edit comes from; None if from none."""
     return edit.dictionary_digest
+
+
+def class_count(edit: Edit) -> int | None:
+    """Return the number of classes, where the edit touches the classifier and so tells."""
+    if edit.site.name != HEAD_INPUT:
+        return None
+    return min(fingerprint.shape[0] for fingerprint in edit.base.tensors.values())
+
+
+def check_source(edit: Edit, dictionary: Dictionary) -> None:
+    """Raise unless the edit is what the dictionary makes it: same site, direction one of its atoms.
+
+    Raises:
+        InputError: says what is another one.
+    """
+    if dictionary.digest != edit.dictionary_digest:
+        raise InputError(
+            f"the dictionary {dictionary.digest[:12]} is not the edit's "
+            f"({str(edit.dictionary_digest)[:12]}); pass the one that the edit was made with"
+        )
+    ours, theirs = edit.site, dictionary.site
+    if (ours.name, ours.width) != (theirs.name, theirs.width):
+        raise InputError(
+            f"the edit is at '{ours.name}' with {ours.width} features, its dictionary reads "
+            f"'{theirs.name}' with {theirs.width}; make the edit with suppress or enhance"
+        )
+    if edit.latent >= dictionary.n_latents:
+        raise InputError(
+            f"the edit names latent {edit.latent}, its dictionary has {dictionary.n_latents}; make "
+            "the edit with suppress or enhance"
+        )
+    atom = dictionary.atoms[edit.latent].detach().cpu().to(edit.direction.dtype)
+    if not torch.equal(atom, edit.direction):
+        raise InputError(
+            f"the edit's direction is not atom {edit.latent} of its dictionary; make the edit with "
+            "suppress or enhance, or leave out its dictionary"
+        )
 
 
 def check_pristine(edit: Edit, pristine: Mapping[str, Tensor]) -> None:

@@ -134,3 +134,29 @@ def test_a_crash_between_two_renames_leaves_the_old_bundle_or_one_that_is_refuse
             EditBundle.verify(saved_bundle)
     fewer().save_pretrained(saved_bundle)
     assert EditBundle.verify(saved_bundle) == fewer().digest
+
+
+def test_saving_packs_each_member_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each member is described and encoded once, and described once more when it is read back."""
+    from salve_plugin.share import artifact
+
+    members = small_bundle().members
+    bundle = EditBundle.of(small_model(), {name: members[name] for name in ("all", "first")})
+    calls = {"manifest_of": 0, "encode_tensors": 0, "decode_tensors": 0}
+
+    def counted(name: str) -> None:
+        real = getattr(artifact, name)
+
+        def call(*arguments: object) -> object:
+            calls[name] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(artifact, name, call)
+
+    for name in calls:
+        counted(name)
+    bundle.save_pretrained(tmp_path)
+    assert calls == {"manifest_of": 4, "encode_tensors": 2, "decode_tensors": 2}
+    assert bundle.digest == EditBundle.verify(tmp_path)
+    bundle.save_pretrained(tmp_path)
+    assert calls["encode_tensors"] == 4
