@@ -81,7 +81,7 @@ class HubError(SalveError, OSError):
     """The Hub did not do what was asked; nothing local was changed.
 
     Attributes:
-        reason: what went wrong, one of the words of `salve_plugin.share.hub.failures.Reason`.
+        reason: what went wrong, one of the words of `salve_plugin.store.hub.failures.Reason`.
         status: the HTTP status, if there was an answer.
     """
 

@@ -13,10 +13,11 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import evaluate
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
-from salve_plugin.files import sha256_file, write_atomically
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.sources import Where
+from salve_plugin.store.digest import sha256_file
+from salve_plugin.store.files import write_atomically
+from salve_plugin.store.source import Where
 
 
 def apply(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from salve_plugin.cli.output import show_json, show_table
 from salve_plugin.cli.shared import Found, find
-from salve_plugin.share.sources import Where
+from salve_plugin.store.source import Where
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from salve_plugin.cli.options import (
     Revision,
     Subfolder,
 )
-from salve_plugin.share.sources import Where
+from salve_plugin.store.source import Where
 
 commands = typer.Typer()
 

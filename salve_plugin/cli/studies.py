@@ -14,7 +14,7 @@ from salve_plugin.discover.recording.record import record
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.discover.training.run import Run
 from salve_plugin.errors import InputError
-from salve_plugin.files import write_atomically
+from salve_plugin.store.files import write_atomically
 
 
 def source(model: str, checkpoint: Path | None, num_classes: int | None) -> Source:
@@ -67,7 +67,7 @@ def discover(
         "held_out_r2": meta["held_out_r2"],
         "l0": meta["l0"],
         "dead_share": meta["dead_share"],
-        "dictionary_sha256": dictionary.digest(),
+        "dictionary_sha256": dictionary.digest,
     }
     if as_json:
         show_json(summary)

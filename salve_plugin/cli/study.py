@@ -14,8 +14,8 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, ReadError, WriteError
-from salve_plugin.files import write_atomically
 from salve_plugin.hooks import HookedModel
+from salve_plugin.store.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.base import Base, Fingerprint, bare, plain_json, state_digest
+from salve_plugin.control.base import Base, Fingerprint, bare, plain_json
 from salve_plugin.control.edited import (
     check_edited,
     check_shape,
@@ -50,6 +50,7 @@ from salve_plugin.errors import (
     UnsupportedModelError,
 )
 from salve_plugin.hooks import HookedModel
+from salve_plugin.store.digest import state_digest
 
 OnBaseMismatch = Literal["error", "warn"]
 OnChanged = Literal["error", "discard"]

@@ -1,21 +1,18 @@
 """Which model an edit was made for: its description and the digests of the weights it touches."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta
 from torch import Tensor, nn
 
 from salve_plugin.errors import InputError, UnsupportedModelError
-from salve_plugin.files import sha256_tensor
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Count
-from salve_plugin.store.record import Record
-
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+from salve_plugin.store.digest import sha256_tensor
+from salve_plugin.store.record import Notes, ParameterPath, Record, Sha256
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,8 @@ class Fingerprint(Record):
         sha256: hex digest of the elements, row-major, in that dtype.
     """
 
-    shape: tuple[Count, ...]
-    dtype: str
+    shape: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=8)]
+    dtype: Annotated[str, Meta(pattern=r"^(bfloat16|float(16|32|64))$(?!\n)")]
     sha256: Sha256
 
     @classmethod
@@ -65,8 +62,8 @@ class Base(Record):
             `state_digest`; None where nobody looked.
     """
 
-    description: dict[str, Any]
-    tensors: Annotated[dict[str, Fingerprint], Meta(min_length=1)]
+    description: Notes
+    tensors: Annotated[dict[ParameterPath, Fingerprint], Meta(min_length=1, max_length=256)]
     state: Sha256 | None = None
 
 
@@ -113,12 +110,3 @@ def bare(model: nn.Module) -> nn.Module:
             model = model.get_submodule("_orig_mod")
         else:
             return model
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """Return one SHA-256 over name, dtype, shape and bytes of every tensor, in order of names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        line = f"{name} {tensor.dtype} {tuple(tensor.shape)} {sha256_tensor(tensor)}\n"
-        digest.update(line.encode())
-    return digest.hexdigest()

@@ -156,7 +156,7 @@ def _gate(
         )
     latents = _latents(latent, dictionary)
     gate = Gate(dictionary.atoms[list(latents)], strength, mode)
-    digest = dictionary.digest()
+    digest = dictionary.digest
     return edit_at(
         hooked, site, gate, rows=rows, base=base,
         provenance=Provenance("latents", latents, digest),

@@ -1,7 +1,5 @@
 """What an edit says: which site, operator and parameters of which base. Applies nothing."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,7 +9,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from salve_plugin.control.base import Base, Sha256
+from salve_plugin.control.base import Base
 from salve_plugin.control.operators import (
     Fold,
     Gate,
@@ -24,7 +22,8 @@ from salve_plugin.control.operators import (
 from salve_plugin.control.targets import Target
 from salve_plugin.errors import InputError
 from salve_plugin.site import Count, Site
-from salve_plugin.store.record import Record
+from salve_plugin.store.digest import content_digest
+from salve_plugin.store.record import Record, Sha256
 
 R = TypeVar("R", bound="Recipe")
 Rows = tuple[int, ...] | None
@@ -214,7 +213,7 @@ class Recipe:
         """What travels beside `to_json`, by name."""
         tensors = dict(self.operator.tensors)
         if self.fold is not None:
-            tensors |= {"fold.scale": self.fold.scale, "fold.shift": self.fold.shift}
+            tensors |= {"fold_scale": self.fold.scale, "fold_shift": self.fold.shift}
         return tensors
 
     @cached_property
@@ -233,15 +232,7 @@ class Recipe:
     def _digest_of(self, operator: Operator) -> str:
         identity = {name: value for name, value in self.to_json().items() if name != "exactness"}
         identity["operator"] = operator_fields(operator)
-        state = hashlib.sha256()
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        state.update(text.encode())
-        tensors = {**self.tensors, **operator.tensors}
-        for name, tensor in sorted(tensors.items()):
-            kind = "<f8" if tensor.dtype == torch.float64 else "<f4"
-            state.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-            state.update(tensor.contiguous().numpy().astype(kind).tobytes())
-        return state.hexdigest()
+        return content_digest(identity, {**self.tensors, **operator.tensors})
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the tensors as plain JSON values; see `from_json`."""
@@ -273,7 +264,7 @@ class Recipe:
         if not isinstance(targets, list) or not (rows is None or isinstance(rows, list)):
             raise InputError(f"ill-typed targets or rows of an edit: {targets!r}, {rows!r}"[:500])
         own = tuple(Target.from_json(each) for each in targets)
-        plain = {name: value for name, value in tensors.items() if not name.startswith("fold.")}
+        plain = {name: value for name, value in tensors.items() if not name.startswith("fold_")}
         return cls(
             Site.from_json(fields["site"]),
             operator_of(fields["operator"], plain),
@@ -350,10 +341,10 @@ def _fold(targets: tuple[Target, ...], tensors: Mapping[str, Tensor]) -> Fold | 
         each.dtype == torch.float64 and each.ndim == 1 and bool(each.isfinite().all())
         for each in tensors.values()
     )
-    if set(tensors) != {"fold.scale", "fold.shift"} or not doubles:
+    if set(tensors) != {"fold_scale", "fold_shift"} or not doubles:
         raise InputError(f"the tensors {sorted(tensors)} are no affine map behind a writer")
     target = targets[0] if targets else None
     last = (
         target is not None and bool(target.affine) and (target.bias == f"{target.affine[-1]}.bias")
     )
-    return Fold(tensors["fold.scale"], tensors["fold.shift"], last)
+    return Fold(tensors["fold_scale"], tensors["fold_shift"], last)

@@ -1,30 +1,30 @@
 """A learned dictionary: affine encoder, activation function, atoms of unit norm."""
 
-import hashlib
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from salve_plugin.discover import dictionary_files as files
+from salve_plugin.discover import learners
 from salve_plugin.discover.learners.base import COMMON, Learner
+from salve_plugin.discover.saelens_layout import WEIGHTS_FILE
 from salve_plugin.discover.unit_atoms import check_tensors
-from salve_plugin.errors import InputError
-from salve_plugin.files import sha256_tensor
-from salve_plugin.reference import Reference
+from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.site import Site
+from salve_plugin.store.digest import content_digest
+from salve_plugin.store.hub.address import Origin
+from salve_plugin.store.hub.push import Pushed
+from salve_plugin.store.place import Existing
+from salve_plugin.store.reference import Reference
+from salve_plugin.store.seal import Format
+from salve_plugin.store.stored import Opened, Packed, Stored
 
-if TYPE_CHECKING:
-    from salve_plugin.share.hub.push import Pushed
-    from salve_plugin.share.sources import Where
 
-
-class Dictionary(nn.Module):
+class Dictionary(Stored, nn.Module):
     """Reads activations as codes and writes codes as activations.
 
     The code of a row x is z = σ(E x + b_e), its reconstruction x̂ = z V + b_d; the learner defines
@@ -44,12 +44,16 @@ class Dictionary(nn.Module):
         meta: how it was trained and how well it reconstructs; plain JSON values.
     """
 
+    format: ClassVar[Format] = files.DICTIONARY
+
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
         learner: Learner,
         site: Site,
         meta: Mapping[str, object] | None = None,
+        *,
+        origin: Reference | None = None,
     ) -> None:
         """Build a frozen dictionary from its tensors, by name.
 
@@ -72,7 +76,8 @@ class Dictionary(nn.Module):
         self._learner = learner
         self.site = site
         self.meta: Mapping[str, object] = dict(meta or {})
-        self._origin: tuple[Reference, str] | None = None
+        self._digest: tuple[tuple[object, ...], str] | None = None
+        self.origin = origin
         self.eval()
         self._check_code()
 
@@ -98,13 +103,13 @@ class Dictionary(nn.Module):
 
         None if it was not, or its tensors were changed since (by `half()`, say).
         """
-        if self._origin is None or self._origin[1] != self.digest():
+        if self._origin is None or self._origin[1] != self.digest:
             return None
         return self._origin[0]
 
     @origin.setter
     def origin(self, reference: Reference | None) -> None:
-        self._origin = None if reference is None else (reference, self.digest())
+        self._origin = None if reference is None else (reference, self.digest)
 
     @property
     def n_latents(self) -> int:
@@ -120,6 +125,11 @@ class Dictionary(nn.Module):
         """Say what kind of dictionary it is."""
         size = f"n_latents={self.n_latents}, width={self.width}"
         return f"{self.learner!r}, {size}, site={self.site.name!r}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Dictionary":
+        self._digest = None  # `to()` and its kin may put other values at an old address
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch's own hook
+        return self
 
     def pre_activation(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows latents"]:
         """Return E x + b_e, or what the learner has in its place; differentiable.
@@ -154,100 +164,84 @@ class Dictionary(nn.Module):
         """Return the reconstruction of activations."""
         return self.decode(self.encode(x))
 
+    @property
     def digest(self) -> str:
-        """Return the SHA-256 of the dictionary's content: tensors, learner, options and site.
+        """The SHA-256 of the dictionary's content: tensors, learner, options and site.
 
-        It does not depend on `meta`, on the device, or on how a file lays the tensors out.
+        It does not depend on `meta`, on the device, or on how a file lays the tensors out. It is
+        computed again only when a tensor was changed (by `half()`, `to()` or in place); writing
+        through `Tensor.data` or a NumPy array is something that torch does not tell.
         """
-        lines = [
-            f"{name} {tensor.dtype} {tuple(tensor.shape)} {sha256_tensor(tensor)}"
-            for name, tensor in self.tensors.items()
-        ]
-        fields = {"learner": self.learner, "options": self.options, "site": self.site.to_json()}
-        lines.append(json.dumps(fields, sort_keys=True, allow_nan=False))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        state = (self._learner, self.site, *map(_version, self.parameters()))
+        if self._digest is None or self._digest[0] != state:
+            fields = {"learner": self.learner, "options": self.options, "site": self.site.to_json()}
+            self._digest = state, content_digest(fields, self.tensors)
+        return self._digest[1]
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the dictionary into a folder; the network is never used.
-
-        The files are those of SAELens, `cfg.json` and `sae_weights.safetensors`, which SAELens
-        reads where it has an architecture that codes as the dictionary does, and `README.md`, the
-        card. The same dictionary gives the same bytes. Over an older dictionary it is all or
-        nothing; of an existing `README.md` people's text stays.
-
-        Returns:
-            The folder.
-
-        Raises:
-            InputError: if `meta` holds something that JSON cannot, or the metadata of an existing
-                `README.md` cannot be read.
-            WriteError: if the disk is full or the folder cannot be written; nothing is changed.
-        """
-        from salve_plugin.share import dictionaries
-
-        return dictionaries.save(self, folder)
+    def packed(self, existing: Existing, previous: Mapping[str, Any] | None) -> Packed:
+        """Return what is to be written; see `Stored.packed`."""
+        config, weights = files.manifest_of(self)
+        return Packed(config, {WEIGHTS_FILE: weights})
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | os.PathLike[str], **where: "Unpack[Where]"
-    ) -> "Dictionary":
-        """Read a dictionary that `save_pretrained` or `push_to_hub` wrote, bit for bit.
+    def built(cls, opened: Opened, origin: Origin | None) -> "Dictionary":
+        """Return the dictionary from its files; see `Stored.built`."""
+        own = cls.format.own(opened.config)
+        weights, tensors = files.tensors_of(opened.config, opened.files[WEIGHTS_FILE])
+        place = None if origin is None else origin.reference
+        dictionary = cls.rebuilt(own["learner"], own, tensors, own["digest"], place)
+        files.check_consistent(opened.config, weights, dictionary)
+        return dictionary
 
-        Everything is checked before anything is used: any changed bit in either file is found.
+    @classmethod
+    def rebuilt(
+        cls,
+        learner: str,
+        fields: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        digest: str,
+        origin: Reference | None = None,
+    ) -> "Dictionary":
+        """Return the dictionary that has this digest, from checked fields.
 
         Args:
-            source: a local folder, or a Hub repository as "user/name".
-            **where: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
-                `force_download` and `endpoint`, see `salve_plugin.share.sources.Where`.
+            learner: its name.
+            fields: `meta`, `options` and `site`, see `DictionaryFields`.
+            tensors: by name.
+            digest: what it must be.
+            origin: where on the Hub it is from.
 
         Raises:
-            ArtifactError: if there is no dictionary, or it is damaged, changed, incomplete, of
-                another program or of a newer format.
-            HubError: if the Hub refuses or cannot be reached and the cache does not help.
-            InputError: if an argument is ill-formed.
-            WriteError: if the Hub client's cache cannot be written.
+            ArtifactError: if there is no such learner, the parts do not make a dictionary, or it is
+                another one.
         """
-        from salve_plugin.share import dictionaries
+        try:
+            _check_cost(learner, fields["options"])
+            rule = learners.create(learner, fields["options"])
+            site = Site.from_json(fields["site"])
+            dictionary = cls(tensors, rule, site, fields["meta"], origin=origin)
+        except (InputError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"this is no dictionary of learner {learner[:100]!r}: {str(error)[:500]}. If the "
+                "learner is your own, call salve_plugin.discover.learners.register first"
+            ) from error
+        if dictionary.digest != digest:
+            raise ArtifactError(
+                f"the dictionary is {dictionary.digest}, it should be {digest}; it was changed by "
+                "hand"
+            )
+        return dictionary
 
-        return dictionaries.load(source, **where)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        tag: str | None = None,
-        endpoint: str | None = None,
-    ) -> "Pushed":
-        """Put the dictionary on the Hub in one commit, or leave everything there as it was.
+    def push_to_hub(self, repo_id: str, **how: Any) -> Pushed:
+        """Put the dictionary on the Hub in one commit; see `EditArtifact.push_to_hub`.
 
         Afterwards `origin` names the commit (not of a pull request, which may never be merged), so
-        that artifacts of edits made with it refer to it. Arguments and errors are those of
-        `salve_plugin.EditArtifact.push_to_hub`.
-
-        Returns:
-            The exact place; its `reference.commit` as `revision` always gets the same bytes.
+        that artifacts of edits made with it refer to it.
         """
-        from salve_plugin.share import dictionaries
-        from salve_plugin.share.hub.access import Access
-        from salve_plugin.share.hub.push import Target
-
-        target = Target(
-            repo_id,
-            revision=revision,
-            subfolder=subfolder,
-            private=private,
-            commit_message=commit_message,
-            create_pr=create_pr,
-            tag=tag,
-            access=Access(endpoint, token),
-        )
-        return dictionaries.upload(self, target)
+        pushed = super().push_to_hub(repo_id, **how)
+        if pushed.pull_request is None:
+            self.origin = pushed.reference
+        return pushed
 
     def _rows(self, x: Tensor) -> Tensor:
         """Return activations in the dictionary's type, checked."""
@@ -279,3 +273,18 @@ class Dictionary(nn.Module):
                 f"{self.n_latents} latents and width {self.width}: one row has a code of shape "
                 f"{shapes[0]} and a reconstruction of shape {shapes[1]}"
             )
+
+
+def _version(parameter: nn.Parameter) -> tuple[object, ...]:
+    """Return what changes whenever torch changes a parameter."""
+    # Tensors of inference mode do not count their versions: nothing equals a fresh object.
+    count = object() if parameter.is_inference() else parameter._version
+    return id(parameter), parameter.data_ptr(), parameter.dtype, tuple(parameter.shape), count
+
+
+def _check_cost(learner: str, options: Mapping[str, object]) -> None:
+    known = learners.LEARNERS.get(learner)
+    for option, most in known.costly.items() if known else ():
+        value = options.get(option, 0)
+        if not (isinstance(value, int | float) and value <= most):
+            raise InputError(f"its option {option} is {value!r}, more than the {most} that is read")

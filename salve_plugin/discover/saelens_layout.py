@@ -6,15 +6,17 @@ summand come back exactly. SAELens itself rounds them to the type that `cfg.json
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import LEARNERS
 from salve_plugin.discover.learners.base import Tensors
 from salve_plugin.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    from salve_plugin.discover.dictionary import Dictionary
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -36,7 +38,7 @@ def written_as() -> dict[str, str]:
     return {name: learner.saelens for name, learner in LEARNERS.items() if learner.saelens}
 
 
-def common_fields(dictionary: Dictionary, architecture: str) -> dict[str, Any]:
+def common_fields(dictionary: "Dictionary", architecture: str) -> dict[str, Any]:
     """Return what `cfg.json` says in every architecture, metadata excepted."""
     return {
         "architecture": architecture,
@@ -50,7 +52,7 @@ def common_fields(dictionary: Dictionary, architecture: str) -> dict[str, Any]:
     }
 
 
-def exported(dictionary: Dictionary) -> tuple[dict[str, Any], Weights]:
+def exported(dictionary: "Dictionary") -> tuple[dict[str, Any], Weights]:
     """Return the fields of `cfg.json`, metadata excepted, and SAELens' tensors.
 
     Raises:
@@ -117,7 +119,7 @@ def check_weights(weights: Weights, config: Mapping[str, Any], file: str) -> Non
             raise ArtifactError(f"{name} in {file} holds NaN or infinite values")
 
 
-def _written(dictionary: Dictionary) -> Weights:
+def _written(dictionary: "Dictionary") -> Weights:
     """Return SAELens' tensors, which read the raw activations without subtracting b_dec."""
     t = {name: tensor.detach().cpu() for name, tensor in dictionary.tensors.items()}
     bias = t["encoder_bias"]
@@ -147,7 +149,7 @@ def _all(good: Tensor, values: Tensor, name: str, why: str) -> None:
         )
 
 
-def _check_exact(dictionary: Dictionary, again: Tensors) -> None:
+def _check_exact(dictionary: "Dictionary", again: Tensors) -> None:
     """Raise InputError unless the tensors that come back are the dictionary's, bit for bit."""
     for name, tensor in dictionary.tensors.items():
         if tensor.dtype != again[name].dtype or not torch.equal(tensor.cpu(), again[name]):

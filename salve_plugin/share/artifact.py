@@ -1,37 +1,55 @@
 """The edit artifact: an edit that can be mailed, checked, applied elsewhere and undone."""
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
-from torch import nn
+from torch import Tensor, nn
 
 from salve_plugin.control.application import pristine_rows, restore_rows_
 from salve_plugin.control.applied_edits import status
+from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.errors import EditStateError
+from salve_plugin.errors import ArtifactError, EditStateError, InputError
 from salve_plugin.hooks import HookedModel
-from salve_plugin.share import reading
-from salve_plugin.share.canonical import Json
-from salve_plugin.share.contents import Contents, manifest_of, tensors_of
-from salve_plugin.share.dictionaries import dictionary_of
+from salve_plugin.share.card_text import edit_card
 from salve_plugin.share.difference import Difference, difference
-from salve_plugin.share.existing import ExistingFolder
-from salve_plugin.share.folder import replace_files
-from salve_plugin.share.hub.access import Access, Token
-from salve_plugin.share.hub.address import Origin
-from salve_plugin.share.hub.push import Pushed, Target, push
-from salve_plugin.share.manifest import CONFIG_FILE, identity
-from salve_plugin.share.pictures import MAX_PICTURES, check_pictures
+from salve_plugin.share.edit_manifest import (
+    CONFIG_FILE,
+    FEATURES,
+    TENSOR_FILE,
+    EditManifest,
+    Measures,
+    check_classes,
+    check_measures,
+    manifest_of,
+    parts_of,
+    tensors_of,
+)
+from salve_plugin.share.edit_parts import (
+    check_critical,
+    check_pristine,
+    check_source,
+    dictionary_digest,
+)
+from salve_plugin.share.pictures import MAX_PICTURES, check_pictures, picture_file, picture_name
 from salve_plugin.share.plots import ALPHA_CRIT, alpha_crit_picture
-from salve_plugin.share.sources import PathLike, Where, open_source
-from salve_plugin.share.writing import planned
+from salve_plugin.store.digest import content_digest
+from salve_plugin.store.hub.address import Origin
+from salve_plugin.store.json import Json
+from salve_plugin.store.place import Existing
+from salve_plugin.store.reference import Reference
+from salve_plugin.store.seal import FileEntry, Format, identity_fields
+from salve_plugin.store.source import Where, open_repository
+from salve_plugin.store.stored import Opened, Packed, Stored
+from salve_plugin.store.tensors import check_described, decode_tensors, encode_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class EditArtifact(Contents):
+class EditArtifact(Stored):
     """An edit with its evidence, as a folder that nobody can change unnoticed.
 
     The folder holds `edit_config.json` (what was edited, in which model, with what effect; sealed
@@ -43,8 +61,23 @@ class EditArtifact(Contents):
     are 2 MB (4 % of the checkpoint), one row is 2 kB. Leave them out (`pristine=None`) where only
     the recipe is to travel; it then reverts only in the process that applied it.
 
-    `README.md` is for people. Nothing is read from it, so it has no digest and its text may be
-    edited; `inspect` tells whether it was. Saving again never overwrites such text.
+    Attributes:
+        edit: what is done to the model.
+        dictionary: where the edit's direction comes from. Its digest is always recorded; its
+            tensors only with `embed_dictionary`.
+        embed_dictionary: whether the dictionary itself travels in the artifact.
+        dictionary_learner: name of the dictionary's learner; taken from `dictionary` if given.
+        dictionary_at: where on the Hub the dictionary is, see `Dictionary.push_to_hub`; taken
+            from `dictionary` if that came from there.
+        alpha_crit: exact critical strengths, stored per image and summarized per class.
+        evaluation: the same measures before and after the edit,
+            `{"before": {name: number}, "after": {name: number}}`.
+        pristine: by weight path, the touched rows without any edit, (rows, width): enough to
+            undo the edit in a model that was saved in edited form.
+        pictures: PNG files by name, shown in the card.
+        labels: names of the classes, by row of the classifier; those of `alpha_crit` if left out.
+        data: what the evidence was computed on: name to text, number, truth value or None.
+        origin: where on the Hub it was read from; None if it was not, or is another one by now.
 
     Example:
         >>> artifact = EditArtifact.of(hooked, edit, alpha_crit=crit)   # doctest: +SKIP
@@ -52,17 +85,61 @@ class EditArtifact(Contents):
         >>> EditArtifact.from_pretrained("espresso").edit.apply_(model) # doctest: +SKIP
     """
 
-    origin: Origin | None = field(default=None, init=False, repr=False)
-    """Where on the Hub the artifact was read from; None if it was not."""
+    format: ClassVar[Format] = Format(
+        name="artifact",
+        title="edit",
+        manifest=CONFIG_FILE,
+        record=EditManifest,
+        card=edit_card,
+        features=FEATURES,
+    )
+
+    edit: Edit
+    _: KW_ONLY
+    dictionary: Dictionary | None = None
+    embed_dictionary: bool = False
+    dictionary_learner: str | None = None
+    dictionary_at: Reference | None = None
+    alpha_crit: AlphaCrit | None = None
+    evaluation: Measures | None = None
+    pristine: Mapping[str, Tensor] | None = None
+    pictures: Mapping[str, bytes] | None = None
+    labels: Sequence[str] | None = None
+    data: Mapping[str, str | int | float | bool | None] | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
-        """Check that the parts belong together and the pictures are pictures.
+        """Take over what other parts know, and check that all belong together.
 
         Raises:
-            InputError: naming the part that does not fit.
+            InputError: if the dictionary is not the edit's, pristine rows do not fit the edit's
+                base, a measure is missing before or after, a value is not finite, or a picture is
+                none.
         """
-        super().__post_init__()
+        if self.dictionary is not None:
+            object.__setattr__(self, "dictionary_learner", self.dictionary.learner)
+            if self.dictionary_at is None and self.dictionary.origin is not None:
+                object.__setattr__(self, "dictionary_at", self.dictionary.origin)
+        if self.labels is None and self.alpha_crit is not None:
+            object.__setattr__(self, "labels", self.alpha_crit.classes)
+        self._check_dictionary()
+        check_classes(self)
+        if self.alpha_crit is not None:
+            check_critical(self.edit, self.alpha_crit)
+        if self.pristine is not None:
+            check_pristine(self.edit, self.pristine)
+        check_measures(self.evaluation)
         check_pictures(self.pictures or {})
+        if self.origin is not None and self.origin.digest != self.digest:
+            object.__setattr__(self, "origin", None)  # made from what was read, by `replace`
+
+    def _check_dictionary(self) -> None:
+        if self.dictionary is not None:
+            check_source(self.edit, self.dictionary)
+        elif self.embed_dictionary:
+            raise InputError("embed_dictionary=True needs the dictionary itself: pass dictionary=")
+        if self.dictionary_at is not None and dictionary_digest(self.edit) is None:
+            raise InputError("dictionary_at is given, but the edit does not come from a dictionary")
 
     @classmethod
     def of(
@@ -94,13 +171,18 @@ class EditArtifact(Contents):
         return replace(artifact, pictures=pictures)
 
     @cached_property
+    def manifest(self) -> Json:
+        """The manifest's fields that say what the artifact is; computed once."""
+        return manifest_of(self)
+
+    @cached_property
     def digest(self) -> str:
         """The artifact's identity: the same for the same contents, however they are stored.
 
         Hex SHA-256 over every tensor and the manifest without `producer`, `format_version`,
         `files` and the digests themselves.
         """
-        return identity(manifest_of(self), tensors_of(self))
+        return content_digest(self.manifest, tensors_of(self))
 
     def diff(self, other: "EditArtifact") -> Difference:
         """Return what differs from another artifact, wherever the two are from.
@@ -109,139 +191,84 @@ class EditArtifact(Contents):
         """
         return difference(self, other)
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the artifact into a folder; the network is never used.
+    def packed(
+        self,
+        existing: Existing,
+        previous: dict[str, Any] | None,
+        model: Mapping[str, Path] | None = None,
+    ) -> Packed:
+        """Return what is to be written; see `Stored.packed`.
 
-        The same artifact gives the same bytes. Over an older artifact it is all or nothing (see
-        `replace_files`); pictures that only the older one had are removed, files that are not the
-        artifact's stay. Of an existing `README.md` only the metadata are updated, except that a
-        text which is exactly what this library wrote for the older artifact is written anew.
-
-        Returns:
-            The folder.
-
-        Raises:
-            InputError: if a part has no exact JSON form, the manifest would be too long, or the
-                existing `README.md` has unreadable metadata.
-            WriteError: if the disk is full or the folder cannot be written; nothing is changed.
-        """
-        path = Path(folder)
-        change = planned(self, ExistingFolder(path))
-        replace_files(path, change.files, obsolete=change.obsolete)
-        return path
-
-    @classmethod
-    def from_pretrained(cls, source: PathLike, **where: Unpack[Where]) -> "EditArtifact":
-        """Read an artifact, everything checked before anything is used.
-
-        From the Hub, a revision is resolved to a commit once and all files are that commit's; the
-        result's `origin` names it. What was damaged in the client's cache is downloaded again.
+        An edited model that lies beside an artifact with the same edit stays and stays listed;
+        beside another edit it would be a lie, and is removed unless somebody changed it.
 
         Args:
-            source: a local folder, or a Hub repository as "user/name".
-            **where: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
-                `force_download` and `endpoint`, see `salve_plugin.share.sources.Where`.
+            existing: what is there.
+            previous: the manifest there.
+            model: local files of the edited model, to lie beside the artifact, by their names.
 
         Raises:
-            ArtifactError: if there is no artifact, or it is damaged, changed, incomplete, too
-                large, of a newer format, or contradicts itself.
-            HubError: if the Hub refuses or cannot be reached and the cache does not help.
-            InputError: if an argument is ill-formed.
-            WriteError: if the client's cache cannot be written.
+            InputError: if a part has no exact JSON form, or the model would replace one that is
+                not the artifact's.
         """
-        place = open_source(source, CONFIG_FILE, **where)
-        _, parts = place.use(reading.read_artifact)
-        return located(cls(**parts), place.origin)
+        if model is None:
+            merged = self._kept_model(existing, previous)
+        else:
+            merged = {name: FileEntry.of(path) for name, path in model.items()}
+            _check_room(existing, merged, previous)
+        pictures = sorted((self.pictures or {}).items())
+        files = {
+            TENSOR_FILE: encode_tensors(tensors_of(self)),
+            **{picture_file(name): data for name, data in pictures},
+        }
+        fields = {**self.manifest, "digest": self.digest, "merged": merged}
+        obsolete = own_files(existing, previous, {*files, *(merged or {})})
+        return Packed(fields, files, dict(model or {}), obsolete)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        token: Token = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        tag: str | None = None,
-        endpoint: str | None = None,
-    ) -> Pushed:
-        """Put the artifact on the Hub in one commit, or leave everything there as it was.
-
-        What holds for `save_pretrained` over an older artifact holds here too. Pushing again what
-        is there already makes no commit.
-
-        Args:
-            repo_id: "user/name"; created if missing (not for a pull request).
-            subfolder: of the repository, so that it can hold several artifacts.
-            revision: branch to commit to, by default `main`.
-            private: whether a new repository is private. If the repository exists and is not what
-                was asked for, nothing is pushed.
-            token: with write access; by default the one that the user has logged in with.
-            commit_message: title of the commit.
-            create_pr: make a pull request instead of a commit to the branch.
-            tag: name for the commit; a tag is never moved.
-            endpoint: address of the Hub, by default the client's (`HF_ENDPOINT`).
-
-        Returns:
-            The exact place; its `reference.commit` as `revision` always gets the same bytes.
-
-        Raises:
-            HubConflictError: if somebody else committed meanwhile, or the tag is taken.
-            HubError: if the Hub refused or cannot be reached; the same call can be made again and
-                makes no second commit.
-            InputError: if an argument is ill-formed, or as for `save_pretrained`.
-        """
-        target = Target(
-            repo_id,
-            revision=revision,
-            subfolder=subfolder,
-            private=private,
-            commit_message=commit_message,
-            create_pr=create_pr,
-            tag=tag,
-            access=Access(endpoint, token),
-        )
-        return push(target, partial(planned, self), f"Add edit {self.digest[:12]}")
+    def _kept_model(
+        self, existing: Existing, previous: Mapping[str, Any] | None
+    ) -> Mapping[str, Json] | None:
+        """Return the entries of an edited model that is there, if it has this very edit."""
+        merged: Mapping[str, Json] | None = None if previous is None else previous["merged"]
+        if previous is None or merged is None or self.digest != previous["digest"]:
+            return None
+        whole = all(existing.holds(name, entry) for name, entry in merged.items())
+        return merged if whole else None
 
     @classmethod
-    def verify(cls, source: PathLike, **where: Unpack[Where]) -> str:
-        """Check everything that reading checks and return the artifact's digest.
+    def built(cls, opened: Opened, origin: Origin | None) -> "EditArtifact":
+        """Return the artifact from its files; see `Stored.built`."""
+        config = opened.config
+        tensors = decode_tensors(opened.files[TENSOR_FILE], TENSOR_FILE)
+        digest = content_digest(identity_fields(config), tensors)
+        cls.format.check_identity(digest, config)
+        check_described(tensors, config["tensors"], TENSOR_FILE)
+        pictures = {
+            picture_name(name): data for name, data in opened.files.items() if name != TENSOR_FILE
+        }
+        try:
+            artifact = cls(**parts_of(config, tensors), pictures=pictures or None, origin=origin)
+            derived = artifact.manifest
+        except InputError as error:
+            raise ArtifactError(f"the artifact contradicts itself: {error}") from error
+        cls.format.check_derived(derived, config, files=TENSOR_FILE)
+        vars(artifact)["digest"] = digest  # of the same fields and tensors, as was just checked
+        return artifact
 
-        An edited model that the artifact lists is checked too: files of a folder by their SHA-256,
-        those on the Hub by the Hub's, so that the model is not downloaded.
+    @classmethod
+    def beside(cls, opened: Opened) -> Mapping[str, Any]:
+        """Return the entries of the edited model's files; see `Stored.beside`."""
+        return opened.config["merged"] or {}
 
-        Raises:
-            SalveError: as `from_pretrained`.
-        """
-        place = open_source(source, CONFIG_FILE, **where)
-        config: dict[str, Any] = place.use(reading.read_artifact)[0]
-        reading.check_model(place, config["merged"])
-        return str(config["digest"])
-
-    @staticmethod
-    def inspect(source: PathLike, **where: Unpack[Where]) -> Json:
-        """Return what an artifact says about itself; see `salve_plugin.share.reading.inspect`."""
-        return reading.inspect(source, **where)
-
-    def load_dictionary(
-        self,
-        *,
-        token: Token = None,
-        cache_dir: PathLike | None = None,
-        local_files_only: bool = False,
-        endpoint: str | None = None,
-    ) -> Dictionary:
+    def load_dictionary(self, **where: Unpack[Where]) -> Dictionary:
         """Return the dictionary that the edit comes from.
 
         The embedded one, or else that which the artifact refers to by repository, commit and
         digest: it is pulled from there and is the very same one, or an error.
 
         Args:
-            token: for a private repository; see `from_pretrained`.
-            cache_dir: the Hub client's cache, by default its own.
-            local_files_only: never use the network.
-            endpoint: address of the Hub, by default the client's (`HF_ENDPOINT`).
+            **where: `token`, `cache_dir`, `local_files_only`, `force_download` and `endpoint`, see
+                `salve_plugin.store.source.Where`; the artifact itself says which commit.
 
         Raises:
             InputError: if the edit comes from no dictionary, or the artifact does not say where it
@@ -249,13 +276,27 @@ class EditArtifact(Contents):
             ArtifactError: if another dictionary lies there, or it is damaged.
             HubError: if the Hub refuses or cannot be reached and the cache does not help.
         """
-        return dictionary_of(
-            self,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            endpoint=endpoint,
-        )
+        if self.dictionary is not None:
+            return self.dictionary
+        digest, at = dictionary_digest(self.edit), self.dictionary_at
+        if digest is None:
+            raise InputError("the edit does not come from a dictionary")
+        if at is None:
+            raise InputError(
+                f"the artifact does not say where its dictionary {digest} is; get it from the "
+                "artifact's author and read it with Dictionary.from_pretrained. Authors: push the "
+                "dictionary before the artifact, or embed it with embed_dictionary=True"
+            )
+        # Not `open_source`: what an artifact says is never a path.
+        where = {**where, "revision": at.commit, "subfolder": at.subfolder}
+        place = open_repository(at.repo_id, Dictionary.format.manifest, **where)
+        dictionary = Dictionary.read_from(place)
+        if dictionary.digest != digest:
+            raise ArtifactError(
+                f"the dictionary at {at} is {dictionary.digest}, the artifact's is {digest}: the "
+                "artifact refers to the wrong place; ask its author"
+            )
+        return dictionary
 
     def revert_(self, model: nn.Module) -> None:
         """Undo the edit bit for bit.
@@ -281,7 +322,23 @@ class EditArtifact(Contents):
             restore_rows_(model, self.edit, self.pristine)
 
 
-def located(artifact: EditArtifact, origin: Origin | None) -> EditArtifact:
-    """Return the artifact, which now remembers where on the Hub it was read from."""
-    object.__setattr__(artifact, "origin", origin)
-    return artifact
+def own_files(existing: Existing, previous: Mapping[str, Any] | None, kept: set[str]) -> list[str]:
+    """Return the files of an older artifact that nobody changed since, but for those to keep."""
+    if previous is None:
+        return []
+    own = {**previous["files"], **(previous["merged"] or {})}
+    return [name for name, entry in own.items() if name not in kept and existing.holds(name, entry)]
+
+
+def _check_room(
+    existing: Existing, merged: Mapping[str, Json], previous: Mapping[str, Any] | None
+) -> None:
+    """Raise if the edited model would replace somebody's own: training may have gone into it."""
+    listed = (previous or {}).get("merged") or {}
+    for name, entry in merged.items():
+        ours = [known for known in (listed.get(name), entry) if known is not None]
+        if existing.has(name) and not any(existing.holds(name, known) for known in ours):
+            raise InputError(
+                f"there is another {name} already, which is not that of the artifact there; "
+                "nothing was written. Choose another place, or move that model away"
+            )

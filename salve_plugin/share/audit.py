@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.control.application import pristine_state
-from salve_plugin.control.base import bare, dtype_name, state_digest
+from salve_plugin.control.base import bare, dtype_name
 from salve_plugin.control.edited import ledgers_over, touched_rows
 from salve_plugin.control.ledger import Ledger, composed, index_of, same_bits, take, union_of
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.errors import InputError, ReadError
-from salve_plugin.files import sha256_tensor
+from salve_plugin.store.digest import sha256_tensor, state_digest
 
 State = Mapping[str, Tensor]
 Verdict = Literal["identical", "changed as the edit says", "changed otherwise", "missing", "added"]

@@ -2,49 +2,60 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Unpack
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
 from torch import nn
 
 from salve_plugin.control.application import revert_all_
 from salve_plugin.control.edit import Edit
+from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.hooks import HookedModel
-from salve_plugin.share.artifact import EditArtifact, located
+from salve_plugin.share.artifact import EditArtifact, own_files
 from salve_plugin.share.bundle_application import apply_members_, revert_members_
-from salve_plugin.share.bundle_contents import BundleContents, bundle_fields, check_members
-from salve_plugin.share.bundle_files import (
+from salve_plugin.share.bundle_manifest import (
     BUNDLE_FILE,
-    described_bundle,
-    planned_bundle,
-    read_bundle,
-    read_bundle_and_models,
+    COMPOSES_BY,
+    BundleManifest,
+    bundle_fields,
+    check_members,
+    member_file,
 )
-from salve_plugin.share.canonical import Json
-from salve_plugin.share.composition import Composition
-from salve_plugin.share.existing import ExistingFolder
-from salve_plugin.share.folder import replace_files
-from salve_plugin.share.hub.access import Access, Token
-from salve_plugin.share.hub.address import Origin
-from salve_plugin.share.hub.push import Pushed, Target, push
-from salve_plugin.share.manifest import identity
-from salve_plugin.share.reading import check_model
-from salve_plugin.share.sources import PathLike, Where, open_source
+from salve_plugin.share.card_bundle import bundle_card
+from salve_plugin.share.composition import Composition, check_composition
+from salve_plugin.share.edit_manifest import CONFIG_FILE, Measures, check_measures
+from salve_plugin.store.card import CARD_FILE, card_at
+from salve_plugin.store.digest import content_digest
+from salve_plugin.store.files import Reader
+from salve_plugin.store.hub.address import Origin
+from salve_plugin.store.json import Json
+from salve_plugin.store.place import Content, Existing, ExistingPart
+from salve_plugin.store.seal import Format, identity_fields
+from salve_plugin.store.stored import Opened, Packed, Stored
 
 
 @dataclass(frozen=True, eq=False)
-class EditBundle(BundleContents):
+class EditBundle(Stored):
     """Several edits of one model, with a record of what they make of it together.
 
     The folder holds `edit_bundle.json` (sealed like an artifact's manifest), `README.md`, and each
     member as a complete artifact in a subfolder of its name, which can be loaded alone:
-    `EditArtifact.from_pretrained(source, subfolder=name)`.
+    `EditArtifact.from_pretrained(source, subfolder=name)`. The bundle's manifest lists that of
+    every member with its SHA-256, and those list the members' other files. Members that only an
+    older bundle had are removed on saving over it, unless somebody changed them.
 
     The record names, for every weight that a member touches, its SHA-256 before and after all of
     the edits, and the overlaps: pairs of members that scale the same rows, where their effects
     multiply. The order of the members has no meaning.
+
+    Attributes:
+        members: the artifacts by name; the name is also that of the member's subfolder.
+        composition: what all of them together make of the base, see `EditBundle.of`.
+        evaluation: the same measures before any and after all of the edits,
+            `{"before": {name: number}, "after": {name: number}}`.
+        data: what the evaluation was computed on: name to text, number, truth value or None.
+        origin: where on the Hub it was read from; None if it was not, or is another one by now.
 
     Example:
         >>> bundle = EditBundle.of(hooked, {"no-church": one, "no-truck": two}) # doctest: +SKIP
@@ -52,8 +63,34 @@ class EditBundle(BundleContents):
         >>> EditBundle.from_pretrained("safer-resnet").apply_(model)            # doctest: +SKIP
     """
 
-    origin: Origin | None = field(default=None, init=False, repr=False)
-    """Where on the Hub the bundle was read from; None if it was not."""
+    format: ClassVar[Format] = Format(
+        name="bundle",
+        title="edit bundle",
+        manifest=BUNDLE_FILE,
+        record=BundleManifest,
+        card=bundle_card,
+        features=frozenset({COMPOSES_BY}),
+    )
+
+    members: Mapping[str, EditArtifact]
+    composition: Composition
+    _: KW_ONLY
+    evaluation: Measures | None = None
+    data: Mapping[str, str | int | float | bool | None] | None = None
+    origin: Origin | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together.
+
+        Raises:
+            InputError: naming the part that does not fit.
+        """
+        object.__setattr__(self, "members", dict(sorted(self.members.items())))
+        check_members(self.members)
+        check_composition(self.members, self.composition)
+        check_measures(self.evaluation)
+        if self.origin is not None and self.origin.digest != self.digest:
+            object.__setattr__(self, "origin", None)  # made from what was read, by `replace`
 
     @classmethod
     def of(
@@ -66,7 +103,7 @@ class EditBundle(BundleContents):
         Args:
             hooked: the members' base.
             members: artifacts by name: up to 64 lower-case letters, digits, "_" and "-".
-            **parts: `evaluation` and `data`, see `BundleContents`.
+            **parts: `evaluation` and `data`, as for the constructor.
 
         Raises:
             BaseMismatchError: if the model is not the one that a member was made for.
@@ -79,9 +116,14 @@ class EditBundle(BundleContents):
         return cls(members, Composition.of(hooked, edits), **parts)
 
     @cached_property
+    def manifest(self) -> Json:
+        """The manifest's fields that say what the bundle is; computed once."""
+        return bundle_fields(self)
+
+    @cached_property
     def digest(self) -> str:
         """The bundle's identity: of its members' digests, their names and the composition."""
-        return identity(bundle_fields(self), {})
+        return content_digest(self.manifest, {})
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -130,110 +172,116 @@ class EditBundle(BundleContents):
         finally:
             revert_all_(model, added)
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the bundle into a folder; the network is never used.
-
-        What holds for `EditArtifact.save_pretrained` holds here, over an older bundle too: all or
-        nothing, the same bundle gives the same bytes, files of others stay. Members that only the
-        older bundle had are removed, unless somebody changed them.
-
-        Returns:
-            The folder.
+    def packed(self, existing: Existing, previous: dict[str, Any] | None) -> Packed:
+        """Return what is to be written; see `Stored.packed`.
 
         Raises:
-            InputError: if the folder itself holds an artifact, or as for an artifact.
-            WriteError: if the disk is full or the folder cannot be written; nothing is changed.
+            InputError: if an artifact lies in the place itself, or a part has no exact JSON form.
         """
-        path = Path(folder)
-        change = planned_bundle(self, ExistingFolder(path))
-        replace_files(path, change.files, obsolete=change.obsolete)
-        return path
+        if EditArtifact.format.previous(existing) is not None:
+            raise InputError(
+                "an edit artifact lies where the bundle is to be written, and both would have the "
+                "same README.md; choose another folder or subfolder"
+            )
+        files: dict[str, Content] = {}
+        listed: dict[str, bytes] = {}
+        obsolete = [] if previous is None else self._dropped(existing, previous)
+        for name, member in self.members.items():
+            change = member.planned(ExistingPart(existing, name))
+            files |= {f"{name}/{file}": data for file, data in change.files.items()}
+            obsolete += [f"{name}/{file}" for file in change.obsolete]
+            manifest = change.files[CONFIG_FILE]
+            assert isinstance(manifest, bytes)
+            listed[member_file(name)] = manifest
+        return Packed({**self.manifest, "digest": self.digest}, listed, files, obsolete)
+
+    def _dropped(self, existing: Existing, previous: Mapping[str, Any]) -> list[str]:
+        """Return the files of members that only the older bundle has and nobody changed since."""
+        dropped = []
+        for name in sorted(set(previous["members"]) - set(self.members)):
+            part = ExistingPart(existing, name)
+            manifest = EditArtifact.format.previous(part)
+            if manifest is None or not part.holds(
+                CONFIG_FILE, previous["files"][member_file(name)]
+            ):
+                continue
+            # The manifest first: without it, what is left is no artifact.
+            names = [CONFIG_FILE, *own_files(part, manifest, set())]
+            card = card_at(part)
+            if card is not None and EditArtifact.format.card(manifest).state(card) == "as written":
+                names.append(CARD_FILE)
+            dropped += [f"{name}/{file}" for file in names]
+        return dropped
+
+    def read_back(self, manifest: bytes, listed: Mapping[str, bytes]) -> None:
+        """Raise ArtifactError unless the manifest fits the members, each read back before."""
+        self._assembled(self.format.read(manifest), self.members, None)
 
     @classmethod
-    def from_pretrained(cls, source: PathLike, **where: Unpack[Where]) -> "EditBundle":
-        """Read a bundle with all its members, everything checked before anything is used.
-
-        Args:
-            source: a local folder, or a Hub repository as "user/name".
-            **where: see `salve_plugin.share.sources.Where`.
-
-        Raises:
-            SalveError: as `EditArtifact.from_pretrained`.
-        """
-        place = open_source(source, BUNDLE_FILE, **where)
-        _, parts = place.use(read_bundle)
-        return located_bundle(cls(**parts), place.origin)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        token: Token = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        tag: str | None = None,
-        endpoint: str | None = None,
-    ) -> Pushed:
-        """Put the bundle with all its members on the Hub in one commit.
-
-        Arguments, result and errors are those of `EditArtifact.push_to_hub`; what holds for
-        `save_pretrained` over an older bundle holds here too.
-        """
-        target = Target(
-            repo_id,
-            revision=revision,
-            subfolder=subfolder,
-            private=private,
-            commit_message=commit_message,
-            create_pr=create_pr,
-            tag=tag,
-            access=Access(endpoint, token),
-        )
-        return push(target, partial(planned_bundle, self), f"Add edit bundle {self.digest[:12]}")
+    def opened(cls, read: Reader) -> Opened:
+        """Return what lies at a place, with its members; see `Stored.opened`."""
+        whole = super().opened(read)
+        config = whole.config
+        cls.format.check_identity(content_digest(identity_fields(config), {}), config)
+        parts = {}
+        for name, summary in config["members"].items():
+            said = summary["digest"]
+            part = parts[name] = EditArtifact.opened(_inside(name, whole, read))
+            if part.config["digest"] != said:
+                raise ArtifactError(
+                    f"member '{name}' is the artifact {part.config['digest']}, {BUNDLE_FILE} says "
+                    f"{said}; one of them was changed by hand"
+                )
+        manifests = sum(map(len, whole.files.values()))  # the members count them, too
+        size = whole.size - manifests + sum(part.size for part in parts.values())
+        return replace(whole, parts=parts, size=size)
 
     @classmethod
-    def verify(cls, source: PathLike, **where: Unpack[Where]) -> str:
-        """Check everything that reading checks and return the bundle's digest.
+    def built(cls, opened: Opened, origin: Origin | None) -> "EditBundle":
+        """Return the bundle from its files; see `Stored.built`."""
+        members = {
+            name: EditArtifact.built(part, origin and _within(origin, name, part))
+            for name, part in opened.parts.items()
+        }
+        return cls._assembled(opened.config, members, origin)
 
-        Edited models that members list are checked too, as by `EditArtifact.verify`.
+    @classmethod
+    def _assembled(
+        cls, config: Mapping[str, Any], members: Mapping[str, EditArtifact], origin: Origin | None
+    ) -> "EditBundle":
+        try:
+            composition = Composition.from_json(config["composition"])
+            evaluation, data = config["evaluation"], config["data"]
+            bundle = cls(members, composition, evaluation=evaluation, data=data, origin=origin)
+            derived = bundle.manifest
+        except InputError as error:
+            raise ArtifactError(f"the bundle contradicts itself: {error}") from error
+        cls.format.check_derived(derived, config, files="its members")
+        return bundle
 
-        Raises:
-            SalveError: as `from_pretrained`.
-        """
-        place = open_source(source, BUNDLE_FILE, **where)
-        config, _, models = place.use(read_bundle_and_models)
-        check_model(place, models)
-        return str(config["digest"])
-
-    @staticmethod
-    def inspect(source: PathLike, **where: Unpack[Where]) -> Json:
-        """Return what a bundle says about itself, after checking the digest of every file.
-
-        Only JSON is read and hashes are computed; tensors are not opened. Beside the fields of
-        `edit_bundle.schema.json` there are `bytes`, `card` and `origin`, as for an artifact.
-
-        Raises:
-            SalveError: as for reading.
-        """
-        place = open_source(source, BUNDLE_FILE, **where)
-        said = place.use(described_bundle)
-        origin = place.origin
-        return {**said, "origin": None if origin is None else origin.reference.to_json()}
-
-
-def located_bundle(bundle: EditBundle, origin: Origin | None) -> EditBundle:
-    """Return the bundle, which now remembers where it was read from, as its members do."""
-    object.__setattr__(bundle, "origin", origin)
-    for name, member in bundle.members.items():
-        located(member, None if origin is None else _within(origin, name))
-    return bundle
+    @classmethod
+    def beside(cls, opened: Opened) -> Mapping[str, Any]:
+        """Return the entries of the members' edited models; see `Stored.beside`."""
+        return {
+            f"{name}/{file}": entry
+            for name, part in opened.parts.items()
+            for file, entry in EditArtifact.beside(part).items()
+        }
 
 
-def _within(origin: Origin, name: str) -> Origin:
+def _inside(name: str, whole: Opened, read: Reader) -> Reader:
+    """Return a reader of a member's files, which gives the manifest that the bundle lists."""
+
+    def read_member(file: str, limit: int) -> bytes:
+        known = whole.files.get(f"{name}/{file}")
+        return read(f"{name}/{file}", limit) if known is None else known
+
+    return read_member
+
+
+def _within(origin: Origin, name: str, part: Opened) -> Origin:
     """Return the exact place of a member."""
     reference = origin.reference
     subfolder = name if reference.subfolder is None else f"{reference.subfolder}/{name}"
-    return replace(origin, reference=replace(reference, subfolder=subfolder))
+    place = replace(reference, subfolder=subfolder)
+    return replace(origin, reference=place, digest=part.config["digest"])

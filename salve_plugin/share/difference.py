@@ -8,16 +8,19 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from salve_plugin.control.base import same_base
 from salve_plugin.control.ledger import same_bits
-from salve_plugin.share.canonical import Json, dump, place_of, shortened
-from salve_plugin.share.contents import Contents, manifest_of, tensors_of
-from salve_plugin.share.manifest import identity_fields
-from salve_plugin.share.tensor_file import describe
+from salve_plugin.share.edit_manifest import tensors_of
+from salve_plugin.store.json import Json, dump, place_of, shortened
+from salve_plugin.store.tensors import describe
+
+if TYPE_CHECKING:
+    from salve_plugin.share.artifact import EditArtifact
 
 
 class Absent(Enum):
@@ -138,7 +141,7 @@ class Difference:
         return "\n".join([*head, *map(str, self.fields), *map(str, self.tensors)])
 
 
-def difference(ours: Contents, theirs: Contents) -> Difference:
+def difference(ours: "EditArtifact", theirs: "EditArtifact") -> Difference:
     """Compare two artifacts; see `Difference`."""
     return Difference(
         ours.edit == theirs.edit,
@@ -148,10 +151,9 @@ def difference(ours: Contents, theirs: Contents) -> Difference:
     )
 
 
-def _said(contents: Contents) -> Json:
-    fields = identity_fields(manifest_of(contents))
-    del fields["tensors"]  # follows from the tensors, which are compared themselves
-    return fields
+def _said(artifact: "EditArtifact") -> Json:
+    # The list of tensors follows from the tensors, which are compared themselves.
+    return {name: value for name, value in artifact.manifest.items() if name != "tensors"}
 
 
 def _fields(ours: object, theirs: object, path: tuple[str | int, ...]) -> Iterator[FieldDifference]:

@@ -44,10 +44,10 @@ def grad_fam_pictures(
     """
     from salve_plugin.validate.grad_fam import LayerGradFam  # imports captum
 
-    if dictionary.digest() != edit.dictionary_digest:
+    if dictionary.digest != edit.dictionary_digest:
         raise InputError(
             f"the edit's latent is one of the dictionary {str(edit.dictionary_digest)[:12]}, this "
-            f"is {dictionary.digest()[:12]}; pass the one that the edit was made with"
+            f"is {dictionary.digest[:12]}; pass the one that the edit was made with"
         )
     maps = LayerGradFam.of(hooked, dictionary).attribute(images, target=edit.latent)
     return {

@@ -13,8 +13,8 @@ from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import LowRankUpdate, Role
 from salve_plugin.control.recipe import Provenance
 from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
-from salve_plugin.files import write_atomically
 from salve_plugin.hooks import HookedModel
+from salve_plugin.store.files import write_atomically
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -1,7 +1,7 @@
 """The whole edited model beside its artifact: for those who only want to load it."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from salve_plugin.adapter import adapter_of
 from salve_plugin.control.applied_edits import status
-from salve_plugin.control.base import bare, find_readers
-from salve_plugin.control.edited import check_edited
-from salve_plugin.control.ledger import Ledger
+from salve_plugin.control.base import bare
+from salve_plugin.control.edited import check_edited, ledgers_over
+from salve_plugin.control.targets import slots_of
 from salve_plugin.errors import (
     BaseMismatchError,
     EditStateError,
@@ -24,13 +24,11 @@ from salve_plugin.errors import (
     WriteError,
 )
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.existing import ExistingFolder
-from salve_plugin.share.folder import replace_files
-from salve_plugin.share.hub.access import Access, Token
-from salve_plugin.share.hub.push import Pushed, Target, push
-from salve_plugin.share.writing import planned
-
-MODEL_FILES = ("config.json", "model.safetensors")
+from salve_plugin.share.edit_manifest import MODEL_FILES
+from salve_plugin.store.files import replace_files
+from salve_plugin.store.hub.access import Access, Token
+from salve_plugin.store.hub.push import Pushed, Target, push
+from salve_plugin.store.place import Change, Existing, ExistingFolder
 
 
 def save_edited_model(model: nn.Module, artifact: EditArtifact, folder: str | Path) -> Path:
@@ -53,7 +51,7 @@ def save_edited_model(model: nn.Module, artifact: EditArtifact, folder: str | Pa
     """
     path = Path(folder)
     with _exported(model, artifact) as files:
-        change = planned(artifact, ExistingFolder(path), files)
+        change = _planned(artifact, files, ExistingFolder(path))
         replace_files(path, change.files, obsolete=change.obsolete)
     return path
 
@@ -116,8 +114,13 @@ def push_edited_model(
         access=Access(endpoint, token),
     )
     with _exported(model, artifact) as files:
-        plan = partial(planned, artifact, model=files)
-        return push(target, plan, f"Add the model with edit {artifact.digest[:12]}")
+        message = f"Add the model with edit {artifact.digest[:12]}"
+        return push(target, partial(_planned, artifact, files), message)
+
+
+def _planned(artifact: EditArtifact, model: Mapping[str, Path], existing: Existing) -> Change:
+    previous = artifact.format.previous(existing)
+    return artifact.change(existing, previous, artifact.packed(existing, previous, model))
 
 
 @contextmanager
@@ -183,7 +186,7 @@ def _has_edit(model: nn.Module, artifact: EditArtifact) -> bool:
 
 def _sparing_copy(model: nn.Module, artifact: EditArtifact) -> nn.Module:
     """Return a copy for reading that has its own touched weights and shares all other tensors."""
-    own = {id(each.parameter) for each in find_readers(model, list(artifact.edit.base.tensors))}
+    own = {id(slot.parameter) for slot in slots_of(model, artifact.edit.base.tensors).values()}
     shared: dict[int, Any] = {
         id(tensor): tensor
         for tensor in (*model.parameters(), *model.buffers())
@@ -193,8 +196,8 @@ def _sparing_copy(model: nn.Module, artifact: EditArtifact) -> nn.Module:
 
 
 def _touched(model: nn.Module, artifact: EditArtifact) -> dict[str, Tensor]:
-    readers = find_readers(model, list(artifact.edit.base.tensors))
-    return {reader.path: reader.parameter.detach() for reader in readers}
+    slots = slots_of(model, artifact.edit.base.tensors)
+    return {path: slot.parameter.detach() for path, slot in slots.items()}
 
 
 def _written(path: Path, artifact: EditArtifact) -> dict[str, Tensor]:
@@ -215,6 +218,6 @@ def _check(weights: dict[str, Tensor], artifact: EditArtifact) -> None:
             f"the model as it was written has no {absent}, which the edit touches; its adapter "
             "must keep the names of the state dict"
         )
+    ledgers = ledgers_over([artifact.edit], artifact.pristine)
     for path, weight in weights.items():
-        ledger = Ledger((artifact.edit,), artifact.edit.rows, artifact.pristine[path])
-        check_edited(path, weight, ledger)
+        check_edited(path, weight, ledgers[path])

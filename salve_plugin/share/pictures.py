@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 
 from salve_plugin.errors import InputError
+from salve_plugin.store.seal import MAX_PICTURE_BYTES
 
 MAX_PICTURES = 64
-MAX_PICTURE_BYTES = 16 * 2**20
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 

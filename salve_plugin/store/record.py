@@ -1,14 +1,27 @@
 """Typed records: frozen dataclasses that go to JSON and come back, nothing lost or guessed."""
 
 from collections.abc import Mapping
-from dataclasses import fields as fields_of
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from salve_plugin.errors import InputError
+from salve_plugin.store.json import MAX_INTEGER
 
 R = TypeVar("R", bound="Record")
+
+# `$` also matches before a newline at the end in Python, in JSON Schema it does not: hence (?!\n).
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
+Index = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
+Text = Annotated[str, Meta(min_length=1, max_length=100)]
+Name = Annotated[str, Meta(min_length=1, max_length=300)]
+ParameterPath = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$(?!\n)", max_length=500)
+]
+Notes = Annotated[dict[Name, Any], Meta(max_length=100)]
+"""Free fields for people."""
 
 
 class Record:
@@ -25,29 +38,45 @@ class Record:
         return plain
 
     @classmethod
-    def from_json(cls: type[R], fields: object) -> R:
+    def from_json(cls: type[R], given: object) -> R:
         """Rebuild a record from `to_json`.
+
+        Args:
+            given: the fields by name, in plain JSON values.
 
         Raises:
             InputError: names the place and what was expected there.
         """
-        plain = _plain(fields)
+        plain = _plain(given)
         try:
             record = msgspec.convert(plain, cls)
         except msgspec.ValidationError as error:
-            raise InputError(f"{cls.__name__} is ill-formed: {error}") from error
+            raise InputError(f"{cls.__name__} is ill-formed: {str(error)[:400]}") from error
         # For dataclasses msgspec ignores what is unknown and fills in defaults.
         wrong = _difference(plain, _plain(record), "$")
         if wrong is not None:
             raise InputError(f"{cls.__name__} is ill-formed: {wrong}")
         return record
 
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """Return what `from_json` takes as a JSON Schema (draft 2020-12)."""
+        schema = msgspec.json.schema(cls)
+        for definition in schema["$defs"].values():
+            known = definition.get("properties", {})
+            if known:
+                # Only what may be absent (UNSET) is no field with a default, nor required.
+                required = {*definition["required"], *(n for n in known if "default" in known[n])}
+                definition |= {"required": sorted(required), "additionalProperties": False}
+        return schema
+
 
 def _plain(value: Any) -> Any:
-    """Return records and mappings as plain dicts, tuples as lists, and the rest as it is."""
-    if isinstance(value, Record):
-        # msgspec's own form leaves out fields that were filled in with their defaults.
-        return {each.name: _plain(getattr(value, each.name)) for each in fields_of(value)}  # type: ignore[arg-type] # records are dataclasses
+    """Return the JSON form: objects of records and mappings, lists of tuples, absent fields out."""
+    if is_dataclass(value):
+        # Not `to_builtins`, which leaves out what `convert` filled in from a class's defaults.
+        pairs = [(field.name, getattr(value, field.name)) for field in fields(value)]
+        return {name: _plain(item) for name, item in pairs if item is not msgspec.UNSET}
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -59,7 +88,7 @@ def _difference(given: Any, kept: Any, path: str) -> str | None:
         missing, unknown = sorted(set(kept) - set(given)), sorted(set(given) - set(kept))
         if missing or unknown:
             return (
-                f"`{path}` lacks the fields {missing} and has the unknown fields "
+                f"`{path[:200]}` lacks the fields {missing} and has the unknown fields "
                 f"{str(unknown)[:200]}; expected {sorted(kept)}"
             )
         parts = [(given[name], kept[name], f"{path}.{name}") for name in given]

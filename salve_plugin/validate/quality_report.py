@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salve_plugin.errors import InputError
-from salve_plugin.files import write_atomically
+from salve_plugin.store.files import write_atomically
 from salve_plugin.validate.reconstruction import BINS_IN_DECADE, DECADES
 from salve_plugin.validate.stability import SAME
 

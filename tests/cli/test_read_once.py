@@ -17,7 +17,7 @@ from salve_plugin.cli.shared import find
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.hub.push import Pushed
+from salve_plugin.store.hub.push import Pushed
 
 Capture = pytest.CaptureFixture[str]
 SHARED: dict[str, Callable[[], EditArtifact | EditBundle | Dictionary]] = {

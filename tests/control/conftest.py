@@ -34,7 +34,8 @@ class Tiny(nn.Module):
         logits: Tensor = self.head(features)
         convolves = isinstance(self.side, nn.Conv2d)
         side = self.side(features[:, :, None, None] if convolves else features)
-        return logits + 0 * side.flatten(1)[:, :4]
+        silent: Tensor = 0 * side.flatten(1)[:, :4]
+        return logits + silent
 
 
 def random_dictionary(site: Site, n_latents: int = 8, seed: int = 0) -> Dictionary:

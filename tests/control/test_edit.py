@@ -21,7 +21,7 @@ from salve_plugin.errors import (
     UnknownSiteError,
     UnsupportedModelError,
 )
-from salve_plugin.files import sha256_tensor
+from salve_plugin.store.digest import sha256_tensor
 
 
 def test_it_holds_the_atom_and_the_fingerprint_of_what_it_touches(
@@ -35,7 +35,7 @@ def test_it_holds_the_atom_and_the_fingerprint_of_what_it_touches(
     weight = tiny.model.get_parameter("head.weight")
     assert (print_.shape, print_.dtype) == ((4, 6), "float32")
     assert print_.sha256 == sha256_tensor(weight)
-    assert edit.dictionary_digest == atoms.digest()
+    assert edit.dictionary_digest == atoms.digest
 
 
 def test_every_reader_of_the_site_is_part_of_it(

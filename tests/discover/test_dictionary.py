@@ -12,8 +12,8 @@ from torch.nn import functional
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.l1 import L1
 from salve_plugin.errors import InputError
-from salve_plugin.reference import Reference
 from salve_plugin.site import Site
+from salve_plugin.store.reference import Reference
 
 LATENTS, WIDTH = 4, 6
 
@@ -118,20 +118,20 @@ def test_tensors_that_make_no_dictionary_are_refused(
 
 
 def test_the_digest_depends_on_content_only(dictionary: Dictionary) -> None:
-    assert Dictionary(tensors(), L1(), site(), {"other": 1}).digest() == dictionary.digest()
+    assert Dictionary(tensors(), L1(), site(), {"other": 1}).digest == dictionary.digest
     others = [
         Dictionary(tensors(1), L1(), site()),
         Dictionary(tensors(), L1(l1=0.2), site()),
         Dictionary(tensors(), L1(), Site("other", "fc", "in", "pooled", WIDTH)),
         Dictionary(tensors(), L1(), site()).bfloat16(),
     ]
-    assert len({dictionary.digest(), *(other.digest() for other in others)}) == 5
+    assert len({dictionary.digest, *(other.digest for other in others)}) == 5
 
 
 def test_a_negative_zero_is_zero(dictionary: Dictionary) -> None:
     zeros = {**tensors(), "encoder_bias": torch.zeros(LATENTS)}
     negative = {**zeros, "encoder_bias": -zeros["encoder_bias"]}
-    digests = {Dictionary(each, L1(), site()).digest() for each in (zeros, negative)}
+    digests = {Dictionary(each, L1(), site()).digest for each in (zeros, negative)}
     assert len(digests) == 1
 
 

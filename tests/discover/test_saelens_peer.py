@@ -137,7 +137,7 @@ def test_what_we_push_sae_lens_pulls_and_codes_as_we_do(
         dictionary = _dictionary(learner, seed)
         dictionary.push_to_hub(repo_id, subfolder=learner, token="hf_alice", endpoint=hub.url)
         pulled[learner] = Dictionary.from_pretrained(repo_id, subfolder=learner, endpoint=hub.url)
-        assert pulled[learner].digest() == dictionary.digest()
+        assert pulled[learner].digest == dictionary.digest
     variables = {
         "HF_ENDPOINT": hub.url,
         "HF_HUB_CACHE": str(hf_home / "theirs"),

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from small_artifacts import WEIGHT, contents, random_dictionary, small_model, state_bytes
+from small_artifacts import (
+    WEIGHT,
+    altered,
+    contents,
+    random_dictionary,
+    small_model,
+    state_bytes,
+    with_edit,
+)
 from torch import Tensor, nn
 
 import salve_plugin as salve
@@ -17,7 +25,6 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.demo import digits
 from salve_plugin.errors import ArtifactError, BaseMismatchError, EditStateError, InputError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.contents import Contents
 
 
 def assert_same(one: EditArtifact, other: EditArtifact) -> None:
@@ -139,7 +146,7 @@ def test_an_edit_alone_is_enough(tiny_edit: Edit, tmp_path: Path) -> None:
     EditArtifact(tiny_edit).save_pretrained(tmp_path)
     loaded = EditArtifact.from_pretrained(tmp_path)
     assert loaded.edit == tiny_edit
-    empty = {field.name for field in fields(Contents)} - {"edit", "embed_dictionary", "data"}
+    empty = {field.name for field in fields(EditArtifact)} - {"edit", "embed_dictionary", "data"}
     assert {name: getattr(loaded, name) for name in empty} == dict.fromkeys(empty)
 
 
@@ -148,10 +155,10 @@ def test_nothing_else_than_the_listed_fields_enters_the_identity(
 ) -> None:
     variants = [
         tiny,
-        replace(tiny, edit=replace(tiny_edit, strength=1.0)),
-        replace(tiny, edit=replace(tiny_edit, latent=6)),
-        replace(tiny, edit=replace(tiny_edit, mode="enhance")),
-        replace(tiny, edit=replace(tiny_edit, direction=-tiny_edit.direction)),
+        with_edit(tiny, altered(tiny_edit, strength=1.0)),
+        with_edit(tiny, altered(tiny_edit, latent=6)),
+        with_edit(tiny, altered(tiny_edit, mode="enhance")),
+        with_edit(tiny, altered(tiny_edit, direction=-tiny_edit.gate.directions[0])),
         replace(tiny, pristine=None),
         replace(tiny, labels=None),
         replace(tiny, data=None),
@@ -195,11 +202,9 @@ def test_the_manifest_is_valid_for_the_jsonschema_package(
     tiny: EditArtifact, tmp_path: Path
 ) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    from salve_plugin.share.schema import config_schema
-
     tiny.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "edit_config.json").read_text())
-    jsonschema.Draft202012Validator(config_schema()).validate(config)
+    jsonschema.Draft202012Validator(EditArtifact.format.schema()).validate(config)
 
 
 def test_safetensors_metadata_are_exactly_the_format(tiny: EditArtifact, tmp_path: Path) -> None:
@@ -244,7 +249,7 @@ def test_a_dictionary_travels_by_reference_or_whole(
     )
     loaded = EditArtifact.from_pretrained(tmp_path / "whole")
     assert loaded.dictionary is not None
-    assert loaded.dictionary.digest() == dictionary.digest()
+    assert loaded.dictionary.digest == dictionary.digest
     assert torch.equal(loaded.dictionary.atoms, dictionary.atoms)
     assert dict(loaded.dictionary.meta) == {"seed": 0}
 
@@ -271,7 +276,7 @@ def test_a_dictionary_of_any_learner_travels_whole(
     EditArtifact(edit, dictionary=dictionary, embed_dictionary=True).save_pretrained(tmp_path)
     loaded = EditArtifact.from_pretrained(tmp_path).dictionary
     assert loaded is not None
-    assert loaded.digest() == dictionary.digest()
+    assert loaded.digest == dictionary.digest
     assert loaded.options == dictionary.options
     assert dict(loaded.meta) == dict(dictionary.meta)
     assert torch.equal(loaded.encode(acts.tensor()), dictionary.encode(acts.tensor()))
@@ -285,7 +290,7 @@ def test_inspect_reads_no_tensors_and_reports_the_card(
     def no_tensors(data: bytes) -> dict[str, Tensor]:
         raise AssertionError("tensors were opened")
 
-    monkeypatch.setattr("salve_plugin.share.reading.decode_tensors", no_tensors)
+    monkeypatch.setattr("salve_plugin.share.artifact.decode_tensors", no_tensors)
     said = EditArtifact.inspect(tmp_path)
     assert said["digest"] == tiny.digest
     assert said["card"] == "as written"

@@ -27,8 +27,8 @@ def network(kind: str) -> nn.Module:
 
 
 def atom(width: int) -> Tensor:
-    draw = torch.randn(width, 1, generator=torch.Generator().manual_seed(0))
-    return draw / draw.norm()
+    direction: Tensor = torch.randn(width, 1, generator=torch.Generator().manual_seed(0))
+    return nn.functional.normalize(direction, dim=0)
 
 
 def head_edit(model: nn.Module, rows: list[int] | None = None) -> Edit:

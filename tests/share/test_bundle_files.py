@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from small_artifacts import (
     CONFIG,
     Files,
+    altered,
     bundle_in_memory,
     flipped,
     small_bundle,
@@ -21,13 +21,7 @@ from small_artifacts import (
 from salve_plugin.errors import ArtifactError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.bundle_contents import bundle_fields
-from salve_plugin.share.bundle_files import (
-    BUNDLE_FILE,
-    SCHEMA_NAME,
-    read_bundle_manifest,
-)
-from salve_plugin.share.schema import config_schema
+from salve_plugin.share.bundle_manifest import BUNDLE_FILE
 
 CARD = "README.md"
 
@@ -76,7 +70,7 @@ def test_identity_and_seal_are_what_the_schema_says(saved_bundle: Path) -> None:
 
 def test_the_manifest_is_valid_for_the_jsonschema_package(saved_bundle: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    schema = config_schema(SCHEMA_NAME)
+    schema = EditBundle.format.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(schema).validate(
         json.loads((saved_bundle / BUNDLE_FILE).read_text())
@@ -91,7 +85,7 @@ def test_verify_and_inspect_tell_what_is_there(
     def no_tensors(*_: object) -> None:
         raise AssertionError("tensors were opened")
 
-    monkeypatch.setattr("salve_plugin.share.reading.decode_tensors", no_tensors)
+    monkeypatch.setattr("salve_plugin.share.artifact.decode_tensors", no_tensors)
     said: dict[str, Any] = EditBundle.inspect(saved_bundle)
     assert said["digest"] == small_bundle().digest
     assert set(said["members"]) == {"all", "first", "rows"}
@@ -129,9 +123,9 @@ def test_class_names_are_those_that_all_members_agree_on() -> None:
     for labels, expected in (
         (None, ["a", "b", "c"]), (("a", "b", "c"), ["a", "b", "c"]), (("a", "b", "d"), None)
     ):  # fmt: skip
-        two = EditArtifact(replace(edit, strength=0.5), labels=labels)
+        two = EditArtifact(altered(edit, strength=0.5), labels=labels)
         bundle = EditBundle.of(small_model(), {"one": one, "two": two})
-        assert bundle_fields(bundle)["labels"] == expected
+        assert bundle.manifest["labels"] == expected
 
 
 # --- every bit -----------------------------------------------------------------------------------
@@ -139,11 +133,11 @@ def test_class_names_are_those_that_all_members_agree_on() -> None:
 
 def test_a_flipped_bit_in_any_byte_of_the_manifest_is_detected(bundle_files: Files) -> None:
     manifest = bundle_files[BUNDLE_FILE]
-    read_bundle_manifest(manifest)
+    EditBundle.format.read(manifest)
     # A stride that is prime to 8: every byte at least once, every bit position as often.
     for bit in range(0, 8 * len(manifest), 7):
         with pytest.raises(ArtifactError):
-            read_bundle_manifest(flipped(manifest, bit))
+            EditBundle.format.read(flipped(manifest, bit))
 
 
 @pytest.mark.slow
@@ -151,7 +145,7 @@ def test_every_flipped_bit_of_the_manifest_is_detected(bundle_files: Files) -> N
     manifest = bundle_files[BUNDLE_FILE]
     for bit in range(8 * len(manifest)):
         with pytest.raises(ArtifactError):
-            read_bundle_manifest(flipped(manifest, bit))
+            EditBundle.format.read(flipped(manifest, bit))
 
 
 def test_a_changed_byte_in_any_file_of_any_member_is_detected(bundle_files: Files) -> None:

@@ -13,8 +13,10 @@ from replaced import accepted
 from small_artifacts import (
     CONFIG,
     Files,
+    altered,
     bundle_in_memory,
     forged,
+    identity,
     reseal,
     small_artifact,
     small_bundle,
@@ -25,10 +27,8 @@ from small_artifacts import (
 from salve_plugin.errors import ArtifactError, MissingFileError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.bundle_files import (
-    BUNDLE_FILE,
-)
-from salve_plugin.share.manifest import entry_of, identity
+from salve_plugin.share.bundle_manifest import BUNDLE_FILE
+from salve_plugin.store.seal import FileEntry
 
 CARD = "README.md"
 
@@ -39,7 +39,7 @@ def reforged(files: Files, change: Callable[[dict[str, Any]], None] = lambda _: 
     for name in config["members"]:
         data = files.get(f"{name}/{CONFIG}")
         if data is not None:
-            config["files"][f"{name}/{CONFIG}"] = entry_of(data)
+            config["files"][f"{name}/{CONFIG}"] = FileEntry.of(data)
             config["members"][name]["digest"] = json.loads(data)["digest"]
     change(config)
     config["digest"] = identity(config, {})
@@ -64,7 +64,7 @@ def test_a_forgery_that_changes_nothing_is_accepted(bundle_files: Files) -> None
 
 def test_a_missing_wrong_or_swapped_member_is_refused(bundle_files: Files, tmp_path: Path) -> None:
     strange = member_of(
-        replace(small_artifact(), edit=replace(small_edit(), strength=9.0)), tmp_path
+        replace(small_artifact(), edit=altered(small_edit(), strength=9.0)), tmp_path
     )
     first, rows = (
         {path.partition("/")[2]: data for path, data in bundle_files.items() if path.startswith(n)}
@@ -110,7 +110,7 @@ def test_an_extra_or_left_out_member_contradicts_the_composition(bundle_files: F
 
 def test_a_member_of_another_base_is_refused(bundle_files: Files) -> None:
     def other(config: dict[str, Any], _: object) -> None:
-        config["base"]["description"] = {"architecture": "Other"}
+        config["edit"]["base"]["description"] = {"architecture": "Other"}
 
     member = {
         path.removeprefix("first/"): data
@@ -146,13 +146,19 @@ def composition(*path: Any) -> Callable[[dict[str, Any]], None]:
         (composition("tensors", "fc.weight", "before", "shape", [2**50, 2**50]), "for another"),
         (composition("tensors", "fc.weight", "hook", "os.system"), "unknown fields"),
         (lambda config: config.update(requires=["sum"]), r"requires \['sum'\]"),
-        (lambda config: config.update(requires=[]), "number of items"),
-        (lambda config: config.update(format_version="2.0"), "upgrade"),
+        (lambda config: config.update(requires=[]), "`array` of length >= 1"),
+        (lambda config: config.update(format_version="3.0"), "upgrade"),
         (lambda config: config.update(labels=["x"]), r"\['labels'\] do not follow"),
         (lambda config: config["base"].update(description={}), r"\['base'\] do not follow"),
         (lambda config: config["members"]["rows"]["edit"].update(strength=9.0), r"\['members'\]"),
-        (lambda config: config["members"].update({"../x": config["members"]["all"]}), "name of a"),
-        (lambda config: config["files"].update({"x.pkl": {}}), "name of a"),
+        (
+            lambda config: config["members"].update({"../x": config["members"]["all"]}),
+            "at `key` in",
+        ),
+        (
+            lambda config: config["files"].update({"x.pkl": {}}),
+            "at `key` in",
+        ),
         (lambda config: config["files"].pop(f"all/{CONFIG}"), "manifests of members: missing"),
         (lambda config: config["evaluation"]["after"].update(more=1), "measures after"),
     ],

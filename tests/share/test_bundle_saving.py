@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from small_artifacts import (
+    altered,
     small_artifact,
     small_bundle,
     small_edit,
@@ -26,8 +27,8 @@ CARD = "README.md"
 def fewer() -> EditBundle:
     """Return another bundle of the same base: a member left out, one changed, one new."""
     old = small_bundle()
-    changed = replace(old.members["rows"], edit=replace(small_edit(), strength=0.25), pictures=None)
-    new = EditArtifact(replace(small_edit(), latent=9, rows=(0,)))
+    changed = replace(old.members["rows"], edit=altered(small_edit(), strength=0.25), pictures=None)
+    new = EditArtifact(altered(small_edit(), latent=9, rows=(0,)))
     members = {"all": old.members["all"], "rows": changed, "new": new}
     return EditBundle.of(small_model(), members)
 
@@ -134,3 +135,29 @@ def test_a_crash_between_two_renames_leaves_the_old_bundle_or_one_that_is_refuse
             EditBundle.verify(saved_bundle)
     fewer().save_pretrained(saved_bundle)
     assert EditBundle.verify(saved_bundle) == fewer().digest
+
+
+def test_saving_packs_each_member_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each member is described and encoded once, and described once more when it is read back."""
+    from salve_plugin.share import artifact
+
+    members = small_bundle().members
+    bundle = EditBundle.of(small_model(), {name: members[name] for name in ("all", "first")})
+    calls = {"manifest_of": 0, "encode_tensors": 0, "decode_tensors": 0}
+
+    def counted(name: str) -> None:
+        real = getattr(artifact, name)
+
+        def call(*arguments: object) -> object:
+            calls[name] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(artifact, name, call)
+
+    for name in calls:
+        counted(name)
+    bundle.save_pretrained(tmp_path)
+    assert calls == {"manifest_of": 4, "encode_tensors": 2, "decode_tensors": 2}
+    assert bundle.digest == EditBundle.verify(tmp_path)
+    bundle.save_pretrained(tmp_path)
+    assert calls["encode_tensors"] == 4

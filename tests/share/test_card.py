@@ -11,9 +11,7 @@ from salve_plugin.control.base import Base
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.card import card_state
-from salve_plugin.share.card_metadata import read_metadata, with_metadata
-from salve_plugin.share.manifest import read_manifest
+from salve_plugin.store.card import read_metadata, with_metadata
 
 
 def card(folder: Path) -> str:
@@ -322,12 +320,13 @@ def test_any_flipped_bit_of_a_fresh_card_is_reported(
 ) -> None:
     tiny.save_pretrained(tmp_path)
     fresh = (tmp_path / "README.md").read_bytes()
-    config = read_manifest((tmp_path / "edit_config.json").read_bytes())
-    assert card_state(fresh, config) == "as written"
+    form = EditArtifact.format
+    ours = form.card(form.read((tmp_path / "edit_config.json").read_bytes()))
+    assert ours.state(fresh) == "as written"
     for place in range(0, 8 * len(fresh), step):
         flipped = bytearray(fresh)
         flipped[place // 8] ^= 1 << place % 8
-        assert card_state(bytes(flipped), config) == "edited", place
+        assert ours.state(bytes(flipped)) == "edited", place
 
 
 def test_a_changed_card_is_reported_and_the_artifact_is_none_the_worse(

@@ -1,6 +1,5 @@
 """Artifacts that were damaged or swapped: every changed bit, byte and file is found."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_artifacts import CARD, CONFIG, covered, flipped, in_memory, reader_of
+from small_artifacts import CARD, CONFIG, altered, covered, flipped, in_memory, reader_of
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.card import card_state
-from salve_plugin.share.manifest import read_files, read_manifest
+
+FORMAT = EditArtifact.format
 
 
 def test_links_pickles_missing_and_swapped_files_are_refused(
@@ -32,7 +31,7 @@ def test_links_pickles_missing_and_swapped_files_are_refused(
     torch.save({"direction": torch.ones(4)}, file)
     with pytest.raises(ArtifactError):
         EditArtifact.from_pretrained(saved)
-    other = EditArtifact(replace(tiny_edit, strength=0.5)).save_pretrained(tmp_path / "other")
+    other = EditArtifact(altered(tiny_edit, strength=0.5)).save_pretrained(tmp_path / "other")
     file.write_bytes((other / "edit.safetensors").read_bytes())
     with pytest.raises(ArtifactError):
         EditArtifact.from_pretrained(saved)
@@ -88,13 +87,13 @@ def test_a_flipped_bit_in_any_byte_of_any_file_is_detected(saved: Path) -> None:
     # A stride that is prime to 8: every byte at least once, every bit position as often.
     for bit in range(0, 8 * len(manifest), 7):
         with pytest.raises(ArtifactError):
-            read_manifest(flipped(manifest, bit))
-    config: Any = read_manifest(manifest)
+            FORMAT.read(flipped(manifest, bit))
+    config: Any = FORMAT.read(manifest)
     for name, data in files.items():
         for bit in range(0, 8 * len(data), 7):
             damaged = {**files, name: flipped(data, bit)}
             with pytest.raises(ArtifactError, match="was changed"):
-                read_files(reader_of(damaged), config["files"])
+                FORMAT.fetch(config, reader_of(damaged))
 
 
 @pytest.mark.slow
@@ -106,10 +105,11 @@ def test_every_flipped_bit_of_every_file_is_detected(saved: Path) -> None:
 
 @pytest.mark.slow
 def test_every_flipped_bit_of_the_card_is_reported(saved: Path) -> None:
-    card, config = (saved / CARD).read_bytes(), read_manifest((saved / CONFIG).read_bytes())
-    assert card_state(card, config) == "as written"
+    card = (saved / CARD).read_bytes()
+    ours = FORMAT.card(FORMAT.read((saved / CONFIG).read_bytes()))
+    assert ours.state(card) == "as written"
     for bit in range(8 * len(card)):
-        assert card_state(flipped(card, bit), config) == "edited", bit
+        assert ours.state(flipped(card, bit)) == "edited", bit
 
 
 def test_truncation_at_every_fifth_length_and_added_bytes_are_detected(saved: Path) -> None:

@@ -16,9 +16,9 @@ from small_artifacts import contents, covered, small_artifact, small_edit
 
 from salve_plugin.share.artifact import EditArtifact
 
-GOLDEN_EDIT = "2b0dfeb549a19377a1d0cbb602e71ab281dc52b3d58129c5b38d56fd6665ef42"
-GOLDEN = "87dcd8a6ce8ac2bc9d65fa5ff19548fd0e12df70d67f28b4fd6370a3234c8172"
-"""Digests that version 0.1 wrote. They are in people's notes: a change breaks the format."""
+GOLDEN_EDIT = "9d3e6d21ea257ddb7d9d5ae7684b6daf2bd2668e467cc155256bfbf7f8ed6585"
+GOLDEN = "98088046d173fd09fc23d7cc78f2463ca58da0d297a690ec68a9b6c9a6197292"
+"""Digests of format 2. They will be in people's notes: a change breaks the format."""
 
 
 def block(data: bytes) -> bytes:
@@ -39,24 +39,25 @@ def test_the_digest_is_what_the_documentation_says_computed_without_any_of_our_c
     weight = struct.pack("<12f", 1, 2, 3, 4, 5, 6, 7, 8, -1, -2, -3, -4)
     site = {
         "name": "unembed.hook_in", "module": "fc", "side": "in", "layout": "pooled", "width": 4,
-        "prefix_tokens": 0, "grid": None, "readers": ["fc"], "writers": [],
+        "prefix_tokens": 0, "grid": None, "readers": ["fc"], "writers": [], "affine": [],
     }  # fmt: skip
     base = {"dtype": "float32", "shape": [3, 4], "sha256": hashlib.sha256(weight).hexdigest()}
     said = {
         "alpha_crit": None,
-        "base": {"description": {"architecture": "Tiny"}, "tensors": {"fc.weight": base}},
         "data": {},
         "dictionary": {"at": None, "digest": "ab" * 32, "learner": None, "fields": None},
         "edit": {
-            "atom_norm": "unit", "latent": 5, "mode": "suppress", "operator": "scale",
-            "rows": [1, 2], "site": site, "strength": 1.5,
+            "base": {"description": {"architecture": "Tiny"}, "tensors": {"fc.weight": base}},
+            "dictionary_digest": "ab" * 32, "dtype": "float32", "latent": 5, "mode": "suppress",
+            "operator": "scale", "rows": [1, 2], "site": site, "strength": 1.5,
         },
         "evaluation": None,
         "labels": None,
         "requires": ["scale"],
-        "tensors": {"direction": {"dtype": "F32", "shape": [4]}},
+        "tensors": {"edit.direction": {"dtype": "F32", "shape": [4]}},
     }  # fmt: skip
-    data = block(canonical(said)) + tensor("direction", "float32", "f", (0.6, 0.0, -0.8, 0.0))
+    data = block(canonical(said))
+    data += tensor("edit.direction", "float32", "f", (0.6, 0.0, -0.8, 0.0))
     assert hashlib.sha256(data).hexdigest() == GOLDEN_EDIT == EditArtifact(small_edit()).digest
 
 

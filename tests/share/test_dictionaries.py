@@ -29,11 +29,8 @@ import salve_plugin as salve
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import LEARNERS, create
 from salve_plugin.discover.saelens_layout import written_as
-from salve_plugin.errors import (
-    InputError,
-    WriteError,
-)
-from salve_plugin.share.schema import config_schema
+from salve_plugin.errors import InputError, WriteError
+from salve_plugin.share.artifact import EditArtifact
 
 BUILT_IN = sorted(
     name for name, learner in LEARNERS.items() if learner.__module__.startswith("salve_plugin")
@@ -48,7 +45,7 @@ def test_a_dictionary_of_any_learner_comes_back_to_the_bit(learner: str, tmp_pat
     dictionary = dictionary_of(learner)
     assert dictionary.save_pretrained(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
     loaded = Dictionary.from_pretrained(tmp_path / "a", subfolder="b")
-    assert loaded.digest() == dictionary.digest()
+    assert loaded.digest == dictionary.digest
     for name, tensor in dictionary.tensors.items():
         assert loaded.tensors[name].dtype == tensor.dtype
         assert torch.equal(loaded.tensors[name], tensor)
@@ -88,7 +85,7 @@ def test_other_precisions_come_back_to_the_bit(
         tensors["atoms"] = torch.eye(WIDTH, dtype=kind)[torch.arange(LATENTS) % WIDTH]
     dictionary = Dictionary(tensors, create(learner, {}), SITE)
     loaded = Dictionary.from_pretrained(dictionary.save_pretrained(tmp_path))
-    assert loaded.digest() == dictionary.digest()
+    assert loaded.digest == dictionary.digest
     assert loaded.atoms.dtype == kind
 
 
@@ -118,7 +115,7 @@ def test_whatever_the_numbers_a_gated_dictionary_comes_back_to_the_bit(
     }
     dictionary = Dictionary(tensors, create(learner, {}), SITE)
     folder = dictionary.save_pretrained(tmp_path_factory.mktemp("gated"))
-    assert Dictionary.from_pretrained(folder).digest() == dictionary.digest()
+    assert Dictionary.from_pretrained(folder).digest == dictionary.digest
 
 
 def test_values_that_saelens_cannot_hold_travel_by_our_own_names(tmp_path: Path) -> None:
@@ -135,7 +132,7 @@ def test_values_that_saelens_cannot_hold_travel_by_our_own_names(tmp_path: Path)
         assert not (tmp_path / learner).exists()
         folder = dictionary.save_pretrained(tmp_path / learner)
         assert fields(folder)["architecture"] == f"salve_plugin.{learner}"
-        assert Dictionary.from_pretrained(folder).digest() == dictionary.digest()
+        assert Dictionary.from_pretrained(folder).digest == dictionary.digest
 
 
 def test_the_same_dictionary_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -156,7 +153,7 @@ def test_tuples_in_meta_are_kept_as_lists(tmp_path: Path) -> None:
 
 
 def test_the_fields_are_valid_for_the_jsonschema_package(tmp_path: Path) -> None:
-    schema = config_schema("dictionary.schema.json")
+    schema = Dictionary.format.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     for learner in BUILT_IN:
         folder = dictionary_of(learner).save_pretrained(tmp_path / learner)
@@ -164,15 +161,16 @@ def test_the_fields_are_valid_for_the_jsonschema_package(tmp_path: Path) -> None
 
 
 def test_both_schemas_mean_the_same_by_the_same_names() -> None:
-    ours, edits = config_schema("dictionary.schema.json"), config_schema()
-    definitions: Any = edits["$defs"]
-    properties: Any = edits["properties"]
-    embedded = properties["dictionary"]["properties"]["fields"]["properties"]
-    theirs = {**embedded, **definitions, "producer": properties["producer"]}
-    shared: Any = ours["$defs"]
-    assert {name: theirs[name] for name in shared if name != "size"} == {
-        name: value for name, value in shared.items() if name != "size"
+    ours: Any = Dictionary.format.schema()
+    edits: Any = EditArtifact.format.schema()
+    shared = set(ours["$defs"]) & set(edits["$defs"])
+    assert {"DictionaryFields", "FileEntry", "Producer", "Site"} - shared == {"DictionaryFields"}
+    assert {name: edits["$defs"][name] for name in shared} == {
+        name: ours["$defs"][name] for name in shared
     }
+    embedded, sealed = edits["$defs"]["DictionaryFields"], ours["$defs"]["SealedDictionary"]
+    for name, field in embedded["properties"].items():
+        assert sealed["properties"][name] == field
 
 
 def test_meta_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
@@ -221,7 +219,7 @@ def test_the_card_names_the_base_model_and_the_measures(tmp_path: Path) -> None:
     }
     assert "# Dictionary of 33 features of res\\|net" in card.text
     assert "| explained variance of held-out rows (R²) | 0.75 |" in card.text
-    assert dictionary.digest() in card.text
+    assert dictionary.digest in card.text
     assert "share of latents" not in card.text
 
 
@@ -229,9 +227,9 @@ def test_another_dictionary_gets_another_card_but_peoples_words_stay(tmp_path: P
     dictionary_of("topk", k=3).save_pretrained(tmp_path)
     other = dictionary_of("l1")
     other.save_pretrained(tmp_path)
-    assert other.digest() in (tmp_path / CARD).read_text()
+    assert other.digest in (tmp_path / CARD).read_text()
     assert "- saelens" not in (tmp_path / CARD).read_text()
-    assert Dictionary.from_pretrained(tmp_path).digest() == other.digest()
+    assert Dictionary.from_pretrained(tmp_path).digest == other.digest
     (tmp_path / CARD).write_text("---\nlicense: mit\ntags:\n- mine\n---\nMy words.\n")
     (tmp_path / "sparsity.safetensors").write_bytes(b"not ours")
     dictionary_of("topk", k=3).save_pretrained(tmp_path)

@@ -10,13 +10,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replaced import accepted
-from small_artifacts import CONFIG, SEAL, TENSORS, WEIGHT, Change, Files, forged, in_memory, reseal
+from small_artifacts import (
+    CONFIG,
+    SEAL,
+    TENSORS,
+    WEIGHT,
+    Change,
+    Files,
+    forged,
+    identity,
+    in_memory,
+    reseal,
+)
 from torch import Tensor
 
 from salve_plugin.errors import ArtifactError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.manifest import identity
-from salve_plugin.share.tensor_file import decode_tensors
+from salve_plugin.store.tensors import decode_tensors
 
 
 def set_in(*path: Any) -> Callable[[dict[str, Any]], None]:
@@ -32,14 +42,18 @@ def set_in(*path: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_in("format_version", "2.0"), "upgrade"),
+        (set_in("format_version", "3.0"), "upgrade"),
         (set_in("format_version", "0.9"), "never was released"),
+        (set_in("format_version", "1.0"), r"format 1\.0, .* reads 2\.x only"),
         (set_in("format_version", 1.0), "expected for example"),
         (set_in("requires", ["scale", "teleport"]), r"requires \['teleport'\]"),
-        (set_in("edit", "operator", "exec"), "one of"),
+        (set_in("edit", "operator", "exec"), "Invalid enum value 'exec'"),
         (set_in("edit", "latent", 4), "the artifact is"),
         (set_in("digest", "0" * 64), "the artifact is"),
-        (set_in("files", "extra.pkl", {"sha256": "0" * 64, "size": 3}), "name of a field"),
+        (
+            set_in("files", "extra.pkl", {"sha256": "0" * 64, "size": 3}),
+            "at `key` in",
+        ),
         (set_in("files", "picture_b.png", {"sha256": "0" * 64, "size": 3}), "cannot read"),
         (set_in("tensors", "pristine.x", {"dtype": "F32", "shape": [1]}), "the artifact is"),
         (set_in("edit", "hook", "os.system"), "unknown fields"),
@@ -76,11 +90,11 @@ def drop(name: str) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("direction", torch.tensor([1.0, 1, 0, 0])), "norm"),
-        (put("direction", torch.tensor([torch.nan, 1, 0, 0])), "norm"),
-        (put("direction", torch.tensor([1, 0, 0, 0])), "floating"),
-        (put("direction", torch.eye(1, 5)[0]), "width 4"),
-        (put("direction", torch.eye(4)), "vector"),
+        (put("edit.direction", torch.tensor([1.0, 1, 0, 0])), "norm"),
+        (put("edit.direction", torch.tensor([torch.nan, 1, 0, 0])), "norm"),
+        (put("edit.direction", torch.tensor([1, 0, 0, 0])), "floating"),
+        (put("edit.direction", torch.eye(1, 5)[0]), "width 4"),
+        (put("edit.direction", torch.eye(4)), "vector"),
         (put("pristine.fc.weight", WEIGHT), "needs"),
         (put("pristine.fc.weight", WEIGHT[1:] / 0), "infinite"),
         (put("pristine.other", WEIGHT[1:]), "touches"),

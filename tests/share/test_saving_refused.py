@@ -12,7 +12,7 @@ from torch import nn
 import salve_plugin as salve
 from salve_plugin.errors import WriteError
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.card import MAX_CARD_BYTES
+from salve_plugin.store.card import MAX_CARD_BYTES
 
 Save = Callable[[Path], object]
 

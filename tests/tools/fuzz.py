@@ -34,6 +34,8 @@ from fuzz_watch import watched
 from small_artifacts import (
     CARD,
     Files,
+    describe_as,
+    read_as,
     reader_of,
     small_artifact,
     small_bundle,
@@ -48,10 +50,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import MissingFileError, SalveError, printable
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.bundle_files import described_bundle, read_bundle
-from salve_plugin.share.dictionary_file import read_dictionary
-from salve_plugin.share.folder import Reader, folder_reader
-from salve_plugin.share.reading import described, read_artifact
+from salve_plugin.store.files import Reader, folder_reader
 
 MAX_SECONDS = 1.0
 """Of the processor, for one artifact."""
@@ -166,11 +165,10 @@ def judged(files: Files, mutant: Mutant, folder: Path) -> Outcome:
 def _readers(files: Files) -> tuple[Callable[[Reader], object], Callable[[Reader], str]]:
     """Return what describes and what reads: each is given all mutants of what it is for."""
     form = form_of(files)
-    if form is DICTIONARY:
-        return read_dictionary, lambda reader: read_dictionary(reader).digest()
-    if form is BUNDLE_FORM:
-        return described_bundle, lambda reader: str(read_bundle(reader)[0]["digest"])
-    return described, lambda reader: str(read_artifact(reader)[0]["digest"])
+    kind: type[Shared] = EditArtifact
+    if form in (DICTIONARY, BUNDLE_FORM):
+        kind = Dictionary if form is DICTIONARY else EditBundle
+    return lambda reader: describe_as(kind, reader), lambda reader: read_as(kind, reader).digest
 
 
 def reader_of_mutant(mutant: Mutant, folder: Path) -> Reader:

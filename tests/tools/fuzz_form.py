@@ -18,6 +18,7 @@ from salve_plugin.discover.saelens_layout import OWN, reimported
 
 CIRCUMSTANCES = ("digest", "files", "format_version", SEAL, "merged", "producer")
 BUNDLE = "edit_bundle.json"
+_OF_DICTIONARY = ("learner", "options", "site")
 
 
 @dataclass(frozen=True)
@@ -131,17 +132,16 @@ def _identity_of_dictionary(files: Files) -> str:
     tensors = safetensors.torch.load(files[str(DICTIONARY.tensors)])
     if config["architecture"] in OWN:
         tensors = dict(reimported(own["learner"], tensors))
-    lines = []
+    state = hashlib.sha256(_block(_canonical({name: own[name] for name in _OF_DICTIONARY})))
     for name, tensor in sorted(tensors.items()):
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
+        state.update(_block(_canonical({"name": name, "dtype": dtype, "shape": shape})))
         data = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        digest = hashlib.sha256(data).hexdigest()
-        lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}")
-    fields = {name: own[name] for name in ("learner", "options", "site")}
-    lines.append(json.dumps(fields, sort_keys=True, allow_nan=False))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        state.update(_block(data))
+    return state.hexdigest()
 
 
-EDIT = Form(CONFIG, TENSORS, (), ("base", "description"), ("data",), _identity_of_edit)
+EDIT = Form(CONFIG, TENSORS, (), ("edit", "base", "description"), ("data",), _identity_of_edit)
 BUNDLE_FORM = Form(BUNDLE, None, (), ("base", "description"), ("data",), _identity_of_bundle)
 DICTIONARY = Form(
     "cfg.json",

@@ -165,7 +165,7 @@ def _long(rng: Random, files: Files) -> Mutant:
     fillable = {
         "edit_config.json": (
             ("requires",), ("labels",), ("data", "x"), ("edit", "rows"), ("more",),
-            ("base", "description", "x"), ("tensors",), ("files",),
+            ("edit", "base", "description", "x"), ("tensors",), ("files",),
         ),
         "edit_bundle.json": (
             ("requires",), ("labels",), ("data", "x"), ("more",), ("base", "description", "x"),
@@ -206,7 +206,7 @@ def _layout(rng: Random, files: Files) -> Mutant:
     config, form = _manifest(files), form_of(files)
     own = form.own(config)
     own["producer"] = {"name": f"other {rng.random()}", "version": "9"}
-    own["format_version"] = f"1.{rng.randrange(10_000)}"
+    own["format_version"] = f"2.{rng.randrange(10_000)}"
     del own[SEAL]
     names = list(config)
     rng.shuffle(names)

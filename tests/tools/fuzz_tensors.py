@@ -102,7 +102,7 @@ def _header(rng: Random, files: Files) -> Mutant:
         _joined({**header, **{f"x{at}": nothing for at in range(100_000)}}, data),
         _joined({**header, **{f"dictionary.x{at}": nothing for at in range(5_000)}}, data),
         _joined({**header, **{f"pristine.x{at}": nothing for at in range(1_000)}}, data),
-        _joined({**header, "direction\n": nothing}, data),
+        _joined({**header, "edit.direction\n": nothing}, data),
         _joined({**header, "../x": offset}, data + b"\0\0\0\0"),
         _joined({**header, "alpha_crit.__class__": offset}, data + b"\0\0\0\0"),
         _joined({**header, "x" * 900_000: nothing}, data),

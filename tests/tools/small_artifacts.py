@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -17,15 +17,19 @@ import salve_plugin as salve
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators import Gate
+from salve_plugin.control.recipe import Provenance
+from salve_plugin.control.targets import Target
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
 from salve_plugin.errors import MissingFileError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.bundle_files import read_bundle
-from salve_plugin.share.manifest import identity, write_manifest
-from salve_plugin.share.reading import read_artifact
 from salve_plugin.site import HEAD_INPUT, Site
+from salve_plugin.store.digest import content_digest
+from salve_plugin.store.files import Reader
+from salve_plugin.store.seal import identity_fields
+from salve_plugin.store.stored import Stored
 
 WEIGHT = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8], [-1, -2, -3, -4]])
 CONFIG, TENSORS, CARD = "edit_config.json", "edit.safetensors", "README.md"
@@ -53,15 +57,34 @@ def small_edit() -> Edit:
     """Return an edit of rows 1 and 2 of a 3x4 head."""
     return Edit(
         site=Site(HEAD_INPUT, "fc", "in", "pooled", 4, readers=("fc",)),
-        operator="scale",
-        mode="suppress",
-        latent=5,
-        direction=torch.tensor([0.6, 0.0, -0.8, 0.0]),
-        strength=1.5,
+        operator=Gate(torch.tensor([[0.6, 0.0, -0.8, 0.0]]), 1.5),
+        targets=(Target("fc.weight", None, "reader", "linear"),),
         rows=(1, 2),
         base=Base({"architecture": "Tiny"}, {"fc.weight": Fingerprint.of(WEIGHT)}),
-        dictionary_digest="ab" * 32,
+        provenance=Provenance("latents", (5,), "ab" * 32),
     )
+
+
+def altered(edit: Edit, **changes: Any) -> Edit:
+    """Return a gate of one latent with another strength, mode, direction, latent or dictionary."""
+    gate: dict[str, Any] = {}
+    gate |= {name: changes.pop(name) for name in ("strength", "mode") if name in changes}
+    if "direction" in changes:
+        gate["directions"] = changes.pop("direction")[None]
+    source = edit.provenance
+    if "latent" in changes:
+        source = replace(source, latents=(changes.pop("latent"),))
+    if "dictionary_digest" in changes:
+        source = replace(source, dictionary=changes.pop("dictionary_digest"))
+    return replace(edit, operator=replace(edit.gate, **gate), provenance=source, **changes)
+
+
+def with_edit(artifact: EditArtifact, edit: Edit) -> EditArtifact:
+    """Return the artifact as if it had been made for another edit, critical strengths included."""
+    critical = artifact.alpha_crit
+    if critical is not None:
+        critical = replace(critical, family=edit.family)
+    return replace(artifact, edit=edit, alpha_crit=critical)
 
 
 def small_crit() -> AlphaCrit:
@@ -75,6 +98,7 @@ def small_crit() -> AlphaCrit:
         target="zero",
         fraction=0.5,
         against="label",
+        family=small_edit().family,
     )
 
 
@@ -94,7 +118,7 @@ def small_artifact() -> EditArtifact:
 def small_bundle() -> EditBundle:
     """Return three edits of one 3x4 head; two and two of them overlap."""
     edit, whole = small_edit(), torch.tensor([0.0, 1.0, 0.0, 0.0])
-    enhanced = replace(edit, mode="enhance", rows=None, direction=whole, latent=1, strength=0.5)
+    enhanced = altered(edit, mode="enhance", rows=None, direction=whole, latent=1, strength=0.5)
     return EditBundle.of(
         small_model(),
         {
@@ -133,7 +157,7 @@ def small_dictionary_artifact(learner: str) -> EditArtifact:
     }
     edit = small_edit()
     dictionary = Dictionary(tensors, create(learner, options), edit.site, {"seed": 0, "note": "x"})
-    edit = replace(edit, direction=torch.eye(4)[2], latent=2, dictionary_digest=dictionary.digest())
+    edit = altered(edit, direction=torch.eye(4)[2], latent=2, dictionary_digest=dictionary.digest)
     return EditArtifact(edit, dictionary=dictionary, embed_dictionary=True)
 
 
@@ -180,10 +204,27 @@ def reader_of(files: Mapping[str, bytes]) -> Callable[[str, int], bytes]:
     return lambda name, _: files[name]
 
 
+Thing = TypeVar("Thing", bound=Stored)
+
+
+def read_as(kind: type[Thing], read: Reader) -> Thing:
+    """Read a thing of some kind, everything checked."""
+    return kind.built(kind.opened(read), None)
+
+
+def describe_as(kind: type[Stored], read: Reader) -> dict[str, Any]:
+    """Return what a thing of some kind says about itself."""
+    return kind.described(kind.opened(read), read)
+
+
 def in_memory(files: Mapping[str, bytes]) -> str:
     """Verify an artifact that lies in memory; return its digest."""
-    config, _ = read_artifact(reader_of(files))
-    return str(config["digest"])
+    return read_as(EditArtifact, reader_of(files)).digest
+
+
+def identity(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the identity of a manifest and its tensors."""
+    return content_digest(identity_fields(config), tensors)
 
 
 def bundle_in_memory(files: Mapping[str, bytes]) -> str:
@@ -194,7 +235,7 @@ def bundle_in_memory(files: Mapping[str, bytes]) -> str:
             raise MissingFileError(f"cannot read {name}")
         return reader_of(files)(name, limit)
 
-    return str(read_bundle(read)[0]["digest"])
+    return read_as(EditBundle, read).digest
 
 
 def flipped(data: bytes, bit: int) -> bytes:
@@ -206,7 +247,7 @@ def flipped(data: bytes, bit: int) -> bytes:
 
 def reseal(config: dict[str, Any]) -> bytes:
     """Return the bytes of a manifest whose seal is right, whatever else is wrong with it."""
-    return write_manifest({key: value for key, value in config.items() if key != SEAL})
+    return EditArtifact.format.written(config)
 
 
 def forged(files: Files, change: Change) -> Files:

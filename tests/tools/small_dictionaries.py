@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_artifacts import read_as
 from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import LEARNERS, create
-from salve_plugin.share.dictionary_file import read_dictionary
 from salve_plugin.site import Site
 
 CONFIG, WEIGHTS, CARD = "cfg.json", "sae_weights.safetensors", "README.md"
@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def in_memory(files: Mapping[str, bytes]) -> Dictionary:
-    return read_dictionary(lambda name, limit: files[name])
+    return read_as(Dictionary, lambda name, limit: files[name])
 
 
 def fields(folder: Path) -> Any:

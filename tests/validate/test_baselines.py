@@ -37,7 +37,7 @@ def test_a_control_is_a_dictionary_of_the_same_site_and_the_same_each_time(
     name: str, recorded: Any, dictionary: Dictionary, planted: Any
 ) -> None:
     one, again = (control(name, recorded.acts, dictionary, k=K, steps=20) for _ in range(2))
-    assert one.digest() == again.digest()
+    assert one.digest == again.digest
     assert one.site == dictionary.site
     assert one.n_latents == (16 if name in ("random", "frozen", "kmeans") else 12)
     assert one.meta["control"] == name
@@ -132,7 +132,7 @@ def test_controls_never_see_held_out_images(
     acts = make_recorded(changed, planted.labels).acts
     honest = make_recorded(planted.x, planted.labels).acts
     for name in ("random", "pca", "kmeans"):
-        pair = [control(name, each, dictionary, k=K).digest() for each in (acts, honest)]
+        pair = [control(name, each, dictionary, k=K).digest for each in (acts, honest)]
         assert pair[0] == pair[1]
 
 

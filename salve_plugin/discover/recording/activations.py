@@ -12,8 +12,8 @@ from torch import Tensor
 
 from salve_plugin.discover.recording.shards import Index, Shard
 from salve_plugin.errors import InputError, ReadError
-from salve_plugin.files import sha256_file
 from salve_plugin.site import Site
+from salve_plugin.store.digest import sha256_file
 
 BLOCK_ROWS = 1024
 """Rows that lie together on disk and are read together."""

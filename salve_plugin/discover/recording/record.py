@@ -1,6 +1,5 @@
 """Stream a site's activations over a data set to disk, so that a killed run can be continued."""
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.loader import (
@@ -25,9 +24,9 @@ from salve_plugin.discover.recording.recorder import Recorder
 from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.errors import InputError, WriteError
-from salve_plugin.files import sha256_tensor
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.site import HEAD_INPUT, Site
+from salve_plugin.store.digest import state_digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -160,7 +159,7 @@ def _empty_index(hooked: HookedModel, site: Site, names: tuple[str, ...] | None)
     return Index(
         site=site,
         model=hooked.description,
-        model_sha256=_weights_digest(hooked.model),
+        model_sha256=state_digest(hooked.model),
         classes=names,
         n_classes=len(names) if names else known if isinstance(known, int) else None,
     )
@@ -170,15 +169,6 @@ def _label_bound(hooked: HookedModel, index: Index) -> int | None:
     """Return what every label must be below: the model's classes and the names both count."""
     bounds = [index.n_classes, hooked.description.get("num_classes")]
     return min((bound for bound in bounds if isinstance(bound, int)), default=None)
-
-
-def _weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 over name, type, shape and content of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        line = f"{name} {tensor.dtype} {tuple(tensor.shape)} {sha256_tensor(tensor)}\n"
-        digest.update(line.encode())
-    return digest.hexdigest()
 
 
 def _forward(

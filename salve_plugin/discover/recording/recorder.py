@@ -12,7 +12,7 @@ from torch import Tensor
 from salve_plugin.discover.recording.loader import LabelledImages
 from salve_plugin.discover.recording.shards import INDEX_FILE, Index, Shard
 from salve_plugin.errors import InputError
-from salve_plugin.files import write_atomically
+from salve_plugin.store.files import write_atomically
 
 SHARD_BYTES = 128 * 2**20
 """A shard ends with the batch that reaches this many bytes of activations, or its limit of rows."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from salve_plugin.errors import InputError, ReadError
-from salve_plugin.files import write_atomically
 from salve_plugin.site import Site
+from salve_plugin.store.files import write_atomically
 
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1

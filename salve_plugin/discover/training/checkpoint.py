@@ -21,7 +21,7 @@ from torch import Tensor
 
 from salve_plugin.discover.training.loop import State
 from salve_plugin.errors import InputError, ReadError, WriteError
-from salve_plugin.files import write_atomically
+from salve_plugin.store.files import write_atomically
 
 FILE = "training.checkpoint"
 

@@ -143,7 +143,7 @@ def test_a_screened_fit_learns_what_an_unscreened_one_does(
     fast = fit(rows, learner, **given)  # type: ignore[arg-type] # plain arguments
     again = fit(rows, learner, **given)  # type: ignore[arg-type] # plain arguments
     assert sum(call is not None for call in calls) > 60
-    assert fast.digest() == again.digest()
+    assert fast.digest == again.digest
     for name in ("atoms", "encoder_weight"):
         one, other = getattr(fast, name), getattr(plain, name)
         assert float((one - other).norm() / other.norm()) < 0.02

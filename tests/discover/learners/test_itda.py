@@ -128,7 +128,7 @@ def test_a_fit_keeps_atoms_and_sources(flat: Any) -> None:
     assert float((found.atoms @ directions.T).max(1).values.min()) > 1 - 1e-5
     assert float(found.meta["held_out_r2"]) > 0.9  # type: ignore[arg-type] # a number
     again = fit(flat.rows, "itda", n_latents=400, k=4, tau=0.1)
-    assert again.digest() == found.digest()
+    assert again.digest == found.digest
     random = torch.randn(found.atoms.shape, generator=torch.Generator().manual_seed(99))
     by_chance = flat.cosines(functional.normalize(random, dim=1)).mean()
     assert float(flat.cosines(found.atoms).mean()) > 0.8 > float(by_chance) + 0.1

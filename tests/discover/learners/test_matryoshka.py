@@ -120,7 +120,7 @@ def test_groups_survive_a_file(
     assert (
         again.options == found.options == {"k": 2, "aux": 1 / 32, "k_aux": None, "groups": [0.25]}
     )
-    assert again.digest() == found.digest()
+    assert again.digest == found.digest
 
 
 @pytest.mark.parametrize(

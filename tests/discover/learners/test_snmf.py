@@ -110,7 +110,7 @@ def test_a_fit_finds_planted_atoms_and_codes_that_are_not_negative(flat: Any) ->
     assert float(flat.cosines(found.atoms).mean()) > 0.85
     assert float(found.meta["held_out_r2"]) > 0.95  # type: ignore[arg-type] # a number
     again = fit(flat.rows, "snmf", n_latents=32, iterations=100)
-    assert again.digest() == found.digest()
+    assert again.digest == found.digest
 
 
 def test_updates_gain_on_k_means_and_stay_below_principal_axes(flat: Any) -> None:

@@ -69,7 +69,7 @@ def test_an_interrupted_fit_ends_with_the_same_bits(learner: str, tmp_path: Path
     run = Run(tmp_path, 10, callback=lambda progress: seen.append(progress.step))
     resumed = fit(rows(), learner, run=run, **arguments)  # type: ignore[arg-type] # plain arguments
     assert seen[0] == 31  # a tenth of the steps was done after step 30, the last checkpoint
-    assert resumed.digest() == whole.digest()
+    assert resumed.digest == whole.digest
     assert dict(resumed.meta) == dict(whole.meta)
     assert not (tmp_path / FILE).exists()
 
@@ -87,7 +87,7 @@ def test_a_fit_that_ends_early_ends_where_it_would_have_after_an_interruption(
         with pytest.raises(KilledError):
             fit(rows(), "topk", run=run, **arguments)  # type: ignore[arg-type] # plain arguments
     resumed = fit(rows(), "topk", run=Run(tmp_path, 7), **arguments)  # type: ignore[arg-type] # plain arguments
-    assert resumed.digest() == whole.digest()
+    assert resumed.digest == whole.digest
     assert dict(resumed.meta) == dict(whole.meta)
 
 
@@ -132,7 +132,7 @@ def test_a_process_that_is_really_killed_is_resumed_by_the_next(tmp_path: Path) 
     assert (tmp_path / FILE).exists()
     resumed = fit(rows(), "topk", n_latents=12, k=3, steps=50, run=Run(tmp_path, 7))
     whole = fit(rows(), "topk", n_latents=12, k=3, steps=50)
-    assert resumed.digest() == whole.digest()
+    assert resumed.digest == whole.digest
     assert resumed.meta["learning_rate"] == whole.meta["learning_rate"]
 
 

@@ -150,8 +150,8 @@ def test_the_same_seed_gives_the_same_dictionary_and_another_seed_another(
     first = fit(acts, steps=40, seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(99)
-    assert fit(acts, steps=40, seed=3).digest() == first.digest()
-    assert fit(acts, steps=40, seed=4).digest() != first.digest()
+    assert fit(acts, steps=40, seed=3).digest == first.digest
+    assert fit(acts, steps=40, seed=4).digest != first.digest
 
 
 def test_it_can_be_called_without_gradients() -> None:
@@ -160,7 +160,7 @@ def test_it_can_be_called_without_gradients() -> None:
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             dictionary = fit(rows.clone(), steps=5)
-        assert dictionary.digest() == expected.digest()
+        assert dictionary.digest == expected.digest
         x = rows[:1].clone().requires_grad_()
         dictionary.encode(x).sum().backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
 

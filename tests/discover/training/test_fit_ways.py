@@ -88,7 +88,7 @@ def test_watching_does_not_change_the_result(capsys: pytest.CaptureFixture[str])
     watched = fit(
         rows(), "topk", n_latents=24, k=3, steps=30, learning_rate=0.01, run=Run(progress=True)
     )
-    assert watched.digest() == alone.digest()
+    assert watched.digest == alone.digest
     assert "R²" in capsys.readouterr().err
 
 
@@ -137,7 +137,7 @@ def test_bfloat16_agrees_with_float32_and_warns_where_the_processor_lacks_it() -
     slow = [str(w.message) for w in caught if "no bfloat16 instructions" in str(w.message)]
     assert bool(slow) != has_bfloat16()
     assert rough.atoms.dtype == torch.float32
-    assert rough.digest() != exact.digest()
+    assert rough.digest != exact.digest
     assert rough.meta["held_out_r2"] == pytest.approx(exact.meta["held_out_r2"], abs=0.02)
     with pytest.raises(InputError, match="no precision 'float16'; choose one of"):
         fit(rows(), "topk", k=3, run=Run(precision="float16"))
@@ -190,7 +190,7 @@ def test_a_shard_lost_during_a_fit_loses_nothing(
     assert (folder / FILE).exists()
     shard.write_bytes(content)
     resumed = fit(acts, "topk", run=Run(folder, 5), **arguments)  # type: ignore[arg-type] # plain arguments
-    assert resumed.digest() == fit(acts, "topk", **arguments).digest()  # type: ignore[arg-type] # plain arguments
+    assert resumed.digest == fit(acts, "topk", **arguments).digest  # type: ignore[arg-type] # plain arguments
 
 
 GROWTH = """

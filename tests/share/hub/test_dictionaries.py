@@ -1,7 +1,6 @@
 """Dictionaries on a Hub: pushed, pulled, and found again by the artifacts that refer to them."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from hub_client import LoopbackHub
 from huggingface_hub import HfApi, ModelCard
+from small_artifacts import altered
 from torch.nn import functional
 
 import salve_plugin as salve
@@ -16,9 +16,9 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
 from salve_plugin.errors import ArtifactError, HubConflictError, HubError, InputError
-from salve_plugin.reference import Reference
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.hub.push import Pushed
+from salve_plugin.store.hub.push import Pushed
+from salve_plugin.store.reference import Reference
 
 WIDTH = 4
 FILES = ("README.md", "cfg.json", "sae_weights.safetensors")
@@ -69,8 +69,8 @@ def edit_of(tiny_edit: Edit) -> Callable[[Dictionary], Edit]:
     """Make an edit with an atom of a dictionary."""
 
     def edit(dictionary: Dictionary) -> Edit:
-        direction, digest = dictionary.atoms[5], dictionary.digest()
-        return replace(tiny_edit, direction=direction, dictionary_digest=digest)
+        direction, digest = dictionary.atoms[5], dictionary.digest
+        return altered(tiny_edit, direction=direction, dictionary_digest=digest)
 
     return edit
 
@@ -83,7 +83,7 @@ def test_what_was_pushed_comes_back_to_the_bit_and_both_name_the_commit(
     assert dictionary.origin is None
     pushed = push_dictionary(dictionary)
     loaded = pull_dictionary()
-    assert loaded.digest() == dictionary.digest()
+    assert loaded.digest == dictionary.digest
     assert loaded.origin == dictionary.origin == pushed.reference
     assert (pushed.reference.repo_id, pushed.created) == (repo_id, True)
     loaded.save_pretrained(tmp_path / "pulled")
@@ -104,13 +104,13 @@ def test_pushing_again_makes_no_commit_and_another_one_is_all_there_is(
     assert (again.created, again.reference) == (False, first.reference)
     other = dictionary_of("l1", seed=1)
     push_dictionary(other)
-    assert pull_dictionary().digest() == other.digest()
+    assert pull_dictionary().digest == other.digest
     pinned = pull_dictionary(revision=first.reference.commit)
-    assert (pinned.digest(), pinned.origin) == (dictionary.digest(), first.reference)
+    assert (pinned.digest, pinned.origin) == (dictionary.digest, first.reference)
     api = HfApi(endpoint=hub.url)
     assert sorted(api.list_repo_files(repo_id)) == [".gitattributes", *FILES]
     card = ModelCard.load(api.hf_hub_download(repo_id, "README.md"))
-    assert other.digest() in card.text
+    assert other.digest in card.text
     assert card.data.tags == ["salve_plugin", "sparse-autoencoder", "interpretability"]
 
 
@@ -121,7 +121,7 @@ def test_a_pull_request_leaves_the_dictionary_where_it_was(
     pushed = push_dictionary(dictionary, create_pr=True)
     assert pushed.pull_request == "refs/pr/1"
     assert dictionary.origin is None
-    assert pull_dictionary(revision="refs/pr/1").digest() == dictionary.digest()
+    assert pull_dictionary(revision="refs/pr/1").digest == dictionary.digest
 
 
 def test_a_private_dictionary_needs_a_token_and_a_tag_stays(
@@ -131,7 +131,7 @@ def test_a_private_dictionary_needs_a_token_and_a_tag_stays(
     with pytest.raises(HubError, match="private repository"):
         pull_dictionary()
     found = pull_dictionary(token="hf_alice-read", revision="v1")
-    assert found.digest() == dictionary.digest()
+    assert found.digest == dictionary.digest
     with pytest.raises(HubConflictError, match="tags are never moved"):
         push_dictionary(dictionary_of("topk", seed=1), tag="v1")
 
@@ -148,8 +148,8 @@ def test_a_file_that_was_hurt_in_the_cache_is_downloaded_again(
         path.resolve().write_bytes(data)
         with pytest.raises(ArtifactError, match="force_download"):
             pull_dictionary(local_files_only=True)
-        assert pull_dictionary().digest() == dictionary.digest()
-        assert pull_dictionary(local_files_only=True).digest() == dictionary.digest()
+        assert pull_dictionary().digest == dictionary.digest
+        assert pull_dictionary(local_files_only=True).digest == dictionary.digest
 
 
 def test_a_dictionary_of_saelens_on_the_hub_is_refused_with_what_reads_it(
@@ -184,12 +184,12 @@ def test_an_artifact_finds_its_dictionary_by_commit_and_digest(
     (tmp_path / repo_id / "dictionary").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     found = pulled.load_dictionary(endpoint=hub.url)
-    assert (found.digest(), found.origin) == (dictionary.digest(), pushed.reference)
+    assert (found.digest, found.origin) == (dictionary.digest, pushed.reference)
     hub.clear()
-    assert pulled.load_dictionary(endpoint=hub.url).digest() == dictionary.digest()
+    assert pulled.load_dictionary(endpoint=hub.url).digest == dictionary.digest
     assert hub.log() == []  # it is pinned, and in the cache
     offline = pulled.load_dictionary(endpoint=hub.url, local_files_only=True)
-    assert offline.digest() == dictionary.digest()
+    assert offline.digest == dictionary.digest
     with pytest.raises(HubError, match="call once with a connection"):
         pulled.load_dictionary(cache_dir=tmp_path / "empty", local_files_only=True)
     # An edit made with the pulled dictionary refers to the same place.
@@ -218,10 +218,10 @@ def test_without_a_place_there_is_the_embedded_dictionary_or_an_error_that_says_
     edit = edit_of(dictionary)
     whole = EditArtifact(edit, dictionary=dictionary, embed_dictionary=True)
     loaded = EditArtifact.from_pretrained(whole.save_pretrained(tmp_path))
-    assert loaded.load_dictionary().digest() == dictionary.digest()
+    assert loaded.load_dictionary().digest == dictionary.digest
     with pytest.raises(InputError, match=r"does not say where .*embed_dictionary=True"):
         EditArtifact(edit).load_dictionary()
-    alone = EditArtifact(replace(edit, dictionary_digest=None))
+    alone = EditArtifact(altered(edit, dictionary_digest=None))
     with pytest.raises(InputError, match="does not come from a dictionary"):
         alone.load_dictionary()
 

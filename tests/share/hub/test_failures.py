@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import errors
 
 from salve_plugin.errors import HubError, InputError, SalveError, WriteError
-from salve_plugin.share.hub.failures import translated
-from salve_plugin.share.hub.patience import MAX_WAIT, WAITS, patiently
+from salve_plugin.store.hub.failures import translated
+from salve_plugin.store.hub.patience import MAX_WAIT, WAITS, patiently
 
 
 def answer(status: int, **headers: str) -> httpx2.Response:

@@ -18,9 +18,9 @@ from huggingface_hub import HfApi
 
 from salve_plugin.errors import ArtifactError, HubError, SalveError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.hub.push import Pushed
-from salve_plugin.share.hub.reconcile import landed
-from salve_plugin.share.hub.staged import Staged
+from salve_plugin.store.hub.push import Pushed
+from salve_plugin.store.hub.reconcile import landed
+from salve_plugin.store.hub.staged import Staged
 
 Push = Callable[..., Pushed]
 Pull = Callable[..., EditArtifact]
@@ -133,7 +133,7 @@ def test_a_lost_answer_is_no_conflict_even_if_somebody_commits_right_after(
             theirs.append(push(other, subfolder="theirs"))
         return landed(client, name, branch, staged, head)
 
-    monkeypatch.setattr("salve_plugin.share.hub.push.landed", landed_later)
+    monkeypatch.setattr("salve_plugin.store.hub.push.landed", landed_later)
     ours = push(tiny).reference
     assert commits(hub, repo_id)[:2] == [theirs[0].reference.commit, ours.commit]
     assert EditArtifact.verify(repo_id, endpoint=hub.url, revision=ours.commit) == tiny.digest

@@ -10,9 +10,9 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from salve_plugin.errors import HubError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.hub.history import MAX_PAGES, commits_since
-from salve_plugin.share.hub.patience import WAITS
-from salve_plugin.share.hub.push import Pushed
+from salve_plugin.store.hub.history import MAX_PAGES, commits_since
+from salve_plugin.store.hub.patience import WAITS
+from salve_plugin.store.hub.push import Pushed
 
 Push = Callable[..., Pushed]
 

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from salve_plugin.errors import ArtifactError, HubError, InputError, MissingFileError, WriteError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.hub.push import Pushed
+from salve_plugin.store.hub.push import Pushed
 
 Push = Callable[..., Pushed]
 Pull = Callable[..., EditArtifact]

@@ -2,20 +2,20 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hub_client import LoopbackHub
 from huggingface_hub import CommitOperationAdd, HfApi
+from small_artifacts import altered, with_edit
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import HubConflictError, HubError, InputError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.existing import Change, Existing
-from salve_plugin.share.hub.access import Access
-from salve_plugin.share.hub.push import Pushed, Target
-from salve_plugin.share.hub.push import push as push_change
+from salve_plugin.store.hub.access import Access
+from salve_plugin.store.hub.push import Pushed, Target
+from salve_plugin.store.hub.push import push as push_change
+from salve_plugin.store.place import Change, Existing
 
 Push = Callable[..., Pushed]
 Pull = Callable[..., EditArtifact]
@@ -208,8 +208,6 @@ def test_a_commit_in_between_is_a_conflict_that_names_it(
 def test_of_four_at_once_one_wins_and_three_learn_who(
     tiny: EditArtifact, tiny_edit: Edit, api: HfApi, repo_id: str, hub: LoopbackHub
 ) -> None:
-    from salve_plugin.share.writing import planned
-
     api.create_repo(repo_id)
     target = Target(repo_id, access=Access(hub.url, "hf_alice"))
     start = threading.Barrier(4)
@@ -217,10 +215,10 @@ def test_of_four_at_once_one_wins_and_three_learn_who(
     lost: list[HubConflictError] = []
 
     def run(strength: float) -> None:
-        artifact = replace(tiny, edit=replace(tiny_edit, strength=strength))
+        artifact = with_edit(tiny, altered(tiny_edit, strength=strength))
 
         def plan(existing: Existing) -> Change:
-            change = planned(artifact, existing)
+            change = artifact.planned(existing)
             start.wait()
             return change
 

@@ -1,0 +1,85 @@
+"""What a caller asks of the Hub, checked, and what an artifact says of where it came from."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from salve_plugin.errors import InputError
+from salve_plugin.store.hub.access import Access
+from salve_plugin.store.reference import Reference, check_repo_id, check_subfolder
+
+Resolved = Literal["pinned", "hub", "cache"]
+"""How a revision became a commit: it was one; the Hub said so; the cache remembers what the Hub
+said when it was last asked, which may no longer hold."""
+
+DEFAULT_REVISION = "main"
+MAX_REVISION = 250
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
+
+
+@dataclass(frozen=True)
+class Address:
+    """What the caller asked for, see `EditArtifact.from_pretrained`.
+
+    Raises:
+        InputError: if a part is ill-formed, or two contradict each other.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    subfolder: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+    access: Access = field(default_factory=Access)
+
+    def __post_init__(self) -> None:
+        """Check the parts before any of them becomes a part of a path or an address."""
+        check_repo_id(self.repo_id)
+        check_subfolder(self.subfolder)
+        check_revision(self.revision)
+        if self.local_files_only and self.force_download:
+            raise InputError(
+                "force_download=True needs the network, which local_files_only=True forbids; "
+                "leave one of them out"
+            )
+
+    def path_of(self, name: str) -> str:
+        """Return the path of a file in the repository."""
+        return name if self.subfolder is None else f"{self.subfolder}/{name}"
+
+    def __str__(self) -> str:
+        """Return "user/name/subfolder"."""
+        return self.repo_id if self.subfolder is None else f"{self.repo_id}/{self.subfolder}"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an artifact came from, exactly.
+
+    Attributes:
+        reference: repository, commit and subfolder; pass its commit as `revision` to get the
+            very same files again.
+        revision: the branch, tag or commit that was asked for.
+        resolved: how it became the commit; "cache" may be out of date.
+        from_cache: whether every file was in the cache already, so that none was downloaded.
+        digest: the identity of what was read there.
+    """
+
+    reference: Reference
+    revision: str
+    resolved: Resolved
+    from_cache: bool
+    digest: str | None = None
+
+
+def check_revision(revision: str | None) -> None:
+    """Raise InputError unless this is None or could be the name of a branch, tag or commit."""
+    if revision is not None and (
+        len(revision) > MAX_REVISION or ".." in revision or not _REVISION.fullmatch(revision)
+    ):
+        raise InputError(
+            f"revision {revision[:100]!r} is not the name of a branch or tag, or a commit; "
+            "expected names of letters, digits, '-', '_', '+' and '.', joined by '/'"
+        )

@@ -1,0 +1,251 @@
+"""Pushing files in one commit that is made once, or not at all, or told about as unknown."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from salve_plugin.errors import HubConflictError, HubError, InputError
+from salve_plugin.store.hub.access import Access
+from salve_plugin.store.hub.address import DEFAULT_REVISION, Address, check_revision
+from salve_plugin.store.hub.failures import TRANSIENT, translated
+from salve_plugin.store.hub.head import ExistingCommit
+from salve_plugin.store.hub.patience import WAITS, patiently, pause
+from salve_plugin.store.hub.reconcile import Landed, landed, open_pull_request
+from salve_plugin.store.hub.staged import Staged
+from salve_plugin.store.hub.tags import check_tag, set_tag
+from salve_plugin.store.place import Change, Existing
+from salve_plugin.store.reference import Reference, check_repo_id, check_subfolder
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to push and how, see `EditArtifact.push_to_hub`.
+
+    Raises:
+        InputError: if a part is ill-formed, or two contradict each other.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    subfolder: str | None = None
+    private: bool | None = None
+    commit_message: str | None = None
+    create_pr: bool = False
+    tag: str | None = None
+    access: Access = field(default_factory=Access)
+
+    def __post_init__(self) -> None:
+        """Check the parts before anything is sent."""
+        check_repo_id(self.repo_id)
+        check_subfolder(self.subfolder)
+        check_revision(self.revision)
+        check_revision(self.tag)
+        if self.commit_message is not None and not self.commit_message.strip():
+            raise InputError("commit_message is empty; leave it out for the default one")
+        if self.create_pr and self.revision not in (None, DEFAULT_REVISION):
+            raise InputError(
+                f"a pull request is made to '{DEFAULT_REVISION}', not to revision "
+                f"'{self.revision}'; leave out revision or create_pr"
+            )
+        if self.create_pr and self.tag is not None:
+            raise InputError(
+                "the commit of a pull request gets no tag, it may never be merged; leave out tag "
+                "or create_pr, and tag the merged commit"
+            )
+
+    @property
+    def branch(self) -> str:
+        """The branch to commit to."""
+        return self.revision or DEFAULT_REVISION
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What is on the Hub now.
+
+    Attributes:
+        reference: repository, commit and subfolder; pull with its commit to get the same bytes.
+        url: the page of the commit, or of the pull request.
+        pull_request: its revision, such as "refs/pr/1"; None without one.
+        tag: the tag that names the commit; None without one.
+        created: False if everything was there already and no commit was needed.
+    """
+
+    reference: Reference
+    url: str
+    pull_request: str | None = None
+    tag: str | None = None
+    created: bool = True
+
+
+def push(target: Target, plan: Callable[[Existing], Change], message: str) -> Pushed:
+    """Make one commit with a change, on top of the branch's head and of nothing else.
+
+    The repository is created if there is none. All files are hashed before anything is sent. The
+    commit names the head as its parent, so that the Hub refuses it if somebody else committed
+    meanwhile. After any failure the Hub is asked what it has before the outcome is reported. A
+    call that is repeated after an error makes no second commit.
+
+    Args:
+        target: where to push.
+        plan: returns the change, given what the head has in the target's subfolder.
+        message: title of the commit, if the target has none.
+
+    Raises:
+        HubConflictError: if somebody else committed meanwhile, or the tag names another commit.
+        HubError: if the Hub refused or cannot be reached; the message says whether the commit
+            may have been made all the same.
+        InputError: if the repository is public where `private=True` was asked for, or the reverse.
+    """
+    client = target.access.client()
+    head = _head(client, target)
+    address = Address(target.repo_id, head, target.subfolder, access=target.access)
+    change = plan(ExistingCommit(address))
+    staged = Staged.of(
+        {address.path_of(name): content for name, content in change.files.items()},
+        [address.path_of(name) for name in change.obsolete],
+    )
+    check_tag(client, target.repo_id, target.tag, staged)
+    done = _already(client, target, staged, head)
+    created = done is None
+    if done is None:
+        done = _committed(client, target, staged, head, target.commit_message or message)
+        _verify(client, target, staged, done)
+    if target.tag is not None:
+        set_tag(client, target.repo_id, target.tag, done.commit, staged)
+    number = None if done.pull_request is None else done.pull_request.rpartition("/")[2]
+    page = f"discussions/{number}" if number else f"commit/{done.commit}"
+    return Pushed(
+        Reference(target.repo_id, done.commit, target.subfolder),
+        f"{client.endpoint}/{target.repo_id}/{page}",
+        done.pull_request,
+        target.tag,
+        created,
+    )
+
+
+def _head(client: "HfApi", target: Target) -> str:
+    """Return the head of the branch; create the repository if there is none."""
+
+    def ask() -> tuple[str | None, bool | None]:
+        info = client.model_info(target.repo_id, revision=target.branch)
+        return info.sha, info.private
+
+    try:
+        head, private = patiently(f"look at {target.repo_id}", ask)
+    except HubError as error:
+        if error.reason != "not_found" or target.create_pr:
+            raise
+        _create(client, target)
+        head, private = patiently(f"look at {target.repo_id}", ask)
+    if target.private is not None and private is not None and private != target.private:
+        raise InputError(
+            f"{target.repo_id} is {'private' if private else 'public'}, private={target.private} "
+            "was asked for; nothing was pushed. Change the repository's settings, or leave out "
+            "private"
+        )
+    if head is None:
+        raise HubError(f"{target.repo_id} has no commit at '{target.branch}'", reason="server")
+    return head
+
+
+def _create(client: "HfApi", target: Target) -> None:
+    try:
+        patiently(
+            f"create the repository {target.repo_id}",
+            lambda: client.create_repo(target.repo_id, private=target.private),
+        )
+    except HubError as error:
+        if error.reason != "conflict":  # then it exists: the answer to an earlier try was lost
+            raise
+
+
+def _already(client: "HfApi", target: Target, staged: Staged, head: str) -> Landed | None:
+    """Return where the change is on the Hub, if an earlier call brought it there."""
+
+    def ask() -> Landed | None:
+        if staged.is_in(client, target.repo_id, head):
+            return Landed(head)
+        return open_pull_request(client, target.repo_id, staged, head) if target.create_pr else None
+
+    return patiently(f"compare {target.repo_id} with what is to be pushed", ask)
+
+
+def _committed(client: "HfApi", target: Target, staged: Staged, head: str, message: str) -> Landed:
+    """Make the commit; after a failure find out whether it was made before trying again."""
+    doing = f"commit to '{target.branch}' of {target.repo_id}"
+    for attempt in range(len(WAITS) + 1):
+        try:
+            with translated(doing):
+                return _commit(client, target, staged, head, message)
+        except HubError as error:
+            found = _outcome(client, target, staged, head, error)
+            if found is not None:
+                return found
+            if error.reason not in TRANSIENT or attempt == len(WAITS):
+                raise
+            pause(error, attempt)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _commit(client: "HfApi", target: Target, staged: Staged, head: str, message: str) -> Landed:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    # Made anew for each attempt: the client writes its progress into them.
+    adds = [
+        CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+        for path, content in staged.files.items()
+    ]
+    info = client.create_commit(
+        target.repo_id,
+        [*adds, *(CommitOperationDelete(path) for path in staged.deleted)],
+        commit_message=message,
+        revision=target.branch,
+        parent_commit=head,
+        create_pr=target.create_pr,
+    )
+    return Landed(info.oid, info.pr_revision)
+
+
+def _outcome(
+    client: "HfApi", target: Target, staged: Staged, head: str, failure: HubError
+) -> Landed | None:
+    """Return the commit if it was made in spite of the failure, None if it was not.
+
+    Raises:
+        HubConflictError: if somebody else's commit was made instead.
+        HubError: if the Hub cannot be asked.
+    """
+
+    def ask() -> Landed | None:
+        if target.create_pr:
+            return open_pull_request(client, target.repo_id, staged, head)
+        return landed(client, target.repo_id, target.branch, staged, head)
+
+    try:
+        return patiently(f"look at '{target.branch}' of {target.repo_id}", ask)
+    except HubConflictError:
+        raise
+    except HubError as error:
+        raise HubError(
+            f"{failure} Then {target.repo_id} could not be asked whether the commit was made all "
+            "the same. Make the same call again: it makes no second commit",
+            reason=failure.reason,
+            status=failure.status,
+        ) from error
+
+
+def _verify(client: "HfApi", target: Target, staged: Staged, done: Landed) -> None:
+    """Make sure that the commit holds what was staged, by the Hub's own digests."""
+    if not patiently(
+        f"compare commit {done.commit} of {target.repo_id} with what was pushed",
+        lambda: staged.is_in(client, target.repo_id, done.commit),
+    ):
+        raise HubError(
+            f"commit {done.commit} of {target.repo_id} does not hold what was pushed; do not use "
+            "it, push again",
+            reason="transfer",
+        )

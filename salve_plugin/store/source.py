@@ -1,0 +1,165 @@
+"""Where an artifact is read from: a local folder, or a repository on the Hub."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict, TypeVar, Unpack
+
+from salve_plugin.errors import ArtifactError, InputError, MissingFileError
+from salve_plugin.store.files import Reader, folder_reader
+from salve_plugin.store.hub.access import Access, Token
+from salve_plugin.store.hub.address import Address, Origin
+from salve_plugin.store.hub.cached import CachedCommit
+from salve_plugin.store.hub.head import ExistingCommit
+from salve_plugin.store.hub.snapshot import Snapshot
+from salve_plugin.store.place import Existing, ExistingFolder
+from salve_plugin.store.reference import check_subfolder
+
+PathLike = str | os.PathLike[str]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files to read.
+
+    Attributes:
+        name: for messages.
+        reader: returns a file's bytes by its name.
+        existing: the same files, to compare those that are too large to be read.
+        fresh_reader: the same after a new download; None where there is nothing to download.
+        snapshot: what is read, if it is on the Hub.
+    """
+
+    name: str
+    reader: Reader
+    existing: Existing
+    fresh_reader: Reader | None = None
+    snapshot: Snapshot | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        """The exact place on the Hub; None for a local folder."""
+        return None if self.snapshot is None else self.snapshot.origin
+
+    def use(self, parse: Callable[[Reader], Result]) -> Result:
+        """Return `parse(reader)`; what is refused is downloaded anew, once.
+
+        The Hub client checks the size of what it downloads and keeps in its cache, never the
+        content: a file that is refused may have been hurt there or on its way. Nothing new can
+        come of a file that the commit does not have.
+
+        Raises:
+            ArtifactError: from `parse`, if the files are wrong where they come from.
+        """
+        try:
+            return parse(self.reader)
+        except MissingFileError:
+            raise
+        except ArtifactError as error:
+            if self.snapshot is None:
+                raise
+            if self.fresh_reader is None:
+                if not self.snapshot.offline:
+                    raise
+                raise ArtifactError(
+                    f"{error} (read from the cache of the Hub client; with a connection, "
+                    "force_download=True gets the files again)"
+                ) from error
+            return parse(self.fresh_reader)
+
+
+class Where(TypedDict, total=False):
+    """Further arguments of everything that reads from a folder or the Hub, all optional.
+
+    Attributes:
+        revision: branch, tag or commit of the repository; by default the head of `main`. It is
+            resolved to a commit once. A full commit id needs no request once it is in the cache.
+        subfolder: inside the folder or repository.
+        token: for private and gated repositories; by default the one that the user has logged in
+            with, which is sent to the user's own Hub only.
+        cache_dir: the Hub client's cache, by default its own.
+        local_files_only: never use the network.
+        force_download: trust nothing in the cache.
+        endpoint: address of the Hub, by default the client's (`HF_ENDPOINT`).
+    """
+
+    revision: str | None
+    subfolder: str | None
+    token: Token
+    cache_dir: PathLike | None
+    local_files_only: bool
+    force_download: bool
+    endpoint: str | None
+
+
+def open_source(source: PathLike, *markers: str, **where: Unpack[Where]) -> Source:
+    """Return the files of a local folder or, if there is no such folder, of a Hub repository.
+
+    Args:
+        source: path of a folder, or "user/name".
+        *markers: names of files of which one should be there.
+        **where: see `Where`.
+
+    Raises:
+        InputError: if an argument is ill-formed or makes no sense for a local folder.
+        ArtifactError: if there is no such folder and the name cannot be a repository's, or none
+            of the files is there and the Hub does not say in which commit it looked.
+        HubError: if the Hub refuses or cannot be reached, and the cache does not help.
+    """
+    folder = Path(source)
+    if source == "":  # which a path would take for the current folder
+        raise InputError("the source is empty; expected a folder or 'user/name'")
+    if folder.is_dir():
+        return _local(folder, where)
+    if isinstance(source, os.PathLike) or source.count("/") != 1 or source[0] in "./~":
+        raise ArtifactError(
+            f"there is no folder '{os.fspath(source)}'; check the path (the name of a Hub "
+            "repository has the form 'user/name')"
+        )
+    return open_repository(source, *markers, **where)
+
+
+def open_repository(repo_id: str, *markers: str, **where: Unpack[Where]) -> Source:
+    """Return the files of a Hub repository, whatever local folders there are.
+
+    Raises:
+        SalveError: as for `open_source`.
+    """
+    address = Address(
+        repo_id,
+        revision=where.get("revision"),
+        subfolder=where.get("subfolder"),
+        cache_dir=where.get("cache_dir"),
+        local_files_only=where.get("local_files_only", False),
+        force_download=where.get("force_download", False),
+        access=Access(where.get("endpoint"), where.get("token")),
+    )
+    snapshot = Snapshot(address, *markers)
+    fresh = snapshot.read_fresh if snapshot.can_refresh else None
+    return Source(str(address), snapshot.read, _commit(snapshot), fresh, snapshot)
+
+
+def _commit(snapshot: Snapshot) -> Existing:
+    if snapshot.offline:
+        return CachedCommit(snapshot)
+    return ExistingCommit(replace(snapshot.address, revision=snapshot.commit))
+
+
+def _local(folder: Path, where: Where) -> Source:
+    if where.get("revision") is not None or where.get("force_download"):
+        raise InputError(
+            f"'{folder}' is a local folder, which has no revisions and is not downloaded; leave "
+            "out revision and force_download, or, to read the repository of that name from the "
+            "Hub, call where there is no such folder"
+        )
+    subfolder = where.get("subfolder")
+    check_subfolder(subfolder)
+    place = folder if subfolder is None else folder / subfolder
+    inside = [] if subfolder is None else [place, *place.parents][: subfolder.count("/") + 1]
+    if any(each.is_symlink() for each in inside):
+        raise ArtifactError(f"subfolder '{subfolder}' of '{folder}' leads through a link; copy it")
+    if not place.is_dir():
+        raise ArtifactError(f"there is no folder '{place}'; check the subfolder")
+    return Source(str(place), folder_reader(place), ExistingFolder(place))
