@@ -38,14 +38,18 @@ LEARNERS: dict[str, type[Learner]] = {}
 def register(learner: type[L]) -> type[L]:
     """Add a learner class under its name; meant as a decorator of the class.
 
+    The same class defined once more, as when the cell of a notebook is run again, takes its place.
+
     Raises:
         InputError: if another learner has that name.
     """
-    if LEARNERS.setdefault(learner.name, learner) is not learner:
+    known = LEARNERS.setdefault(learner.name, learner)
+    if (known.__module__, known.__qualname__) != (learner.__module__, learner.__qualname__):
         raise InputError(
-            f"there is a learner '{learner.name}' already, {LEARNERS[learner.name].__qualname__}; "
-            f"choose another name for {learner.__qualname__}"
+            f"there is a learner '{learner.name}' already, {known.__qualname__}; choose another "
+            f"name for {learner.__qualname__}"
         )
+    LEARNERS[learner.name] = learner
     return learner
 
 

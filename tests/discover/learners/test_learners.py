@@ -51,6 +51,20 @@ def test_a_learner_can_be_added_once_under_a_free_name() -> None:
     with pytest.raises(InputError, match="there is a learner 'rectified' already"):
         register(Impostor)
 
+    def cell() -> type[L1]:
+        """Stand for the cell of a notebook, which is run again."""
+
+        @register
+        @dataclass(frozen=True)
+        class Own(L1):
+            name: ClassVar[str] = "own"
+
+        return Own
+
+    first, second = cell(), cell()
+    assert first is not second
+    assert LEARNERS["own"] is second
+
 
 NEW = """
 from dataclasses import dataclass
