@@ -2,26 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from salve_plugin.cli.output import show_json, show_table
 from salve_plugin.cli.shared import Found, find
+from salve_plugin.store.hub.push import How
 from salve_plugin.store.source import Where
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how to push; see `EditArtifact.push_to_hub`."""
-
-    repo_id: str
-    subfolder: str | None
-    revision: str | None
-    private: bool | None
-    commit_message: str | None
-    create_pr: bool
-    tag: str | None
-    endpoint: str | None
 
 
 def verify(source: str, where: Where, *, as_json: bool) -> None:
@@ -55,20 +41,11 @@ def pull(repo_id: str, where: Where, out: Path, *, as_json: bool) -> None:
     _show(result, "pulled", as_json=as_json)
 
 
-def push(folder: Path, place: Place, *, as_json: bool) -> None:
+def push(folder: Path, repo_id: str, how: How, *, as_json: bool) -> None:
     """Verify what lies in a folder and put it on the Hub in one commit."""
     found = find(folder)
     with _bars(shown=not as_json):
-        pushed = found.shared.push_to_hub(
-            place.repo_id,
-            subfolder=place.subfolder,
-            revision=place.revision,
-            private=place.private,
-            commit_message=place.commit_message,
-            create_pr=place.create_pr,
-            tag=place.tag,
-            endpoint=place.endpoint,
-        )
+        pushed = found.shared.push_to_hub(repo_id, **how)
     result: dict[str, object] = {
         "kind": found.kind,
         "digest": found.digest,

@@ -9,7 +9,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import AttributionError, InputError, ReadError
-from salve_plugin.share.heat_maps import grad_fam_pictures
+from salve_plugin.validate.heat_maps import grad_fam_pictures
 
 _BATCH = 4096
 

@@ -19,6 +19,7 @@ from salve_plugin.cli.options import (
     Revision,
     Subfolder,
 )
+from salve_plugin.store.hub.push import How
 from salve_plugin.store.source import Where
 
 commands = typer.Typer()
@@ -136,8 +137,16 @@ def push_command(
 
     Needs a token with write access: set HF_TOKEN or log in with `hf auth login`.
     """
-    place = hub.Place(repo, subfolder, revision, private, message, create_pr, tag, endpoint)
-    hub.push(folder, place, as_json=as_json)
+    how = How(
+        subfolder=subfolder,
+        revision=revision,
+        private=private,
+        commit_message=message,
+        create_pr=create_pr,
+        tag=tag,
+        endpoint=endpoint,
+    )
+    hub.push(folder, repo, how, as_json=as_json)
 
 
 def _where(

@@ -35,8 +35,8 @@ from salve_plugin.discover.recording.record import record
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import SalveError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.heat_maps import grad_fam_pictures
 from salve_plugin.store.files import write_atomically
+from salve_plugin.validate.heat_maps import grad_fam_pictures
 from salve_plugin.validate.pictures import png_bytes, stretched
 
 THREADS = 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.site import Site
 from salve_plugin.store.digest import content_digest
 from salve_plugin.store.hub.address import Origin
-from salve_plugin.store.hub.push import Pushed
+from salve_plugin.store.hub.push import How, Pushed
 from salve_plugin.store.place import Existing
 from salve_plugin.store.reference import Reference
 from salve_plugin.store.seal import Format
@@ -232,7 +232,7 @@ class Dictionary(Stored, nn.Module):
             )
         return dictionary
 
-    def push_to_hub(self, repo_id: str, **how: Any) -> Pushed:
+    def push_to_hub(self, repo_id: str, **how: Unpack[How]) -> Pushed:
         """Put the dictionary on the Hub in one commit; see `EditArtifact.push_to_hub`.
 
         Afterwards `origin` names the commit (not of a pull request, which may never be merged), so

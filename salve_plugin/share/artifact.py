@@ -36,7 +36,6 @@ from salve_plugin.share.edit_parts import (
     dictionary_digest,
 )
 from salve_plugin.share.pictures import MAX_PICTURES, check_pictures, picture_file, picture_name
-from salve_plugin.share.plots import ALPHA_CRIT, alpha_crit_picture
 from salve_plugin.store.digest import content_digest
 from salve_plugin.store.hub.address import Origin
 from salve_plugin.store.json import Json
@@ -46,6 +45,7 @@ from salve_plugin.store.seal import FileEntry, Format, identity_fields
 from salve_plugin.store.source import Where, open_repository
 from salve_plugin.store.stored import Opened, Packed, Stored
 from salve_plugin.store.tensors import check_described, decode_tensors, encode_tensors
+from salve_plugin.validate.plots import ALPHA_CRIT, alpha_crit_picture
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,7 @@ from salve_plugin.errors import (
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.edit_manifest import MODEL_FILES
 from salve_plugin.store.files import replace_files
-from salve_plugin.store.hub.access import Access, Token
-from salve_plugin.store.hub.push import Pushed, Target, push
+from salve_plugin.store.hub.push import How, Pushed, Target, push
 from salve_plugin.store.place import Change, Existing, ExistingFolder
 
 
@@ -57,25 +56,13 @@ def save_edited_model(model: nn.Module, artifact: EditArtifact, folder: str | Pa
 
 
 def push_edited_model(
-    model: nn.Module,
-    artifact: EditArtifact,
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    private: bool | None = None,
-    token: Token = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    tag: str | None = None,
-    endpoint: str | None = None,
+    model: nn.Module, artifact: EditArtifact, repo_id: str, **how: Unpack[How]
 ) -> Pushed:
     """Put the edited model and its artifact on the Hub, in one commit.
 
     `timm.create_model("hf-hub:user/name", pretrained=True)` then loads the edited model, and
     `EditArtifact.from_pretrained("user/name").revert_(model)` takes the edit back out of it, bit
-    for bit. timm looks for a model at the root of a repository only, so there is no `subfolder`.
-
-    The model's own files are written to a temporary folder (`TMPDIR`) and sent from there.
+    for bit. The model's own files are written to a temporary folder (`TMPDIR`) and sent from there.
 
     Args:
         model: bare or hooked, never changed: the base model, or the base model with exactly the
@@ -84,13 +71,7 @@ def push_edited_model(
             the edit back.
         repo_id: "user/name"; created if missing (not for a pull request). A model at its root that
             is not the artifact's is never replaced.
-        revision: branch to commit to, by default `main`.
-        private: whether a new repository is private.
-        token: with write access; by default the one that the user has logged in with.
-        commit_message: title of the commit.
-        create_pr: make a pull request instead of a commit to the branch.
-        tag: name for the commit; a tag is never moved.
-        endpoint: address of the Hub, by default the client's (`HF_ENDPOINT`).
+        **how: as for `EditArtifact.push_to_hub`, but for `subfolder`.
 
     Returns:
         The exact place; with `"hf-hub:user/name@COMMIT"` timm always gets the same bytes.
@@ -104,15 +85,12 @@ def push_edited_model(
         WriteError: if the temporary folder is full.
         HubError: as for `EditArtifact.push_to_hub`.
     """
-    target = Target(
-        repo_id,
-        revision=revision,
-        private=private,
-        commit_message=commit_message,
-        create_pr=create_pr,
-        tag=tag,
-        access=Access(endpoint, token),
-    )
+    if how.get("subfolder") is not None:
+        raise InputError(
+            f"subfolder {how['subfolder']!r} is given, but timm looks for a model at the root of a "
+            "repository only; leave it out"
+        )
+    target = Target.of(repo_id, **how)
     with _exported(model, artifact) as files:
         message = f"Add the model with edit {artifact.digest[:12]}"
         return push(target, partial(_planned, artifact, files), message)

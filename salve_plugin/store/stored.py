@@ -9,9 +9,8 @@ from typing import Any, ClassVar, TypeVar, Unpack
 from salve_plugin.errors import ArtifactError, InputError, MissingFileError
 from salve_plugin.store.card import CARD_FILE, card_at, state_of_card
 from salve_plugin.store.files import Reader, replace_files
-from salve_plugin.store.hub.access import Access, Token
 from salve_plugin.store.hub.address import Origin
-from salve_plugin.store.hub.push import Pushed, Target, push
+from salve_plugin.store.hub.push import How, Pushed, Target, push
 from salve_plugin.store.json import Json
 from salve_plugin.store.place import Change, Content, Existing, ExistingFolder
 from salve_plugin.store.seal import Format
@@ -211,19 +210,7 @@ class Stored(ABC):
         origin = place.origin
         return origin and replace(origin, digest=cls.format.own(config)["digest"])
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        token: Token = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        tag: str | None = None,
-        endpoint: str | None = None,
-    ) -> Pushed:
+    def push_to_hub(self, repo_id: str, **how: Unpack[How]) -> Pushed:
         """Put it on the Hub in one commit, or leave everything there as it was.
 
         What holds for `save_pretrained` over an older one holds here too. Pushing again what is
@@ -231,15 +218,8 @@ class Stored(ABC):
 
         Args:
             repo_id: "user/name"; created if missing (not for a pull request).
-            subfolder: of the repository, so that it can hold several things.
-            revision: branch to commit to, by default `main`.
-            private: whether a new repository is private. If the repository exists and is not what
-                was asked for, nothing is pushed.
-            token: with write access; by default the one that the user has logged in with.
-            commit_message: title of the commit.
-            create_pr: make a pull request instead of a commit to the branch.
-            tag: name for the commit; a tag is never moved.
-            endpoint: address of the Hub, by default the client's (`HF_ENDPOINT`).
+            **how: `subfolder`, `revision`, `private`, `token`, `commit_message`, `create_pr`,
+                `tag` and `endpoint`, see `salve_plugin.store.hub.push.How`.
 
         Returns:
             The exact place; its `reference.commit` as `revision` always gets the same bytes.
@@ -250,17 +230,8 @@ class Stored(ABC):
                 makes no second commit.
             InputError: if an argument is ill-formed, or as for `save_pretrained`.
         """
-        target = Target(
-            repo_id,
-            revision=revision,
-            subfolder=subfolder,
-            private=private,
-            commit_message=commit_message,
-            create_pr=create_pr,
-            tag=tag,
-            access=Access(endpoint, token),
-        )
-        return push(target, self.planned, f"Add {self.format.title} {self.digest[:12]}")
+        message = f"Add {self.format.title} {self.digest[:12]}"
+        return push(Target.of(repo_id, **how), self.planned, message)
 
     @classmethod
     def verify(cls, source: PathLike, **where: Unpack[Where]) -> str:

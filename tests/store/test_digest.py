@@ -94,6 +94,7 @@ def lazy() -> Tensor:
     return nn.LazyLinear(2).weight
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, of kinds of tensors that it gives up
 @pytest.mark.parametrize(
     ("make", "described"),
     [

@@ -26,6 +26,7 @@ class Outer(Record):
     notes: Notes | None = None
 
     def __post_init__(self) -> None:
+        """Refuse one pair."""
         if self.pair == (0, 0):
             raise InputError("pair must not be (0, 0)")
 
@@ -74,7 +75,9 @@ def test_a_wrong_or_unknown_value_is_refused_with_its_place(
 
 
 @pytest.mark.parametrize("path", [("inner",), ("pair",), ("notes",), ("inner", "a", "share")])
-def test_a_field_that_is_left_out_is_refused_even_if_it_has_a_default(path: tuple[str]) -> None:
+def test_a_field_that_is_left_out_is_refused_even_if_it_has_a_default(
+    path: tuple[str, ...],
+) -> None:
     given = valid()
     place = given
     for name in path[:-1]:

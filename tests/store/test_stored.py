@@ -132,7 +132,7 @@ def test_a_right_seal_does_not_help_a_wrong_manifest(
 
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="could not be read back: .*length <= 20"):
+    with pytest.raises(InputError, match=r"could not be read back: .*length <= 20"):
         Note("x" * 21, b"").save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(MissingFileError):

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from salve_plugin.errors import HubConflictError, HubError, InputError
-from salve_plugin.store.hub.access import Access
+from salve_plugin.store.hub.access import Access, Token
 from salve_plugin.store.hub.address import DEFAULT_REVISION, Address, check_revision
 from salve_plugin.store.hub.failures import TRANSIENT, translated
 from salve_plugin.store.hub.head import ExistingCommit
@@ -20,9 +20,34 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
+class How(TypedDict, total=False):
+    """Further arguments of everything that pushes, all optional.
+
+    Attributes:
+        subfolder: of the repository, so that it can hold several things.
+        revision: branch to commit to, by default `main`.
+        private: whether a new repository is private. If the repository exists and is not what was
+            asked for, nothing is pushed.
+        token: with write access; by default the one that the user has logged in with.
+        commit_message: title of the commit.
+        create_pr: make a pull request instead of a commit to the branch.
+        tag: name for the commit; a tag is never moved.
+        endpoint: address of the Hub, by default the client's (`HF_ENDPOINT`).
+    """
+
+    subfolder: str | None
+    revision: str | None
+    private: bool | None
+    token: Token
+    commit_message: str | None
+    create_pr: bool
+    tag: str | None
+    endpoint: str | None
+
+
 @dataclass(frozen=True)
 class Target:
-    """Where to push and how, see `EditArtifact.push_to_hub`.
+    """Where to push and how, see `How`.
 
     Raises:
         InputError: if a part is ill-formed, or two contradict each other.
@@ -55,6 +80,13 @@ class Target:
                 "the commit of a pull request gets no tag, it may never be merged; leave out tag "
                 "or create_pr, and tag the merged commit"
             )
+
+    @classmethod
+    def of(cls, repo_id: str, **how: Unpack[How]) -> "Target":
+        """Return the target that a caller's arguments name."""
+        others: dict[str, Any] = {**how}
+        access = Access(others.pop("endpoint", None), others.pop("token", None))
+        return cls(repo_id, access=access, **others)
 
     @property
     def branch(self) -> str:

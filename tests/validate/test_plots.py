@@ -11,7 +11,14 @@ import matplotlib
 import pytest
 import torch
 from PIL import Image
-from small_artifacts import altered, random_dictionary
+from small_artifacts import (
+    altered,
+    grey_png,
+    random_dictionary,
+    small_artifact,
+    small_crit,
+    small_edit,
+)
 from torch import Tensor, nn
 
 from salve_plugin import Dictionary, HookedModel, attach, suppress
@@ -19,13 +26,37 @@ from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.heat_maps import grad_fam_pictures
 from salve_plugin.share.pictures import MAX_PICTURES
-from salve_plugin.share.plots import COLOURS, NAMED_CLASSES, alpha_crit_picture, curves
 from salve_plugin.validate.grad_fam import LayerGradFam
+from salve_plugin.validate.heat_maps import grad_fam_pictures
 from salve_plugin.validate.pictures import overlay, png_bytes, stretched
+from salve_plugin.validate.plots import COLOURS, NAMED_CLASSES, alpha_crit_picture, curves
 
 INF = float("inf")
+
+
+@pytest.fixture
+def tiny_edit() -> Edit:
+    """An edit of rows 1 and 2 of a 3x4 head."""
+    return small_edit()
+
+
+@pytest.fixture
+def tiny() -> EditArtifact:
+    """An artifact with every optional part but the dictionary."""
+    return small_artifact()
+
+
+@pytest.fixture
+def tiny_crit() -> AlphaCrit:
+    """Critical strengths of four images."""
+    return small_crit()
+
+
+@pytest.fixture
+def png() -> bytes:
+    """A picture of one grey pixel."""
+    return grey_png()
 
 
 def crit(values: list[float], labels: list[int], names: tuple[str, ...] | None = None) -> AlphaCrit:
@@ -172,7 +203,7 @@ from salve_plugin.share.artifact import EditArtifact
 artifact = EditArtifact.from_pretrained({str(tmp_path)!r})
 EditArtifact.verify({str(tmp_path)!r})
 assert not {{"matplotlib", "PIL", "captum"}} & set(sys.modules)
-from salve_plugin.share.plots import alpha_crit_picture
+from salve_plugin.validate.plots import alpha_crit_picture
 sys.stdout.buffer.write(alpha_crit_picture(artifact.alpha_crit, artifact.edit))
 assert "matplotlib.pyplot" not in sys.modules
 """
