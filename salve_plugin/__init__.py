@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from salve_plugin.errors import SalveError as SalveError
     from salve_plugin.hooks import HookedModel as HookedModel
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
+    from salve_plugin.share.audit import Audit as Audit
     from salve_plugin.share.bundle import EditBundle as EditBundle
     from salve_plugin.share.merged import push_edited_model as push_edited_model
     from salve_plugin.share.merged import save_edited_model as save_edited_model
@@ -100,6 +101,7 @@ _HOME = {
     "evaluate": "control.evaluate",
     "EditArtifact": "share.artifact",
     "EditBundle": "share.bundle",
+    "Audit": "share.audit",
     "push_edited_model": "share.merged",
     "save_edited_model": "share.merged",
     "HookedModel": "hooks",
