@@ -36,8 +36,8 @@ from salve_plugin.share.edit_parts import (
     check_source,
     dictionary_digest,
 )
-from salve_plugin.share.pictures import MAX_PICTURES, check_pictures, picture_file, picture_name
 from salve_plugin.share.model_state import StateSource
+from salve_plugin.share.pictures import MAX_PICTURES, check_pictures, picture_file, picture_name
 from salve_plugin.store.digest import content_digest
 from salve_plugin.store.hub.address import Origin
 from salve_plugin.store.json import Json
@@ -335,7 +335,7 @@ class EditArtifact(Stored):
         Raises:
             EditStateError: if the edit is not in the model, its weights were changed since, or
                 the artifact has no pristine rows where they are needed.
-            BaseMismatchError: if the result would not be the edit's base.
+            BaseMismatchError: if the touched parameters would not be those of the edit's base.
         """
         if any(entry.edit == self.edit for entry in status(model).applied):
             self.edit.revert_(model)
