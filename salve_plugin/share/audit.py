@@ -16,7 +16,7 @@ from salve_plugin.control.base import dtype_name
 from salve_plugin.control.edited import ledgers_over, touched_rows
 from salve_plugin.control.ledger import Ledger, composed, index_of, same_bits, take, union_of
 from salve_plugin.control.recipe import Recipe
-from salve_plugin.errors import InputError
+from salve_plugin.errors import InputError, printable
 from salve_plugin.share.model_state import (
     State,
     StateSource,
@@ -263,10 +263,17 @@ def _against_digest(
 ) -> Audit:  # fmt: skip
     """Put the pristine rows back and compare the digest over everything with the edits' own."""
     states = {edit.base.state for edit in edits}
-    if pristine is None or len(states) != 1 or None in states:
+    if len(states) > 1:
+        raise InputError(
+            f"{_names(edits)} were made for different bases; give the base model (base=, --base), "
+            "which says to which of them the edited model belongs"
+        )
+    touched = {path for edit in edits for path in edit.base.tensors}
+    if pristine is None or pristine.keys() != touched or None in states:
         raise InputError(
             "without the base model, an audit needs the pristine rows and the digest of the whole "
-            "base; pass base=, or an artifact made with EditArtifact.of(model, edit)"
+            "base; give the base model (base=, --base), or an artifact that was made with "
+            "EditArtifact.of(model, edit)"
         )
     ledgers = ledgers_over(edits, pristine)
     restored, rows = put_back(edits, ledgers, after, tied), []
@@ -372,7 +379,7 @@ def _audit(
         )
     kind = None if cast is None else str(cast).removeprefix("torch.")
     digests = tuple(edit.digest for edit in edits)
-    return Audit(proven, sentence, tuple(rows), digests, before, after, kind)
+    return Audit(proven, printable(sentence), tuple(rows), digests, before, after, kind)
 
 
 def _in_words(rows: Sequence[AuditedTensor], cast: torch.dtype | None) -> tuple[str, str]:
