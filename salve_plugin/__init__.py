@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from salve_plugin.errors import SalveError as SalveError
     from salve_plugin.hooks import HookedModel as HookedModel
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
+    from salve_plugin.share.audit import Audit as Audit
     from salve_plugin.share.bundle import EditBundle as EditBundle
     from salve_plugin.share.lora import load_lora as load_lora
     from salve_plugin.share.lora import save_lora as save_lora
@@ -104,6 +105,7 @@ _HOME = {
     "EditBundle": "share.bundle",
     "load_lora": "share.lora",
     "save_lora": "share.lora",
+    "Audit": "share.audit",
     "push_edited_model": "share.merged",
     "save_edited_model": "share.merged",
     "HookedModel": "hooks",

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from salve_plugin.cli.options import (
     Rows,
     StudyFolder,
 )
-from salve_plugin.cli.output import console, show_json
+from salve_plugin.cli.output import show_error
 from salve_plugin.errors import SalveError
 
 app = typer.Typer(
@@ -160,20 +160,5 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="salve", standalone_mode=True)
     except SalveError as error:
-        if "--json" in (sys.argv if arguments is None else arguments):
-            show_json(_as_json(error))
-        else:
-            console(stderr=True).print(
-                f"[bold red]{type(error).__name__}:[/] {_escaped(str(error))}", highlight=False
-            )
+        show_error(error, as_json="--json" in (sys.argv if arguments is None else arguments))
         raise SystemExit(1) from error
-
-
-def _as_json(error: SalveError) -> dict[str, Any]:
-    return {"error": type(error).__name__, "message": str(error)}
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -9,6 +9,7 @@ from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.shared import find
 from salve_plugin.cli.studies import source
 from salve_plugin.cli.study import OpenModel
+from salve_plugin.control.application import BaseMatch, match_all
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import evaluate
 from salve_plugin.discover.dictionary import Dictionary
@@ -32,7 +33,7 @@ def apply(
     as_json: bool,
 ) -> None:
     """Apply the edit, or all edits of the bundle, to the base; write the edited state dict."""
-    kind, shared = _edits_at(source, where)
+    kind, shared = edits_at(source, where)
     _check_out(out)
     opened = _base(shared, model, checkpoint, num_classes)
     network = opened.hooked.model
@@ -48,9 +49,10 @@ def apply(
         "weights_sha256": sha256_file(out),
         "edited": _weights(shared),
     }
+    match = match_all(network, _edits(shared))
     if before is not None and after is not None:
         result |= {"accuracy_before": before.overall, "accuracy_after": after.overall}
-    _show(result, "applied", as_json=as_json)
+    _show(result, match, "applied", as_json=as_json)
 
 
 def revert(
@@ -64,7 +66,7 @@ def revert(
     as_json: bool,
 ) -> None:
     """Undo the edit, or all edits of the bundle, in a state dict; write the restored one."""
-    kind, shared = _edits_at(source, where)
+    kind, shared = edits_at(source, where)
     _check_out(out)
     opened = _base(shared, model, checkpoint, num_classes)
     shared.revert_(opened.hooked.model)
@@ -76,7 +78,8 @@ def revert(
         "weights_sha256": sha256_file(out),
         "restored": _weights(shared),
     }
-    _show(result, "reverted", as_json=as_json)
+    match = match_all(opened.hooked.model, _edits(shared))
+    _show(result, match, "reverted", as_json=as_json)
 
 
 def inspect(source: str, where: Where, *, as_json: bool) -> None:
@@ -90,7 +93,13 @@ def inspect(source: str, where: Where, *, as_json: bool) -> None:
     console().print("Verified: every byte is as it was written.", highlight=False)
 
 
-def _edits_at(source: str, where: Where) -> tuple[str, EditArtifact | EditBundle]:
+def edits_at(source: str, where: Where) -> tuple[str, EditArtifact | EditBundle]:
+    """Return what lies at a place and its kind, an edit or a bundle of edits.
+
+    Raises:
+        InputError: if a dictionary lies there.
+        SalveError: as `find`.
+    """
     found = find(source, **where)
     if isinstance(found.shared, Dictionary):
         raise InputError(
@@ -149,11 +158,12 @@ def _save(model: nn.Module, out: Path) -> None:
     write_atomically(out, save(state, metadata={"format": "pt"}))
 
 
-def _show(result: dict[str, object], title: str, *, as_json: bool) -> None:
+def _show(result: dict[str, object], match: BaseMatch, title: str, *, as_json: bool) -> None:
     if as_json:
-        show_json(result)
+        show_json({**result, **match.to_json()})
         return
     show_table(title, ("what", "value"), list(result.items()))
+    console().print(f"Compared: {match}.", highlight=False, markup=False)
 
 
 def _flat(value: object, prefix: str = "") -> list[tuple[str, object]]:

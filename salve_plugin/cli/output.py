@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-from salve_plugin.errors import printable
+from salve_plugin.errors import SalveError, printable
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -26,6 +26,17 @@ def show_json(result: Mapping[str, Any]) -> None:
     import sys
 
     sys.stdout.write(json.dumps(_finite(result), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def show_error(error: SalveError, *, as_json: bool) -> None:
+    """Print an expected error: on standard error, or as one JSON object on standard output."""
+    from rich.markup import escape
+
+    if as_json:
+        show_json({"error": type(error).__name__, "message": str(error)})
+    else:
+        shown = f"[bold red]{type(error).__name__}:[/] {escape(str(error))}"
+        console(stderr=True).print(shown, highlight=False)
 
 
 def _finite(value: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from salve_plugin.cli import artifacts, hub
+from salve_plugin.cli import artifacts, auditing, hub
 from salve_plugin.cli.options import (
     Again,
     Artifact,
@@ -19,10 +19,14 @@ from salve_plugin.cli.options import (
     Revision,
     Subfolder,
 )
+from salve_plugin.cli.output import show_error
+from salve_plugin.errors import SalveError
 from salve_plugin.store.hub.push import How
 from salve_plugin.store.source import Where
 
 commands = typer.Typer()
+
+CHECKPOINTS = "a .safetensors or .pth file, or a folder with model.safetensors."
 
 
 @commands.command("apply")
@@ -60,6 +64,46 @@ def revert_command(
     """Undo an edit or a bundle, all of it, in a saved model, bit for bit."""
     where = _where(revision, subfolder, offline)
     artifacts.revert(artifact, where, out, model, checkpoint, num_classes, as_json=as_json)
+
+
+@commands.command("audit")
+def audit_command(
+    artifacts_: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARTIFACT...",
+            help="Folders or Hub repositories, user/name, of the edits or bundles that should be "
+            "in the model.",
+        ),
+    ],
+    edited: Annotated[Path, typer.Option("--edited", help=f"The model in question: {CHECKPOINTS}")],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            help="The base model, likewise; without it the digest over all its tensors is used.",
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="List identical tensors, too.")] = False,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    offline: Offline = False,
+    force_download: Again = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that a model is its base with exactly these edits and nothing else, or say what is not.
+
+    Status 0 means proven, 1 not proven, 2 that nothing could be compared.
+    """
+    where = _where(revision, subfolder, offline, force_download, endpoint)
+    try:
+        proven = auditing.audit(artifacts_, where, base, edited, every=every, as_json=as_json)
+    except SalveError as error:
+        show_error(error, as_json=as_json)
+        raise typer.Exit(2) from error
+    if not proven:
+        raise typer.Exit(1)
 
 
 @commands.command("inspect")

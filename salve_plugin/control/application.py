@@ -335,8 +335,10 @@ def pristine_state(model: nn.Module) -> dict[str, Tensor]:
             parameter = module._parameters.get(name)
             if parameter is not None:
                 ledgers[id(parameter)] = Slot(name, parameter, ((module, name),))
+    # Once each: the names of a tied weight are one tensor here, too.
+    pristine = {key: pristine_of(slot) for key, slot in ledgers.items()}
     return {
-        name: pristine_of(ledgers[id(tensor)]) if id(tensor) in ledgers else tensor.detach()
+        name: pristine.get(id(tensor), tensor.detach())
         for name, tensor in model.state_dict(keep_vars=True).items()
         if isinstance(tensor, Tensor)
     }
@@ -376,6 +378,10 @@ class BaseMatch:
         """Return whether the edit applies."""
         return self.touched
 
+    def to_json(self) -> dict[str, bool | None]:
+        """Return plain JSON values."""
+        return {"touched": self.touched, "rest": self.rest}
+
     def __str__(self) -> str:
         """Say in one sentence what was compared and found."""
         if not self.touched:
@@ -394,17 +400,24 @@ def match(model: nn.Module, edit: Recipe) -> BaseMatch:
 
     Edits that are on the model do not count: what it was without them is compared.
     """
+    return match_all(model, [edit])
+
+
+@torch.no_grad()
+def match_all(model: nn.Module, edits: Sequence[Recipe]) -> BaseMatch:
+    """Compare a model with the base of several edits; see `match`."""
     with locked(model) as network:
         try:
-            slots = slots_of(network, edit.base.tensors)
+            slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
         except (BaseMismatchError, UnsupportedModelError):
             return BaseMatch(False, None)
-        prints = edit.base.tensors
-        if any(pristine_fingerprint(slot) != prints[path] for path, slot in slots.items()):
+        prints = {path: pristine_fingerprint(slot) for path, slot in slots.items()}
+        if any(prints[path] != own for e in edits for path, own in e.base.tensors.items()):
             return BaseMatch(False, None)
-        if edit.base.state is None:
+        states = {edit.base.state for edit in edits}
+        if None in states:
             return BaseMatch(True, None)
-        return BaseMatch(True, state_digest(pristine_state(network)) == edit.base.state)
+        return BaseMatch(True, states == {state_digest(pristine_state(network))})
 
 
 def is_saved_with(model: nn.Module, edit: Recipe, pristine: Mapping[str, Tensor]) -> bool:

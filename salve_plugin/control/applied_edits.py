@@ -1,11 +1,10 @@
 """Which edits are on a model, and which of them meet on the same rows."""
 
-from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import acos, degrees
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +41,17 @@ class AppliedEdit:
         }
 
 
-class CarriesEdit(ABC):
-    """What `status` needs of an artifact.
+@runtime_checkable
+class CarriesEdit(Protocol):
+    """What `status` needs of an artifact."""
 
-    Attributes:
-        edit: the edit.
-        pristine: by parameter path, the rows that it touches, without it; None if they are not
-            carried.
-    """
+    @property
+    def edit(self) -> Edit:
+        """The edit."""
 
-    edit: Edit
-    pristine: Mapping[str, Tensor] | None
+    @property
+    def pristine(self) -> Mapping[str, Tensor] | None:
+        """By parameter path, the rows that it touches, without it; None if not carried."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,8 @@ def status(model: nn.Module, artifacts: Iterable[CarriesEdit] = ()) -> Status:
 
     Args:
         model: bare or hooked.
-        artifacts: edits with pristine rows that the model may have been saved with.
+        artifacts: edits with pristine rows (`salve.EditArtifact`) that the model may have been
+            saved with, each alone on its parameters.
     """
     tensors: dict[Edit, list[str]] = {}
     overlaps: list[Overlap] = []

@@ -15,6 +15,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import ArtifactError, EditStateError, InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.share.audit import Audit, audit
 from salve_plugin.share.card_text import edit_card
 from salve_plugin.share.difference import Difference, difference
 from salve_plugin.share.edit_manifest import (
@@ -35,6 +36,7 @@ from salve_plugin.share.edit_parts import (
     check_source,
     dictionary_digest,
 )
+from salve_plugin.share.model_state import StateSource
 from salve_plugin.share.pictures import MAX_PICTURES, check_pictures, picture_file, picture_name
 from salve_plugin.store.digest import content_digest
 from salve_plugin.store.hub.address import Origin
@@ -298,17 +300,42 @@ class EditArtifact(Stored):
             )
         return dictionary
 
+    def audit(self, base: StateSource | None, edited: StateSource) -> Audit:
+        """Say whether a model is the edit's base with exactly this edit and nothing else.
+
+        Every tensor of the two is compared bit for bit; `str()` of the answer is the verdict in one
+        sentence, and the answer is true in a condition if it is proven.
+
+        Args:
+            base: a model (edits on it do not count), a state dict, or the path of one:
+                `.safetensors`, what `torch.save` wrote, or a folder with `model.safetensors`. None
+                to put the artifact's pristine rows back into the edited model and compare the
+                digest over everything with the one that the edit knows of its base: that proves as
+                much, but cannot name the tensors that differ.
+            edited: the same of the model in question, with all that is on it. A copy in another
+                precision is compared as such, and the verdict says so.
+
+        Raises:
+            InputError: if the base is None and the artifact has no pristine rows, or something is
+                no state dict.
+            ReadError: if a file cannot be read.
+            UnsupportedModelError: if a tensor has no plain elements: quantized, sparse, or on the
+                meta device.
+        """
+        return audit([self.edit], self.pristine, base, edited)
+
     def revert_(self, model: nn.Module) -> None:
         """Undo the edit bit for bit.
 
         Where the edit was applied in this process the model itself knows how. In a model that was
         saved in edited form and loaded again, the pristine rows are put back, provided that its
-        rows are exactly what the edit makes of them.
+        rows are exactly what the edit makes of them. Only the parameters that the edit touches are
+        compared, as wholes; `edit.match(model)` says of the result whether the rest is the base's.
 
         Raises:
             EditStateError: if the edit is not in the model, its weights were changed since, or
                 the artifact has no pristine rows where they are needed.
-            BaseMismatchError: if the result would not be the edit's base.
+            BaseMismatchError: if the touched parameters would not be those of the edit's base.
         """
         if any(entry.edit == self.edit for entry in status(model).applied):
             self.edit.revert_(model)

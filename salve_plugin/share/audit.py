@@ -5,23 +5,30 @@ the tensors of two state dicts, bit for bit, each named in a table.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from math import isnan
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.application import pristine_state
-from salve_plugin.control.base import bare, dtype_name
+from salve_plugin.control.base import dtype_name
 from salve_plugin.control.edited import ledgers_over, touched_rows
 from salve_plugin.control.ledger import Ledger, composed, index_of, same_bits, take, union_of
 from salve_plugin.control.recipe import Recipe
-from salve_plugin.errors import InputError, ReadError
+from salve_plugin.errors import InputError, printable
+from salve_plugin.share.model_state import (
+    State,
+    StateSource,
+    in_short,
+    state_of,
+    tied_to,
+    without_prefix,
+)
 from salve_plugin.store.digest import sha256_tensor, state_digest
 
-State = Mapping[str, Tensor]
 Verdict = Literal["identical", "changed as the edit says", "changed otherwise", "missing", "added"]
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class AuditedTensor:
         verdict: what has become of it.
         before: SHA-256 of its elements in the base, None if it is not there or not known.
         after: the same in the edited model.
-        note: how it differs, where it should not.
+        note: how it differs, where it should not; in which precision it was compared.
     """
 
     name: str
@@ -41,6 +48,11 @@ class AuditedTensor:
     before: str | None
     after: str | None
     note: str = ""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it is the base's, or what the edits make of it."""
+        return self.verdict in ("identical", "changed as the edit says")
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,9 @@ class Audit:
     Attributes:
         proven: whether the edited model is the base with exactly the edits and nothing else.
         sentence: the verdict in words.
-        tensors: every tensor of either side, by name.
+        tensors: every tensor of either side, by name; only those that the edits touch, if no base
+            was given and the rest is not the base's.
+        edits: digests of the edits.
         base_digest: over all tensors of the base; computed from the edited model, with the pristine
             rows put back, if no base was given.
         edited_digest: over all tensors of the edited model.
@@ -60,6 +74,7 @@ class Audit:
     proven: bool
     sentence: str
     tensors: tuple[AuditedTensor, ...]
+    edits: tuple[str, ...]
     base_digest: str
     edited_digest: str
     dtype: str | None
@@ -74,88 +89,72 @@ class Audit:
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as plain JSON values."""
-        return {**vars(self), "tensors": [dict(vars(each)) for each in self.tensors]}
+        return {
+            **vars(self),
+            "edits": list(self.edits),
+            "tensors": [dict(vars(tensor)) for tensor in self.tensors],
+        }
 
 
 @torch.no_grad()
 def audit(
     edits: Sequence[Recipe],
     pristine: Mapping[str, Tensor] | None,
-    base: nn.Module | State | str | Path | None,
-    edited: nn.Module | State | str | Path,
+    base: StateSource | None,
+    edited: StateSource,
 ) -> Audit:
     """Say whether `edited` is `base` with exactly the edits and nothing else.
+
+    Every tensor is compared bit for bit. If the edited model's floating tensors have another dtype
+    than the base's, one for all, they are compared with the base and the edits cast to that dtype,
+    and the verdict says so: what the cast rounds away cannot be seen.
+
+    Names of one tied weight are known by sharing memory in the base (or in an edited model, not in
+    a file of one). A prefix that all names of a state dict have, such as "module.", is left out.
 
     Args:
         edits: all that should be in the model.
         pristine: by parameter path, the rows that any of them touches, without them; needed where
             no base is given.
-        base: a model (without its edits), a state dict, or the file of one; None to put the
-            pristine rows back into the edited model, and compare the digest over everything.
+        base: a model (without its edits), a state dict, or the path of one, see `state_of`; None
+            to put the pristine rows back into the edited model, and compare the digest over
+            everything with the one that the edits know of their base.
         edited: the same of the edited model, with all that is on it.
 
     Raises:
-        InputError: if neither a base nor pristine rows are given, or something is no state dict.
+        InputError: if there are no edits, if neither a base nor pristine rows are given, or
+            something is no state dict.
         ReadError: if a file cannot be read.
+        UnsupportedModelError: if a tensor has no plain elements, see `state_digest`.
     """
-    after = state_of(edited)
+    edits = list(dict.fromkeys(edits))
+    if not edits:
+        raise InputError("there is no edit to look for; give at least one")
+    paths = {path for edit in edits for path in edit.base.tensors}
+    after = without_prefix(state_of(edited), paths)
+    tied = tied_to(after, paths) if isinstance(edited, nn.Module) else {}
     if base is None:
-        return _against_digest(edits, pristine, after)
-    before = state_of(base, pristine=True)
+        return _against_digest(edits, pristine, after, tied)
+    before = without_prefix(state_of(base, pristine=True), paths)
+    hashes = {name: sha256_tensor(tensor) for name, tensor in before.items()}
+    expected, foreign = _expected(edits, before, hashes)
+    tied = {
+        name: path
+        for name, path in {**tied, **tied_to(before, paths)}.items()
+        if name in before and path in before and hashes[name] == hashes[path]
+    }
     cast = _cast(before, after)
-    wanted = before if cast is None else {n: _as(t, cast) for n, t in before.items()}
-    expected, foreign = _expected(edits, before)
-    aliases = _aliases(before, set(expected))
-    rows = [
-        _compared(name, before, wanted, after, expected.get(aliases.get(name, name)), cast)
-        for name in sorted({*before, *after})
-    ]
+    rows = []
+    for name in sorted({*before, *after}):
+        if name not in after:
+            rows.append(AuditedTensor(name, "missing", hashes[name], None))
+        elif name not in before:
+            rows.append(AuditedTensor(name, "added", None, sha256_tensor(after[name])))
+        else:
+            target = expected.get(tied.get(name, name))
+            rows.append(_compared(name, before[name], hashes[name], after[name], target, cast))
+    rows = _hinted(rows, expected, hashes)
     return _audit(edits, rows, state_digest(before), state_digest(after), cast, foreign)
-
-
-def state_of(
-    source: nn.Module | State | str | Path, *, pristine: bool = False
-) -> dict[str, Tensor]:
-    """Return the tensors of a model, a state dict, or a file of one (safetensors or torch).
-
-    Args:
-        source: what holds them.
-        pristine: take a model without the edits that are on it.
-
-    Raises:
-        InputError: if there are no tensors in it.
-        ReadError: if a file cannot be read.
-    """
-    if isinstance(source, nn.Module):
-        network = bare(source)
-        found: Mapping[str, Any] = pristine_state(network) if pristine else network.state_dict()
-    elif isinstance(source, str | Path):
-        found = _loaded(Path(source))
-    else:
-        found = source
-    tensors = {name: each.detach() for name, each in found.items() if isinstance(each, Tensor)}
-    if not tensors:
-        raise InputError(f"{type(source).__name__} holds no tensors; expected a model's state dict")
-    return tensors
-
-
-def _loaded(path: Path) -> Mapping[str, Any]:
-    try:
-        if path.suffix == ".safetensors":
-            import safetensors.torch
-
-            tensors: dict[str, Any] = safetensors.torch.load_file(path)
-            return tensors
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each library has errors of its own for a file that is not one
-        raise ReadError(
-            f"cannot read the weights in {path}: {error}; expected a .safetensors file, or a state "
-            "dict that torch.save wrote"
-        ) from error
-    inner = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(inner, Mapping):
-        raise InputError(f"{path} holds a {type(inner).__name__}, expected a state dict")
-    return inner
 
 
 def _cast(before: State, after: State) -> torch.dtype | None:
@@ -163,137 +162,180 @@ def _cast(before: State, after: State) -> torch.dtype | None:
     kinds = {
         after[name].dtype
         for name, tensor in before.items()
-        if name in after and tensor.is_floating_point() and after[name].dtype != tensor.dtype
+        if name in after and tensor.dtype in _FLOATS and after[name].dtype != tensor.dtype
     }
-    return kinds.pop() if len(kinds) == 1 else None
+    return kinds.pop() if len(kinds) == 1 and kinds <= {*_FLOATS} else None
 
 
-def _as(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    return tensor.to(kind) if tensor.is_floating_point() else tensor
-
-
-def _expected(edits: Sequence[Recipe], before: State) -> tuple[dict[str, Tensor], list[str]]:
+def _expected(
+    edits: Sequence[Recipe], before: State, hashes: Mapping[str, str]
+) -> tuple[dict[str, Tensor], list[str]]:
     """Return what the edits make of the base, and which tensors are not of their base."""
-    paths = sorted({path for edit in edits for path in edit.base.tensors})
-    foreign = [
-        path for path in paths
-        if path not in before
-        or any(
-            (tuple(before[path].shape), dtype_name(before[path]), sha256_tensor(before[path]))
-            != (e.base.tensors[path].shape, e.base.tensors[path].dtype, e.base.tensors[path].sha256)
-            for e in edits if path in e.base.tensors
-        )
-    ]  # fmt: skip
+    foreign = set()
+    for edit in edits:
+        for path, wanted in edit.base.tensors.items():
+            tensor = before.get(path)
+            if tensor is None or wanted != replace(
+                wanted, shape=tuple(tensor.shape), dtype=dtype_name(tensor), sha256=hashes[path]
+            ):
+                foreign.add(path)
     if foreign:
-        return {}, foreign
-    rows = {
-        path: union_of([touched_rows(e, path) for e in edits if path in e.base.tensors])
-        for path in paths
-    }
-    ledgers = ledgers_over(edits, {path: take(before[path], rows[path]) for path in paths})
-    return {path: _whole(before[path], ledger) for path, ledger in ledgers.items()}, []
+        return {}, sorted(foreign)
+    pristine = {
+        path: take(before[path], union_of([touched_rows(e, path) for e in edits if path in
+                                           e.base.tensors]))
+        for path in sorted({path for edit in edits for path in edit.base.tensors})
+    }  # fmt: skip
+    ledgers = ledgers_over(edits, pristine)
+    return {path: _with_rows(before[path], led, composed(led)) for path, led in ledgers.items()}, []
 
 
-def _whole(pristine: Tensor, ledger: Ledger) -> Tensor:
-    result = pristine.clone()
-    result[index_of(ledger.rows)] = composed(ledger)
+def _with_rows(tensor: Tensor, ledger: Ledger, rows: Tensor) -> Tensor:
+    """Return a copy of a parameter with other values in the rows that a ledger covers."""
+    result = tensor.clone()
+    result[index_of(ledger.rows)] = rows.to(result)
     return result
 
 
-def _aliases(before: State, touched: set[str]) -> dict[str, str]:
-    """Return other names of touched tensors: tied weights are one tensor with several names."""
-    home = {before[name].data_ptr(): name for name in touched if name in before}
-    return {
-        name: home[tensor.data_ptr()]
-        for name, tensor in before.items()
-        if tensor.numel() and tensor.data_ptr() in home
-        and tensor.shape == before[home[tensor.data_ptr()]].shape
-    }  # fmt: skip
-
-
 def _compared(
-    name: str, before: State, wanted: State, after: State, expected: Tensor | None,
+    name: str, before: Tensor, sha256: str, after: Tensor, expected: Tensor | None,
     cast: torch.dtype | None,
 ) -> AuditedTensor:  # fmt: skip
-    hashes = [
-        None if name not in state else sha256_tensor(state[name]) for state in (before, after)
-    ]
-    if name not in after:
-        return AuditedTensor(name, "missing", hashes[0], None)
-    if name not in before:
-        return AuditedTensor(name, "added", None, hashes[1])
-    now = after[name].cpu()
-    target = wanted[name].cpu() if expected is None else expected.cpu()
-    target = target if cast is None else _as(target, cast)
-    same = same_bits(target.contiguous(), now.contiguous())
-    if expected is not None and same:
-        return AuditedTensor(name, "changed as the edit says", hashes[0], hashes[1])
-    if same:
-        return AuditedTensor(name, "identical", hashes[0], hashes[1])
-    untouched = expected is not None and same_bits(
-        wanted[name].cpu().contiguous(), now.contiguous()
-    )
-    note = "is still the base's, the edit is not in it" if untouched else _how(target, now)
-    return AuditedTensor(name, "changed otherwise", hashes[0], hashes[1], note)
+    before, after = before.cpu(), after.cpu()
+    after_sha256 = sha256 if same_bits(before, after) else sha256_tensor(after)
+    target, note = (before if expected is None else expected.cpu()), ""
+    if after.dtype == cast and target.dtype in _FLOATS and target.dtype != cast:
+        wider = torch.promote_types(target.dtype, cast) == cast
+        note = f"{'widened' if wider else 'rounded'} to {dtype_name(after)}"
+        before, target = before.to(cast), target.to(cast)
+    if same_bits(target, after):
+        if expected is None:
+            return AuditedTensor(name, "identical", sha256, after_sha256, note)
+        if note and same_bits(before, after):
+            note += ", which leaves nothing of the change"
+        return AuditedTensor(name, "changed as the edit says", sha256, after_sha256, note)
+    untouched = expected is not None and same_bits(before, after)
+    note = "is still the base's, the edit is not in it" if untouched else _how(target, after)
+    return AuditedTensor(name, "changed otherwise", sha256, after_sha256, note)
 
 
-def _how(expected: Tensor, found: Tensor) -> str:
+def _how(expected: Tensor, actual: Tensor) -> str:
     """Return in a few words how a tensor differs from what it should be."""
-    if expected.shape != found.shape or expected.dtype != found.dtype:
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return (
-            f"{dtype_name(found)}{list(found.shape)}, expected "
+            f"{dtype_name(actual)}{list(actual.shape)}, expected "
             f"{dtype_name(expected)}{list(expected.shape)}"
         )
-    differs = (
-        expected.reshape(len(expected), -1) != found.reshape(len(found), -1)
-        if (expected.ndim)
-        else (expected != found).reshape(1, 1)
-    )
-    rows = differs.any(1).nonzero()[:, 0].tolist()
-    gap = float((expected.double() - found.double()).abs().max())
-    return f"{len(rows)} rows differ ({', '.join(map(str, rows[:5]))}), by {gap:.3g} at most"
+    if not expected.ndim:
+        return f"is {actual.item()}, expected {expected.item()}"
+    # By bits: a flipped sign of zero and another NaN are differences, too.
+    bits = [each.reshape(len(each), -1).contiguous().view(torch.uint8) for each in
+            (expected, actual)]  # fmt: skip
+    rows = (bits[0] != bits[1]).any(1).nonzero()[:, 0].tolist()
+    gap = float((expected - actual).abs().max()) if expected.is_floating_point() else 0.0
+    size = "" if isnan(gap) or not gap else f", by {gap:.3g} at most"
+    return f"{len(rows)} rows differ ({in_short(list(map(str, rows)), 5)}){size}"
+
+
+def _hinted(
+    rows: Sequence[AuditedTensor], expected: State, hashes: Mapping[str, str]
+) -> list[AuditedTensor]:
+    """Say of tensors that changed exactly as a touched one did that the two may be tied."""
+    changes = {
+        (row.before, row.after): row.name
+        for row in rows
+        if row.name in expected and row.verdict == "changed as the edit says"
+    }
+    return [
+        row if row.is_right or (row.before, row.after) not in changes
+        else replace(
+            row,
+            note=f"as '{changes[row.before, row.after]}' did; if they are one tied weight, compare "
+            "models, whose tensors share memory, instead of files",
+        )
+        for row in rows
+    ]  # fmt: skip
 
 
 def _against_digest(
-    edits: Sequence[Recipe], pristine: Mapping[str, Tensor] | None, after: State
-) -> Audit:
+    edits: Sequence[Recipe], pristine: Mapping[str, Tensor] | None, after: State,
+    tied: Mapping[str, str],
+) -> Audit:  # fmt: skip
     """Put the pristine rows back and compare the digest over everything with the edits' own."""
     states = {edit.base.state for edit in edits}
-    if pristine is None or len(states) != 1 or None in states:
+    if len(states) > 1:
+        raise InputError(
+            f"{_names(edits)} were made for different bases; give the base model (base=, --base), "
+            "which says to which of them the edited model belongs"
+        )
+    touched = {path for edit in edits for path in edit.base.tensors}
+    if pristine is None or pristine.keys() != touched or None in states:
         raise InputError(
             "without the base model, an audit needs the pristine rows and the digest of the whole "
-            "base; pass base=, or an artifact made with EditArtifact.of(model, edit)"
+            "base; give the base model (base=, --base), or an artifact that was made with "
+            "EditArtifact.of(model, edit)"
         )
     ledgers = ledgers_over(edits, pristine)
-    restored, rows = dict(after), []
-    for name, ledger in ledgers.items():
-        present = name in after and after[name].shape == edits_shape(edits, name)
-        current = take(after[name], ledger.rows).cpu() if present else None
-        as_said = current is not None and same_bits(composed(ledger), current.contiguous())
-        if present:
-            whole = after[name].clone()
-            whole[index_of(ledger.rows)] = ledger.pristine.to(whole)
-            restored[name] = whole
-        verdict: Verdict = "changed as the edit says" if as_said else "changed otherwise"
-        rows.append(
-            AuditedTensor(
-                name, verdict if name in after else "missing",
-                sha256_tensor(restored[name]) if present else None,
-                sha256_tensor(after[name]) if name in after else None,
+    restored, rows = put_back(edits, ledgers, after, tied), []
+    for path, ledger in ledgers.items():
+        names = [path, *sorted(n for n, home in tied.items() if home == path != n)]
+        wanted = composed(ledger)
+        for name in names:
+            if name not in after:
+                rows.append(AuditedTensor(name, "missing", None, None))
+                continue
+            sha256 = sha256_tensor(after[name])
+            if name not in restored:
+                shape = list(_shape(edits, path))
+                note = f"{list(after[name].shape)}, expected {shape}"
+                rows.append(AuditedTensor(name, "changed otherwise", None, sha256, note))
+                continue
+            current = take(after[name], ledger.rows).cpu().contiguous()
+            as_said = same_bits(wanted.cpu(), current)
+            rows.append(
+                AuditedTensor(
+                    name, "changed as the edit says" if as_said else "changed otherwise",
+                    sha256_tensor(restored[name]), sha256, "" if as_said else _how(wanted, current),
+                )
+            )  # fmt: skip
+    digest = state_digest({**after, **restored})
+    if all(row.is_right for row in rows):
+        if states != {digest}:
+            sentence = (
+                f"NOT proven: the touched tensors are as {_names(edits)} says, but the rest of the "
+                "model is not the base's; pass the base model to see which tensors differ"
             )
-        )  # fmt: skip
-    (state,) = states
-    digest = state_digest(restored)
-    if all(row.verdict == "changed as the edit says" for row in rows) and digest != state:
-        sentence = (
-            f"NOT proven: the touched tensors are as {_names(edits)} says, but the rest of the "
-            "model is not the base's; pass the base model to see which tensors differ"
-        )
-        return Audit(False, sentence, tuple(rows), digest, state_digest(after), None)
+            digests = tuple(edit.digest for edit in edits)
+            return Audit(False, sentence, tuple(rows), digests, digest, state_digest(after), None)
+        others = {name: sha256_tensor(after[name]) for name in after.keys() - restored.keys()}
+        rows += [AuditedTensor(name, "identical", own, own) for name, own in others.items()]
+    rows.sort(key=lambda row: row.name)
     return _audit(edits, rows, digest, state_digest(after), None, [])
 
 
-def edits_shape(edits: Sequence[Recipe], path: str) -> tuple[int, ...]:
+def put_back(
+    edits: Sequence[Recipe], ledgers: Mapping[str, Ledger], after: State, tied: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Return the touched tensors of an edited state dict with their pristine rows in place.
+
+    Args:
+        edits: that are in it.
+        ledgers: of their parameters, by path.
+        after: the edited state dict.
+        tied: other names of the parameters, see `tied_to`.
+
+    Returns:
+        By name, of those that are there and have the base's shape.
+    """
+    homes = {**{path: path for path in ledgers}, **tied}
+    return {
+        name: _with_rows(after[name], ledgers[path], ledgers[path].pristine)
+        for name, path in homes.items()
+        if name in after and tuple(after[name].shape) == _shape(edits, path)
+    }
+
+
+def _shape(edits: Sequence[Recipe], path: str) -> tuple[int, ...]:
     """Return the shape of a parameter in the edits' base."""
     return next(e.base.tensors[path].shape for e in edits if path in e.base.tensors)
 
@@ -307,13 +349,15 @@ def _audit(
     edits: Sequence[Recipe], rows: Sequence[AuditedTensor], before: str, after: str,
     cast: torch.dtype | None, foreign: Sequence[str],
 ) -> Audit:  # fmt: skip
-    wrong = [row for row in rows if row.verdict in ("changed otherwise", "missing", "added")]
+    wrong = [row for row in rows if not row.is_right]
     changed = [row for row in rows if row.verdict == "changed as the edit says"]
     known = {edit.base.state for edit in edits} - {None}
-    kind = None if cast is None else str(cast).removeprefix("torch.")
     proven = not foreign and not wrong and known <= {before}
     if foreign:
-        sentence = f"NOT proven: {_names(edits)} was made for another base; {list(foreign)} differ"
+        sentence = (
+            f"NOT proven: {_names(edits)} was made for another base; it touches "
+            f"{in_short(foreign)}, which differ from the given base's or are not there"
+        )
     elif wrong:
         named = "; ".join(f"{row.name}: {row.verdict} {row.note}".strip() for row in wrong[:3])
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -327,9 +371,22 @@ def _audit(
             "that base differs from the one that was edited in tensors that no edit touches"
         )
     else:
-        copy = "" if kind is None else f"a {kind} copy of "
+        copy, limit = _in_words(rows, cast)
         sentence = (
-            f"Proven: the model is {copy}the base with exactly {_names(edits)} and nothing else; "
-            f"{len(changed)} of {len(rows)} tensors changed, as the edit says"
+            f"Proven: the model is {copy}the {'base' if known else 'given base'} with exactly "
+            f"{_names(edits)} and nothing else; {len(changed)} of {len(rows)} tensors changed, as "
+            f"the edit{'s say' if len(edits) > 1 else ' says'}{limit}"
         )
-    return Audit(proven, sentence, tuple(rows), before, after, kind)
+    kind = None if cast is None else str(cast).removeprefix("torch.")
+    digests = tuple(edit.digest for edit in edits)
+    return Audit(proven, printable(sentence), tuple(rows), digests, before, after, kind)
+
+
+def _in_words(rows: Sequence[AuditedTensor], cast: torch.dtype | None) -> tuple[str, str]:
+    """Return what is said of a copy in another precision: of what, and what it cannot show."""
+    if cast is None:
+        return "", ""
+    kind = str(cast).removeprefix("torch.")
+    rounded = sum(row.note.startswith("rounded") for row in rows)
+    limit = f"; {rounded} of them rounded to {kind}, which hides smaller differences"
+    return f"a {kind} copy of ", limit if rounded else ""

@@ -13,7 +13,8 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.artifact import EditArtifact, own_files
-from salve_plugin.share.bundle_application import apply_members_, revert_members_
+from salve_plugin.share.audit import Audit
+from salve_plugin.share.bundle_application import apply_members_, audit_members, revert_members_
 from salve_plugin.share.bundle_manifest import (
     BUNDLE_FILE,
     COMPOSES_BY,
@@ -25,6 +26,7 @@ from salve_plugin.share.bundle_manifest import (
 from salve_plugin.share.card_bundle import bundle_card
 from salve_plugin.share.composition import Composition, check_composition
 from salve_plugin.share.edit_manifest import CONFIG_FILE, Measures, check_measures
+from salve_plugin.share.model_state import StateSource
 from salve_plugin.store.card import CARD_FILE, card_at
 from salve_plugin.store.digest import content_digest
 from salve_plugin.store.files import Reader
@@ -159,6 +161,18 @@ class EditBundle(Stored):
             BaseMismatchError: if the result would not be the bundle's base.
         """
         revert_members_(model, self.members, self.composition)
+
+    def audit(self, base: StateSource | None, edited: StateSource) -> Audit:
+        """Say whether a model is the base with exactly all members and nothing else.
+
+        Args:
+            base: as for `EditArtifact.audit`; None if together the members carry every touched row.
+            edited: as for `EditArtifact.audit`.
+
+        Raises:
+            SalveError: as `EditArtifact.audit`.
+        """
+        return audit_members(self.members, base, edited)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

@@ -1,9 +1,9 @@
-"""Applying the members of a bundle and taking them back: all of them or none."""
+"""Applying the members of a bundle, taking them back, all of them or none, and finding them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from salve_plugin.control.application import (
     apply_all_,
@@ -19,7 +19,9 @@ from salve_plugin.control.ledger import ledger_of
 from salve_plugin.control.targets import slots_of
 from salve_plugin.errors import EditStateError
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.audit import Audit, audit
 from salve_plugin.share.composition import Composition, carried_rows
+from salve_plugin.share.model_state import StateSource
 
 
 def apply_members_(model: nn.Module, edits: Sequence[Edit], composition: Composition) -> list[Edit]:
@@ -108,3 +110,31 @@ def revert_members_(
             )
         pristine[path] = rows
     restore_all_(model, edits, pristine)
+
+
+def audit_members(
+    members: Mapping[str, EditArtifact], base: StateSource | None, edited: StateSource
+) -> Audit:
+    """Say whether a model is the base with exactly all members; see `EditBundle.audit`.
+
+    Args:
+        members: by name.
+        base: as for `EditArtifact.audit`.
+        edited: as for `EditArtifact.audit`.
+
+    Raises:
+        SalveError: as `EditArtifact.audit`.
+    """
+    edits = [member.edit for member in members.values()]
+    return audit(edits, _carried(members) if base is None else None, base, edited)
+
+
+def _carried(members: Mapping[str, EditArtifact]) -> dict[str, Tensor] | None:
+    """Return all rows that the members touch, without them; None if they do not carry them all."""
+    pristine = {}
+    for path in sorted({path for each in members.values() for path in each.edit.base.tensors}):
+        rows = carried_rows(path, members)
+        if rows is None:
+            return None
+        pristine[path] = rows
+    return pristine

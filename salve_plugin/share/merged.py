@@ -1,6 +1,7 @@
 """The whole edited model beside its artifact: for those who only want to load it."""
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.adapter import adapter_of
+from salve_plugin.control.application import OnBaseMismatch
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.base import bare
+from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import check_edited, ledgers_over
+from salve_plugin.control.ledger import same_bits
 from salve_plugin.control.targets import slots_of
 from salve_plugin.errors import (
     BaseMismatchError,
@@ -24,13 +28,22 @@ from salve_plugin.errors import (
     WriteError,
 )
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.audit import put_back
 from salve_plugin.share.edit_manifest import MODEL_FILES
+from salve_plugin.share.model_state import in_short, state_of, tied_to
+from salve_plugin.store.digest import state_digest
 from salve_plugin.store.files import replace_files
 from salve_plugin.store.hub.push import How, Pushed, Target, push
 from salve_plugin.store.place import Change, Existing, ExistingFolder
 
 
-def save_edited_model(model: nn.Module, artifact: EditArtifact, folder: str | Path) -> Path:
+def save_edited_model(
+    model: nn.Module,
+    artifact: EditArtifact,
+    folder: str | Path,
+    *,
+    on_base_mismatch: OnBaseMismatch = "error",
+) -> Path:
     """Write the edited model and its artifact into one folder, all or nothing.
 
     The files are those of `push_edited_model`; `timm.create_model("local-dir:FOLDER",
@@ -40,6 +53,7 @@ def save_edited_model(model: nn.Module, artifact: EditArtifact, folder: str | Pa
         model: as for `push_edited_model`.
         artifact: as for `push_edited_model`.
         folder: created if missing. Another model that lies there is never replaced.
+        on_base_mismatch: as for `push_edited_model`.
 
     Returns:
         The folder.
@@ -49,14 +63,19 @@ def save_edited_model(model: nn.Module, artifact: EditArtifact, folder: str | Pa
         WriteError: if the disk is full or the folder cannot be written; nothing is changed.
     """
     path = Path(folder)
-    with _exported(model, artifact) as files:
+    with _exported(model, artifact, on_base_mismatch) as files:
         change = _planned(artifact, files, ExistingFolder(path))
         replace_files(path, change.files, obsolete=change.obsolete)
     return path
 
 
 def push_edited_model(
-    model: nn.Module, artifact: EditArtifact, repo_id: str, **how: Unpack[How]
+    model: nn.Module,
+    artifact: EditArtifact,
+    repo_id: str,
+    *,
+    on_base_mismatch: OnBaseMismatch = "error",
+    **how: Unpack[How],
 ) -> Pushed:
     """Put the edited model and its artifact on the Hub, in one commit.
 
@@ -66,11 +85,15 @@ def push_edited_model(
 
     Args:
         model: bare or hooked, never changed: the base model, or the base model with exactly the
-            artifact's edit. Only the weights that the edit touches can be compared with the base.
+            artifact's edit. All its tensors are compared with the base (those that the edit does
+            not touch by one digest, where the edit knows it), and all that is written with them.
         artifact: with pristine rows, as `EditArtifact.of` makes it: without them nobody could take
             the edit back.
         repo_id: "user/name"; created if missing (not for a pull request). A model at its root that
             is not the artifact's is never replaced.
+        on_base_mismatch: "warn" shares a model that differs from the base in parameters that the
+            edit does not touch, e.g. fine-tuned below the same head. Those that the edit touches
+            must always be the base's: otherwise nobody could take the edit back.
         **how: as for `EditArtifact.push_to_hub`, but for `subfolder`.
 
     Returns:
@@ -91,7 +114,7 @@ def push_edited_model(
             "repository only; leave it out"
         )
     target = Target.of(repo_id, **how)
-    with _exported(model, artifact) as files:
+    with _exported(model, artifact, on_base_mismatch) as files:
         message = f"Add the model with edit {artifact.digest[:12]}"
         return push(target, partial(_planned, artifact, files), message)
 
@@ -102,9 +125,14 @@ def _planned(artifact: EditArtifact, model: Mapping[str, Path], existing: Existi
 
 
 @contextmanager
-def _exported(model: nn.Module, artifact: EditArtifact) -> Iterator[dict[str, Path]]:
+def _exported(
+    model: nn.Module, artifact: EditArtifact, on_base_mismatch: OnBaseMismatch
+) -> Iterator[dict[str, Path]]:
     """Write the edited model's files to a temporary folder, and check them."""
+    if on_base_mismatch not in ("error", "warn"):
+        raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")
     edited = _edited(bare(model), artifact)
+    _check_rest(edited, artifact.edit, artifact.pristine or {}, on_base_mismatch)
     with _temporary_folder() as folder:
         adapter = adapter_of(edited)
         adapter.export(edited, folder)
@@ -116,6 +144,7 @@ def _exported(model: nn.Module, artifact: EditArtifact) -> Iterator[dict[str, Pa
                 "adapter"
             )
         _check(_written(files["model.safetensors"], artifact), artifact)
+        _check_written(files["model.safetensors"], edited, type(adapter).__name__)
         yield files
 
 
@@ -184,6 +213,53 @@ def _written(path: Path, artifact: EditArtifact) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         names = set(file.keys()) & set(artifact.edit.base.tensors)
         return {name: file.get_tensor(name) for name in sorted(names)}
+
+
+@torch.no_grad()
+def _check_rest(
+    model: nn.Module, edit: Edit, pristine: Mapping[str, Tensor], on_base_mismatch: OnBaseMismatch
+) -> None:
+    """Compare everything that the edit does not touch with the base, by one digest over it all."""
+    if edit.base.state is None:
+        return
+    state = state_of(model)
+    ledgers = ledgers_over([edit], pristine)
+    restored = put_back([edit], ledgers, state, tied_to(state, ledgers))
+    if state_digest({**state, **restored}) == edit.base.state:
+        return
+    message = (
+        f"the parameters that edit {edit.digest[:12]} touches are those it was made for, but "
+        "something else in the model is not that of its base (artifact.audit(base, model) says "
+        f"what); load the base model {dict(edit.base.description)}, or pass "
+        "on_base_mismatch='warn' to share this one anyway"
+    )
+    if on_base_mismatch == "error":
+        raise BaseMismatchError(message)
+    warnings.warn(message, stacklevel=5)
+
+
+def _check_written(path: Path, model: nn.Module, adapter: str) -> None:
+    """Raise unless a file holds the model's tensors, all and no others, bit for bit."""
+    from safetensors import safe_open
+
+    state = state_of(model)
+    with safe_open(path, framework="pt") as file:
+        written = set(file.keys())
+        tied = tied_to(state, written)  # of a tied weight one name is enough
+        wrong = sorted(
+            {name for name in state if name not in written and name not in tied}
+            | (written - state.keys())
+            | {
+                name
+                for name in written & state.keys()
+                if not same_bits(file.get_tensor(name), state[name].cpu())
+            }
+        )
+    if wrong:
+        raise UnsupportedModelError(
+            f"{adapter}.export wrote other tensors than the model's: {in_short(wrong)}; this is an "
+            "error of the adapter"
+        )
 
 
 @torch.no_grad()

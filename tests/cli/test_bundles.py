@@ -61,6 +61,7 @@ def test_a_bundle_is_applied_and_reverted_bit_for_bit(
     )
     assert (status, applied["kind"], applied["artifact"]) == (0, "bundle", bundle.digest)
     assert applied["edited"] == ["fc.weight"]
+    assert (applied["touched"], applied["rest"]) == (True, True)
     assert applied["accuracy_before"] > 0.9
     bundle.apply_(model)
     assert torch.equal(load_file(edited)["fc.weight"], model.get_parameter("fc.weight"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from salve_plugin import suppress
 from salve_plugin.cli import main
@@ -135,11 +135,36 @@ def test_an_edit_is_made_applied_and_reverted_bit_for_bit(
     )  # fmt: skip
     assert applied["accuracy_before"] == pytest.approx(before["accuracy"])
     assert applied["accuracy_after"] == pytest.approx(after["accuracy"])
-    _run(capsys, "revert", artifact, *model, "--checkpoint", edited, "--out", restored)
+    assert (applied["touched"], applied["rest"]) == (True, True)
+    back_again = _run(capsys, "revert", artifact, *model, "--checkpoint", edited, "--out", restored)
+    assert (back_again["touched"], back_again["rest"]) == (True, True)
     base, changed, back = load_file(checkpoint), load_file(edited), load_file(restored)
     assert not torch.equal(base["fc.weight"], changed["fc.weight"])
     assert all(torch.equal(base[name], changed[name]) for name in base if name != "fc.weight")
     assert all(torch.equal(base[name], back[name]) for name in base)
+
+
+def test_apply_and_revert_say_what_was_compared(
+    study: Path, checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    _run(capsys, "edit", study, "--latent", 2, "--strength", 3, "--out", tmp_path / "edit")
+    other = load_file(checkpoint)
+    other["conv1.0.weight" if "conv1.0.weight" in other else "conv1.weight"][0] += 1
+    save_file(other, tmp_path / "other.safetensors")
+    sentence = "the parameters that the edit touches are those it was made for, "
+    for base, rest, words in (
+        (checkpoint, True, "and everything else is that of its base"),
+        (tmp_path / "other.safetensors", False, "but something else in the model is not that of"),
+    ):
+        edited = tmp_path / f"edited-{rest}.safetensors"
+        for command, source in (("apply", base), ("revert", edited)):
+            out = edited if command == "apply" else tmp_path / "restored.safetensors"
+            options = (command, tmp_path / "edit", "--checkpoint", source, "--out", out)
+            said = _run(capsys, *options)
+            assert (said["touched"], said["rest"]) == (True, rest)
+            with pytest.raises(SystemExit):
+                main([str(each) for each in options])
+            assert sentence + words in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_artifact_knows_its_own_base(

@@ -2,50 +2,27 @@
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from audited_models import WRONG, State, head_edit, hidden_edit, network, state
+from edited_models import artifact_of, loaded, trained
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_network import random_edits, small
 from torch import Tensor, nn
 
-from salve_plugin import Gate, LowRankMap, attach, edit_at
+import salve_plugin as salve
+from salve_plugin import EditArtifact, EditBundle
 from salve_plugin.control.application import pristine_rows
 from salve_plugin.control.edit import Edit
-from salve_plugin.demo import digits
 from salve_plugin.errors import InputError, ReadError
 from salve_plugin.share.audit import audit
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-State = dict[str, Tensor]
-
-
-def network(kind: str) -> nn.Module:
-    return digits.load(kind, FIXTURES / f"digits_{kind}.safetensors")  # type: ignore[arg-type] # a name
-
-
-def atom(width: int) -> Tensor:
-    direction: Tensor = torch.randn(width, 1, generator=torch.Generator().manual_seed(0))
-    return nn.functional.normalize(direction, dim=0)
-
-
-def head_edit(model: nn.Module, rows: list[int] | None = None) -> Edit:
-    hooked = attach(model)
-    width = hooked.site("unembed.hook_in").width
-    return edit_at(hooked, "unembed.hook_in", Gate(atom(width).T, 2.0), rows=rows)
-
-
-def hidden_edit(model: nn.Module) -> Edit:
-    hooked = attach(model)
-    direction = atom(hooked.site("blocks.1.mlp.hook_post").width)
-    change = LowRankMap(direction, direction, torch.ones(1))
-    return edit_at(hooked, "blocks.1.mlp.hook_post", change)
-
-
-def state(model: nn.Module) -> State:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+from salve_plugin.store.digest import sha256_tensor, state_digest
 
 
 @pytest.mark.parametrize(("kind", "make"), [("resnet", head_edit), ("vit", hidden_edit)])
@@ -66,33 +43,6 @@ def test_the_right_model_is_proven(
         assert {row.name for row in result.tensors} == set(base)
         edit.apply_(model)  # the base may have the edit on it: its pristine state counts
         assert audit([edit], None, model, model)
-
-
-def one_more(name: str, index: tuple[int, ...]) -> Callable[[State], None]:
-    def change(tensors: State) -> None:
-        tensors[name][index] += 1
-
-    return change
-
-
-WRONG: Mapping[str, tuple[Callable[[State], object], str]] = {
-    "other layer": (
-        one_more("conv1.weight", (0, 0, 0, 0)),
-        "conv1.weight: changed otherwise 1 row",
-    ),
-    "bias": (one_more("fc.bias", (2,)), "fc.bias: changed otherwise 1 row"),
-    "other row": (
-        one_more("fc.weight", (5, 0)),
-        r"fc.weight: .* 1 rows differ \(5\)",
-    ),
-    "edited row": (
-        one_more("fc.weight", (1, 0)),
-        r"fc.weight: .* 1 rows differ \(1\)",
-    ),
-    "a buffer": (one_more("bn1.running_mean", (0,)), "bn1.running_mean: changed otherwise"),
-    "missing": (lambda tensors: tensors.pop("bn1.bias"), "bn1.bias: missing"),
-    "added": (lambda tensors: tensors.update(more=torch.ones(1)), "more: added"),
-}
 
 
 @pytest.mark.parametrize("kind", WRONG)
@@ -178,7 +128,195 @@ def test_files_are_read_by_their_tensors(tmp_path: Path, suffix: str) -> None:
 def test_without_base_and_pristine_rows_nothing_can_be_said() -> None:
     model = network("resnet")
     edit = head_edit(model)
-    with pytest.raises(InputError, match="needs the pristine rows"):
-        audit([edit], None, None, model)
+    for rows in (None, {}):
+        with pytest.raises(InputError, match="needs the pristine rows"):
+            audit([edit], rows, None, model)
     with pytest.raises(InputError, match="holds no tensors"):
         audit([edit], None, {}, model)
+
+
+def flipped(tensor: Tensor, bit: int) -> Tensor:
+    """Return a copy with one bit of its memory changed."""
+    copy = tensor.clone()
+    copy.reshape(-1).view(torch.uint8)[bit // 8] ^= 1 << bit % 8
+    return copy
+
+
+@cache
+def case(kind: str) -> tuple[EditArtifact, State, State]:
+    model = network(kind)
+    edit = head_edit(model, [1, 3]) if kind == "resnet" else hidden_edit(model)
+    return EditArtifact.of(model, edit), state(model), state(edit.edited(model))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["resnet", "vit"]), st.booleans(), st.data())
+def test_any_flipped_bit_of_any_tensor_is_found(
+    kind: str, with_base: bool, data: st.DataObject
+) -> None:
+    artifact, base, edited = case(kind)
+    name = data.draw(st.sampled_from(sorted(edited)), "tensor")
+    bit = data.draw(st.integers(0, 8 * edited[name].nbytes - 1), "bit")
+    damaged = {**edited, name: flipped(edited[name], bit)}
+    assert artifact.audit(base if with_base else None, edited)
+    result = artifact.audit(base if with_base else None, damaged)
+    assert not result
+    if with_base:
+        (wrong,) = [tensor for tensor in result.tensors if not tensor.is_right]
+        assert (wrong.name, wrong.verdict) == (name, "changed otherwise")
+        assert wrong.note
+
+
+def test_digests_are_those_of_the_tensors_alone_and_of_all() -> None:
+    artifact, base, edited = case("resnet")
+    for result in (artifact.audit(base, edited), artifact.audit(None, edited)):
+        rows = {tensor.name: (tensor.before, tensor.after) for tensor in result.tensors}
+        assert rows == {name: (sha256_tensor(base[name]), sha256_tensor(edited[name]))
+                        for name in base}  # fmt: skip
+        assert (result.base_digest, result.edited_digest) == (
+            state_digest(base),
+            state_digest(edited),
+        )
+        assert result.edits == (artifact.edit.digest,)
+        assert result.to_json()["proven"] is True
+
+
+@pytest.mark.parametrize("path", ["norm0", "scale"])
+def test_hidden_edits_behind_normalization_and_layer_scale_are_proven(path: str) -> None:
+    hooked = small()
+    site = next(site for site in hooked.sites.values() if path in site.affine)
+    edit = hidden_edit_of(hooked, site)
+    assert len(edit.base.tensors) == 2, "the weight and the bias that takes the offset"
+    artifact, edited = EditArtifact.of(hooked, edit), edit.edited(hooked)
+    assert artifact.audit(hooked, edited)
+    assert artifact.audit(None, edited)
+    for name in (*edit.base.tensors, f"{path}.weight" if path == "norm0" else f"{path}.gamma"):
+        other = edit.edited(hooked)
+        with torch.no_grad():
+            other.model.get_parameter(name).view(-1)[0] += 1
+        assert not artifact.audit(hooked, other), name
+        assert not artifact.audit(None, other), name
+
+
+def hidden_edit_of(hooked: salve.HookedModel, site: salve.Site) -> Edit:
+    direction = torch.eye(site.width)[:, :1]
+    change = salve.LowRankMap(direction, direction, torch.ones(1))
+    return salve.edit_at(hooked, site, change, role="writer")
+
+
+def test_a_bundle_is_proven_as_a_whole() -> None:
+    model = network("resnet")
+    edits = {"one": head_edit(model, [1, 3]), "two": head_edit(model, [3, 5], 1.0)}
+    members = {name: EditArtifact.of(model, edit) for name, edit in edits.items()}
+    bundle = EditBundle.of(model, members)
+    base, only_one = state(model), state(edits["one"].edited(model))
+    bundle.apply_(model)
+    for first in (base, None):
+        assert bundle.audit(first, model)
+        assert not bundle.audit(first, only_one)
+        assert not members["one"].audit(first, model)
+    with pytest.raises(InputError, match="needs the pristine rows"):
+        EditBundle(
+            {name: EditArtifact(edit) for name, edit in edits.items()}, bundle.composition
+        ).audit(None, model)
+
+
+def test_timm_loads_what_status_recognizes_and_an_audit_proves(
+    digits_resnet: nn.Module, tmp_path: Path
+) -> None:
+    model = trained("salve_digits_resnet", digits_resnet)
+    artifact = artifact_of(model, rows=(1, 3))
+    salve.save_edited_model(model, artifact, tmp_path)
+    copy = loaded(f"local-dir:{tmp_path}")
+    (saved,) = salve.status(copy, artifacts=[artifact, artifact_of(model, (2,))]).saved
+    assert saved.edit == artifact.edit
+    assert artifact.audit(model, copy)
+    assert artifact.audit(None, tmp_path), "a folder is read by its model.safetensors"
+    assert not artifact.audit(model, model)
+
+
+def tied_case() -> tuple[salve.HookedModel, EditArtifact]:
+    """Return a network whose head has a twin of the same weight, and an edit of that."""
+    hooked = small()
+    edit = salve.edit_at(hooked, "sum", salve.Gate(torch.eye(6)[:1], 0.5))
+    return hooked, EditArtifact.of(hooked, edit)
+
+
+def test_tied_weights_are_one_where_memory_says_so() -> None:
+    hooked, artifact = tied_case()
+    edited, base = artifact.edit.edited(hooked), state(hooked.model)
+    for first in (hooked, base, None):
+        assert artifact.audit(first, edited), "a model knows its ties"
+    artifact.edit.apply_(hooked)
+    assert artifact.audit(hooked, edited), "without the edit that is on it, too"
+    result = artifact.audit(base, state(edited.model))
+    assert not result
+    assert "if they are one tied weight, compare models" in result.sentence
+    half = state(edited.model) | {"twin.weight": base["twin.weight"]}
+    artifact.edit.revert_(hooked)
+    assert not artifact.audit(hooked, half), "half of a tied weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_copies_in_another_precision_keep_what_is_no_float(dtype: torch.dtype) -> None:
+    artifact, base, edited = case("resnet")
+    copy = {name: t.to(dtype) if t.is_floating_point() else t for name, t in edited.items()}
+    assert any(not tensor.is_floating_point() for tensor in copy.values())
+    result = artifact.audit(base, copy)
+    assert result
+    assert result.dtype == str(dtype).removeprefix("torch.")
+    assert ("hides smaller differences" in result.sentence) == (dtype != torch.float64)
+    part = copy | {"bn1.weight": edited["bn1.weight"]}  # as mixed precision leaves it
+    assert artifact.audit(base, part)
+    assert not artifact.audit(base, copy | {"fc.bias": copy["fc.bias"] + 1})
+    assert not artifact.audit(base, copy | {"bn1.num_batches_tracked": torch.tensor(-1)})
+    assert not artifact.audit(None, copy), "the digest is of the base's own precision"
+
+
+def test_a_cast_to_integers_is_no_copy() -> None:
+    artifact, base, edited = case("resnet")
+    whole = {name: tensor.to(torch.int8) for name, tensor in edited.items()}
+    assert not artifact.audit(base, whole)
+    assert not artifact.audit(base, edited | {"bn1.weight": edited["bn1.weight"].to(torch.int32)})
+    two = edited | {
+        "bn1.weight": edited["bn1.weight"].half(),
+        "bn1.bias": edited["bn1.bias"].bfloat16(),
+    }
+    assert not artifact.audit(base, two)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model."])
+def test_a_prefix_of_all_names_is_left_out(prefix: str) -> None:
+    artifact, base, edited = case("resnet")
+    longer = {f"{prefix}{name}": tensor for name, tensor in edited.items()}
+    for first in (base, {f"x.{name}": tensor for name, tensor in base.items()}, None):
+        assert artifact.audit(first, longer)
+    result = artifact.audit(base, longer | {"loss.weight": torch.ones(1)})
+    assert not result
+    assert "missing" in result.sentence
+    assert len(result.sentence) < 500
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_checkpoints_of_training_scripts_are_read(key: str, tmp_path: Path) -> None:
+    artifact, base, edited = case("resnet")
+    torch.save({key: edited, "epoch": 3}, tmp_path / "last.pth")
+    assert artifact.audit(base, tmp_path / "last.pth")
+    torch.save({key: edited, "state_dict_ema": base}, tmp_path / "two.pth")
+    with pytest.raises(InputError, match="several state dicts"):
+        artifact.audit(base, tmp_path / "two.pth")
+    torch.save({**edited, "epoch": 3}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="no tensors and so cannot be compared: epoch"):
+        artifact.audit(base, tmp_path / "other.pth")
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="holds a list"):
+        artifact.audit(base, tmp_path / "list.pth")
+    with pytest.raises(ReadError, match="cannot read the weights"):
+        artifact.audit(base, tmp_path)
+
+
+def test_the_same_edit_twice_is_one_and_none_is_refused() -> None:
+    artifact, base, edited = case("resnet")
+    assert audit([artifact.edit, artifact.edit], None, base, edited)
+    with pytest.raises(InputError, match="no edit to look for"):
+        audit([], None, base, edited)

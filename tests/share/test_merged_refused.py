@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edited_models import MODEL, artifact_of
+from edited_models import MODEL, artifact_of, loaded
 from hub_client import LoopbackHub
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
-from small_artifacts import contents, small_artifact, small_model
+from small_artifacts import contents, small_artifact, small_model, with_edit
 from torch import Tensor, nn
 
 import salve_plugin as salve
@@ -83,6 +83,40 @@ def test_a_model_that_is_not_the_base_with_this_edit_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("form", ["pristine", "applied", "loaded"])
+def test_a_model_that_differs_where_the_edit_writes_nothing_is_refused_or_warned_about(
+    form: str, small: nn.Module, tmp_path: Path
+) -> None:
+    artifact = artifact_of(small, rows=(0, 1))
+    if form == "applied":
+        artifact.edit.apply_(small)
+    elif form == "loaded":
+        salve.save_edited_model(small, artifact, tmp_path / "first")
+        small = loaded(f"local-dir:{tmp_path / 'first'}")
+        salve.save_edited_model(small, artifact, tmp_path / "second")
+    small.get_parameter("patch_embed.proj.bias").data[0] += 1  # fine-tuned with the same head
+    with pytest.raises(BaseMismatchError, match="something else in the model is not that of its"):
+        salve.save_edited_model(small, artifact, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with pytest.warns(UserWarning, match="something else in the model"):
+        salve.save_edited_model(small, artifact, tmp_path / "new", on_base_mismatch="warn")
+    assert artifact.revert_(loaded(f"local-dir:{tmp_path / 'new'}")) is None
+    wrong: Any = "ignore"
+    with pytest.raises(InputError, match="'error' or 'warn', not 'ignore'"):
+        salve.save_edited_model(small, artifact, tmp_path / "new", on_base_mismatch=wrong)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_edit_that_does_not_know_its_whole_base_is_compared_where_it_touches(
+    small: nn.Module, tmp_path: Path
+) -> None:
+    artifact = artifact_of(small)
+    base = replace(artifact.edit.base, state=None)
+    artifact = with_edit(artifact, replace(artifact.edit, base=base))
+    small.get_parameter("patch_embed.proj.bias").data[0] += 1
+    salve.save_edited_model(small, artifact, tmp_path)
+
+
 def test_an_artifact_that_cannot_revert_the_model_is_refused(
     small: nn.Module, tmp_path: Path
 ) -> None:
@@ -143,6 +177,19 @@ def test_an_adapter_that_writes_another_model_is_found_out(
 
     writes(base)
     with pytest.raises(EditStateError, match=r"head\.weight"):
+        salve.save_edited_model(small, artifact, tmp_path)
+    edited = artifact.edit.edited(small).state_dict()
+    for other in (
+        {**edited, "patch_embed.proj.bias": edited["patch_embed.proj.bias"] + 1},
+        {name: tensor for name, tensor in edited.items() if name != "patch_embed.proj.bias"},
+    ):
+        writes(other)
+        with pytest.raises(
+            UnsupportedModelError, match=r"other tensors.*: patch_embed\.proj\.bias"
+        ):
+            salve.save_edited_model(small, artifact, tmp_path)
+    writes({**edited, "more": edited["head.bias"].clone()})
+    with pytest.raises(UnsupportedModelError, match=r"other tensors.*: more"):
         salve.save_edited_model(small, artifact, tmp_path)
     writes({f"model.{name}": tensor for name, tensor in base.items()})
     with pytest.raises(UnsupportedModelError, match=r"no \['head\.weight'\]"):

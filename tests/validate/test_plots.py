@@ -223,7 +223,7 @@ def test_of_adds_the_plot_and_the_constructor_does_not(
     digits_resnet: nn.Module, png: bytes
 ) -> None:
     hooked, _, edit = edit_of(digits_resnet)
-    found = crit([1.0, INF, 0.0], [0, 0, 1])
+    found = replace(crit([1.0, INF, 0.0], [0, 0, 1]), family=edit.family)
     drawn = EditArtifact.of(hooked, edit, alpha_crit=found, pictures={"mine": png})
     assert drawn.pictures == {"mine": png, "alpha-crit": alpha_crit_picture(found, edit)}
     assert EditArtifact(edit, alpha_crit=found).pictures is None
@@ -244,7 +244,7 @@ def test_the_card_says_what_is_seen(digits_resnet: nn.Module, tmp_path: Path) ->
     EditArtifact.of(
         hooked,
         edit,
-        alpha_crit=crit([1.0, INF, 0.0], [0, 0, 1]),
+        alpha_crit=replace(crit([1.0, INF, 0.0], [0, 0, 1]), family=edit.family),
         pictures=grad_fam_pictures(hooked, dictionary, edit, images),
     ).save_pretrained(tmp_path)
     text = (tmp_path / "README.md").read_text()
