@@ -50,9 +50,9 @@ from salve_plugin.errors import (
     UnsupportedModelError,
 )
 from salve_plugin.hooks import HookedModel
+from salve_plugin.network import OnBaseMismatch, check_choice, network_digest
 from salve_plugin.store.digest import state_digest
 
-OnBaseMismatch = Literal["error", "warn"]
 OnChanged = Literal["error", "discard"]
 
 # Verified pristine parameters, shared by all edits of the same base: they let the next application
@@ -106,8 +106,7 @@ def apply_all_(
     Raises:
         SalveError: as `apply_`, for any of the edits; then the model is as it was.
     """
-    if on_base_mismatch not in ("error", "warn"):
-        raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")
+    check_choice(on_base_mismatch)
     with locked(model) as network:
         slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
         plan: dict[int, Planned] = {}
@@ -353,11 +352,12 @@ def base_of(hooked: HookedModel, paths: Sequence[str]) -> Base:
         UnsupportedModelError: if one is no plain parameter.
     """
     with locked(hooked) as network:
-        slots = slots_of(network, paths)
+        slots, state = slots_of(network, paths), pristine_state(network)
         return Base(
             plain_json(hooked.description),
             {path: pristine_fingerprint(slot) for path, slot in slots.items()},
-            state_digest(pristine_state(network)),
+            state_digest(state),
+            network_digest(hooked, state),
         )
 
 

@@ -60,24 +60,26 @@ class Base(Record):
             model, taken without any edit.
         state: digest over all tensors of the model's state dict without any edit, see
             `state_digest`; None where nobody looked.
+        network: the part of that which evidence is compared by, see `network_digest`.
     """
 
     description: Notes
     tensors: Annotated[dict[ParameterPath, Fingerprint], Meta(min_length=1, max_length=256)]
     state: Sha256 | None = None
+    network: Sha256 | None = None
 
 
 def same_base(one: Base, other: Base) -> bool:
     """Tell whether two bases are of one model, as far as they say.
 
     Their descriptions are equal, and so are the fingerprints of the parameters that are in both,
-    and the digests over everything, where both have one.
+    and the digests over everything and over the network, where both have one.
     """
     shared = one.tensors.keys() & other.tensors.keys()
-    known = one.state is not None and other.state is not None
+    digests = ((one.state, other.state), (one.network, other.network))
     return (
         one.description == other.description
-        and (not known or one.state == other.state)
+        and all(None in pair or pair[0] == pair[1] for pair in digests)
         and all(one.tensors[path] == other.tensors[path] for path in shared)
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.networks import Networks
 from salve_plugin.control.strength import (
     check_labels,
     critical_flip_strength,
@@ -24,6 +25,7 @@ from salve_plugin.control.strength import (
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import HEAD_INPUT
 
 Target = Literal["zero", "fraction", "flip"]
@@ -79,6 +81,7 @@ class AlphaCrit:
         family: `Edit.family` of the edits that these strengths are of: all that differ from the one
             asked about in strength only.
         classes: class names, if known.
+        network: of the model that was asked, as it was then; None if it is not known.
     """
 
     values: Float64[Tensor, " images"]
@@ -90,6 +93,7 @@ class AlphaCrit:
     against: Against
     family: str
     classes: tuple[str, ...] | None = None
+    network: str | None = None
 
     def summary(self) -> list[ClassCrit]:
         """Return one entry for each class that has images, by label."""
@@ -126,6 +130,7 @@ class AlphaCrit:
             "fraction": self.fraction if self.target == "fraction" else None,
             "against": self.against,
             "family": self.family,
+            "network": self.network,
             "classes": [entry.to_json() for entry in self.summary()],
         }
 
@@ -139,11 +144,13 @@ def alpha_crit(
     fraction: float = 0.5,
     against: Against = "label",
     classes: Iterable[int] | None = None,
+    on_base_mismatch: OnBaseMismatch = "error",
 ) -> AlphaCrit:
     """Return the exact critical strength of `edit`'s directions and rows for each recorded image.
 
     The edit's own strength plays no part. The head is taken as it is, so edits that are applied
-    count as part of the model. Activations are streamed; only the results stay in memory.
+    count as part of the model. All else must be as it was when the activations were recorded.
+    Activations are streamed; only the results stay in memory.
 
     Args:
         hooked: the attached model.
@@ -154,14 +161,51 @@ def alpha_crit(
         fraction: for target "fraction", in [0, 1).
         against: whose logit, the image's label's or the predicted class's.
         classes: only images with these labels; None means all.
+        on_base_mismatch: "warn" goes on with a recording of another network, such as that which
+            the model was fine-tuned from: the strengths are then exact for neither.
 
     Raises:
+        BaseMismatchError: if the activations are not those of the model as it is.
         InputError: if edit or activations belong to another site than the head's input, if the edit
             is no gate, an option is unknown, or no image is left.
         EditStateError: if the edit itself is applied.
     """
     _check_options(edit, acts, target, fraction, against)
     _check_not_applied(hooked, edit)
+    networks = Networks(hooked, on_base_mismatch)
+    networks.check_present("the recording", acts.network_sha256)
+    return strengths_of(
+        hooked, edit, acts, networks.present,
+        target=target, fraction=fraction, against=against, classes=classes,
+    )  # fmt: skip
+
+
+def strengths_of(
+    hooked: HookedModel,
+    edit: Edit,
+    acts: Activations,
+    network: str | None,
+    *,
+    target: Target,
+    fraction: float = 0.5,
+    against: Against = "label",
+    classes: Iterable[int] | None = None,
+) -> AlphaCrit:
+    """Return what `alpha_crit` does, of arguments that were checked before.
+
+    Args:
+        hooked: as there, and so are the others.
+        edit: whose strengths.
+        acts: of the model as it is.
+        network: of the model as it is, to be noted.
+        target: as there.
+        fraction: as there.
+        against: as there.
+        classes: as there.
+
+    Raises:
+        InputError: if no image is left.
+    """
     weight, bias = (values.double().cpu() for values in hooked.unembed(edit.site))
     wanted = None if classes is None else torch.tensor(sorted(classes))
     parts: list[tuple[Tensor, ...]] = []
@@ -182,8 +226,9 @@ def alpha_crit(
         raise InputError(f"no recorded image has a label among {classes}")
     values, linear, labels, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
     return AlphaCrit(
-        values, linear, labels, predicted, target, fraction, against, edit.family, acts.classes
-    )
+        values, linear, labels, predicted, target, fraction, against, edit.family, acts.classes,
+        network,
+    )  # fmt: skip
 
 
 def _of_batch(

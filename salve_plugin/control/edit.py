@@ -9,9 +9,10 @@ from typing import TypeVar
 from torch import nn
 
 from salve_plugin.control import application
-from salve_plugin.control.application import BaseMatch, OnBaseMismatch, OnChanged
+from salve_plugin.control.application import BaseMatch, OnChanged
 from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate
 from salve_plugin.control.recipe import Recipe
+from salve_plugin.network import OnBaseMismatch
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -9,12 +9,14 @@ from salve_plugin.control.application import base_of
 from salve_plugin.control.base import Base
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.exactness import measured, nearest
+from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import Gate, Mode, Operator, Role
 from salve_plugin.control.recipe import Provenance
 from salve_plugin.control.targets import Target, fold_of, targets_at
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 
 
@@ -26,6 +28,7 @@ def suppress(
     strength: float,
     rows: Sequence[int] | None = None,
     base: Base | None = None,
+    on_base_mismatch: OnBaseMismatch = "error",
 ) -> Edit:
     r"""Return the edit that suppresses latents: features scaled by $\max(0, 1-\alpha\,reach_j)$.
 
@@ -40,14 +43,19 @@ def suppress(
         strength: $\alpha \ge 0$; for a head, `alpha_crit` tells how much is needed.
         rows: outputs (classes) whose weights change; None means all of them (the paper's edit).
         base: that of another edit of the same model and site, to save hashing the model again.
+        on_base_mismatch: "warn" takes a dictionary of another network too, such as that which the
+            model was fine-tuned from.
 
     Raises:
         InputError: if a latent, the strength or a row is out of range.
         UnknownSiteError: if the model does not have the dictionary's site.
-        BaseMismatchError: if the site has another width in this model.
+        BaseMismatchError: if the site has another width in this model, or the dictionary was
+            learned from another network than the model, as it is or without the edits on it.
         UnsupportedModelError: if no editable layer reads or writes the site, or not it alone.
     """
-    return _gate(hooked, dictionary, "suppress", latent, strength, rows, base)
+    edit = latent_gate(hooked, dictionary, "suppress", latent, strength, rows, base)
+    _check_dictionary(hooked, dictionary, edit, on_base_mismatch)
+    return edit
 
 
 def enhance(
@@ -58,13 +66,16 @@ def enhance(
     strength: float,
     rows: Sequence[int] | None = None,
     base: Base | None = None,
+    on_base_mismatch: OnBaseMismatch = "error",
 ) -> Edit:
     r"""Return the edit that enhances latents: features scaled by $1+\alpha\,reach_j$.
 
     Enhancing does not undo suppressing: $(1+\alpha|c|)(1-\alpha|c|) \neq 1$; use `revert_`.
     Arguments and errors as for `suppress`.
     """
-    return _gate(hooked, dictionary, "enhance", latent, strength, rows, base)
+    edit = latent_gate(hooked, dictionary, "enhance", latent, strength, rows, base)
+    _check_dictionary(hooked, dictionary, edit, on_base_mismatch)
+    return edit
 
 
 def edit_at(
@@ -139,7 +150,7 @@ def _targets(
         raise UnsupportedModelError(f"{error}. {nearest(hooked, site)}") from None
 
 
-def _gate(
+def latent_gate(
     hooked: HookedModel,
     dictionary: Dictionary,
     mode: Mode,
@@ -148,6 +159,11 @@ def _gate(
     rows: Sequence[int] | None,
     base: Base | None,
 ) -> Edit:
+    """Return the edit of `suppress` or `enhance`; of which network the dictionary is, is not asked.
+
+    Raises:
+        SalveError: as for `suppress`.
+    """
     site = hooked.site(dictionary.site.name)
     if not site.width == dictionary.site.width == dictionary.width:
         raise BaseMismatchError(
@@ -161,6 +177,13 @@ def _gate(
         hooked, site, gate, rows=rows, base=base,
         provenance=Provenance("latents", latents, digest),
     )  # fmt: skip
+
+
+def _check_dictionary(
+    hooked: HookedModel, dictionary: Dictionary, edit: Edit, on_base_mismatch: OnBaseMismatch
+) -> None:
+    networks = Networks(hooked, on_base_mismatch, pristine=edit.base.network)
+    networks.check_either("the dictionary", dictionary.network)
 
 
 def _latents(latent: int | Sequence[int], dictionary: Dictionary) -> tuple[int, ...]:

@@ -232,6 +232,7 @@ class Recipe:
     def _digest_of(self, operator: Operator) -> str:
         identity = {name: value for name, value in self.to_json().items() if name != "exactness"}
         identity["operator"] = operator_fields(operator)
+        del identity["base"]["network"]  # `state` says it already
         return content_digest(identity, {**self.tensors, **operator.tensors})
 
     def to_json(self) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from salve_plugin.control.critical import alpha_crit
+from salve_plugin.control.critical import AlphaCrit, alpha_crit, strengths_of
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Change, change, evaluate_head, evaluate_heads
-from salve_plugin.control.making import suppress
+from salve_plugin.control.making import latent_gate
+from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import Gate, scaled
 from salve_plugin.control.recipe import Provenance
 from salve_plugin.control.rivals import with_rivals
@@ -24,6 +25,7 @@ from salve_plugin.discover.features import Features
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.network import OnBaseMismatch
 
 NUDGE = 1e-4
 """At the critical strength itself the last image is a tie: go this share beyond it."""
@@ -124,6 +126,7 @@ def choose(
     rows: Sequence[int] | Literal["rivals"] | None = None,
     max_target_accuracy: float = 0.05,
     candidates: int = 5,
+    on_base_mismatch: OnBaseMismatch = "error",
 ) -> Choice:
     """Return the edit that suppresses a class with the least harm to the others.
 
@@ -145,12 +148,20 @@ def choose(
             not enough (see `salve_plugin.control.rivals`; reads all recorded rows into memory).
         max_target_accuracy: accuracy of the class to reach, in [0, 1).
         candidates: how many latents of the ranking to try first.
+        on_base_mismatch: "warn" goes on with evidence of another network, such as that which the
+            model was fine-tuned from: what is claimed then need not hold for the model.
 
     Raises:
+        BaseMismatchError: if the recording is not of the model as it is, or the dictionary or its
+            profile neither of that nor of the model without the edits on it.
         InputError: if the class has no images, or no latent ever flips one.
     """
     if not 0 <= max_target_accuracy < 1:
         raise InputError(f"max_target_accuracy {max_target_accuracy} is not in [0, 1)")
+    networks = Networks(hooked, on_base_mismatch)
+    networks.check_present("the recording", acts.network_sha256)
+    networks.check_either("the dictionary", dictionary.network)
+    networks.check_either("the profile", features.network)
     index = features.class_index(label)
     order = features.ranked(index, dictionary.n_latents)
     order = list(dict.fromkeys([*order[:candidates], features.dominant(index), *order]))
@@ -164,13 +175,12 @@ def choose(
     while done < len(order) and not any(one.met(max_target_accuracy) for one in tried):
         edits: list[Edit] = []
         for latent in order[done : done + wave]:
-            edit = suppress(
-                hooked, dictionary, latent=latent, strength=0.0, rows=_fixed(rows), base=base
-            )
+            edit = latent_gate(hooked, dictionary, "suppress", latent, 0.0, _fixed(rows), base)
             base = edit.base  # of one model: hashed once
             if recorded is not None:
                 edit = with_rivals(edit, weight, bias, recorded, index)
-            strengths = _strengths(hooked, edit, acts, index, max_target_accuracy)
+            crit = strengths_of(hooked, edit, acts, None, target="flip", classes=[index])
+            strengths = _strengths(crit, index, max_target_accuracy)
             # A row set comes with the strength that it was found at: it competes, too.
             strengths += [edit.gate.strength] if edit.gate.strength else []
             edits += [edit.with_strength(strength) for strength in strengths]
@@ -249,11 +259,8 @@ def strength_to_break(
     return crit.strength_for(label, share) * (1 + NUDGE)
 
 
-def _strengths(
-    hooked: HookedModel, edit: Edit, acts: Activations, label: int, max_accuracy: float
-) -> list[float]:
+def _strengths(crit: AlphaCrit, label: int, max_accuracy: float) -> list[float]:
     """Return the strengths worth trying: from just enough images to well beyond all that flip."""
-    crit = alpha_crit(hooked, edit, acts, target="flip", classes=[label])
     finite = crit.values[crit.values.isfinite()]
     if not bool((finite > 0).any()):
         return []

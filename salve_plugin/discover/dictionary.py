@@ -112,6 +112,15 @@ class Dictionary(Stored, nn.Module):
         self._origin = None if reference is None else (reference, self.digest)
 
     @property
+    def network(self) -> str | None:
+        """The network whose activations it was learned from, see `Activations.network_sha256`.
+
+        None if `meta` does not say so.
+        """
+        network = self.meta.get("network_sha256")
+        return network if isinstance(network, str) else None
+
+    @property
     def n_latents(self) -> int:
         """Number of latents."""
         return self.atoms.shape[0]

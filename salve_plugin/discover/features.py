@@ -9,6 +9,7 @@ from torch import Tensor
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
+from salve_plugin.network import OnBaseMismatch, check_one_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +21,14 @@ class Features:
         counts: number of rows of each class (classes,); with tokens or maps, positions count.
         classes: class names by label; None if the data set has none.
         scores: selection score (classes, n_latents), see `selection_scores`.
+        network: of the recording, see `Activations.network_sha256`; None if it is not known.
     """
 
     means: Float[Tensor, "classes latents"]
     counts: Int[Tensor, " classes"]
     classes: tuple[str, ...] | None
     scores: Float[Tensor, "classes latents"]
+    network: str | None = None
 
     def class_index(self, label: int | str) -> int:
         """Return the index of a class given by index or name.
@@ -124,11 +127,20 @@ def _shares(sizes: Tensor, negligible: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def profile(dictionary: Dictionary, acts: Activations) -> Features:
+def profile(
+    dictionary: Dictionary, acts: Activations, *, on_base_mismatch: OnBaseMismatch = "error"
+) -> Features:
     """Average the codes of a recording by class, in one pass and in float64.
+
+    Args:
+        dictionary: of the recording's site.
+        acts: recording of the network that the dictionary was learned from.
+        on_base_mismatch: "warn" goes on with a recording of another network, such as a fine-tuned
+            copy.
 
     Raises:
         InputError: if the dictionary was learned at another site.
+        BaseMismatchError: if it was learned from another network.
         ReadError: if a shard is missing or damaged.
     """
     if dictionary.site != acts.site:
@@ -136,6 +148,10 @@ def profile(dictionary: Dictionary, acts: Activations) -> Features:
             f"the dictionary reads site '{dictionary.site.name}' ({dictionary.width} features), "
             f"the recording is of '{acts.site.name}' ({acts.width}); record the dictionary's site"
         )
+    check_one_network(
+        {"the dictionary": dictionary.network, "the recording": acts.network_sha256},
+        on_base_mismatch,
+    )
     sums = torch.zeros(acts.n_classes, dictionary.n_latents, dtype=torch.float64)
     counts = torch.zeros(acts.n_classes, dtype=torch.int64)
     device = dictionary.atoms.device
@@ -143,4 +159,5 @@ def profile(dictionary: Dictionary, acts: Activations) -> Features:
         sums.index_add_(0, batch.labels, dictionary.encode(batch.x.to(device)).double().cpu())
         counts += torch.bincount(batch.labels, minlength=acts.n_classes)
     means = sums / counts.clamp(min=1)[:, None]
-    return Features(means, counts, acts.classes, selection_scores(means, counts))
+    scores = selection_scores(means, counts)
+    return Features(means, counts, acts.classes, scores, acts.network_sha256)

@@ -13,7 +13,7 @@ from salve_plugin.control.applied_edits import status
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.errors import ArtifactError, EditStateError, InputError
+from salve_plugin.errors import ArtifactError, BaseMismatchError, EditStateError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.audit import Audit, audit
 from salve_plugin.share.card_text import edit_card
@@ -32,6 +32,7 @@ from salve_plugin.share.edit_manifest import (
 )
 from salve_plugin.share.edit_parts import (
     check_critical,
+    check_networks,
     check_pristine,
     check_source,
     dictionary_digest,
@@ -117,6 +118,8 @@ class EditArtifact(Stored):
             InputError: if the dictionary is not the edit's, pristine rows do not fit the edit's
                 base, a measure is missing before or after, a value is not finite, or a picture is
                 none.
+            BaseMismatchError: if the dictionary or the critical strengths are known to be of
+                another network than the edit's base.
         """
         if self.dictionary is not None:
             object.__setattr__(self, "dictionary_learner", self.dictionary.learner)
@@ -128,6 +131,7 @@ class EditArtifact(Stored):
         check_classes(self)
         if self.alpha_crit is not None:
             check_critical(self.edit, self.alpha_crit)
+        check_networks(self.edit, self.dictionary, self.alpha_crit)
         if self.pristine is not None:
             check_pristine(self.edit, self.pristine)
         check_measures(self.evaluation)
@@ -251,7 +255,7 @@ class EditArtifact(Stored):
         try:
             artifact = cls(**parts_of(config, tensors), pictures=pictures or None, origin=origin)
             derived = artifact.manifest
-        except InputError as error:
+        except (BaseMismatchError, InputError) as error:
             raise ArtifactError(f"the artifact contradicts itself: {error}") from error
         cls.format.check_derived(derived, config, files=TENSOR_FILE)
         vars(artifact)["digest"] = digest  # of the same fields and tensors, as was just checked

@@ -20,6 +20,7 @@ from salve_plugin.control.recipe import Exactness, Provenance
 from salve_plugin.control.targets import Target
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
+from salve_plugin.network import check_one_network
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import sha256_tensor
 from salve_plugin.store.json import Json, shortened
@@ -164,6 +165,24 @@ def check_critical(edit: Edit, critical: AlphaCrit) -> None:
             f"the critical strengths are of another edit: of {critical.family[:12]}, this one is "
             f"of the family {edit.family[:12]}; compute them with alpha_crit(hooked, edit, acts)"
         )
+
+
+def check_networks(edit: Edit, dictionary: Dictionary | None, critical: AlphaCrit | None) -> None:
+    """Raise unless an edit and its evidence are of one network, as far as is known.
+
+    Raises:
+        BaseMismatchError: says which two are not.
+    """
+    parts = {
+        "the edit's base": edit.base.network,
+        "the dictionary": None if dictionary is None else dictionary.network,
+        "the critical strengths": None if critical is None else critical.network,
+    }
+    remedy = (
+        "an artifact takes what is of the edit's base, the model without any edit: leave out the "
+        "other, or make it from that model"
+    )
+    check_one_network(parts, remedy=remedy)
 
 
 def _place(site: Site) -> tuple[object, ...]:

@@ -59,12 +59,14 @@ class CritSummary(Record):
         fraction: for target `fraction`, of the unedited logit.
         target: zero: the logit reaches 0. fraction: it falls to a fraction. flip: another class's
             logit reaches it.
+        network: of the model that was asked, edits on its hidden layers included; null if unknown.
     """
 
     against: Literal["label", "predicted"]
     classes: Annotated[list[ClassSummary], Meta(max_length=1_000_000)]
     family: Sha256
     fraction: Share | None
+    network: Sha256 | None
     target: Literal["flip", "fraction", "zero"]
 
 
@@ -127,4 +129,5 @@ def rebuild(
         against=said["against"],
         family=said["family"],
         classes=None if labels is None else tuple(labels),
+        network=said["network"],
     )

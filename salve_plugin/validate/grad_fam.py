@@ -19,7 +19,9 @@ from captum.log import log_usage
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 from salve_plugin.validate.latents import Encoder, Stage, Target, image_latents, latent_index
 from salve_plugin.validate.layout import (
@@ -121,6 +123,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         *,
         layer: Site | str | None = None,
         stage: Stage = "pre",
+        on_base_mismatch: OnBaseMismatch = "error",
     ) -> "LayerGradFam":
         """Return the Grad-FAM of a dictionary of an attached model.
 
@@ -130,14 +133,19 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             layer: where to look, by hook-point name. By default the model's attribution site, or
                 the dictionary's own site if that has positions.
             stage: "pre" or "post".
+            on_base_mismatch: "warn" takes a dictionary of another network too, such as that which
+                the model was fine-tuned from.
 
         Raises:
+            BaseMismatchError: if the dictionary was learned from another network than the model, as
+                it is or without the edits on it.
             UnknownSiteError: if the model lacks the layer or the dictionary's site.
             InputError: if the dictionary reads another number of features than its site has, or
                 was trained on another layout of it.
             AttributionError: if there is no map or patch grid to look at.
         """
         site = readable(hooked.site(dictionary.site.name), dictionary)
+        Networks(hooked, on_base_mismatch).check_either("the dictionary", dictionary.network)
         if layer is None:
             layer = hooked.attribution_site if site.layout == "pooled" else site
         elif isinstance(layer, str):

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.hooks import evaluating, reading
+from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.latents import image_latents, latent_index
 from salve_plugin.validate.parametrization import (
     Parametrization,
@@ -78,6 +80,7 @@ def maximize(
     high: Bound | None = None,
     jitter: int | None = None,
     tv_weight: float = 10.0,
+    on_base_mismatch: OnBaseMismatch = "error",
 ) -> Maximization:
     """Return an image that maximizes the pre-activation of a latent, found by gradient ascent.
 
@@ -102,8 +105,12 @@ def maximize(
         high: the model input that is white; by default (1 - mean) / std, else 2.
         jitter: largest shift per step in pixels, cyclic; by default a sixteenth of the image.
         tv_weight: standard deviations of the latent that one unit of `total_variation` costs.
+        on_base_mismatch: "warn" takes a dictionary of another network too, such as that which the
+            model was fine-tuned from.
 
     Raises:
+        BaseMismatchError: if the dictionary was learned from another network than the model, as it
+            is or without the edits on it.
         InputError: if the latent does not exist, or the size or a bound cannot be used.
         UnknownSiteError: if the model lacks the dictionary's site.
         AttributionError: if the latent or its gradient is not finite.
@@ -114,6 +121,7 @@ def maximize(
             f"sign={sign}, steps={steps}, parametrization={parametrization!r}: expected 1 or -1, "
             "0 or more, and 'fourier' or 'pixel'"
         )
+    Networks(hooked, on_base_mismatch).check_either("the dictionary", dictionary.network)
     shape = _shape(hooked, size)
     most = max(shape[1:]) // 16 if jitter is None else jitter
     generator = torch.Generator().manual_seed(seed)

@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve_plugin.control.networks import Networks
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.network import OnBaseMismatch, check_one_network
 from salve_plugin.validate import quality_report
 from salve_plugin.validate.baselines import CONTROLS, control
 from salve_plugin.validate.held_out import HeldOut
@@ -127,6 +129,7 @@ def quality(
     embeddings: Float[Tensor, "images dim"] | None = None,
     controls: Sequence[str] = CONTROLS,
     seed: int = 0,
+    on_base_mismatch: OnBaseMismatch = "error",
 ) -> Quality:
     """Measure a dictionary and its controls on the recording's held-out images.
 
@@ -149,15 +152,19 @@ def quality(
         controls: which; see `salve_plugin.validate.baselines.control`. TopK ones keep as many
             latents active as the dictionary has on average.
         seed: of whatever is random in controls, nulls and permutations.
+        on_base_mismatch: "warn" goes on with dictionaries or a model of another network than the
+            recording's, such as one that was fine-tuned since.
 
     Raises:
         InputError: if a dictionary's site is not the recording's, no image is held out, a value is
             NaN or infinite, `others` have other shapes or are no others, `embeddings` another
             length, `loader` is missing or not the recorded one, or there is no such control.
-        BaseMismatchError: if the model has no such site as the recording.
+        BaseMismatchError: if the model has no such site as the recording, or a dictionary or the
+            model, as it is, is of another network than the recording.
         ReadError: if a shard or an image cannot be read.
     """
     _check(dictionary, acts, others, embeddings, controls)
+    _check_networks(dictionary, acts, hooked, others, on_base_mismatch)
     data = HeldOut.of(acts, n_latents=max(dictionary.n_latents, acts.width), seed=seed)
     own = Latents.of(dictionary, data)
     k = min(max(1, round(float(own.l0.mean()))), dictionary.n_latents)
@@ -235,6 +242,26 @@ def _check(
             f"{acts.n_images} images: expected (images, dim), in the recording's order"
         )
     check_finite(embeddings, "embeddings")
+
+
+def _check_networks(
+    dictionary: Dictionary,
+    acts: Activations,
+    hooked: HookedModel | None,
+    others: Sequence[Dictionary],
+    on_base_mismatch: OnBaseMismatch,
+) -> None:
+    check_one_network(
+        {
+            "the recording": acts.network_sha256,
+            "the dictionary": dictionary.network,
+            **{f"dictionary {n} of the others": each.network for n, each in enumerate(others)},
+        },
+        on_base_mismatch,
+    )
+    if hooked is not None:
+        networks = Networks(hooked, on_base_mismatch)
+        networks.check_present("the recording", acts.network_sha256)
 
 
 def _splices(

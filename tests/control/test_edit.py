@@ -84,6 +84,7 @@ def test_the_digest_is_the_same_on_every_machine() -> None:
             "description": {"architecture": "x"},
             "tensors": {"fc.weight": {"shape": [3, 2], "dtype": "float32", "sha256": "0" * 64}},
             "state": None,
+            "network": None,
         },
         "provenance": Provenance().to_json(),
         "exactness": None,

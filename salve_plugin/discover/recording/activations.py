@@ -66,7 +66,9 @@ class Activations:
         site: where in the model they were read.
         classes: class names by label; None if the data set has none.
         description: of the model that computed them.
-        model_sha256: of that model's parameters and buffers.
+        model_sha256: of that model's parameters and buffers, as it was, edits included.
+        network_sha256: the same but for its classifier, which does not decide what it reads: what
+            is computed from the recording is compared by it. None if it is not known.
         labels_sha256: of all images' labels in order.
         n_rows: number of rows; with tokens or maps there are several for each image.
         n_images: number of images.
@@ -86,6 +88,7 @@ class Activations:
         self.classes = index.classes
         self.description: Mapping[str, object] = index.model
         self.model_sha256 = index.model_sha256
+        self.network_sha256 = index.network_sha256
         self.labels_sha256 = index.labels_sha256
         self.n_rows = index.n_rows
         self.n_images = index.n_images

@@ -25,6 +25,7 @@ from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.errors import InputError, WriteError
 from salve_plugin.hooks import HookedModel, evaluating, reading
+from salve_plugin.network import network_digest
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import state_digest
 
@@ -162,6 +163,7 @@ def _empty_index(hooked: HookedModel, site: Site, names: tuple[str, ...] | None)
         model_sha256=state_digest(hooked.model),
         classes=names,
         n_classes=len(names) if names else known if isinstance(known, int) else None,
+        network_sha256=network_digest(hooked),
     )
 
 

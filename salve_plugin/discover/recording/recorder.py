@@ -138,4 +138,4 @@ def _continued(folder: Path, index: Index) -> Index:
             f"{' and '.join(other)} than '{index.site.name}' of this model and data; choose "
             "another folder, or delete it"
         )
-    return recorded
+    return replace(recorded, network_sha256=index.network_sha256)  # of the same weights

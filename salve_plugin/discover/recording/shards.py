@@ -64,6 +64,7 @@ class Index:
         shards: the finished shards, in order.
         finished: whether the loader was read to its end.
         labels_sha256: of all images' labels (int64, in order), once finished.
+        network_sha256: of the model's body, see `network_digest`; None if it was not noted.
     """
 
     site: Site
@@ -75,6 +76,7 @@ class Index:
     shards: tuple[Shard, ...] = ()
     finished: bool = False
     labels_sha256: str | None = None
+    network_sha256: str | None = None
 
     @property
     def n_rows(self) -> int:
@@ -108,6 +110,7 @@ class Index:
             "shards": [asdict(shard) for shard in self.shards],
             "finished": self.finished,
             "labels_sha256": self.labels_sha256,
+            "network_sha256": self.network_sha256,
         }
         text = json.dumps(fields, sort_keys=True, indent=1, allow_nan=False)
         write_atomically(folder / INDEX_FILE, text.encode() + b"\n")
@@ -163,6 +166,7 @@ class Index:
             shards=shards,
             finished=fields["finished"],
             labels_sha256=fields["labels_sha256"],
+            network_sha256=fields.get("network_sha256"),
         )
 
     def _check_files(self, folder: Path) -> None:

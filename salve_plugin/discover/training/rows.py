@@ -49,6 +49,7 @@ class Rows:
             self.origin: dict[str, object] = {
                 "model": dict(acts.description),
                 "model_sha256": acts.model_sha256,
+                "network_sha256": acts.network_sha256,
                 "labels_sha256": acts.labels_sha256,
                 "n_images": acts.n_images,
                 "n_rows": acts.n_rows,

@@ -1,0 +1,83 @@
+"""Which network a piece of evidence is of: one digest of all that decides what a classifier reads.
+
+A recording, and all that is made from it, holds for one body only. The classifier is left out of
+the digest because everybody takes it as it is: evidence stays valid while it is edited or replaced.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from salve_plugin.errors import BaseMismatchError, InputError
+from salve_plugin.hooks import HookedModel
+from salve_plugin.store.digest import state_digest
+
+OnBaseMismatch = Literal["error", "warn"]
+
+REMEDY = (
+    "use what comes from one network: attach the one it was recorded from, or record (and fit) "
+    "again; for a fine-tuned copy on_base_mismatch='warn' goes on"
+)
+
+
+def network_digest(hooked: HookedModel, state: Mapping[str, Tensor] | None = None) -> str:
+    """Return the identity of a model's body: the digest of its state but for the classifier's own.
+
+    It costs one pass of SHA-256 over the weights.
+
+    Args:
+        hooked: the attached model; the layers of its `heads` do not count.
+        state: a state dict to take in place of the model's present one, as that without edits.
+
+    Raises:
+        UnsupportedModelError: if a tensor has no plain elements, see `state_digest`.
+    """
+    tensors = hooked.model.state_dict() if state is None else state
+    layers = tuple(f"{path}." for path in hooked.heads)
+    return state_digest({n: tensor for n, tensor in tensors.items() if not n.startswith(layers)})
+
+
+def check_one_network(
+    parts: Mapping[str, str | None],
+    on_base_mismatch: OnBaseMismatch = "error",
+    *,
+    remedy: str = REMEDY,
+) -> None:
+    """Raise unless all parts are of one network, as far as is known.
+
+    Args:
+        parts: the network of each, by what it is in a sentence; None where it is not known.
+        on_base_mismatch: "warn" to warn instead.
+        remedy: what to do, where it is not what it is everywhere.
+
+    Raises:
+        BaseMismatchError: names the first two that differ and the way out.
+    """
+    check_choice(on_base_mismatch)
+    known = [(part, network) for part, network in parts.items() if network is not None]
+    for part, network in known[1:]:
+        if network != known[0][1]:
+            differ(*known[0], part, network, on_base_mismatch, remedy)
+
+
+def differ(
+    part: str,
+    network: str,
+    other: str,
+    others: str,
+    on_base_mismatch: OnBaseMismatch,
+    remedy: str = REMEDY,
+) -> None:
+    """Refuse, or warn of, two things that are of different networks."""
+    message = f"{part} is of network {network[:12]}, {other} of {others[:12]}; {remedy}"
+    if on_base_mismatch == "error":
+        raise BaseMismatchError(message)
+    warnings.warn(message, stacklevel=4)
+
+
+def check_choice(on_base_mismatch: str) -> None:
+    """Raise InputError unless it is one of the choices."""
+    if on_base_mismatch not in get_args(OnBaseMismatch):
+        raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")
