@@ -43,12 +43,14 @@ def random_dictionary(hooked: HookedModel, latents: int) -> Dictionary:
     return Dictionary(tensors, create("l1", {}), site)
 
 
-def random_strengths(classes: int) -> AlphaCrit:
+def random_strengths(classes: int, edit: Edit) -> AlphaCrit:
     """Return critical strengths of the size of ImageNet's validation set."""
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(IMAGES, generator=generator, dtype=torch.float64) * 5
     labels = torch.arange(IMAGES) % classes
-    return AlphaCrit(values, values.clone(), labels, labels.clone(), "zero", 0.5, "label")
+    return AlphaCrit(
+        values, values.clone(), labels, labels.clone(), "zero", 0.5, "label", edit.family
+    )
 
 
 def variants(
@@ -56,7 +58,7 @@ def variants(
 ) -> dict[str, EditArtifact]:
     """Return the artifacts to measure, by what they carry."""
     labels = [f"class number {index}" for index in range(1000)]
-    strengths = random_strengths(1000)
+    strengths = random_strengths(1000, edit)
     return {
         "recipe": EditArtifact(edit),
         "+ labels, alpha_crit": EditArtifact(edit, labels=labels, alpha_crit=strengths),

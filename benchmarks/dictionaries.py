@@ -426,9 +426,10 @@ def seconds(call: Callable[[], object]) -> float:
 def salve(precision: Literal["float32", "bfloat16"], job: Job) -> Report:
     """Train with this package; the rate's factor is relative to 5e-3."""
     # The process that prints the tables, and reads no dictionary, starts without it.
-    from salve_plugin.discover import loop, train
-    from salve_plugin.discover.precision import has_bfloat16
-    from salve_plugin.discover.run import Run
+    from salve_plugin.discover.kernels.precision import has_bfloat16
+    from salve_plugin.discover.training import loop, work
+    from salve_plugin.discover.training.fit import fit
+    from salve_plugin.discover.training.run import Run
 
     if precision == "bfloat16" and not has_bfloat16():
         raise UnsupportedError("this processor has no instructions for bfloat16")
@@ -451,8 +452,8 @@ def salve(precision: Literal["float32", "bfloat16"], job: Job) -> Report:
     rate = 5e-3 * job.factor
     # Rows are divided by the root of their mean squared norm, so that the l1 norm weighs more.
     options = {"k": job.k} if job.learner == "topk" else {"l1": job.weight / math.sqrt(WIDTH)}
-    with mock.patch.object(train, "train", clocked):
-        dictionary = train.fit(
+    with mock.patch.object(work, "train", clocked):
+        dictionary = fit(
             data["train"],
             job.learner,
             n_latents=job.n_latents,

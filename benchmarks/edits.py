@@ -22,6 +22,8 @@ from torch import nn
 from salve_plugin.control import application
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators import Gate
+from salve_plugin.control.targets import Target
 from salve_plugin.site import HEAD_INPUT, Site
 
 
@@ -53,16 +55,13 @@ def report(name: str, classes: int, width: int, rows: tuple[int, ...] | None, re
     weight = model.get_parameter("fc.weight")
     edit = Edit(
         site=Site(HEAD_INPUT, "fc", "in", "pooled", width, readers=("fc",)),
-        operator="scale",
-        mode="suppress",
-        latent=0,
-        direction=nn.functional.normalize(torch.randn(width), dim=0),
-        strength=5.0,
+        operator=Gate(nn.functional.normalize(torch.randn(1, width), dim=1), 5.0),
+        targets=(Target("fc.weight", None, "reader", "linear"),),
         rows=rows,
         base=Base({}, {"fc.weight": Fingerprint.of(weight)}),
     )
     touched = weight.detach() if rows is None else weight.detach()[list(rows)]
-    factors = edit.factors.float()
+    factors = edit.gate.factors.float()
     copy: list[float] = []
     in_place: list[float] = []
     room = touched.clone()

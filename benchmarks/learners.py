@@ -27,10 +27,10 @@ from torch import Tensor
 import salve_plugin as salve
 from salve_plugin.demo import digits, pretrained
 from salve_plugin.demo.photographs import augmented
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import LEARNERS
-from salve_plugin.discover.learners.gradient import head_gradient
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.training.head_gradient import head_gradient
 from salve_plugin.hooks import HookedModel
 from salve_plugin.validate.stability import stability
 from salve_timm.create import transform_of
@@ -78,7 +78,7 @@ def arguments(name: str, target: int, gradient: Callable[[Tensor], Tensor] | Non
     """Return what makes the learner use about `target` latents in each row."""
     learner = LEARNERS[name]
     options: dict[str, Any] = {}
-    if "k" in {field.name for field in fields(learner)}:  # type: ignore[arg-type] # every learner is a dataclass
+    if "k" in {field.name for field in fields(learner)}:
         options["k"] = target
     elif learner.l0_control:
         options["target_l0"] = float(target)

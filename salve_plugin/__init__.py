@@ -18,23 +18,31 @@ if TYPE_CHECKING:
     from salve_plugin.control.edit import Edit as Edit
     from salve_plugin.control.evaluate import Evaluation as Evaluation
     from salve_plugin.control.evaluate import evaluate as evaluate
-    from salve_plugin.control.scaling import enhance as enhance
-    from salve_plugin.control.scaling import suppress as suppress
+    from salve_plugin.control.making import edit_at as edit_at
+    from salve_plugin.control.making import enhance as enhance
+    from salve_plugin.control.making import suppress as suppress
+    from salve_plugin.control.operators import Gate as Gate
+    from salve_plugin.control.operators import LowRankMap as LowRankMap
+    from salve_plugin.control.operators import LowRankUpdate as LowRankUpdate
+    from salve_plugin.control.operators import joint_map as joint_map
+    from salve_plugin.control.recipe import Exactness as Exactness
+    from salve_plugin.control.recipe import Provenance as Provenance
     from salve_plugin.control.select import Choice as Choice
     from salve_plugin.control.select import choose as choose
-    from salve_plugin.discover.activations import Activations as Activations
     from salve_plugin.discover.dictionary import Dictionary as Dictionary
     from salve_plugin.discover.features import Features as Features
     from salve_plugin.discover.features import profile as profile
     from salve_plugin.discover.learners import learners as learners
-    from salve_plugin.discover.progress import Progress as Progress
-    from salve_plugin.discover.recording import record as record
-    from salve_plugin.discover.run import Run as Run
+    from salve_plugin.discover.recording.activations import Activations as Activations
+    from salve_plugin.discover.recording.record import record as record
     from salve_plugin.discover.saelens import load_saelens as load_saelens
     from salve_plugin.discover.saelens import save_saelens as save_saelens
     from salve_plugin.discover.sweep import Trial as Trial
     from salve_plugin.discover.sweep import sweep as sweep
-    from salve_plugin.discover.train import fit as fit
+    from salve_plugin.discover.training.fit import fit as fit
+    from salve_plugin.discover.training.head_gradient import head_gradient as head_gradient
+    from salve_plugin.discover.training.progress import Progress as Progress
+    from salve_plugin.discover.training.run import Run as Run
     from salve_plugin.errors import SalveError as SalveError
     from salve_plugin.hooks import HookedModel as HookedModel
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
@@ -52,13 +60,14 @@ if TYPE_CHECKING:
 _HOME = {
     "Adapter": "adapter",
     "attach": "adapter",
-    "Activations": "discover.activations",
-    "record": "discover.recording",
+    "Activations": "discover.recording.activations",
+    "record": "discover.recording.record",
     "Dictionary": "discover.dictionary",
-    "fit": "discover.train",
+    "fit": "discover.training.fit",
+    "head_gradient": "discover.training.head_gradient",
     "learners": "discover.learners",
-    "Progress": "discover.progress",
-    "Run": "discover.run",
+    "Progress": "discover.training.progress",
+    "Run": "discover.training.run",
     "load_saelens": "discover.saelens",
     "save_saelens": "discover.saelens",
     "sweep": "discover.sweep",
@@ -72,8 +81,15 @@ _HOME = {
     "Quality": "validate.quality",
     "quality": "validate.quality",
     "Edit": "control.edit",
-    "suppress": "control.scaling",
-    "enhance": "control.scaling",
+    "suppress": "control.making",
+    "enhance": "control.making",
+    "edit_at": "control.making",
+    "Gate": "control.operators",
+    "LowRankMap": "control.operators",
+    "LowRankUpdate": "control.operators",
+    "joint_map": "control.operators",
+    "Provenance": "control.recipe",
+    "Exactness": "control.recipe",
     "status": "control.applied_edits",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",

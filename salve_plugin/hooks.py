@@ -1,130 +1,21 @@
-"""Reading and replacing the activations of a model, leaving the model as it was found."""
+"""A model with named sites, where activations are read and replaced."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.errors import HookNotFiredError, InputError, UnknownSiteError
-from salve_plugin.hook_points import HookedRoot, HookPoint
+from salve_plugin import passes
+from salve_plugin.errors import InputError, UnknownSiteError
+from salve_plugin.hook_points import HookPoint
+from salve_plugin.hooked_root import HookedRoot
+from salve_plugin.modes import evaluating
 from salve_plugin.site import HEAD_INPUT, Site
+from salve_plugin.taps import Replace, check_fired, reading, tapped
 
-Replace = Callable[[Tensor], Tensor | None]
-
-
-@contextmanager
-def tapped(model: nn.Module, site: Site, function: Replace) -> Iterator[None]:
-    """Pass the site's activation through `function` in every forward pass of the context.
-
-    Args:
-        model: the bare model.
-        site: which activation. If several layers read it as their input, all of them get what
-            `function` returns, and it is called once.
-        function: gets the activation; a tensor that it returns takes the activation's place.
-
-    Raises:
-        HookNotFiredError: if the model has no such module any more.
-    """
-    with ExitStack() as stack:
-        if site.side == "out":
-            module = _module(model, site, site.module)
-            hook = _after(function)
-            stack.callback(module.register_forward_hook(hook).remove)
-        else:
-            paths = site.readers if site.module in site.readers else (site.module,)
-            before = _before(function if len(paths) == 1 else _once_for_each_tensor(function))
-            for path in paths:
-                module = _module(model, site, path)
-                stack.callback(module.register_forward_pre_hook(before).remove)
-        yield
-
-
-def _module(model: nn.Module, site: Site, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        raise HookNotFiredError(
-            f"{type(model).__name__} has no module '{path}' any more, where site '{site.name}' "
-            "was found; attach the model again"
-        ) from None
-
-
-def _before(function: Replace) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-    def before(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        result = function(inputs[0])
-        return None if result is None else (result, *inputs[1:])
-
-    return before
-
-
-def _after(function: Replace) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-    def after(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
-        if not isinstance(output, tuple):
-            return function(output)
-        result = function(output[0])
-        return None if result is None else (result, *output[1:])
-
-    return after
-
-
-def _once_for_each_tensor(function: Replace) -> Replace:
-    """Return `function` that answers a tensor it has just seen without another call."""
-    latest: list[tuple[Tensor, Tensor | None]] = []
-
-    def answer(activation: Tensor) -> Tensor | None:
-        if not latest or latest[0][0] is not activation:
-            latest[:] = [(activation, function(activation))]
-        return latest[0][1]
-
-    return answer
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and each back into its own mode afterwards, on error too."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def reading(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
-    """Keep the sites' activations of the latest forward pass, by site name.
-
-    The tensors are copies still attached to the graph, so a later in-place operation of the model
-    cannot change them.
-
-    Raises:
-        HookNotFiredError: at the end of the context, if a site was never computed.
-    """
-    seen: dict[str, Tensor] = {}
-
-    def keep_as(name: str) -> Replace:
-        def keep(activation: Tensor) -> None:
-            seen[name] = activation.clone()
-
-        return keep
-
-    with ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(tapped(model, site, keep_as(site.name)))
-        yield seen
-    _all_fired([site.name for site in sites], seen)
-
-
-def _all_fired(wanted: Sequence[str], fired: Mapping[str, object]) -> None:
-    silent = [name for name in wanted if name not in fired]
-    if silent:
-        raise HookNotFiredError(
-            f"the forward pass never computed {silent}; was the classifier reset or the module "
-            "replaced after attach()? Attach the model again"
-        )
+__all__ = ["HookedModel", "evaluating", "reading", "tapped"]
 
 
 class HookedModel(HookedRoot):
@@ -135,6 +26,9 @@ class HookedModel(HookedRoot):
     that somebody listens to, and only while it runs, so that an idle one is the bare model's own.
     An attribute that is not found here is looked up in the bare model.
 
+    Threads may share it: functions given to `run_with_hooks`, `run_with_cache` and `hooks` act in
+    the caller's thread only, those added by `add_hook` in every thread.
+
     Attributes:
         model: the bare model; no hook stays on it.
         sites: by hook-point name, in forward order.
@@ -142,6 +36,8 @@ class HookedModel(HookedRoot):
         description: architecture and origin of the weights, as plain JSON values.
         heads: the classifier's linear layers by path, each with its share c in
             logits = sum of c (x W^T + b); empty if there is no site at the classifier.
+        probe: images that the model is known to accept, (n, channels, height, width); None if
+            nobody has tried any. It stays on its device when the model moves.
         hook_dict: the hook points by name.
     """
 
@@ -153,6 +49,7 @@ class HookedModel(HookedRoot):
         attribution_site: Site | None,
         description: Mapping[str, object],
         heads: Mapping[str, float] | None = None,
+        probe: Tensor | None = None,
     ) -> None:
         """Name the sites of `model`; adapters call this.
 
@@ -162,6 +59,7 @@ class HookedModel(HookedRoot):
             attribution_site: one of `sites`, or None.
             description: plain JSON values.
             heads: the shares; by default the readers of `unembed.hook_in`, in equal parts.
+            probe: images that the model is known to accept, (n, channels, height, width).
 
         Raises:
             InputError: if two sites have one name.
@@ -179,6 +77,8 @@ class HookedModel(HookedRoot):
             readers = self.sites[HEAD_INPUT].readers if HEAD_INPUT in self.sites else ()
             heads = dict.fromkeys(readers, 1 / max(len(readers), 1))
         self.heads: Mapping[str, float] = dict(heads)
+        self.probe = probe
+        self._line: passes.Line | None = None
         self.setup()
 
     def setup(self) -> None:
@@ -197,6 +97,12 @@ class HookedModel(HookedRoot):
         Raises:
             HookNotFiredError: if somebody listens to a site that this pass did not compute.
         """
+        if self._line is not None and not passes.open_passes():  # a replica in a new thread
+            with passes.inside(self._line):
+                return self._run(*args, **kwargs)
+        return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         listening = [name for name, point in self.hook_dict.items() if _has_listeners(point)]
         if not listening:
             return self.model(*args, **kwargs)
@@ -206,8 +112,14 @@ class HookedModel(HookedRoot):
                 through = _through(self.hook_dict[name], name, fired)
                 stack.enter_context(tapped(self.model, self.sites[name], through))
             output = self.model(*args, **kwargs)
-        _all_fired(listening, fired)
+        check_fired(listening, fired)
         return output
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """Tell the replica, which DataParallel runs in a new thread, for whom it works."""
+        replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        replica._line = passes.open_passes()
+        return replica
 
     def site(self, name: str) -> Site:
         """Return the site of that name.
@@ -291,7 +203,9 @@ class HookedModel(HookedRoot):
 
 
 def _has_listeners(point: nn.Module) -> bool:
-    return bool(point._forward_hooks or point._backward_hooks or point._backward_pre_hooks)
+    if point._forward_hooks or point._backward_hooks or point._backward_pre_hooks:
+        return True  # torch's own, by which TransformerLens' points work
+    return isinstance(point, HookPoint) and point.has_hooks()
 
 
 def _through(point: nn.Module, name: str, fired: dict[str, bool]) -> Replace:

@@ -23,6 +23,11 @@ class LensHookedModel(HookedRootModule, HookedModel):  # type: ignore[misc] # Tr
 
     Its `run_with_cache`, `run_with_hooks`, `hooks` and the like are TransformerLens' methods;
     sites, `unembed` and the forward pass are `HookedModel`'s.
+
+    TransformerLens keeps functions at hook points that all threads share, also those that are there
+    for one call: use these methods from one thread at a time, or `attach` the model once more for
+    each thread. What this library does by itself (`record`, `maximize`, `LayerGradFam`, `quality`)
+    does not go through hook points and is safe.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,4 +58,5 @@ def with_lens(hooked: HookedModel) -> HookedModel:
         attribution_site=hooked.attribution_site,
         description=hooked.description,
         heads=hooked.heads,
+        probe=hooked.probe,
     )

@@ -50,6 +50,14 @@ class Site(Record):
     writers: tuple[str, ...] = ()
     affine: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raise InputError if there are prefix tokens or a patch grid without tokens."""
+        if self.layout != "tokens" and (self.prefix_tokens or self.grid is not None):
+            raise InputError(
+                f"site '{self.name}' of layout '{self.layout}' has {self.prefix_tokens} prefix "
+                f"tokens and the patch grid {self.grid}; only tokens have those"
+            )
+
     @property
     def channel_axis(self) -> int:
         """The axis of the activation that holds the features."""

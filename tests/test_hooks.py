@@ -6,9 +6,11 @@ from inspect import unwrap
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
+from salve_plugin.adapter import attach
 from salve_plugin.errors import HookNotFiredError, InputError, UnknownSiteError
 from salve_plugin.hook_points import HookPoint
 from salve_plugin.hooks import HookedModel, reading, tapped
@@ -287,6 +289,80 @@ def test_attributes_of_the_bare_model_are_within_reach() -> None:
     assert hooked.head_dist is hooked.model.head_dist
     with pytest.raises(AttributeError, match="nowhere"):
         _ = hooked.nowhere
+
+
+def test_functions_come_in_order_and_handles_remove_them() -> None:
+    hooked, seen = one_site(), []
+    point = hooked.hook_dict[BODY.name]
+    last = point.add_hook(lambda tensor, hook: seen.append("last"))
+    point.add_hook(lambda tensor, hook: seen.append("first"), prepend=True, level=7)
+    point.register_forward_hook(lambda *_: seen.append("torch's own"))
+    hooked(IMAGES)
+    assert seen == ["first", "last", "torch's own"]
+    assert [handle.level for handle in point.fwd_hooks] == [7, None]
+    hooked.reset_hooks(level=7)
+    last.hook.remove()
+    assert not point.has_hooks()
+    hooked(IMAGES)
+    assert seen[3:] == ["torch's own"]
+
+
+def test_functions_that_a_call_leaves_behind_are_everybody_s_until_they_are_reset() -> None:
+    hooked, seen = one_site(), []
+    functions = [(BODY.name, lambda tensor, hook: seen.append(hook.name))]
+    hooked.run_with_hooks(IMAGES, fwd_hooks=functions, reset_hooks_end=False)
+    hooked(IMAGES)
+    hooked.reset_hooks()
+    hooked(IMAGES)
+    assert seen == [BODY.name] * 2
+
+
+def test_contexts_of_hook_points_are_cleared_on_request_only() -> None:
+    hooked = one_site()
+    for clear, left in ((False, {"kept": 1}), (True, {})):
+        with hooked.hooks(clear_contexts=clear):
+            hooked.hook_dict[BODY.name].ctx["kept"] = 1
+        assert hooked.hook_dict[BODY.name].ctx == left
+
+
+def test_a_gradient_may_come_back_in_a_tuple_and_functions_stay_off_the_caller_s_tensors() -> None:
+    hooked = one_site()
+    patch, gradients = torch.ones(5, 4, requires_grad=True), []
+
+    def double(gradient: Tensor, hook: Any) -> tuple[Tensor]:
+        gradients.append(gradient.clone())
+        return (2 * gradient,)
+
+    with hooked.hooks([(BODY.name, lambda tensor, hook: patch)], [(BODY.name, double)]):
+        (gradient,) = torch.autograd.grad(hooked(IMAGES).sum(), patch)
+    assert torch.equal(gradient, 2 * gradients[0])
+    torch.autograd.grad(patch.sum(), patch)
+    assert len(gradients) == 1
+
+
+def test_the_images_that_a_model_is_known_to_accept_are_kept_beside_it() -> None:
+    assert one_site().probe is None
+    hooked = HookedModel(
+        Tiny(), [BODY], attribution_site=None, description={}, heads=HEADS, probe=IMAGES
+    )
+    assert hooked.probe is IMAGES
+    assert hooked(hooked.probe).shape == (5, 2)
+    assert list(hooked.state_dict()) == [f"model.{name}" for name in hooked.model.state_dict()]
+
+
+def test_attach_keeps_the_probe_that_it_verified_with(digits_network: nn.Module) -> None:
+    images = torch.randn(3, 1, 32, 32, requires_grad=True)
+    hooked = attach(digits_network, probe=images)
+    assert hooked.probe is not None
+    assert torch.equal(hooked.probe, images[:2])
+    assert not hooked.probe.requires_grad
+    hooked = attach(digits_network)
+    assert hooked.probe is not None
+    assert list(hooked.probe.shape[1:]) == hooked.description["input_size"]
+    assert len(hooked.probe) <= 2
+    with torch.device("meta"):
+        bare = timm.create_model("test_resnet")
+    assert attach(bare).probe is None
 
 
 def test_a_hook_point_knows_its_block_and_refuses_other_directions() -> None:

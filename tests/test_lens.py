@@ -31,6 +31,8 @@ def test_it_is_theirs_and_ours(digits_network: nn.Module) -> None:
     assert all(type(point) is HookPoint for point in hooked.hook_dict.values())
     assert type(hooked).run_with_cache is HookedRootModule.run_with_cache
     assert not any(hasattr(module, "name") for module in digits_network.modules())
+    assert hooked.probe is not None
+    assert hooked(hooked.probe).shape == (len(hooked.probe), 10)
     assert list(hooked.state_dict()) == [f"model.{key}" for key in digits_network.state_dict()]
 
 

@@ -62,6 +62,8 @@ fields = st.fixed_dictionaries(
 @given(fields)
 @settings(deadline=None, max_examples=40, derandomize=True)
 def test_a_site_survives_json(drawn: dict[str, Any]) -> None:
+    if drawn["layout"] != "tokens":
+        drawn = drawn | {"prefix_tokens": 0, "grid": None}
     site = Site(**drawn)
     assert Site.from_json(json.loads(json.dumps(site.to_json()))) == site
 
@@ -82,6 +84,13 @@ def test_a_site_survives_json(drawn: dict[str, Any]) -> None:
 def test_wrong_fields_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(SalveError):
         Site.from_json(TOKENS.to_json() | change)
+
+
+@pytest.mark.parametrize("change", [{"prefix_tokens": 10**9}, {"grid": [2, 2]}])
+def test_only_tokens_have_a_prefix_and_a_grid(change: dict[str, Any]) -> None:
+    plain = Site("s", "m", "in", "pooled", 3).to_json()
+    with pytest.raises(InputError, match="only tokens have those"):
+        Site.from_json(plain | change)
 
 
 def test_a_missing_field_is_refused() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from salve_plugin.adapter import Adapter
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import HEAD_INPUT, Site
+from salve_timm.blocks import body_points
 from salve_timm.create import (
     create_model,
     describe,
@@ -20,7 +21,8 @@ from salve_timm.export import export_model
 from salve_timm.heads import Head, candidates, linear_paths, proven
 from salve_timm.layout import Layouts
 from salve_timm.look import attribution_point
-from salve_timm.points import Point, body_points
+from salve_timm.measure import measured
+from salve_timm.points import Point
 from salve_timm.probe import probed, quiet
 from salve_timm.trace import Trace, spatial_maps, trace
 
@@ -57,13 +59,17 @@ class TimmAdapter(Adapter):
             wanted = linear_paths(model, groups)
             probe, seen = probed(model, lambda images: trace(model, images, wanted), probe)
             heads = proven(model, groups, seen, probe)
-            flat = len(seen.features_shape) != 4  # tokens need their grid; maps show their own
+            # Tokens need their grid; maps show their own.
+            flat = len(seen.features_shape) != 4 or any(
+                len(call.result_shape) == 3 for call in seen.calls.values()
+            )
             maps = spatial_maps(model, probe) if flat else []
             layouts = Layouts.of(model, maps, len(probe))
             head_points = _head_points(heads, seen)
             head_sites = [each.site for each in head_points]
             look = attribution_point(model, seen, layouts, head_sites, probe)
-        points, attribution = _merged(body_points(model, seen, layouts), look)
+            body = measured(model, body_points(model, seen, layouts), seen, head_sites, probe)
+        points, attribution = _merged(body, look)
         ordered = sorted([*points, *head_points], key=lambda each: each.at)
         return HookedModel(
             model,
@@ -71,6 +77,7 @@ class TimmAdapter(Adapter):
             attribution_site=attribution,
             description=_description(model, heads, probe),
             heads={head.path: head.share for head in heads},
+            probe=None if probe.is_meta else probe[:2].detach().clone(),
         )
 
     def create(

@@ -48,10 +48,19 @@ class Layouts:
         nhwc = getattr(model, "output_fmt", "") == "NHWC"
         return cls(tuple(maps), nhwc, prefix if isinstance(prefix, int) else 0, images)
 
-    def read(self, shape: tuple[int, ...]) -> Arrangement | None:
-        """Return the arrangement of a (batch, ...) activation; None if it has no positions."""
+    def read(
+        self, shape: tuple[int, ...], *, features_last: bool | None = None
+    ) -> Arrangement | None:
+        """Return the arrangement of a (batch, ...) activation; None if it has no positions.
+
+        Args:
+            shape: of the activation.
+            features_last: whether a map has its features on the last axis, where that is known.
+        """
         if not shape or shape[0] != self.images:
             return None
+        if len(shape) == 4 and features_last is not None:
+            return Arrangement("nhwc", shape[3]) if features_last else Arrangement("nchw", shape[1])
         if len(shape) == 4:
             return self._map(shape)
         return self._tokens(shape) if len(shape) == 3 else None

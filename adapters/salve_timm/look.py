@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.hooks import tapped
 from salve_plugin.site import Site
+from salve_plugin.taps import tapped
 from salve_timm.layout import Layouts
 from salve_timm.points import Point, point
 from salve_timm.trace import Trace

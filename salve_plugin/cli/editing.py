@@ -1,6 +1,5 @@
 """`salve alpha-crit` and `salve edit`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -11,12 +10,12 @@ from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.critical import AlphaCrit, Target, alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import change, evaluate_heads
+from salve_plugin.control.making import enhance, suppress
 from salve_plugin.control.rivals import with_rivals
-from salve_plugin.control.scaling import enhance, suppress
 from salve_plugin.control.select import choose, edited_weight
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
 
@@ -139,7 +138,7 @@ def make(
         return
     after = evaluation["after"]
     show_table(
-        f"edit of latent {edit.latent}: {edit.mode}, α = {edit.strength:.4g}, "
+        f"edit of latent {edit.latent}: {edit.gate.mode}, α = {edit.gate.strength:.4g}, "
         f"rows {'all' if edit.rows is None else list(edit.rows)}",
         ("measure", "before", "after"),
         [(name, value, after[name]) for name, value in evaluation["before"].items()],
@@ -194,13 +193,13 @@ def _named(
             f"no strength of latent {latent} on these rows breaks 95 % of the class's images; "
             "leave out --latent to have one chosen, or try other --rows"
         )
-    return replace(edit, strength=needed * (1 + 1e-4))
+    return edit.with_strength(needed * (1 + 1e-4))
 
 
 def _evidence(
     opened: OpenModel, edit: Edit, acts: Activations, label: int | None
 ) -> AlphaCrit | None:
-    if edit.mode == "enhance":
+    if edit.gate.mode == "enhance":
         return None
     classes = None if label is None else [label]
     return alpha_crit(opened.hooked, edit, acts, target="flip", classes=classes)

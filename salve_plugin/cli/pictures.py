@@ -6,8 +6,8 @@ import torch
 
 from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.edit import Edit
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import AttributionError, InputError, ReadError
 from salve_plugin.validate.heat_maps import grad_fam_pictures
 

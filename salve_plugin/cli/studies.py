@@ -10,9 +10,9 @@ from salve_plugin.cli.study import Source, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.learners import learners
-from salve_plugin.discover.recording import record
-from salve_plugin.discover.run import Run
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.run import Run
 from salve_plugin.errors import InputError
 from salve_plugin.store.files import write_atomically
 

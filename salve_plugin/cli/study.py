@@ -10,9 +10,9 @@ from torch import Tensor
 
 from salve_plugin.adapter import Adapter, attach, installed_adapters
 from salve_plugin.cli.images import ImageTree
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, ReadError, WriteError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.store.files import write_atomically

@@ -1,52 +1,90 @@
 """Applying edits to a model in place and taking them back bit for bit.
 
-What is applied is kept in a ledger at each touched layer (`salve_plugin.control.ledger`): the
-weight is always the pristine rows times the product of the edits' multipliers. So edits may be
-applied and reverted in any order, and a weight that somebody else changed meanwhile is noticed.
+What is applied is kept in a ledger at each touched parameter (`salve_plugin.control.ledger`): the
+parameter is always one formula of its pristine rows. So edits may be applied and reverted in any
+order, and a parameter that somebody else changed meanwhile is noticed.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Literal
-from weakref import WeakValueDictionary
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock, RLock
+from typing import Any, Literal
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.base import Fingerprint, Reader, bare, find_readers
-from salve_plugin.control.edit import Edit, OnBaseMismatch
-from salve_plugin.control.edited import check_edited, check_rows, mismatch
+from salve_plugin.control.base import Base, Fingerprint, bare, plain_json
+from salve_plugin.control.edited import (
+    check_edited,
+    check_shape,
+    entries_of,
+    fold_matches,
+    ledgers_over,
+    mismatch,
+    touched_rows,
+)  # fmt: skip
 from salve_plugin.control.ledger import (
     ATTRIBUTE,
+    Entry,
     Ledger,
+    Planned,
     commit,
     holds,
     ledger_of,
-    pristine_matrix,
+    pristine_of,
     restore,
     same_bits,
     take,
     union_of,
 )  # fmt: skip
-from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
+from salve_plugin.control.recipe import Recipe
+from salve_plugin.control.targets import Slot, slots_of
+from salve_plugin.errors import (
+    BaseMismatchError,
+    EditStateError,
+    InputError,
+    SalveError,
+    UnsupportedModelError,
+)
+from salve_plugin.hooks import HookedModel
+from salve_plugin.store.digest import state_digest
 
-# Verified pristine rows, shared by all edits of the same base: they let the next application
+OnBaseMismatch = Literal["error", "warn"]
+OnChanged = Literal["error", "discard"]
+
+# Verified pristine parameters, shared by all edits of the same base: they let the next application
 # compare instead of hashing again. Alive only while an edit that was verified with them is.
-_verified: WeakValueDictionary[tuple[str, tuple[int, ...] | None], Tensor] = WeakValueDictionary()
+_verified: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
+
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_locks_lock = Lock()
 
 
-def apply_(model: nn.Module, edit: Edit, *, on_base_mismatch: OnBaseMismatch = "error") -> None:
+@contextmanager
+def locked(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold the one lock of a model while its weights and ledgers change; yield the bare model."""
+    network = bare(model)
+    with _locks_lock:
+        lock = _locks.setdefault(network, RLock())
+    with lock:
+        yield network
+
+
+def apply_(model: nn.Module, edit: Recipe, *, on_base_mismatch: OnBaseMismatch = "error") -> None:
     """Apply `edit` to `model` in place.
 
     Memory addresses, tied weights, optimizers and `requires_grad` stay as they are. Either every
-    weight that the edit touches is changed, or none is. The first application of an edit hashes
-    the whole weights; later ones of the same edit object compare the touched rows only.
+    parameter that the edit touches is changed, or none is. Each is first compared, as a whole, with
+    the one that the edit was made for: by its hash the first time, bit by bit later on.
 
     Args:
         model: the bare model or the hooked one.
         edit: what to apply.
-        on_base_mismatch: "warn" applies the edit to weights other than those it was made for, as
-            long as the shapes fit.
+        on_base_mismatch: "warn" applies the edit to parameters other than those it was made for, as
+            long as the shapes are the same.
 
     Raises:
         EditStateError: if the edit is on the model already, or its weights were changed since
@@ -59,9 +97,9 @@ def apply_(model: nn.Module, edit: Edit, *, on_base_mismatch: OnBaseMismatch = "
 
 @torch.no_grad()
 def apply_all_(
-    model: nn.Module, edits: Sequence[Edit], *, on_base_mismatch: OnBaseMismatch = "error"
+    model: nn.Module, edits: Sequence[Recipe], *, on_base_mismatch: OnBaseMismatch = "error"
 ) -> None:
-    """Apply several edits in place, all of them or none; each weight is written once.
+    """Apply several edits in place, all of them or none; each parameter is written once.
 
     The result does not depend on their order, and is that of applying one after the other.
 
@@ -70,28 +108,77 @@ def apply_all_(
     """
     if on_base_mismatch not in ("error", "warn"):
         raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")
-    plan: dict[str, tuple[Reader, tuple[Edit, ...], Ledger]] = {}
-    for edit in edits:
-        for reader in find_readers(bare(model), list(edit.base.tensors)):
-            present = ledger_of(reader)
-            coming = plan[reader.path][2] if reader.path in plan else present
-            if coming is not None and edit in coming.edits:
-                raise EditStateError(
-                    f"edit {edit.digest[:12]} is already applied to '{reader.path}'; revert it "
-                    "first, or give another edit a different strength"
-                )
-            if present is not None and present is coming:
-                check_unchanged(reader, present)
-            pristine = _verify(reader, present, edit, on_base_mismatch)
-            applied = () if present is None else present.edits
-            plan[reader.path] = (reader, applied, _extended(reader, coming, edit, pristine))
-    commit(list(plan.values()))
+    with locked(model) as network:
+        slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
+        plan: dict[int, Planned] = {}
+        for edit in edits:
+            own = {path: slots[path] for path in edit.base.tensors}
+            for slot in own.values():
+                _check_room(slot, plan, edit)
+            _check_fold(network, edit, on_base_mismatch)
+            pristine = {path: _verify(s, edit, on_base_mismatch) for path, s in own.items()}
+            for path, entry in _entries(edit, pristine):
+                _extend(plan, own[path], entry, pristine[path])
+        commit(list(plan.values()))
 
 
-def revert_(
-    model: nn.Module, edit: Edit, *, on_changed: Literal["error", "discard"] = "error"
-) -> None:
-    """Take `edit` back: bit for bit, in any order of reverts, atomically over its weights.
+def _check_room(slot: Slot, plan: Mapping[int, Planned], edit: Recipe) -> None:
+    """Raise unless the edit is new to a parameter that is what its ledger says."""
+    planned = plan.get(id(slot.parameter))
+    coming = ledger_of(slot) if planned is None else planned.coming
+    if coming is None:
+        return
+    if edit in coming.edits:
+        raise EditStateError(
+            f"edit {edit.digest[:12]} is already applied to '{slot.path}'; revert it first, or "
+            "give another edit a different strength"
+        )
+    if planned is None:
+        check_unchanged(slot, coming)
+
+
+def _check_fold(model: nn.Module, edit: Recipe, on_base_mismatch: OnBaseMismatch) -> None:
+    if fold_matches(model, edit):
+        return
+    message = (
+        f"what lies between '{edit.targets[0].weight}' and site '{edit.site.name}' "
+        f"({list(edit.targets[0].affine)}) is not what edit {edit.digest[:12]} was made for; load "
+        f"the base model {dict(edit.base.description)}"
+    )
+    if on_base_mismatch == "error":
+        raise BaseMismatchError(message)
+    warnings.warn(message, stacklevel=5)
+
+
+def _entries(edit: Recipe, pristine: Mapping[str, Tensor]) -> list[tuple[str, Entry]]:
+    """Return what the edit makes of the parameters; computed once for the same pristine ones."""
+    key = tuple(id(tensor) for tensor in pristine.values())
+    if key not in edit._made:
+        edit._made.clear()
+        made = entries_of(edit, lambda path, rows: take(pristine[path], rows))
+        # With the tensors themselves, so that no other tensor gets one of their ids.
+        edit._made[key] = (tuple(pristine.values()), made)
+    entries: list[tuple[str, Entry]] = edit._made[key][1]
+    return entries
+
+
+def _extend(plan: dict[int, Planned], slot: Slot, entry: Entry, pristine: Tensor) -> None:
+    """Add an entry to the planned ledger of a parameter, whose pristine whole is given."""
+    key = id(slot.parameter)
+    planned = plan.get(key)
+    present = ledger_of(slot) if planned is None else planned.present
+    coming = present if planned is None else planned.coming
+    if coming is None:
+        ledger = Ledger((entry,), entry.rows, take(pristine, entry.rows))
+    else:
+        rows = union_of([coming.rows, entry.rows])
+        kept = coming.pristine if rows == coming.rows else take(pristine, rows).clone()
+        ledger = Ledger((*coming.entries, entry), rows, kept)
+    plan[key] = Planned(slot, present, ledger)
+
+
+def revert_(model: nn.Module, edit: Recipe, *, on_changed: OnChanged = "error") -> None:
+    """Take `edit` back: bit for bit, in any order of reverts, atomically over its parameters.
 
     Args:
         model: the bare model or the hooked one.
@@ -107,38 +194,37 @@ def revert_(
 
 @torch.no_grad()
 def revert_all_(
-    model: nn.Module,
-    edits: Sequence[Edit],
-    *,
-    on_changed: Literal["error", "discard"] = "error",
+    model: nn.Module, edits: Sequence[Recipe], *, on_changed: OnChanged = "error"
 ) -> None:
     """Take several edits back, all of them or none; see `revert_`.
 
     Raises:
         EditStateError: as `revert_`, for any of the edits; then the model is as it was.
     """
-    plan: dict[str, tuple[Reader, Ledger]] = {}
-    for edit in edits:
-        for reader in find_readers(bare(model), list(edit.base.tensors)):
-            ledger = ledger_of(reader)
-            if ledger is None or edit not in ledger.edits:
-                raise EditStateError(
-                    f"edit {edit.digest[:12]} is not applied to '{reader.path}'; status(model) "
-                    "lists what is. A model that was saved in edited form has no ledger: use "
-                    "restore_rows_ with the pristine rows"
-                )
-            plan[reader.path] = (reader, ledger)
-    planned = list(plan.values())
-    nothing_left = all(set(ledger.edits) <= set(edits) for _, ledger in planned)
-    if on_changed == "error" and nothing_left:
-        changed = restore(planned)
-        if changed is not None:
-            raise EditStateError(_changed(changed))
-        return
-    if on_changed == "error":
-        for reader, ledger in planned:
-            check_unchanged(reader, ledger)
-    commit([(reader, ledger.edits, ledger.without(*edits)) for reader, ledger in planned])
+    with locked(model) as network:
+        slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
+        plan: dict[int, tuple[Slot, Ledger]] = {}
+        for edit in edits:
+            for path in edit.base.tensors:
+                ledger = ledger_of(slots[path])
+                if ledger is None or edit not in ledger.edits:
+                    raise EditStateError(
+                        f"edit {edit.digest[:12]} is not applied to '{path}'; status(model) lists "
+                        "what is. A model that was saved in edited form has no ledger: revert it "
+                        "with its EditArtifact, which carries the pristine rows"
+                    )
+                plan[id(slots[path].parameter)] = (slots[path], ledger)
+        planned = list(plan.values())
+        nothing_left = all(set(ledger.edits) <= set(edits) for _, ledger in planned)
+        if on_changed == "error" and nothing_left:
+            changed = restore(planned)
+            if changed is not None:
+                raise EditStateError(_changed(changed))
+            return
+        if on_changed == "error":
+            for slot, ledger in planned:
+                check_unchanged(slot, ledger)
+        commit([Planned(slot, ledger, ledger.without(*edits)) for slot, ledger in planned])
 
 
 def forget_(model: nn.Module) -> None:
@@ -146,23 +232,28 @@ def forget_(model: nn.Module) -> None:
 
     For a model that was trained on after an edit. The edits can no longer be reverted.
     """
-    for module in bare(model).modules():
-        module.__dict__.pop(ATTRIBUTE, None)
+    with locked(model) as network:
+        for module in network.modules():
+            module.__dict__.pop(ATTRIBUTE, None)
 
 
 @torch.no_grad()
-def pristine_rows(model: nn.Module, edit: Edit) -> dict[str, Tensor]:
-    """Return copies of the rows that `edit` touches, without any edit, by weight path.
+def pristine_rows(model: nn.Module, edit: Recipe) -> dict[str, Tensor]:
+    """Return copies of the rows that `edit` touches, without any edit, by parameter path.
 
     Enough, with the edit, to undo it in a model that was saved in edited form.
     """
-    readers = find_readers(bare(model), list(edit.base.tensors))
-    for reader in readers:
-        check_rows(reader.path, reader.matrix, edit)
-    return {reader.path: take(pristine_matrix(reader), edit.rows).clone() for reader in readers}
+    with locked(model) as network:
+        slots = slots_of(network, edit.base.tensors)
+        for path, slot in slots.items():
+            check_shape(path, slot.parameter, edit)
+        return {
+            path: take(pristine_of(slot), touched_rows(edit, path)).clone()
+            for path, slot in slots.items()
+        }
 
 
-def restore_rows_(model: nn.Module, edit: Edit, pristine: Mapping[str, Tensor]) -> None:
+def restore_rows_(model: nn.Module, edit: Recipe, pristine: Mapping[str, Tensor]) -> None:
     """Undo `edit` in a model that was saved in edited form and so carries no ledger.
 
     Nothing is written unless the current rows are exactly what the edit makes of `pristine`, and
@@ -170,11 +261,11 @@ def restore_rows_(model: nn.Module, edit: Edit, pristine: Mapping[str, Tensor]) 
 
     Args:
         model: the bare model or the hooked one.
-        edit: the only edit in its weights.
-        pristine: by weight path, the rows from `pristine_rows`, (rows, width).
+        edit: the only edit in its parameters.
+        pristine: by parameter path, the rows from `pristine_rows`.
 
     Raises:
-        InputError: if a weight is missing or unknown, or has another shape or dtype.
+        InputError: if a parameter is missing or unknown, or has another shape or dtype.
         EditStateError: if the model has a ledger (use `revert_`), or its rows are not the edit's.
         BaseMismatchError: if putting the rows back would not give the edit's base.
     """
@@ -182,16 +273,33 @@ def restore_rows_(model: nn.Module, edit: Edit, pristine: Mapping[str, Tensor]) 
 
 
 @torch.no_grad()
-def restore_all_(model: nn.Module, edits: Sequence[Edit], pristine: Mapping[str, Tensor]) -> None:
+def restore_all_(model: nn.Module, edits: Sequence[Recipe], pristine: Mapping[str, Tensor]) -> None:
     """Undo several edits in a model that was saved with all of them; see `restore_rows_`.
 
     Args:
         model: the bare model or the hooked one.
-        edits: all that are in its weights.
-        pristine: by weight path, the rows that any of the edits touches, (rows, width).
+        edits: all that are in its parameters.
+        pristine: by parameter path, the rows that any of the edits touches.
 
     Raises:
         SalveError: as `restore_rows_`; then the model is as it was.
+    """
+    with locked(model) as network:
+        commit(
+            [
+                Planned(slot, ledger, ledger.without(*edits))
+                for slot, ledger in saved_ledgers(network, edits, pristine)
+            ]
+        )
+
+
+def saved_ledgers(
+    model: nn.Module, edits: Sequence[Recipe], pristine: Mapping[str, Tensor]
+) -> list[tuple[Slot, Ledger]]:
+    """Return the ledgers of a model that was saved with all of the edits, everything compared.
+
+    Raises:
+        SalveError: as `restore_rows_`.
     """
     touched = sorted({path for edit in edits for path in edit.base.tensors})
     if sorted(pristine) != touched:
@@ -199,70 +307,144 @@ def restore_all_(model: nn.Module, edits: Sequence[Edit], pristine: Mapping[str,
             f"pristine rows are given for {sorted(pristine)}, but what is to be undone touches "
             f"{touched}"
         )
-    plan = []
-    for reader in find_readers(bare(model), touched):
-        own = tuple(edit for edit in edits if reader.path in edit.base.tensors)
-        ledger = Ledger(own, union_of([edit.rows for edit in own]), pristine[reader.path])
-        if ledger_of(reader) is not None:
-            raise EditStateError(
-                f"'{reader.path}' has a ledger of its edits: use revert_ of the edit or the bundle"
-            )
-        check_edited(reader.path, reader.parameter.detach(), ledger)
-        plan.append((reader, own, ledger.without(*own)))
-    commit(plan)
+    slots = slots_of(model, touched)
+    if any(ledger_of(slot) is not None for slot in slots.values()):
+        held = [path for path, slot in slots.items() if ledger_of(slot) is not None]
+        raise EditStateError(
+            f"{held} has a ledger of its edits: use revert_ of the edit or the bundle"
+        )
+    for edit in edits:
+        for path in edit.base.tensors:
+            check_shape(path, slots[path].parameter, edit)
+    ledgers = ledgers_over(edits, pristine)
+    for path, slot in slots.items():
+        check_edited(path, slot.parameter.detach(), ledgers[path])
+    return [(slots[path], ledgers[path]) for path in touched]
 
 
-def pristine_fingerprint(reader: Reader) -> Fingerprint:
-    """Return the fingerprint of a weight without the edits on it."""
-    if ledger_of(reader) is None:
-        return Fingerprint.of(reader.parameter)
-    shape = reader.parameter.shape
-    return Fingerprint.of(pristine_matrix(reader).reshape(shape))
+def pristine_fingerprint(slot: Slot) -> Fingerprint:
+    """Return the fingerprint of a parameter without the edits on it."""
+    return Fingerprint.of(pristine_of(slot))
 
 
-def _verify(
-    reader: Reader, ledger: Ledger | None, edit: Edit, on_base_mismatch: OnBaseMismatch
-) -> Tensor:
-    """Return the pristine rows of `edit` after checking that the weight is its base."""
-    known = edit._verified.get(reader.path)
-    if known is not None and ledger is None and same_bits(known, take(reader.matrix, edit.rows)):
+def pristine_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the bare model's state dict without any edit, by name."""
+    ledgers: dict[int, Slot] = {}
+    for module in model.modules():
+        for name in module.__dict__.get(ATTRIBUTE, ()):
+            parameter = module._parameters.get(name)
+            if parameter is not None:
+                ledgers[id(parameter)] = Slot(name, parameter, ((module, name),))
+    return {
+        name: pristine_of(ledgers[id(tensor)]) if id(tensor) in ledgers else tensor.detach()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+@torch.no_grad()
+def base_of(hooked: HookedModel, paths: Sequence[str]) -> Base:
+    """Return the base of an edit of some parameters; everything is hashed as it is without edits.
+
+    Raises:
+        BaseMismatchError: if there is no such parameter.
+        UnsupportedModelError: if one is no plain parameter.
+    """
+    with locked(hooked) as network:
+        slots = slots_of(network, paths)
+        return Base(
+            plain_json(hooked.description),
+            {path: pristine_fingerprint(slot) for path, slot in slots.items()},
+            state_digest(pristine_state(network)),
+        )
+
+
+@dataclass(frozen=True)
+class BaseMatch:
+    """How far a model, without the edits on it, is the base that an edit was made for.
+
+    Attributes:
+        touched: whether every parameter that the edit touches is the base's, so that it applies.
+        rest: whether everything else is, too; None if the edit does not know its whole base, or the
+            touched parameters differ already.
+    """
+
+    touched: bool
+    rest: bool | None
+
+    def __bool__(self) -> bool:
+        """Return whether the edit applies."""
+        return self.touched
+
+    def __str__(self) -> str:
+        """Say in one sentence what was compared and found."""
+        if not self.touched:
+            return "the model is not the one that the edit was made for"
+        rest = {
+            True: "and everything else is that of its base",
+            False: "but something else in the model is not that of its base",
+            None: "the rest was not compared: the edit does not know its whole base",
+        }
+        return f"the parameters that the edit touches are those it was made for, {rest[self.rest]}"
+
+
+@torch.no_grad()
+def match(model: nn.Module, edit: Recipe) -> BaseMatch:
+    """Compare a model with an edit's base; hashes every tensor of the model.
+
+    Edits that are on the model do not count: what it was without them is compared.
+    """
+    with locked(model) as network:
+        try:
+            slots = slots_of(network, edit.base.tensors)
+        except (BaseMismatchError, UnsupportedModelError):
+            return BaseMatch(False, None)
+        prints = edit.base.tensors
+        if any(pristine_fingerprint(slot) != prints[path] for path, slot in slots.items()):
+            return BaseMatch(False, None)
+        if edit.base.state is None:
+            return BaseMatch(True, None)
+        return BaseMatch(True, state_digest(pristine_state(network)) == edit.base.state)
+
+
+def is_saved_with(model: nn.Module, edit: Recipe, pristine: Mapping[str, Tensor]) -> bool:
+    """Tell whether a model that knows of no edit holds exactly this one in its parameters."""
+    with locked(model) as network:
+        try:
+            saved_ledgers(network, [edit], pristine)
+        except SalveError:
+            return False
+    return True
+
+
+def _verify(slot: Slot, edit: Recipe, on_base_mismatch: OnBaseMismatch) -> Tensor:
+    """Return the whole pristine parameter after checking that it is the edit's base."""
+    known, whole = edit._verified.get(slot.path), pristine_of(slot)
+    if known is not None and same_bits(known, whole):
         return known
-    check_rows(reader.path, reader.matrix, edit)
-    rows = take(pristine_matrix(reader), edit.rows)
-    expected, found = edit.base.tensors[reader.path], pristine_fingerprint(reader)
-    if found == expected:
-        key = (found.sha256, edit.rows)
-        shared = _verified.get(key)
-        if shared is None or not same_bits(shared, rows):
-            shared = _verified[key] = rows.clone()
-        edit._verified[reader.path] = shared
+    check_shape(slot.path, whole, edit)
+    expected, fingerprint = edit.base.tensors[slot.path], Fingerprint.of(whole)
+    if fingerprint == expected:
+        shared = _verified.get(fingerprint.sha256)
+        if shared is None or not same_bits(shared, whole):
+            shared = _verified[fingerprint.sha256] = whole.clone()
+        edit._verified[slot.path] = shared
         return shared
-    if on_base_mismatch == "error" or rows.shape[1] != edit.site.width:
-        raise BaseMismatchError(mismatch(reader.path, edit, found))
-    warnings.warn(mismatch(reader.path, edit, found), stacklevel=5)
-    return rows.clone()
+    if on_base_mismatch == "error":
+        raise BaseMismatchError(mismatch(slot.path, edit, fingerprint))
+    warnings.warn(mismatch(slot.path, edit, fingerprint), stacklevel=6)
+    return whole.clone()
 
 
-def _extended(reader: Reader, ledger: Ledger | None, edit: Edit, rows: Tensor) -> Ledger:
-    """Return the ledger with one more edit, whose pristine rows are given."""
-    if ledger is None:
-        return Ledger((edit,), edit.rows, rows)
-    edits = (*ledger.edits, edit)
-    touched = union_of([ledger.rows, edit.rows])
-    if touched == ledger.rows:
-        return Ledger(edits, touched, ledger.pristine)
-    return Ledger(edits, touched, take(pristine_matrix(reader), touched).clone())
+def check_unchanged(slot: Slot, ledger: Ledger) -> None:
+    """Raise EditStateError unless the parameter is still what the ledger's edits made of it."""
+    if not holds(slot.parameter, ledger):
+        raise EditStateError(_changed(slot))
 
 
-def check_unchanged(reader: Reader, ledger: Ledger) -> None:
-    """Raise EditStateError unless the weight is still what the ledger's edits made of it."""
-    if not holds(reader.matrix, ledger):
-        raise EditStateError(_changed(reader))
-
-
-def _changed(reader: Reader) -> str:
+def _changed(slot: Slot) -> str:
     return (
-        f"the edited rows of '{reader.path}' were changed since an edit was applied (by training, "
+        f"the edited rows of '{slot.path}' were changed since an edit was applied (by training, "
         "load_state_dict or a cast). Nothing was written. To keep the current weights for good "
         "call forget_(model); to throw the changes away, edit.revert_(model, on_changed='discard')"
     )

@@ -1,32 +1,76 @@
 """Which edits are on a model, and which of them meet on the same rows."""
 
-from collections.abc import Iterator, Sequence
+from abc import ABC
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import acos, degrees
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from salve_plugin.control.base import bare
+from salve_plugin.control.application import is_saved_with, locked
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.edited import touched_rows
 from salve_plugin.control.ledger import ATTRIBUTE, Ledger, common_rows
+from salve_plugin.control.operators import Gate, LowRankMap
+from salve_plugin.control.recipe import Recipe, Rows
+
+Meeting = Literal["factors multiply", "changes add", "shared subspace"]
+"""What it means that two edits are on the same rows: gates multiply; changes of low rank add, each
+computed from the pristine weight; two maps whose subspaces overlap change the shared part twice, as
+the angle says (`salve_plugin.joint_map` makes one map of both that does not)."""
 
 
 @dataclass(frozen=True)
 class AppliedEdit:
-    """An edit that is on the model, and the weights that it touches."""
+    """An edit that is on the model, and the parameters that it touches."""
 
     edit: Edit
     tensors: tuple[str, ...]
 
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "digest": self.edit.digest,
+            "kind": self.edit.kind,
+            "amount": self.edit.amount,
+            "latents": list(self.edit.latents),
+            "rows": None if self.edit.rows is None else list(self.edit.rows),
+            "tensors": list(self.tensors),
+        }
+
+
+class CarriesEdit(ABC):
+    """What `status` needs of an artifact.
+
+    Attributes:
+        edit: the edit.
+        pristine: by parameter path, the rows that it touches, without it; None if they are not
+            carried.
+    """
+
+    edit: Edit
+    pristine: Mapping[str, Tensor] | None
+
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two edits that scale the same rows of the same weight; None means all rows."""
+    """Two edits of the same rows of the same parameter; None means all rows.
+
+    Attributes:
+        meeting: what their meeting means.
+        angle: the smallest angle between the subspaces that two low-rank maps read, in degrees: 90
+            if they share nothing, 0 if a direction is changed twice; None for other forms.
+    """
 
     first: Edit
     second: Edit
     tensor: str
-    rows: tuple[int, ...] | None
+    rows: Rows
+    meeting: Meeting
+    angle: float | None
 
 
 @dataclass(frozen=True)
@@ -35,57 +79,92 @@ class Status:
 
     Attributes:
         applied: in order of application.
-        overlaps: pairs of edits whose effects multiply on the same rows of the same weight.
+        overlaps: pairs of edits that meet on the same rows of the same parameter.
+        saved: edits of the given artifacts that the model was saved with: it knows nothing of them,
+            but its parameters are, bit for bit, what the edit makes of the pristine rows.
     """
 
     applied: tuple[AppliedEdit, ...]
     overlaps: tuple[Overlap, ...]
+    saved: tuple[AppliedEdit, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values; edits are named by their digests."""
         return {
-            "applied": [
-                {
-                    "digest": entry.edit.digest,
-                    "mode": entry.edit.mode,
-                    "latent": entry.edit.latent,
-                    "strength": entry.edit.strength,
-                    "rows": None if entry.edit.rows is None else list(entry.edit.rows),
-                    "tensors": list(entry.tensors),
-                }
-                for entry in self.applied
-            ],
+            "applied": [entry.to_json() for entry in self.applied],
+            "saved": [entry.to_json() for entry in self.saved],
             "overlaps": [
                 {
                     "first": overlap.first.digest,
                     "second": overlap.second.digest,
                     "tensor": overlap.tensor,
                     "rows": None if overlap.rows is None else list(overlap.rows),
+                    "meeting": overlap.meeting,
+                    "angle": overlap.angle,
                 }
                 for overlap in self.overlaps
             ],
         }
 
 
-def status(model: nn.Module) -> Status:
-    """Return what is applied to `model`, in order, and which edits overlap."""
+def status(model: nn.Module, artifacts: Iterable[CarriesEdit] = ()) -> Status:
+    """Return what is applied to `model`, in order, and which edits overlap.
+
+    Args:
+        model: bare or hooked.
+        artifacts: edits with pristine rows that the model may have been saved with.
+    """
     tensors: dict[Edit, list[str]] = {}
     overlaps: list[Overlap] = []
-    for name, module in bare(model).named_modules():
-        ledger = module.__dict__.get(ATTRIBUTE)
-        if not isinstance(ledger, Ledger):
-            continue
-        path = f"{name}.weight" if name else "weight"
-        for edit in ledger.edits:
-            tensors.setdefault(edit, []).append(path)
-        overlaps += overlaps_on(path, ledger.edits)
+    with locked(model) as network:
+        for path, ledger in _ledgers(network):
+            edits = [edit for edit in ledger.edits if isinstance(edit, Edit)]
+            for edit in edits:
+                tensors.setdefault(edit, []).append(path)
+            overlaps += overlaps_on(path, edits)
     applied = tuple(AppliedEdit(edit, tuple(paths)) for edit, paths in tensors.items())
-    return Status(applied, tuple(overlaps))
+    saved = tuple(
+        AppliedEdit(each.edit, tuple(each.edit.base.tensors))
+        for each in artifacts
+        if each.edit not in tensors
+        and each.pristine is not None
+        and is_saved_with(model, each.edit, each.pristine)
+    )
+    return Status(applied, tuple(overlaps), saved)
+
+
+def _ledgers(model: nn.Module) -> Iterator[tuple[str, Ledger]]:
+    """Yield every ledger once, with the first name of its parameter."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        for own, ledger in module.__dict__.get(ATTRIBUTE, {}).items():
+            if id(ledger) not in seen:
+                seen.add(id(ledger))
+                yield f"{name}.{own}" if name else own, ledger
 
 
 def overlaps_on(tensor: str, edits: Sequence[Edit]) -> Iterator[Overlap]:
-    """Yield the pairs of edits of one weight that scale the same rows of it."""
+    """Yield the pairs of edits of one parameter that change the same rows of it."""
     for first, second in combinations(edits, 2):
-        rows = common_rows(first.rows, second.rows)
+        rows = common_rows(touched_rows(first, tensor), touched_rows(second, tensor))
         if rows is None or rows:
-            yield Overlap(first, second, tensor, rows)
+            yield Overlap(first, second, tensor, rows, *_meeting(first, second))
+
+
+def _meeting(first: Recipe, second: Recipe) -> tuple[Meeting, float | None]:
+    one, other = first.operator, second.operator
+    if isinstance(one, Gate) and isinstance(other, Gate):
+        return "factors multiply", None
+    if not (isinstance(one, LowRankMap) and isinstance(other, LowRankMap)):
+        return "changes add", None
+    if first.site.name != second.site.name:
+        return "changes add", None
+    cosine = _largest_cosine(one, other)
+    angle = degrees(acos(min(1.0, cosine)))
+    return ("shared subspace" if cosine > 1e-6 else "changes add"), angle
+
+
+def _largest_cosine(one: LowRankMap, other: LowRankMap) -> float:
+    """Return the cosine of the smallest principal angle between what two maps read."""
+    bases = [torch.linalg.qr(each.read.double()).Q for each in (one, other)]
+    return float(torch.linalg.matrix_norm(bases[0].T @ bases[1], ord=2))

@@ -3,16 +3,20 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
+from msgspec import Meta
 from torch import Tensor, nn
 
-from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
+from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.site import Count
 from salve_plugin.store.digest import sha256_tensor
+from salve_plugin.store.record import Notes, ParameterPath, Record, Sha256
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class Fingerprint(Record):
     """One tensor's identity.
 
     Attributes:
@@ -21,36 +25,22 @@ class Fingerprint:
         sha256: hex digest of the elements, row-major, in that dtype.
     """
 
-    shape: tuple[int, ...]
-    dtype: str
-    sha256: str
+    shape: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=8)]
+    dtype: Annotated[str, Meta(pattern=r"^(bfloat16|float(16|32|64))$(?!\n)")]
+    sha256: Sha256
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Fingerprint":
-        """Return the fingerprint of a tensor; costs one pass of SHA-256 over its bytes."""
-        return cls(tuple(tensor.shape), dtype_name(tensor), sha256_tensor(tensor))
-
-    def to_json(self) -> dict[str, object]:
-        """Return the fields as plain JSON values."""
-        return {"shape": list(self.shape), "dtype": self.dtype, "sha256": self.sha256}
-
-    @classmethod
-    def from_json(cls, fields: object) -> "Fingerprint":
-        """Rebuild a fingerprint from `to_json`.
+        """Return the fingerprint of a tensor; costs one pass of SHA-256 over its bytes.
 
         Raises:
-            InputError: if a field is missing, unknown or ill-typed.
+            UnsupportedModelError: if it is on the meta device and so has no values.
         """
-        if not isinstance(fields, Mapping) or set(fields) != {"shape", "dtype", "sha256"}:
-            raise InputError(
-                f"a fingerprint has the fields shape, dtype and sha256; got {fields!r}"
+        if tensor.is_meta:
+            raise UnsupportedModelError(
+                "the model is on the meta device, where weights have no values; load it first"
             )
-        shape, dtype, sha256 = fields["shape"], fields["dtype"], fields["sha256"]
-        whole = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
-        is_digest = isinstance(sha256, str) and len(sha256) == 64
-        if not (whole and isinstance(dtype, str) and is_digest):
-            raise InputError(f"ill-typed fingerprint {fields!r}")
-        return cls(tuple(shape), dtype, sha256)
+        return cls(tuple(tensor.shape), dtype_name(tensor), sha256_tensor(tensor))
 
     def __str__(self) -> str:
         """Name the shape, the dtype and the start of the digest."""
@@ -58,53 +48,37 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class Base:
+class Base(Record):
     """The model that an edit belongs to.
+
+    Known twice: by what the edit touches, which is needed to apply it, and by one digest over
+    everything, which is needed to prove that nothing else was changed.
 
     Attributes:
         description: the hooked model's own description (family, architecture, ...), JSON values.
-        tensors: fingerprint of every weight that the edit touches, by its path in the bare model,
-            taken without any edit.
+        tensors: fingerprint of every parameter that the edit touches, by its path in the bare
+            model, taken without any edit.
+        state: digest over all tensors of the model's state dict without any edit, see
+            `state_digest`; None where nobody looked.
     """
 
-    description: Mapping[str, object]
-    tensors: Mapping[str, Fingerprint]
-
-    def to_json(self) -> dict[str, object]:
-        """Return the fields as plain JSON values."""
-        return {
-            "description": dict(self.description),
-            "tensors": {path: print_.to_json() for path, print_ in sorted(self.tensors.items())},
-        }
-
-    @classmethod
-    def from_json(cls, fields: object) -> "Base":
-        """Rebuild a base from `to_json`.
-
-        Raises:
-            InputError: if a field is missing, unknown or ill-typed.
-        """
-        if not isinstance(fields, Mapping) or set(fields) != {"description", "tensors"}:
-            raise InputError(f"a base has the fields description and tensors; got {fields!r}")
-        description, tensors = fields["description"], fields["tensors"]
-        if not isinstance(description, Mapping) or not isinstance(tensors, Mapping) or not tensors:
-            raise InputError(f"a base has a description and at least one tensor; got {fields!r}")
-        if not all(isinstance(path, str) for path in (*description, *tensors)):
-            raise InputError("the names in a base must be strings")
-        return cls(
-            plain_json(description),
-            {path: Fingerprint.from_json(value) for path, value in tensors.items()},
-        )
+    description: Notes
+    tensors: Annotated[dict[ParameterPath, Fingerprint], Meta(min_length=1, max_length=256)]
+    state: Sha256 | None = None
 
 
 def same_base(one: Base, other: Base) -> bool:
     """Tell whether two bases are of one model, as far as they say.
 
-    Their descriptions are equal, and so are the fingerprints of the weights that are in both.
+    Their descriptions are equal, and so are the fingerprints of the parameters that are in both,
+    and the digests over everything, where both have one.
     """
     shared = one.tensors.keys() & other.tensors.keys()
-    return one.description == other.description and all(
-        one.tensors[path] == other.tensors[path] for path in shared
+    known = one.state is not None and other.state is not None
+    return (
+        one.description == other.description
+        and (not known or one.state == other.state)
+        and all(one.tensors[path] == other.tensors[path] for path in shared)
     )
 
 
@@ -128,61 +102,11 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the model itself, without the names that `attach` put around it."""
-    return model.model if isinstance(model, HookedModel) else model
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A layer that an edit writes to.
-
-    Attributes:
-        path: of its weight in the bare model.
-        module: a Linear or a 1x1 Conv2d.
-        parameter: its weight.
-        matrix: the weight as (outputs, width), sharing the parameter's memory.
-    """
-
-    path: str
-    module: nn.Module
-    parameter: nn.Parameter
-    matrix: Tensor
-
-
-def find_readers(model: nn.Module, weight_paths: tuple[str, ...] | list[str]) -> list[Reader]:
-    """Return the layers of the bare `model` whose weights have these paths, each weight once.
-
-    Raises:
-        BaseMismatchError: if there is no such layer.
-        UnsupportedModelError: if its weight is no plain parameter of a Linear or 1x1 Conv2d.
-    """
-    found: dict[int, Reader] = {}
-    for path in weight_paths:
-        owner, _, name = path.rpartition(".")
-        try:
-            module = model.get_submodule(owner)
-        except AttributeError:
-            raise BaseMismatchError(
-                f"{type(model).__name__} has no layer '{owner}', where this edit writes; apply it "
-                "to the model it was made for (for a wrapped model: to the model inside)"
-            ) from None
-        parameter = module._parameters.get(name)
-        if parameter is None:
-            raise UnsupportedModelError(
-                f"'{path}' is no plain parameter of {type(module).__name__} (quantized, pruned or "
-                "parametrized?), so writing to it would not last; remove the parametrization first"
-            )
-        matrix = _matrix(path, module, parameter.detach())
-        found.setdefault(id(parameter), Reader(path, module, parameter, matrix))
-    return list(found.values())
-
-
-def _matrix(path: str, module: nn.Module, weight: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return weight
-    if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
-        return weight[:, :, 0, 0]
-    raise UnsupportedModelError(
-        f"'{path}' belongs to a {type(module).__name__}; only Linear and ungrouped 1x1 Conv2d "
-        "layers can be edited"
-    )
+    """Return the model itself, without what `attach` and `torch.compile` put around it."""
+    while True:
+        if isinstance(model, HookedModel):
+            model = model.model
+        elif isinstance(model._modules.get("_orig_mod"), nn.Module):
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from salve_plugin.control.applied_edits import status
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.strength import (
     check_labels,
@@ -20,7 +21,7 @@ from salve_plugin.control.strength import (
     solve,
     split,
 )  # fmt: skip
-from salve_plugin.discover.activations import Activations
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import HEAD_INPUT
@@ -75,6 +76,8 @@ class AlphaCrit:
         target: "zero", "fraction" or "flip".
         fraction: of the logit, for target "fraction".
         against: whose logit: the image's own "label" or the "predicted" class.
+        family: `Edit.family` of the edits that these strengths are of: all that differ from the one
+            asked about in strength only.
         classes: class names, if known.
     """
 
@@ -85,6 +88,7 @@ class AlphaCrit:
     target: Target
     fraction: float
     against: Against
+    family: str
     classes: tuple[str, ...] | None = None
 
     def summary(self) -> list[ClassCrit]:
@@ -121,6 +125,7 @@ class AlphaCrit:
             "target": self.target,
             "fraction": self.fraction if self.target == "fraction" else None,
             "against": self.against,
+            "family": self.family,
             "classes": [entry.to_json() for entry in self.summary()],
         }
 
@@ -135,14 +140,14 @@ def alpha_crit(
     against: Against = "label",
     classes: Iterable[int] | None = None,
 ) -> AlphaCrit:
-    """Return the exact critical strength of `edit`'s direction and rows for each recorded image.
+    """Return the exact critical strength of `edit`'s directions and rows for each recorded image.
 
     The edit's own strength plays no part. The head is taken as it is, so edits that are applied
     count as part of the model. Activations are streamed; only the results stay in memory.
 
     Args:
         hooked: the attached model.
-        edit: whose direction, mode and rows are asked about; an edit of the head.
+        edit: whose directions, mode and rows are asked about; a gate at the head.
         acts: recorded head inputs, one row an image.
         target: "zero": the logit reaches 0 (the paper's definition); "fraction": it falls to
             `fraction` of its value; "flip": another class's logit reaches it.
@@ -151,8 +156,8 @@ def alpha_crit(
         classes: only images with these labels; None means all.
 
     Raises:
-        InputError: if edit or activations belong to another site than the head's input, if an
-            option is unknown, or if no image is left.
+        InputError: if edit or activations belong to another site than the head's input, if the edit
+            is no gate, an option is unknown, or no image is left.
         EditStateError: if the edit itself is applied.
     """
     _check_options(edit, acts, target, fraction, against)
@@ -176,7 +181,9 @@ def alpha_crit(
     if not parts:
         raise InputError(f"no recorded image has a label among {classes}")
     values, linear, labels, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
-    return AlphaCrit(values, linear, labels, predicted, target, fraction, against, acts.classes)
+    return AlphaCrit(
+        values, linear, labels, predicted, target, fraction, against, edit.family, acts.classes
+    )
 
 
 def _of_batch(
@@ -189,8 +196,9 @@ def _of_batch(
     target: Target,
     fraction: float,
 ) -> tuple[Tensor, Tensor]:
+    gate = edit.gate
     if target == "flip":
-        return flip(weight, bias, edit.direction, x, asked, edit.rows, edit.mode)
+        return flip(weight, bias, gate.reach, x, asked, edit.rows, gate.mode)
     goal = torch.zeros(len(x), dtype=torch.float64)
     if target == "fraction":
         goal = fraction * logits.gather(1, asked[:, None])[:, 0]
@@ -200,7 +208,7 @@ def _of_batch(
         own = (asked == label).nonzero()[:, 0]
         height = bias[label] - goal[own] + (x[own].double() * still[label]).sum(1)
         values[own], linear[own] = solve(
-            moving[label : label + 1], edit.direction, x[own], height, edit.mode, None
+            moving[label : label + 1], gate.reach, x[own], height, gate.mode, None
         )
     return values, linear
 
@@ -240,8 +248,6 @@ def _check_options(
 
 
 def _check_not_applied(hooked: HookedModel, edit: Edit) -> None:
-    from salve_plugin.control.applied_edits import status
-
     if any(entry.edit == edit for entry in status(hooked).applied):
         raise EditStateError(
             f"edit {edit.digest[:12]} is applied, so the head is no longer the one asked about; "

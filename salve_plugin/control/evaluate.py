@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from salve_plugin.control.base import bare
 from salve_plugin.control.strength import check_labels
-from salve_plugin.discover.activations import Activations
-from salve_plugin.discover.loader import labelled_batches
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import evaluating
 

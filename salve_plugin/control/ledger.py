@@ -1,11 +1,13 @@
-"""The ledger of one weight: which edits are on it, and what its rows were without any.
+"""The ledger of one parameter: which edits are on it, and what its rows were without any.
 
-A weight that carries edits is at all times one formula of its ledger: the pristine rows times the
-product of the edits' multipliers (in float64, in the order of their digests, cast once). So the
-order of application does not matter, undo never divides, and changes by others are noticed.
+A parameter that carries edits is at all times one formula of its ledger: the pristine rows times
+the product of the edits' factors, plus the sum of what they add, both in the order of the edits'
+digests, in float64 and cast once. So the order of application does not matter, undo never divides
+or subtracts, and changes by others are noticed.
 
-The ledger is a plain attribute of the layer: no part of the state dict, copied and pickled with the
-layer, gone with the last edit.
+The ledger lies at the parameter: every module that holds it (tied weights are one parameter) keeps
+the same ledger under the parameter's name, as a plain attribute. It is no part of the state dict,
+is copied and pickled with the modules, and is gone with the last edit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,195 +16,290 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from salve_plugin.control.base import Reader
-from salve_plugin.control.edit import Edit
-from salve_plugin.control.operators import cast_factors, product, scaled
+from salve_plugin.control.operators import Part, cast_factors, product, scaled
+from salve_plugin.control.operators.base import Index
+from salve_plugin.control.recipe import Recipe, Rows
+from salve_plugin.control.targets import Slot
 
-ATTRIBUTE = "_salve_ledger"
+ATTRIBUTE = "_salve_ledgers"
 _BLOCK = 1 << 18  # elements compared at once
 
-Index = slice | Tensor
 
-
-@dataclass(frozen=True)
-class Ledger:
-    """What is applied to one weight.
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What one edit does to one parameter.
 
     Attributes:
-        edits: in order of application.
-        rows: the rows that any of them touches, ascending; None means all.
-        pristine: those rows without any edit.
+        edit: which.
+        rows: of the parameter; None means all.
+        part: the formula for these rows.
     """
 
-    edits: tuple[Edit, ...]
-    rows: tuple[int, ...] | None
+    edit: Recipe
+    rows: Rows
+    part: Part
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """What is applied to one parameter.
+
+    Attributes:
+        entries: in order of application; an edit of two slices of a parameter has two.
+        rows: the rows that any of them touches, ascending; None means all.
+        pristine: those rows without any edit, in the parameter's layout.
+    """
+
+    entries: tuple[Entry, ...]
+    rows: Rows
     pristine: Tensor
 
-    def without(self, *edits: Edit) -> "Ledger":
+    @property
+    def edits(self) -> tuple[Recipe, ...]:
+        """The edits, each once, in order of application."""
+        return tuple(dict.fromkeys(entry.edit for entry in self.entries))
+
+    def without(self, *edits: Recipe) -> "Ledger":
         """Return the ledger with some edits less; it still covers all its rows."""
-        return replace(self, edits=tuple(other for other in self.edits if other not in edits))
+        return replace(self, entries=tuple(e for e in self.entries if e.edit not in edits))
 
 
-def ledger_of(reader: Reader) -> Ledger | None:
-    """Return the ledger of a weight; None if no edit is on it."""
-    ledger = reader.module.__dict__.get(ATTRIBUTE)
-    return ledger if isinstance(ledger, Ledger) else None
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A parameter, the ledger that it has and the one to come, which covers all rows to write."""
+
+    slot: Slot
+    present: Ledger | None
+    coming: Ledger
 
 
-def pristine_matrix(reader: Reader) -> Tensor:
-    """Return the weight (outputs, width) without edits; the weight itself if there are none."""
-    ledger = ledger_of(reader)
+def ledger_of(slot: Slot) -> Ledger | None:
+    """Return the ledger of a parameter; None if no edit is on it."""
+    for module, name in slot.owners:  # a module that was tied later knows of none
+        ledger = module.__dict__.get(ATTRIBUTE, {}).get(name)
+        if isinstance(ledger, Ledger):
+            return ledger
+    return None
+
+
+def pristine_of(slot: Slot) -> Tensor:
+    """Return the parameter without edits; the parameter itself if there are none."""
+    ledger = ledger_of(slot)
     if ledger is None:
-        return reader.matrix
-    whole = reader.matrix.clone()
+        return slot.parameter.detach()
+    whole = slot.parameter.detach().clone()
     whole[index_of(ledger.rows)] = ledger.pristine.to(whole)
     return whole
 
 
-def composed(pristine: Tensor, edits: Sequence[Edit]) -> Tensor:
-    """Return what several edits make of all the rows that any of them touches, as a new tensor.
-
-    Args:
-        pristine: those rows without any edit, ascending, (rows, width).
-        edits: of one weight.
-    """
-    ledger = Ledger(tuple(edits), union_of([edit.rows for edit in edits]), pristine)
-    result = torch.empty_like(pristine)
-    for _, at, factors in _parts(pristine, ledger):
-        assert factors is not None  # no row is untouched
-        _put(result, at, scaled(pristine[at], factors))
+def composed(ledger: Ledger) -> Tensor:
+    """Return what the ledger's formula gives for all the rows that it covers, as a new tensor."""
+    result = torch.empty_like(ledger.pristine)
+    count = len(ledger.pristine)
+    rows = range(count) if ledger.rows is None else ledger.rows
+    for _, source, formula in _pieces(rows, ledger, len(rows)):
+        _put(result, source, formula.of(ledger.pristine[source]))
     return result
 
 
-def commit(plan: Sequence[tuple[Reader, tuple[Edit, ...], Ledger]]) -> None:
-    """Bring every weight and ledger to the planned state; on any error, back to the present one.
-
-    Args:
-        plan: for each weight, the edits on its rows now and the ledger to come. That ledger covers
-            all rows to write, also those that its edits no longer touch.
-    """
+def commit(plan: Sequence[Planned]) -> None:
+    """Bring every parameter and ledger to the planned state; on any error, back to the present."""
     try:
-        for reader, _, ledger in plan:
-            _write(reader, ledger)
-    except BaseException:  # an interrupt between two weights must not leave half an edit either
-        for reader, edits, ledger in plan:
-            _write(reader, replace(ledger, edits=edits))
+        for each in plan:
+            _write(each.slot, each.coming)
+    except BaseException:  # an interrupt between two parameters must not leave half an edit either
+        for each in plan:
+            entries = () if each.present is None else each.present.entries
+            _write(each.slot, replace(each.coming, entries=entries))
         raise
-    for reader, _, ledger in plan:
-        _record(reader, ledger)
+    finally:
+        # Autocast keeps casts of parameters that it would go on using inside its region.
+        torch.clear_autocast_cache()
+    for each in plan:
+        _record(each.slot, each.coming)
 
 
-def _record(reader: Reader, ledger: Ledger) -> None:
-    if not ledger.edits:
-        reader.module.__dict__.pop(ATTRIBUTE, None)
+def forget(slot: Slot) -> None:
+    """Drop the ledger of a parameter."""
+    for module, name in slot.owners:
+        ledgers = module.__dict__.get(ATTRIBUTE, {})
+        ledgers.pop(name, None)
+        if not ledgers:
+            module.__dict__.pop(ATTRIBUTE, None)
+
+
+def _record(slot: Slot, ledger: Ledger) -> None:
+    if not ledger.entries:
+        forget(slot)
         return
-    touched = union_of([edit.rows for edit in ledger.edits])
+    touched = union_of([entry.rows for entry in ledger.entries])
     if touched != ledger.rows:
         assert touched is not None
         covered = range(len(ledger.pristine)) if ledger.rows is None else ledger.rows
         position = {row: at for at, row in enumerate(covered)}
         kept = take(ledger.pristine, tuple(position[row] for row in touched)).clone()
-        ledger = Ledger(ledger.edits, touched, kept)
-    # Not setattr: a ledger is no parameter, buffer or submodule, and some modules forbid others.
-    reader.module.__dict__[ATTRIBUTE] = ledger
+        ledger = Ledger(ledger.entries, touched, kept)
+    for module, name in slot.owners:
+        # Not setattr: a ledger is no parameter, buffer or submodule; some modules forbid others.
+        module.__dict__.setdefault(ATTRIBUTE, {})[name] = ledger
 
 
-def _write(reader: Reader, ledger: Ledger) -> None:
-    matrix = reader.matrix
-    for rows, source, factors in _parts(matrix, ledger):
+def _write(slot: Slot, ledger: Ledger) -> None:
+    parameter = slot.parameter.detach()
+    for rows, source, formula in _pieces(_covered(parameter, ledger), ledger):
         values = ledger.pristine[source]
-        same = values.dtype == matrix.dtype and values.device == matrix.device
-        if factors is not None and same and isinstance(rows, slice):
-            scaled(values, factors, out=matrix[rows])
+        same = values.dtype == parameter.dtype and values.device == parameter.device
+        if formula.is_scaling and same and isinstance(rows, slice):
+            formula.of(values, out=parameter[rows])
         else:
-            _put(matrix, rows, values if factors is None else scaled(values, factors))
+            _put(parameter, rows, formula.of(values))
 
 
-def holds(matrix: Tensor, ledger: Ledger) -> bool:
-    """Say whether a weight (outputs, width) is, bit for bit, what the ledger's formula gives."""
-    return all(held for held, *_ in _compared(matrix, ledger))
+def holds(tensor: Tensor, ledger: Ledger) -> bool:
+    """Say whether a parameter is, bit for bit, what the ledger's formula gives."""
+    return all(held for held, *_ in _compared(tensor.detach(), ledger))
 
 
-def restore(plan: Sequence[tuple[Reader, Ledger]]) -> Reader | None:
+def restore(plan: Sequence[tuple[Slot, Ledger]]) -> Slot | None:
     """Put all pristine rows back, comparing and writing in one pass over memory.
 
     Returns:
-        A weight that is not what its ledger's formula gives, if there is one; then, as on any
-        error, every weight is as it was.
+        A parameter that is not what its ledger's formula gives, if there is one; then, as on any
+        error, every parameter is as it was.
     """
-    done: list[tuple[Reader, Ledger, Index, Index, Tensor | None]] = []
+    done: list[tuple[Slot, Ledger, Index, Index, Formula]] = []
     try:
-        for reader, ledger in plan:
-            for held, rows, source, factors in _compared(reader.matrix, ledger):
+        for slot, ledger in plan:
+            parameter = slot.parameter.detach()
+            for held, rows, source, formula in _compared(parameter, ledger):
                 if not held:
                     _redo(done)
-                    return reader
-                done.append((reader, ledger, rows, source, factors))
-                _put(reader.matrix, rows, ledger.pristine[source])
+                    return slot
+                done.append((slot, ledger, rows, source, formula))
+                _put(parameter, rows, ledger.pristine[source])
     except BaseException:
         _redo(done)
         raise
-    for reader, _ in plan:
-        reader.module.__dict__.pop(ATTRIBUTE, None)
+    finally:
+        torch.clear_autocast_cache()
+    for slot, _ in plan:
+        forget(slot)
     return None
 
 
-def _redo(done: Sequence[tuple[Reader, Ledger, Index, Index, Tensor | None]]) -> None:
+def _redo(done: Sequence[tuple[Slot, Ledger, Index, Index, "Formula"]]) -> None:
     """Write what had been compared and found equal to the formula, and then been overwritten."""
-    for reader, ledger, rows, source, factors in done:
-        values = ledger.pristine[source]
-        values = values if factors is None else scaled(values, factors)
-        _put(reader.matrix, rows, values)
+    for slot, ledger, rows, source, formula in done:
+        _put(slot.parameter.detach(), rows, formula.of(ledger.pristine[source]))
 
 
-def _put(matrix: Tensor, rows: Index, values: Tensor) -> None:
+def _put(tensor: Tensor, rows: Index, values: Tensor) -> None:
     if isinstance(rows, slice):
-        matrix[rows].copy_(values)  # casts and moves by itself, and needs no temporary
+        tensor[rows].copy_(values)  # casts and moves by itself, and needs no temporary
     else:
-        matrix[rows] = values.to(matrix)
+        tensor[rows] = values.to(tensor)
 
 
-def _compared(matrix: Tensor, ledger: Ledger) -> Iterator[tuple[bool, Index, Index, Tensor | None]]:
-    """Yield whether a part of the weight is what the formula gives, and the part (`_parts`)."""
+@dataclass(frozen=True, eq=False)
+class Formula:
+    """What some rows of a parameter become: values · factors + the sum of what parts add.
+
+    Attributes:
+        factors: in float64, broadcast over the rows; None if nothing is scaled.
+        cast: the same as they multiply rows to which nothing is added.
+        added: the parts that add, with the positions of the rows among each part's own.
+    """
+
+    factors: Tensor | None
+    cast: Tensor | None
+    added: tuple[tuple[Part, Index], ...]
+
+    @property
+    def is_scaling(self) -> bool:
+        """Whether rows are only multiplied."""
+        return self.cast is not None and not self.added
+
+    def of(self, values: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Return what the rows become, in their dtype, into `out` if nothing is added.
+
+        Rows that are only scaled are multiplied in their own precision (16-bit ones in float32).
+        """
+        if not self.added:
+            return values if self.cast is None else scaled(values, self.cast, out=out)
+        total = values.double().cpu()
+        if self.factors is not None:
+            total = total * self.factors
+        for part, rows in self.added:
+            change = part.added_at(rows)
+            assert change is not None
+            total = total + change
+        return total.to(values.dtype).to(values.device)
+
+
+def _compared(tensor: Tensor, ledger: Ledger) -> Iterator[tuple[bool, Index, Index, Formula]]:
+    """Yield whether a piece of the parameter is what the formula gives, and the piece."""
     # One small piece of memory again and again: it stays in cache, and fresh pages cost more than
     # the arithmetic.
-    step = min(len(ledger.pristine), max(1, _BLOCK // matrix.shape[1]))
-    room = ledger.pristine.new_empty(step, matrix.shape[1])
-    for rows, source, factors in _parts(matrix, ledger, step):
-        values = ledger.pristine[source]
-        if factors is not None:
-            values = scaled(values, factors, out=room[: len(values)])
-        yield same_bits(matrix[rows], values.to(matrix)), rows, source, factors
+    pristine = ledger.pristine
+    per_row = max(1, pristine[0].numel()) if len(pristine) else 1
+    step = min(len(pristine), max(1, _BLOCK // per_row))
+    room = pristine.new_empty(step, *pristine.shape[1:])
+    for rows, source, formula in _pieces(_covered(tensor, ledger), ledger, step):
+        values = pristine[source]
+        room_here = room[: len(values)] if formula.is_scaling else None
+        values = formula.of(values, out=room_here)
+        yield same_bits(tensor[rows], values.to(tensor)), rows, source, formula
 
 
-def _parts(
-    matrix: Tensor, ledger: Ledger, step: int | None = None
-) -> Iterator[tuple[Index, Index, Tensor | None]]:
-    """Yield (rows of the weight, their place in `pristine`, their factors), at most `step` rows."""
-    for rows, source, edits in _groups(ledger, len(matrix)):
-        ordered = sorted(edits, key=lambda edit: edit.digest)
-        factors = product([edit.factors for edit in ordered]) if ordered else None
-        factors = None if factors is None else cast_factors(factors, ledger.pristine)
-        for start in range(0, len(rows), step or len(rows)):
-            part = slice(start, start + (step or len(rows)))
-            yield _slice_if_run(rows[part]), _slice_if_run(source[part]), factors
+def _covered(tensor: Tensor, ledger: Ledger) -> Sequence[int]:
+    return range(len(tensor)) if ledger.rows is None else ledger.rows
+
+
+def _pieces(
+    rows: Sequence[int], ledger: Ledger, step: int | None = None
+) -> Iterator[tuple[Index, Index, Formula]]:
+    """Yield (rows of the parameter, their place in `pristine`, their formula), `step` at most."""
+    for own, source, entries in _groups(rows, ledger):
+        ordered = sorted(entries, key=lambda entry: entry.edit.digest)
+        alike = all(entry.part.is_same_in_every_row for entry in ordered)
+        formula = _formula(ordered, own[:1], ledger) if alike else None
+        length = step or len(own)
+        for start in range(0, len(own), length):
+            here = slice(start, start + length)
+            own_formula = formula or _formula(ordered, own[here], ledger)
+            yield _slice_if_run(own[here]), _slice_if_run(source[here]), own_formula
+
+
+def _formula(entries: Sequence[Entry], rows: Sequence[int], ledger: Ledger) -> Formula:
+    parts = [(entry.part, _within(entry.rows, rows)) for entry in entries]
+    factors = [each for part, at in parts if (each := part.factors_at(at)) is not None]
+    whole = product(factors) if factors else None
+    cast = None if whole is None else cast_factors(whole, ledger.pristine)
+    return Formula(whole, cast, tuple(pair for pair in parts if pair[0].left is not None))
+
+
+def _within(covered: Rows, rows: Sequence[int]) -> Index:
+    """Return the positions of rows among those that an entry covers."""
+    if covered is None or rows == covered:
+        return _slice_if_run(rows if covered is None else range(len(rows)))
+    place = {row: at for at, row in enumerate(covered)}
+    return _slice_if_run([place[row] for row in rows])
 
 
 def _groups(
-    ledger: Ledger, n_rows: int
-) -> Iterator[tuple[Sequence[int], Sequence[int], tuple[Edit, ...]]]:
-    """Yield (rows, their positions in `pristine`, edits on them), one for each set of edits."""
-    rows: Sequence[int] = range(n_rows) if ledger.rows is None else ledger.rows
-    if all(edit.rows == ledger.rows for edit in ledger.edits):
-        yield rows, range(len(rows)), ledger.edits
+    rows: Sequence[int], ledger: Ledger
+) -> Iterator[tuple[Sequence[int], Sequence[int], tuple[Entry, ...]]]:
+    """Yield (rows, their positions in `pristine`, entries on them), one for each set of entries."""
+    if all(entry.rows == ledger.rows for entry in ledger.entries):
+        yield rows, range(len(rows)), ledger.entries
         return
-    touched = [(edit, None if edit.rows is None else set(edit.rows)) for edit in ledger.edits]
-    groups: dict[tuple[Edit, ...], list[int]] = {}
+    touched = [(e, None if e.rows is None else set(e.rows)) for e in ledger.entries]
+    groups: dict[tuple[Entry, ...], list[int]] = {}
     for at, row in enumerate(rows):
-        key = tuple(edit for edit, own in touched if own is None or row in own)
+        key = tuple(entry for entry, own in touched if own is None or row in own)
         groups.setdefault(key, []).append(at)
-    for edits, positions in groups.items():
-        yield [rows[at] for at in positions], positions, edits
+    for entries, positions in groups.items():
+        yield [rows[at] for at in positions], positions, entries
 
 
 def _slice_if_run(rows: Sequence[int]) -> Index:
@@ -212,17 +309,17 @@ def _slice_if_run(rows: Sequence[int]) -> Index:
     return torch.tensor(rows)
 
 
-def index_of(rows: tuple[int, ...] | None) -> Index:
-    """Return what selects the rows of a matrix; None means all of them."""
+def index_of(rows: Rows) -> Index:
+    """Return what selects the rows of a tensor; None means all of them."""
     return slice(None) if rows is None else _slice_if_run(rows)
 
 
-def take(matrix: Tensor, rows: tuple[int, ...] | None) -> Tensor:
+def take(tensor: Tensor, rows: Rows) -> Tensor:
     """Return the rows: a view where that is possible."""
-    return matrix[index_of(rows)]
+    return tensor[index_of(rows)]
 
 
-def union_of(several: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+def union_of(several: Sequence[Rows]) -> Rows:
     """Return the rows in any of several; None means all."""
     rows: set[int] = set()
     for one in several:
@@ -232,9 +329,7 @@ def union_of(several: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | Non
     return tuple(sorted(rows))
 
 
-def common_rows(
-    first: tuple[int, ...] | None, second: tuple[int, ...] | None
-) -> tuple[int, ...] | None:
+def common_rows(first: Rows, second: Rows) -> Rows:
     """Return the rows in both; None means all."""
     if first is None or second is None:
         return first if second is None else second

@@ -127,9 +127,12 @@ def with_rivals(
     Raises:
         InputError: as `rival_rows`.
     """
-    weight, bias, direction = (each.float().cpu() for each in (weight, bias, edit.direction))
-    found = rival_rows(weight, bias, direction, *recorded, label, strengths)
-    return replace(edit, rows=found.rows, strength=found.strength)
+    direction = edit.gate.directions[0] if len(edit.gate.directions) == 1 else None
+    if direction is None:
+        raise InputError("rows of rivals are found for an edit of one latent; name the rows")
+    weight, bias, direction = (each.float().cpu() for each in (weight, bias, direction))
+    rowset = rival_rows(weight, bias, direction, *recorded, label, strengths)
+    return replace(edit, rows=rowset.rows).with_strength(rowset.strength)
 
 
 def badness(found: RowSet) -> tuple[float, float, float]:

@@ -15,12 +15,13 @@ from torch import Tensor
 from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Change, change, evaluate_head, evaluate_heads
-from salve_plugin.control.operators import scaled_weight
+from salve_plugin.control.making import suppress
+from salve_plugin.control.operators import Gate, scaled
+from salve_plugin.control.recipe import Provenance
 from salve_plugin.control.rivals import with_rivals
-from salve_plugin.control.scaling import suppress
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 
@@ -63,7 +64,7 @@ class Candidate:
         """Return plain JSON values."""
         return {
             "latent": self.edit.latent,
-            "strength": self.edit.strength,
+            "strength": self.edit.gate.strength,
             "change": self.change.to_json(),
             "lead": self.lead,
         }
@@ -97,7 +98,7 @@ class Choice:
     @property
     def strength(self) -> float:
         """The chosen strength."""
-        return self.edit.strength
+        return self.edit.gate.strength
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -159,17 +160,20 @@ def choose(
     own = _of_class(acts, index)
     tried: list[Candidate] = []
     unreachable: list[int] = []
-    done, wave = 0, candidates + 1
+    done, wave, base = 0, candidates + 1, None
     while done < len(order) and not any(one.met(max_target_accuracy) for one in tried):
         edits: list[Edit] = []
         for latent in order[done : done + wave]:
-            edit = suppress(hooked, dictionary, latent=latent, strength=0.0, rows=_fixed(rows))
+            edit = suppress(
+                hooked, dictionary, latent=latent, strength=0.0, rows=_fixed(rows), base=base
+            )
+            base = edit.base  # of one model: hashed once
             if recorded is not None:
                 edit = with_rivals(edit, weight, bias, recorded, index)
             strengths = _strengths(hooked, edit, acts, index, max_target_accuracy)
             # A row set comes with the strength that it was found at: it competes, too.
-            strengths += [edit.strength] if edit.strength else []
-            edits += [replace(edit, strength=strength) for strength in strengths]
+            strengths += [edit.gate.strength] if edit.gate.strength else []
+            edits += [edit.with_strength(strength) for strength in strengths]
             if not strengths:
                 unreachable.append(latent)
         heads = [edited_weight(weight, edit) for edit in edits]
@@ -206,7 +210,12 @@ def _fixed(rows: Sequence[int] | Literal["rivals"] | None) -> Sequence[int] | No
 
 def edited_weight(weight: Tensor, edit: Edit) -> Tensor:
     """Return the head's weight as `edit` would make it; the input is left unchanged."""
-    return scaled_weight(weight, edit.direction, edit.strength, mode=edit.mode, rows=edit.rows)
+    factors = edit.gate.factors.to(weight.device)
+    if edit.rows is None:
+        return scaled(weight, factors)
+    result, index = weight.clone(), torch.tensor(edit.rows, device=weight.device)
+    result[index] = scaled(weight[index], factors)
+    return result
 
 
 def without_class(weight: Tensor, label: int) -> Tensor:
@@ -224,7 +233,8 @@ def random_control(edit: Edit, seed: int = 0) -> Edit:
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(edit.site.width, generator=generator, dtype=torch.float64)
     direction = (direction / direction.norm()).float()
-    return replace(edit, direction=direction, strength=0.0, dictionary_digest=None)
+    gate = Gate(direction[None], 0.0, edit.gate.mode)
+    return replace(edit, operator=gate, provenance=Provenance())
 
 
 def strength_to_break(

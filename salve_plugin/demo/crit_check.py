@@ -1,7 +1,7 @@
 """The exact critical strength against brute force: the edited network itself, evaluated again."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -61,11 +61,11 @@ def check_crit(study: Study, edit: Edit, label: int, images: Tensor) -> CritChec
 
     def left(strengths: Tensor) -> Tensor:
         """Logits of the edited head, one strength an image."""
-        factors = (1 - strengths[:, None] * edit.direction.double().abs()).clamp(min=0)
+        factors = (1 - strengths[:, None] * edit.gate.reach).clamp(min=0)
         return (x * weight[label] * factors).sum(1) + bias[label]
 
     finite = exact.isfinite()
-    agree = _agrees(left, exact, _last_strength(edit.direction))
+    agree = _agrees(left, exact, _last_strength(edit.gate.reach))
     usable = finite & linear.isfinite()
     return CritCheck(
         label=label,
@@ -78,9 +78,8 @@ def check_crit(study: Study, edit: Edit, label: int, images: Tensor) -> CritChec
     )
 
 
-def _last_strength(direction: Tensor) -> float:
+def _last_strength(reach: Tensor) -> float:
     """Return the strength at which every column is closed, or the largest that is asked about."""
-    reach = direction.double().abs()
     return min(1.01 / float(reach[reach > 0].min()), LIMIT / float(reach.max()))
 
 
@@ -102,7 +101,7 @@ def _worst_residual(study: Study, edit: Edit, label: int, images: Tensor, roots:
     for image, root in zip(images[:THROUGH_NETWORK], roots[:THROUGH_NETWORK], strict=True):
         with torch.no_grad():
             before = float(network(image[None])[0, label])
-            with replace(edit, strength=float(root)).applied(network):
+            with edit.with_strength(float(root)).applied(network):
                 after = float(network(image[None])[0, label])
         worst = max(worst, abs(after / before))
     return worst

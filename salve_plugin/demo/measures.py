@@ -6,8 +6,8 @@ import torch
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Change, change, evaluate_heads
+from salve_plugin.control.making import enhance, suppress
 from salve_plugin.control.rivals import strengths_by_closure
-from salve_plugin.control.scaling import enhance, suppress
 from salve_plugin.control.select import (
     Choice,
     choose,
@@ -16,9 +16,9 @@ from salve_plugin.control.select import (
     strength_to_break,
     without_class,
 )
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.hooks import HookedModel
 
 
@@ -79,7 +79,12 @@ class ClassResult:
 
 def _edit_json(edit: Edit) -> dict[str, object]:
     rows = None if edit.rows is None else list(edit.rows)
-    return {"latent": edit.latent, "strength": edit.strength, "rows": rows, "sha256": edit.digest}
+    return {
+        "latent": edit.latent,
+        "strength": edit.gate.strength,
+        "rows": rows,
+        "sha256": edit.digest,
+    }
 
 
 def suppress_class(study: Study, label: int, *, seed: int) -> ClassResult:
@@ -91,7 +96,7 @@ def suppress_class(study: Study, label: int, *, seed: int) -> ClassResult:
     random = random_control(recipe.edit, seed)
     strength = strength_to_break(study.hooked, random, study.train, label)
     reachable = strength < float("inf")
-    random = replace(random, strength=strength if reachable else 0.0)
+    random = random.with_strength(strength if reachable else 0.0)
     before, *after = evaluate_heads(
         [
             weight,
@@ -188,9 +193,9 @@ def cross_class(study: Study) -> CrossClass:
     edit = suppress(study.hooked, study.dictionary, latent=latent, strength=0.0)
     strength = strength_to_break(study.hooked, edit, study.train, first, share=0.5)
     if strength == float("inf"):
-        strength = strengths_by_closure(edit.direction)[-1]
+        strength = strengths_by_closure(edit.gate.reach)[-1]
     weight, bias = study.hooked.unembed()
-    edited = edited_weight(weight, replace(edit, strength=strength))
+    edited = edited_weight(weight, edit.with_strength(strength))
     before, after = evaluate_heads([weight, edited], bias, study.test)
     return CrossClass(
         latent,

@@ -26,8 +26,8 @@ from salve_plugin.demo.figures import explained, sheet
 from salve_plugin.demo.measures import ClassResult, Study, suppress_class
 from salve_plugin.demo.progress import Steps
 from salve_plugin.discover.features import profile
-from salve_plugin.discover.recording import record
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError, SalveError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.artifact import EditArtifact

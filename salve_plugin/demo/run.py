@@ -31,8 +31,8 @@ from salve_plugin.demo.measures import (
 )
 from salve_plugin.demo.progress import Steps
 from salve_plugin.discover.features import profile
-from salve_plugin.discover.recording import record
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import SalveError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.files import write_atomically

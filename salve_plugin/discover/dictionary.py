@@ -23,9 +23,6 @@ from salve_plugin.store.reference import Reference
 from salve_plugin.store.seal import Format
 from salve_plugin.store.stored import Opened, Packed, Stored
 
-COSTLY = {("itda", "k"): 4096, ("mp", "k"): 4096, ("snmf", "updates"): 10_000}
-"""The most that is read of options that time and memory of encoding a single row grow with."""
-
 
 class Dictionary(Stored, nn.Module):
     """Reads activations as codes and writes codes as activations.
@@ -92,7 +89,7 @@ class Dictionary(Stored, nn.Module):
     @property
     def options(self) -> dict[str, object]:
         """The learner's hyper-parameters, as plain JSON values."""
-        options = asdict(self._learner)  # type: ignore[call-overload] # every learner is a dataclass
+        options = asdict(self._learner)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
 
     @property
@@ -286,7 +283,8 @@ def _version(parameter: nn.Parameter) -> tuple[object, ...]:
 
 
 def _check_cost(learner: str, options: Mapping[str, object]) -> None:
-    for (name, option), most in COSTLY.items():
+    known = learners.LEARNERS.get(learner)
+    for option, most in known.costly.items() if known else ():
         value = options.get(option, 0)
-        if name == learner and not (isinstance(value, int | float) and value <= most):
+        if not (isinstance(value, int | float) and value <= most):
             raise InputError(f"its option {option} is {value!r}, more than the {most} that is read")

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 
 

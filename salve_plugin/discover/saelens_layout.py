@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from salve_plugin.discover.learners import LEARNERS
 from salve_plugin.discover.learners.base import Tensors
 from salve_plugin.errors import ArtifactError, InputError
 
@@ -31,19 +32,10 @@ OWN = {
 }
 """The tensors that SAELens keeps for each architecture besides the shared ones."""
 
-WRITTEN_AS = {
-    "relu_l1": "standard",
-    "topk": "topk",
-    "gradient_topk": "topk",
-    "jumprelu": "jumprelu",
-    "batch_topk": "jumprelu",
-    "mutual_choice": "jumprelu",
-    "feature_choice": "jumprelu",
-    "matryoshka": "jumprelu",
-    "gated": "gated",
-    "gba": "gated",
-}
-"""The architecture that codes as the finished dictionary of a learner does."""
+
+def written_as() -> dict[str, str]:
+    """Return the architecture that each learner is written as, for those that have one."""
+    return {name: learner.saelens for name, learner in LEARNERS.items() if learner.saelens}
 
 
 def common_fields(dictionary: "Dictionary", architecture: str) -> dict[str, Any]:
@@ -67,11 +59,11 @@ def exported(dictionary: "Dictionary") -> tuple[dict[str, Any], Weights]:
         InputError: if SAELens has no architecture for what the learner does, or its tensors cannot
             stand for these values.
     """
-    architecture = WRITTEN_AS.get(dictionary.learner)
+    architecture = written_as().get(dictionary.learner)
     if architecture is None:
         raise InputError(
             f"SAELens cannot represent the dictionaries of learner '{dictionary.learner}'; it can "
-            f"represent those of {sorted(WRITTEN_AS)}"
+            f"represent those of {sorted(written_as())}"
         )
     config = common_fields(dictionary, architecture)
     if architecture == "topk":

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.loop import DivergedError
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.loop import DivergedError
 from salve_plugin.errors import InputError
 
 

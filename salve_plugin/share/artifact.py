@@ -29,7 +29,12 @@ from salve_plugin.share.edit_manifest import (
     parts_of,
     tensors_of,
 )
-from salve_plugin.share.edit_parts import check_pristine, check_source, dictionary_digest
+from salve_plugin.share.edit_parts import (
+    check_critical,
+    check_pristine,
+    check_source,
+    dictionary_digest,
+)
 from salve_plugin.share.pictures import MAX_PICTURES, check_pictures, picture_file, picture_name
 from salve_plugin.store.digest import content_digest
 from salve_plugin.store.hub.address import Origin
@@ -119,6 +124,8 @@ class EditArtifact(Stored):
             object.__setattr__(self, "labels", self.alpha_crit.classes)
         self._check_dictionary()
         check_classes(self)
+        if self.alpha_crit is not None:
+            check_critical(self.edit, self.alpha_crit)
         if self.pristine is not None:
             check_pristine(self.edit, self.pristine)
         check_measures(self.evaluation)

@@ -8,13 +8,15 @@ from torch import nn
 from salve_plugin.control.application import (
     apply_all_,
     check_unchanged,
+    locked,
     restore_all_,
     revert_all_,
 )
 from salve_plugin.control.applied_edits import status
-from salve_plugin.control.base import Fingerprint, bare, find_readers
+from salve_plugin.control.base import Fingerprint
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.ledger import ledger_of
+from salve_plugin.control.targets import slots_of
 from salve_plugin.errors import EditStateError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.composition import Composition, carried_rows
@@ -31,43 +33,46 @@ def apply_members_(model: nn.Module, edits: Sequence[Edit], composition: Composi
     Raises:
         SalveError: as `EditBundle.apply_`; then every bit of the model is as it was.
     """
-    present = status(model).applied
-    foreign = [
-        entry.edit.digest[:12]
-        for entry in present
-        if entry.edit not in edits and set(entry.tensors) & set(composition.tensors)
-    ]
-    if foreign:
-        raise EditStateError(
-            f"edits {foreign} that are not in the bundle are on weights that it touches, so the "
-            "result could not be the recorded one; revert them first, or apply the members one "
-            "by one"
-        )
-    on = {entry.edit for entry in present}
-    missing = [edit for edit in edits if edit not in on]
-    if not missing:
-        names = [edit.digest[:12] for edit in edits]
-        raise EditStateError(f"all members {names} are already applied; revert the bundle first")
-    for reader in find_readers(bare(model), list(composition.tensors)):
-        ledger = ledger_of(reader)
-        if ledger is not None:
-            check_unchanged(reader, ledger)
-    apply_all_(model, missing)
-    try:
-        _check_result(model, composition)
-    except BaseException:
-        revert_all_(model, missing)
-        raise
-    return missing
+    with locked(model) as network:
+        present = status(network).applied
+        foreign = [
+            entry.edit.digest[:12]
+            for entry in present
+            if entry.edit not in edits and set(entry.tensors) & set(composition.tensors)
+        ]
+        if foreign:
+            raise EditStateError(
+                f"edits {foreign} that are not in the bundle are on weights that it touches, so "
+                "the result could not be the recorded one; revert them first, or apply the "
+                "members one by one"
+            )
+        on = {entry.edit for entry in present}
+        missing = [edit for edit in edits if edit not in on]
+        if not missing:
+            names = [edit.digest[:12] for edit in edits]
+            raise EditStateError(
+                f"all members {names} are already applied; revert the bundle first"
+            )
+        for slot in slots_of(network, composition.tensors).values():
+            ledger = ledger_of(slot)
+            if ledger is not None:
+                check_unchanged(slot, ledger)
+        apply_all_(network, missing)
+        try:
+            _check_result(network, composition)
+        except BaseException:
+            revert_all_(network, missing)
+            raise
+        return missing
 
 
 def _check_result(model: nn.Module, composition: Composition) -> None:
-    for reader in find_readers(bare(model), list(composition.tensors)):
-        said = composition.tensors[reader.path]
-        found = Fingerprint.of(reader.parameter)
-        if found != replace(said.before, sha256=said.after):
+    for path, slot in slots_of(model, composition.tensors).items():
+        said = composition.tensors[path]
+        print_ = Fingerprint.of(slot.parameter)
+        if print_ != replace(said.before, sha256=said.after):
             raise EditStateError(
-                f"the members make {found} of '{reader.path}', the bundle records the sha256 "
+                f"the members make {print_} of '{path}', the bundle records the sha256 "
                 f"{said.after}; nothing was changed. The record is wrong: make the bundle anew "
                 "with EditBundle.of(model, bundle.members)"
             )
@@ -94,8 +99,7 @@ def revert_members_(
         return
     pristine = {}
     for path in composition.tensors:
-        own = {name: each for name, each in members.items() if path in each.edit.base.tensors}
-        rows = carried_rows(path, own)
+        rows = carried_rows(path, members)
         if rows is None:
             raise EditStateError(
                 "the model does not know of the members (was it loaded in edited form?) and they "

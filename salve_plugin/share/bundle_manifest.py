@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BUNDLE_FILE = "edit_bundle.json"
 MAX_MEMBERS = 64
-COMPOSES_BY = "product"
+COMPOSES_BY = "product-and-sum"
 
 MemberFile = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}/edit_config\.json$(?!\n)")]
 
@@ -73,10 +73,11 @@ class BundleManifest(Record):
         manifest_sha256: SHA-256 over the bytes of this file without the one line of this field.
         members: the edits, by the name of their subfolder.
         producer: the program that wrote it.
-        requires: what a reader must know. product: the edits of one weight compose as the product
-            of their multipliers (in float64, in the order of the edits' digests, cast once to
-            float64 for float64 weights and to float32 for others), times the pristine rows, cast
-            to their type.
+        requires: what a reader must know. product-and-sum: the edits of one parameter compose as
+            its pristine rows times the product of the gates' factors, plus the sum of the low-rank
+            terms, each computed from the pristine rows; products and sums in float64 in the order
+            of the edits' digests, cast once to the rows' type. Rows to which nothing is added are
+            multiplied in float32 unless they are float64.
     """
 
     base: DescribedBase
@@ -90,7 +91,7 @@ class BundleManifest(Record):
     manifest_sha256: Sha256
     members: Annotated[dict[MemberName, MemberSummary], Meta(min_length=1, max_length=MAX_MEMBERS)]
     producer: Producer
-    requires: Annotated[list[Literal["product"]], Meta(min_length=1, max_length=1)]
+    requires: Annotated[list[Literal["product-and-sum"]], Meta(min_length=1, max_length=1)]
 
     def __post_init__(self) -> None:
         """Check that the manifests of exactly the members are listed.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from salve_plugin.share.card_metadata import Config, front_matter
-from salve_plugin.share.card_text import class_name, evaluation_table, title
+from salve_plugin.share.card_text import amount, class_name, evaluation_table, operation, title
 from salve_plugin.store.card import Card, plain, table
 
 
@@ -36,10 +36,9 @@ def _members(config: Config) -> str:
     rows = [
         (
             f"[{name}]({name})",
-            f"{said['edit']['mode']} latent {said['edit']['latent']} at "
-            f"`{plain(said['edit']['site']['name'])}`",
+            f"{operation(said['edit'])} at `{plain(said['edit']['site']['name'])}`",
             _rows(config, said["edit"]["rows"]),
-            f"{said['edit']['strength']:g}",
+            amount(said["edit"]),
             _measures(said["evaluation"]),
         )
         for name, said in sorted(config["members"].items())
@@ -71,17 +70,23 @@ def _composition(config: Config) -> str:
     ]  # fmt: skip
     head = ("weight", "rows", "SHA-256 before", "with all members")
     text = (
-        "## Together\n\nThe multipliers of edits of one weight are multiplied; their order has no "
-        f"meaning.\n\n{table(head, weights)}\n\n"
+        "## Together\n\nOf the edits of one weight factors are multiplied and low-rank terms "
+        f"added; their order has no meaning.\n\n{table(head, weights)}\n\n"
     )
     if not said["overlaps"]:
-        return text + "No two members scale the same rows of a weight."
+        return text + "No two members change the same rows of a weight."
     pairs = [
-        (each["first"], each["second"], f"`{plain(each['tensor'])}`", _rows(config, each["rows"]))
+        (
+            each["first"],
+            each["second"],
+            f"`{plain(each['tensor'])}`",
+            _rows(config, each["rows"]),
+            each["meeting"],
+        )
         for each in said["overlaps"]
     ]
-    head = ("member", "member", "weight", "rows")
-    return f"{text}These pairs scale the same rows:\n\n{table(head, pairs)}"
+    columns = ("member", "member", "weight", "rows", "which means")
+    return f"{text}These pairs change the same rows:\n\n{table(columns, pairs)}"
 
 
 def _how_to_use(config: Config) -> str:

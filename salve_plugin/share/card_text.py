@@ -36,28 +36,89 @@ def title(config: Config) -> str:
 def _features(config: Config) -> str:
     if "members" in config:
         return "one edit" if len(config["members"]) == 1 else f"{len(config['members'])} edits"
-    verb = {"suppress": "suppressed", "enhance": "enhanced"}[config["edit"]["mode"]]
-    return f"one feature {verb}"
+    edit = config["edit"]
+    if edit["operator"]["form"] != "gate":
+        names = {"low_rank_map": "part of a site mapped", "low_rank_update": "one layer updated"}
+        return str(names[edit["operator"]["form"]])
+    verb = {"suppress": "suppressed", "enhance": "enhanced"}[edit["operator"]["mode"]]
+    count = len(edit["provenance"]["latents"])
+    return f"{'one feature' if count < 2 else f'{count} features'} {verb}"
+
+
+def operation(edit: Config) -> str:
+    """Return what an edit does to what, in a few words."""
+    latents = ", ".join(map(str, edit["provenance"]["latents"]))
+    several = "s" if len(edit["provenance"]["latents"]) > 1 else ""
+    about = f" latent{several} {latents}" if latents else ""
+    if edit["operator"]["form"] == "gate":
+        return str(edit["operator"]["mode"]) + (about or " a direction")
+    return str(edit["operator"]["form"]).replace("_", " ") + about
+
+
+def amount(edit: Config) -> str:
+    """Return how much of it: the strength of a gate, the scale of a map."""
+    operator = edit["operator"]
+    value = operator.get("strength", operator.get("scale"))
+    return "—" if value is None else f"{value:g}"
 
 
 def _what_changed(config: Config) -> str:
     edit, site = config["edit"], config["edit"]["site"]
-    sign = {"suppress": "−", "enhance": "+"}[edit["mode"]]
-    columns = {"suppress": "Weakened", "enhance": "Strengthened"}[edit["mode"]]
-    layers = ", ".join(f"`{plain(path)}`" for path in sorted(edit["base"]["tensors"]))
     learner = config["dictionary"]["learner"] if config["dictionary"] else None
-    of = f"latent {edit['latent']}" + (f" of a `{plain(learner)}` dictionary" if learner else "")
+    source = f" of a `{plain(learner)}` dictionary" if learner else ""
     undo = ", and the means to undo it" if "pristine" in config["requires"] else ""
     return (
         "This folder holds a permanent edit of the weights of a trained image classifier, made "
         f"with [salve_plugin](https://pypi.org/project/salve-plugin/){undo}. {_model(config)}\n\n"
-        f"- **Feature:** {of}, read at `{plain(site['name'])}` ({site['width']} features).\n"
-        f"- **Change:** {columns} are the columns of {layers} in proportion to the feature's "
-        f"direction c (unit norm): column j is multiplied by max(0, 1 {sign} α·|c_j|), with "
-        f"α = {edit['strength']:g}.\n"
+        f"- **Feature:** {_feature(edit)}{source}, at `{plain(site['name'])}` ({site['width']} "
+        "features).\n"
+        f"- **Change:** {_change(edit)}\n"
         f"- **Rows:** {_rows(config)}.\n"
+        f"- **Exactness:** {_exactness(edit['exactness'])}\n"
         "- **At run time:** no hooks and no further parameters; the edited model is as fast as "
         "the original."
+    )
+
+
+def _feature(edit: Config) -> str:
+    latents = edit["provenance"]["latents"]
+    if not latents:
+        return plain(edit["provenance"]["note"] or "a direction that was given")
+    return f"latent{'s' * (len(latents) > 1)} {', '.join(map(str, latents))}"
+
+
+def _change(edit: Config) -> str:
+    operator = edit["operator"]
+    layers = ", ".join(f"`{plain(path)}`" for path in sorted(edit["base"]["tensors"]))
+    if operator["form"] == "low_rank_map":
+        return (
+            f"{layers} take over x′ = x + (λ−1) U(Vᵀx − c) at the site, with λ = "
+            f"{operator['scale']:g} and U, V, c in `edit.safetensors`."
+        )
+    if operator["form"] == "low_rank_update":
+        return f"{layers} become W + ABᵀ and b + d, with A, B, d in `edit.safetensors`."
+    verb = {"suppress": "Weakened", "enhance": "Strengthened"}[operator["mode"]]
+    sign = {"suppress": "−", "enhance": "+"}[operator["mode"]]
+    one = len(edit["provenance"]["latents"]) < 2
+    reach = "|c_j|" if one else "reach_j"
+    direction = "direction c (unit norm)" if one else "directions (unit norm; reach_j is the root "
+    direction += "" if one else "of the sum of their squared entries)"
+    reads = edit["targets"][0]["role"] == "reader"
+    parts = f"columns of {layers}" if reads else f"rows of {layers}"
+    return (
+        f"{verb} are the {parts} in proportion to the feature's {direction}: "
+        f"{'column' if reads else 'row'} j is multiplied by max(0, 1 {sign} α·{reach}), with "
+        f"α = {operator['strength']:g}."
+    )
+
+
+def _exactness(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
+        return "the site is read by the classifier, which is linear in it."
+    return (
+        f"the logits differ by {measured['difference']:.1g} of their spread from those with the "
+        f"same change made by a hook, on {measured['images']} probe images in "
+        f"{measured['dtype']}; the edit itself changes them by {measured['effect']:.2g}."
     )
 
 
@@ -137,12 +198,12 @@ def _pictures(config: Config) -> str:
 
 def _caption(name: str, config: Config) -> str:
     """Return what is seen in a picture, for readers and as the text in its place."""
-    latent = config["edit"]["latent"]
+    latent = ", ".join(map(str, config["edit"]["provenance"]["latents"])) or "?"
     if name == "alpha-crit" and config["alpha_crit"] is not None:
         return (
             f"Share of each class's images whose logit {_target(config['alpha_crit'])}, by the "
             "strength α. At 0: without any edit. What is missing to 100 % at ∞: no α does it. "
-            f"The dashed line is this edit, α = {config['edit']['strength']:g}."
+            f"The dashed line is this edit, α = {amount(config['edit'])}."
         )
     if re.fullmatch(r"grad-fam(-[0-9]+)?", name):
         return (

@@ -1,10 +1,10 @@
-"""What several edits make of one model together: every touched weight before and after all of them.
+"""What several edits make of one model together: every parameter before and after all of them.
 
-The edits of one weight compose as the product of their multipliers, from the pristine rows and
-independent of order, see `salve_plugin.control.ledger`.
+Of the edits of one parameter factors are multiplied and low-rank terms added, all from the pristine
+rows and independent of order, see `salve_plugin.control.ledger`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,19 +12,20 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from salve_plugin.control.application import pristine_fingerprint
-from salve_plugin.control.applied_edits import overlaps_on
-from salve_plugin.control.base import Fingerprint, bare, find_readers
+from salve_plugin.control.application import locked
+from salve_plugin.control.applied_edits import Meeting, overlaps_on
+from salve_plugin.control.base import Fingerprint
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.edited import mismatch
+from salve_plugin.control.edited import ledgers_over, mismatch, touched_rows
 from salve_plugin.control.ledger import (
     composed,
     index_of,
-    pristine_matrix,
+    pristine_of,
     same_bits,
     take,
     union_of,
 )
+from salve_plugin.control.targets import slots_of
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.digest import sha256_tensor
@@ -60,12 +61,17 @@ class ComposedTensor(Record):
 
 @dataclass(frozen=True, order=True)
 class MemberOverlap(Record):
-    """Two members, by name and in that order, that scale the same rows of a weight."""
+    """Two members, by name and in that order, that change the same rows of a parameter.
+
+    Attributes:
+        meeting: what that means, see `salve_plugin.control.applied_edits.Meeting`.
+    """
 
     first: MemberName
     second: MemberName
     tensor: ParameterPath
     rows: Rows
+    meeting: Meeting
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Composition(Record):
 
     Attributes:
         tensors: by path in the model.
-        overlaps: pairs of members whose effects multiply, ordered by names and path.
+        overlaps: pairs of members that meet on the same rows, ordered by names and path.
     """
 
     tensors: Annotated[Mapping[ParameterPath, ComposedTensor], Meta(min_length=1, max_length=256)]
@@ -94,38 +100,46 @@ class Composition(Record):
             UnsupportedModelError: if two edits reach one weight by different paths.
         """
         paths = sorted({path for edit in edits.values() for path in edit.base.tensors})
-        readers = find_readers(bare(model), paths)
-        if len(readers) < len(paths):
-            tied = sorted(set(paths) - {reader.path for reader in readers})
-            raise UnsupportedModelError(
-                f"{tied} are other names of weights that are edited too (tied weights), which "
-                "edits of one bundle must call by one name; make them from one attached model"
-            )
-        tensors = {}
-        for reader in readers:
-            own = [edit for edit in edits.values() if reader.path in edit.base.tensors]
-            before = pristine_fingerprint(reader)
-            for edit in own:
-                if edit.base.tensors[reader.path] != before:
-                    raise BaseMismatchError(mismatch(reader.path, edit, before))
-            rows = union_of([edit.rows for edit in own])
-            whole = pristine_matrix(reader).clone()
-            after = composed(take(whole, rows), own)
-            whole[index_of(rows)] = after
-            tensors[reader.path] = ComposedTensor(
-                before, sha256_tensor(whole), rows, sha256_tensor(after)
-            )
+        with locked(model) as network:
+            slots = slots_of(network, paths)
+            names = {id(slot.parameter): path for path, slot in reversed(slots.items())}
+            tied = [path for path, slot in slots.items() if names[id(slot.parameter)] != path]
+            if tied:
+                raise UnsupportedModelError(
+                    f"{tied} are other names of weights that are edited too (tied weights), which "
+                    "edits of one bundle must call by one name; make them from one attached model"
+                )
+            pristine = {path: pristine_of(slot) for path, slot in slots.items()}
+            before = {path: Fingerprint.of(tensor) for path, tensor in pristine.items()}
+            for edit in edits.values():
+                for path, print_ in edit.base.tensors.items():
+                    if print_ != before[path]:
+                        raise BaseMismatchError(mismatch(path, edit, before[path]))
+            tensors = {}
+            rows = {path: rows_of(path, edits.values()) for path in paths}
+            touched = {path: take(pristine[path], rows[path]) for path in paths}
+            for path, ledger in ledgers_over(list(edits.values()), touched).items():
+                after, whole = composed(ledger), pristine[path].clone()
+                whole[index_of(rows[path])] = after
+                tensors[path] = ComposedTensor(
+                    before[path], sha256_tensor(whole), rows[path], sha256_tensor(after)
+                )
         return cls(tensors, overlaps_of(edits))
 
 
+def rows_of(path: str, edits: Iterable[Edit]) -> tuple[int, ...] | None:
+    """Return the rows of a parameter that any of the edits touches; None means all."""
+    return union_of([touched_rows(edit, path) for edit in edits if path in edit.base.tensors])
+
+
 def overlaps_of(edits: Mapping[str, Edit]) -> tuple[MemberOverlap, ...]:
-    """Return the pairs of different edits that scale the same rows, by name."""
+    """Return the pairs of different edits that change the same rows, by name."""
     names = {edit: name for name, edit in sorted(edits.items())}
     found = []
     for path in sorted({path for edit in names for path in edit.base.tensors}):
         own = [edit for edit in names if path in edit.base.tensors]
         found += [
-            MemberOverlap(names[each.first], names[each.second], path, each.rows)
+            MemberOverlap(names[each.first], names[each.second], path, each.rows, each.meeting)
             for each in overlaps_on(path, own)
         ]
     return tuple(sorted(found, key=lambda each: (each.first, each.second, each.tensor)))
@@ -149,6 +163,7 @@ def check_composition(members: Mapping[str, EditArtifact], composition: Composit
         )
     for path, said in composition.tensors.items():
         _check_tensor(path, said, members)
+    _check_content(members, composition)
     overlaps = overlaps_of(edits)
     if composition.overlaps != overlaps:
         raise InputError(
@@ -166,45 +181,59 @@ def _check_tensor(path: str, said: ComposedTensor, members: Mapping[str, EditArt
                 f"member '{name}' was made for another '{path}' than the bundle: {base}, not "
                 f"{said.before}"
             )
-    rows = union_of([member.edit.rows for member in own.values()])
+    rows = rows_of(path, [member.edit for member in own.values()])
     if said.rows != rows or (rows is None and said.after != said.rows_after):
         raise InputError(f"the composition contradicts itself about the edited rows of '{path}'")
-    pristine = carried_rows(path, own)
-    if pristine is not None:
-        found = sha256_tensor(composed(pristine, [member.edit for member in own.values()]))
-        if found != said.rows_after:
+
+
+def _check_content(members: Mapping[str, EditArtifact], composition: Composition) -> None:
+    """Compute what the members make of the rows, where they carry all that is needed for it."""
+    pristine = {path: carried_rows(path, members) for path in composition.tensors}
+    known = {path: rows for path, rows in pristine.items() if rows is not None}
+    edits = [each.edit for each in members.values() if set(each.edit.base.tensors) <= set(known)]
+    complete = {path: rows for path, rows in known.items() if _all_known(path, edits, members)}
+    for path, ledger in ledgers_over(edits, known).items():
+        digest = sha256_tensor(composed(ledger)) if path in complete else None
+        if digest not in (None, composition.tensors[path].rows_after):
             raise InputError(
-                f"the members make {found} of the edited rows of '{path}', the composition says "
-                f"{said.rows_after}"
+                f"the members make {digest} of the edited rows of '{path}', the composition says "
+                f"{composition.tensors[path].rows_after}"
             )
 
 
+def _all_known(path: str, edits: Sequence[Edit], members: Mapping[str, EditArtifact]) -> bool:
+    """Tell whether every member that touches a parameter is among the edits."""
+    return all(m.edit in edits for m in members.values() if path in m.edit.base.tensors)
+
+
 def carried_rows(path: str, members: Mapping[str, EditArtifact]) -> Tensor | None:
-    """Return the pristine rows of all that the members touch of a weight, from what they carry.
+    """Return the pristine rows of all that the members touch of a parameter, as they carry them.
 
     Args:
-        path: of the weight.
-        members: those that touch it, all made for the same base.
+        path: of the parameter.
+        members: all made for the same base.
 
     Returns:
-        (rows, width); None if a row is carried by none of them.
+        The rows in the parameter's own layout; None if a row is carried by none of them.
 
     Raises:
         InputError: if two members carry different pristine rows.
     """
+    own = {name: each for name, each in members.items() if path in each.edit.base.tensors}
     carried = {
-        name: (member.edit.rows, member.pristine[path])
-        for name, member in members.items()
+        name: (touched_rows(member.edit, path), member.pristine[path])
+        for name, member in own.items()
         if member.pristine is not None
     }
     whole = [len(pristine) for rows, pristine in carried.values() if rows is None]
-    touched = union_of([member.edit.rows for member in members.values()])
+    touched = rows_of(path, [member.edit for member in own.values()])
     if not carried or (touched is None and not whole):
         return None
     # As large as what is carried, not as the shape that a manifest claims.
     place = {row: at for at, row in enumerate(range(whole[0]) if touched is None else touched)}
     some = next(iter(carried.values()))[1]
-    room, known = some.new_zeros(len(place), some.shape[1]), torch.zeros(len(place)).bool()
+    room = some.new_zeros(len(place), *some.shape[1:])
+    known = torch.zeros(len(place), dtype=torch.bool)
     for name, (rows, pristine) in carried.items():
         at = torch.tensor([place[row] for row in (range(len(place)) if rows is None else rows)])
         again = known[at]

@@ -43,7 +43,9 @@ Value = Annotated[str, Meta(max_length=10_000)] | int | float | bool | None
 Data = Annotated[dict[Name, Value], Meta(max_length=100)]
 Labels = Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=1_000_000)]
 Features = Annotated[
-    list[Literal["alpha_crit", "dictionary", "pristine", "scale"]],
+    list[
+        Literal["alpha_crit", "dictionary", "gate", "low_rank_map", "low_rank_update", "pristine"]
+    ],
     Meta(max_length=100, extra_json_schema={"uniqueItems": True}),
 ]
 TensorName = Annotated[

@@ -5,52 +5,54 @@ Nothing else here but the cards, which tell people what an edit does, looks into
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Annotated, Any, Literal
 
 import torch
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from torch import Tensor
 
+from salve_plugin.control.base import Base
+from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.operators import check_direction
+from salve_plugin.control.edited import touched_rows
+from salve_plugin.control.operators import FORMS, Gate
+from salve_plugin.control.recipe import Exactness, Provenance
+from salve_plugin.control.targets import Target
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import sha256_tensor
 from salve_plugin.store.json import Json, shortened
-from salve_plugin.store.record import Index, Notes, ParameterPath, Record, Sha256
+from salve_plugin.store.record import Index, Record
 
 Rows = Annotated[
     list[Index],
     Meta(min_length=1, max_length=1_000_000, extra_json_schema={"uniqueItems": True}),
 ]
 
-FEATURES = frozenset({"scale"})
-"""What a reader must know of edits."""
+FEATURES = frozenset(FORMS)
+"""What a reader must know of edits: the form of the operator."""
 
 
 @dataclass(frozen=True)
-class FingerprintFields(Record):
-    """A tensor of the base: dtype, shape, and the SHA-256 of its elements, row-major."""
-
-    dtype: Literal["bfloat16", "float16", "float32", "float64"]
-    sha256: Sha256
-    shape: Annotated[list[Index], Meta(min_length=1, max_length=8)]
-
-
-@dataclass(frozen=True)
-class BaseFields(Record):
-    """The model that an edit was made for.
+class OperatorFields(Record):
+    """What an edit does, but for its tensors `edit.*`.
 
     Attributes:
-        description: architecture, its arguments and the origin of the weights, as the adapter
-            describes them: data for people and for building the model, never imported.
-        tensors: every tensor that the edit writes, by its path in the model, before the edit.
+        form: gate: feature j of the site is multiplied by max(0, 1 - strength reach_j) (suppress)
+            or 1 + strength reach_j (enhance); reach is the root of the sum of the squares of the
+            rows of `edit.directions`. low_rank_map: x' = x + (scale - 1) U (V^T x - c) with the
+            tensors write U, read V and offset c. low_rank_update: W' = W + A B^T, b' = b + d with
+            the tensors left A, right B and shift d.
+        mode: of a gate.
+        scale: of a low-rank map: 0 removes, 1 changes nothing.
+        strength: of a gate, in units of its directions.
     """
 
-    description: Notes
-    tensors: Annotated[dict[ParameterPath, FingerprintFields], Meta(min_length=1, max_length=256)]
+    form: Literal["gate", "low_rank_map", "low_rank_update"]
+    mode: Literal["enhance", "suppress"] | UnsetType = UNSET
+    scale: float | UnsetType = UNSET
+    strength: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,22 @@ class EditFields(Record):
     """An edit but for its tensors.
 
     Attributes:
-        base: the model that it was made for.
-        dictionary_digest: identity of the dictionary that the direction is from.
-        dtype: of the direction.
-        latent: which atom of the dictionary.
-        mode: the sign.
-        operator: scale: column j of the touched rows is multiplied by max(0, 1 - strength |c_j|)
-            (suppress) or max(0, 1 + strength |c_j|) (enhance), c being the tensor
-            `edit.direction`, of unit norm.
-        rows: the rows (classes) that are edited, ascending; null for all.
-        site: the activation whose readers are edited.
-        strength: in units of the direction.
+        base: the model that it was made for: what it touches, and one digest over everything.
+        exactness: how exactly the weights reproduce the change at a hidden site, as measured.
+        operator: what it does.
+        provenance: where the operator's directions come from.
+        rows: the outputs of the readers (classes) that change, ascending; null for all.
+        site: the activation that changes.
+        targets: the parameters that take the change over.
     """
 
-    base: BaseFields
-    dictionary_digest: Sha256 | None
-    dtype: Literal["float32", "float64"]
-    latent: Index
-    mode: Literal["enhance", "suppress"]
-    operator: Literal["scale"]
+    base: Base
+    exactness: Exactness | None
+    operator: OperatorFields
+    provenance: Provenance
     rows: Rows | None
     site: Site
-    strength: Annotated[float, Meta(ge=0)]
+    targets: Annotated[list[Target], Meta(min_length=1, max_length=256)]
 
     def __post_init__(self) -> None:
         """Check what types cannot say.
@@ -98,7 +94,7 @@ def edit_fields(edit: Edit) -> Json:
 
 def edit_tensors(edit: Edit) -> dict[str, Tensor]:
     """Return the tensors that travel, by name."""
-    return {"direction": edit.direction}
+    return edit.tensors
 
 
 def edit_of(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
@@ -107,15 +103,12 @@ def edit_of(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
     Raises:
         InputError: if they do not make one.
     """
-    if set(tensors) != {"direction"}:
-        raise InputError(f"an edit has the tensor 'direction'; found {shortened(sorted(tensors))}")
-    check_direction(tensors["direction"])  # before `Edit` is made: run-time types come first there
-    return Edit.from_parts(fields, tensors["direction"])
+    return Edit.from_json(fields, tensors)
 
 
 def required_features(edit: Edit) -> list[str]:
     """Return what a reader must know to use the edit."""
-    return [str(edit.operator)]
+    return [edit.operator.form]
 
 
 def dictionary_digest(edit: Edit) -> str | None:
@@ -127,11 +120,12 @@ def class_count(edit: Edit) -> int | None:
     """Return the number of classes, where the edit touches the classifier and so tells."""
     if edit.site.name != HEAD_INPUT:
         return None
-    return min(fingerprint.shape[0] for fingerprint in edit.base.tensors.values())
+    shapes = edit.base.tensors
+    return min(target.n_outputs(shapes[target.weight].shape) for target in edit.targets)
 
 
 def check_source(edit: Edit, dictionary: Dictionary) -> None:
-    """Raise unless the edit is what the dictionary makes it: same site, direction one of its atoms.
+    """Raise unless the edit is what the dictionary makes it: same site, directions its atoms.
 
     Raises:
         InputError: says what is another one.
@@ -141,23 +135,39 @@ def check_source(edit: Edit, dictionary: Dictionary) -> None:
             f"the dictionary {dictionary.digest[:12]} is not the edit's "
             f"({str(edit.dictionary_digest)[:12]}); pass the one that the edit was made with"
         )
-    ours, theirs = edit.site, dictionary.site
-    if (ours.name, ours.width) != (theirs.name, theirs.width):
+    if _place(edit.site) != _place(dictionary.site):
         raise InputError(
-            f"the edit is at '{ours.name}' with {ours.width} features, its dictionary reads "
-            f"'{theirs.name}' with {theirs.width}; make the edit with suppress or enhance"
+            f"the edit is at {_place(edit.site)}, its dictionary reads {_place(dictionary.site)}; "
+            "make the edit with suppress or enhance"
         )
-    if edit.latent >= dictionary.n_latents:
+    wrong = [latent for latent in edit.latents if latent >= dictionary.n_latents]
+    if wrong:
         raise InputError(
-            f"the edit names latent {edit.latent}, its dictionary has {dictionary.n_latents}; make "
+            f"the edit names latent {wrong[0]}, its dictionary has {dictionary.n_latents}; make "
             "the edit with suppress or enhance"
         )
-    atom = dictionary.atoms[edit.latent].detach().cpu().to(edit.direction.dtype)
-    if not torch.equal(atom, edit.direction):
+    if not isinstance(edit.operator, Gate) or not edit.latents:
+        return
+    directions = edit.operator.directions
+    atoms = dictionary.atoms[list(edit.latents)].detach().cpu().to(directions.dtype)
+    if not torch.equal(atoms, directions):
         raise InputError(
-            f"the edit's direction is not atom {edit.latent} of its dictionary; make the edit with "
-            "suppress or enhance, or leave out its dictionary"
+            f"the edit's direction is not atom {list(edit.latents)} of its dictionary; make the "
+            "edit with suppress or enhance, or leave out its dictionary"
         )
+
+
+def check_critical(edit: Edit, critical: AlphaCrit) -> None:
+    """Raise InputError unless critical strengths are those of the edit's own family."""
+    if critical.family != edit.family:
+        raise InputError(
+            f"the critical strengths are of another edit: of {critical.family[:12]}, this one is "
+            f"of the family {edit.family[:12]}; compute them with alpha_crit(hooked, edit, acts)"
+        )
+
+
+def _place(site: Site) -> tuple[object, ...]:
+    return (site.name, site.module, site.side, site.layout, site.width, site.prefix_tokens)
 
 
 def check_pristine(edit: Edit, pristine: Mapping[str, Tensor]) -> None:
@@ -172,9 +182,8 @@ def check_pristine(edit: Edit, pristine: Mapping[str, Tensor]) -> None:
             f"{shortened(sorted(edit.base.tensors), 300)}"
         )
     for path, rows in pristine.items():
-        base = edit.base.tensors[path]
-        count = base.shape[0] if edit.rows is None else len(edit.rows)
-        expected = (count, prod(base.shape[1:]))
+        base, touched = edit.base.tensors[path], touched_rows(edit, path)
+        expected = (base.shape[0] if touched is None else len(touched), *base.shape[1:])
         dtype = str(rows.dtype).removeprefix("torch.")
         if tuple(rows.shape) != expected or dtype != base.dtype:
             raise InputError(
@@ -183,6 +192,6 @@ def check_pristine(edit: Edit, pristine: Mapping[str, Tensor]) -> None:
             )
         if not rows.isfinite().all():
             raise InputError(f"pristine rows of '{path}' hold NaN or infinite values")
-        # Only whole weights have a digest to compare with; single rows are checked on restoring.
-        if edit.rows is None and sha256_tensor(rows) != base.sha256:
+        # Only whole tensors have a digest to compare with; single rows are checked on restoring.
+        if touched is None and sha256_tensor(rows) != base.sha256:
             raise InputError(f"pristine rows of '{path}' are not the weight of the edit's base")

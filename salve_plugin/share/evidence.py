@@ -14,7 +14,7 @@ from torch import Tensor
 
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.errors import InputError
-from salve_plugin.store.record import Index, Record
+from salve_plugin.store.record import Index, Record, Sha256
 
 TENSORS = {
     "values": torch.float64,
@@ -55,6 +55,7 @@ class CritSummary(Record):
     Attributes:
         against: whose logit: of the image's label or of the predicted class.
         classes: their images.
+        family: of the edits that they are the strengths of, see `salve_plugin.Edit.family`.
         fraction: for target `fraction`, of the unedited logit.
         target: zero: the logit reaches 0. fraction: it falls to a fraction. flip: another class's
             logit reaches it.
@@ -62,6 +63,7 @@ class CritSummary(Record):
 
     against: Literal["label", "predicted"]
     classes: Annotated[list[ClassSummary], Meta(max_length=1_000_000)]
+    family: Sha256
     fraction: Share | None
     target: Literal["flip", "fraction", "zero"]
 
@@ -99,6 +101,9 @@ def check(values: Mapping[str, Tensor]) -> None:
             )
         if not bool((tensor >= 0).all()):  # also catches NaN; infinity is allowed
             raise InputError(f"'alpha_crit.{name}' holds NaN or a negative number")
+    # Both are 0 for an image that is at the target without any edit, and only then.
+    if not bool(((values["values"] == 0) == (values["linear"] == 0)).all()):
+        raise InputError("'alpha_crit.values' and '.linear' are not 0 for the same images")
 
 
 def rebuild(
@@ -120,5 +125,6 @@ def rebuild(
         target=said["target"],
         fraction=_UNUSED_FRACTION if fraction is None else float(fraction),
         against=said["against"],
+        family=said["family"],
         classes=None if labels is None else tuple(labels),
     )

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from salve_plugin.adapter import adapter_of
 from salve_plugin.control.applied_edits import status
-from salve_plugin.control.base import bare, find_readers
-from salve_plugin.control.edited import check_edited
-from salve_plugin.control.ledger import Ledger
+from salve_plugin.control.base import bare
+from salve_plugin.control.edited import check_edited, ledgers_over
+from salve_plugin.control.targets import slots_of
 from salve_plugin.errors import (
     BaseMismatchError,
     EditStateError,
@@ -164,7 +164,7 @@ def _has_edit(model: nn.Module, artifact: EditArtifact) -> bool:
 
 def _sparing_copy(model: nn.Module, artifact: EditArtifact) -> nn.Module:
     """Return a copy for reading that has its own touched weights and shares all other tensors."""
-    own = {id(each.parameter) for each in find_readers(model, list(artifact.edit.base.tensors))}
+    own = {id(slot.parameter) for slot in slots_of(model, artifact.edit.base.tensors).values()}
     shared: dict[int, Any] = {
         id(tensor): tensor
         for tensor in (*model.parameters(), *model.buffers())
@@ -174,8 +174,8 @@ def _sparing_copy(model: nn.Module, artifact: EditArtifact) -> nn.Module:
 
 
 def _touched(model: nn.Module, artifact: EditArtifact) -> dict[str, Tensor]:
-    readers = find_readers(model, list(artifact.edit.base.tensors))
-    return {reader.path: reader.parameter.detach() for reader in readers}
+    slots = slots_of(model, artifact.edit.base.tensors)
+    return {path: slot.parameter.detach() for path, slot in slots.items()}
 
 
 def _written(path: Path, artifact: EditArtifact) -> dict[str, Tensor]:
@@ -196,6 +196,6 @@ def _check(weights: dict[str, Tensor], artifact: EditArtifact) -> None:
             f"the model as it was written has no {absent}, which the edit touches; its adapter "
             "must keep the names of the state dict"
         )
+    ledgers = ledgers_over([artifact.edit], artifact.pristine)
     for path, weight in weights.items():
-        ledger = Ledger((artifact.edit,), artifact.edit.rows, artifact.pristine[path])
-        check_edited(path, weight, ledger)
+        check_edited(path, weight, ledgers[path])

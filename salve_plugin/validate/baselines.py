@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import LEARNERS, create
-from salve_plugin.discover.rows import Rows
-from salve_plugin.discover.start import spherical_kmeans
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.rows import Rows
+from salve_plugin.discover.training.start import spherical_kmeans
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
 from salve_plugin.validate.reconstruction import check_finite

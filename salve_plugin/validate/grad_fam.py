@@ -22,8 +22,24 @@ from torch import Tensor, nn
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.site import Site
 from salve_plugin.validate.latents import Encoder, Stage, Target, image_latents, latent_index
-from salve_plugin.validate.layout import Tokens, as_map, channel_axis, checked_tokens
-from salve_plugin.validate.tracing import Place, Trace, joined, pull_back, side_name, traced
+from salve_plugin.validate.layout import (
+    Tokens,
+    as_map,
+    checked_tokens,
+    has_positions,
+    likely_axis,
+    site_axis,
+)
+from salve_plugin.validate.places import (
+    Place,
+    Where,
+    layer_tokens,
+    placed,
+    readable,
+    side_name,
+    trained_at,
+)
+from salve_plugin.validate.tracing import GraphSlice, joined, pull_back, traced
 
 if TYPE_CHECKING:
     from salve_plugin.discover.dictionary import Dictionary
@@ -43,7 +59,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
 
     Attributes:
         forward_func: the model or a function that runs it.
-        layer: the module whose output is explained; may be reassigned to one of the same layout.
+        layer: the module that is explained; may be reassigned to one of the same layout, whose
+            output is explained then.
         dictionary: turns the site's activation into latents.
         site: (module, "in" or "out"), the activation that the dictionary reads.
         stage: "pre" explains the pre-activation latent, "post" the code.
@@ -53,10 +70,10 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: nn.Module,
+        layer: Where,
         dictionary: Encoder,
         *,
-        site: Place,
+        site: Where,
         stage: Stage = "pre",
         tokens: Tokens = None,
         device_ids: list[int] | None = None,
@@ -65,30 +82,36 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
 
         Args:
             forward_func: the model or a function that runs it.
-            layer: the module whose output (a map or tokens) is explained.
+            layer: the activation (a map or tokens) that is explained: a module, for its output; a
+                module and "in" for its first input or "out"; or a `Site` of the model, which
+                brings its layout along.
             dictionary: anything with `n_latents`, `pre_activation(x)` and `encode(x)`.
-            site: the activation that the dictionary reads: a module and "in" for its first input
-                or "out" for its output; features on the last axis, or on axis 1 of a 4-d map
-                unless `tokens` is "NHWC". With positions, the latent is its mean over them all.
+            site: the activation that the dictionary reads, in the same ways. A `Site` says where
+                its features are. Otherwise they are on the last axis or, in a 4-d map, on the one
+                that is as long as the dictionary is wide; if axes 1 and 3 both are, the
+                dictionary's own `site` settles it. With positions, the latent is its mean over
+                them all.
             stage: "pre" for the pre-activation latent, "post" for the code, whose gradient is zero
                 where the latent is off.
-            tokens: layout of the layer: None, "NHWC", or (prefix count, (h, w)).
+            tokens: layout of the layer: None for an NCHW map, "NHWC", or (prefix count, (h, w));
+                to be left out if the layer is a `Site`.
             device_ids: order of the devices, if forward_func wraps a DataParallel model.
 
         Raises:
-            InputError: if an argument is not of the form above.
+            InputError: if an argument is not of the form above, or two contradict each other.
+            AttributionError: if the layer is a `Site` without positions.
         """
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        module, side = placed(layer, forward_func, "layer")
+        LayerAttribution.__init__(self, forward_func, module, device_ids)
         GradientAttribution.__init__(self, forward_func)
         if stage not in ("pre", "post"):
             raise InputError(f"stage {stage!r} is unknown; use 'pre' or 'post'")
-        if not isinstance(site[0], nn.Module) or site[1] not in ("in", "out"):
-            raise InputError(f"site {site!r} must be a module and 'in' or 'out'")
         self.dictionary = dictionary
-        self.site = site
+        self.site = placed(site, forward_func, "site")
+        self._site = readable(site, dictionary) if isinstance(site, Site) else None
         self.stage: Stage = stage
-        self.tokens = checked_tokens(tokens)
-        self._explains_input_of: nn.Module | None = None
+        self.tokens = layer_tokens(layer, checked_tokens(tokens))
+        self._explains_input_of = module if side == "in" else None
 
     @classmethod
     def of(
@@ -110,35 +133,23 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
 
         Raises:
             UnknownSiteError: if the model lacks the layer or the dictionary's site.
-            InputError: if the dictionary reads another number of features than its site has.
+            InputError: if the dictionary reads another number of features than its site has, or
+                was trained on another layout of it.
             AttributionError: if there is no map or patch grid to look at.
         """
-        site = hooked.site(dictionary.site.name)
-        if site.width != dictionary.site.width:
-            raise InputError(
-                f"the dictionary reads {dictionary.site.width} features, but site '{site.name}' of "
-                f"this model has {site.width}; attach the model that it was trained on"
-            )
+        site = readable(hooked.site(dictionary.site.name), dictionary)
         if layer is None:
             layer = hooked.attribution_site if site.layout == "pooled" else site
         elif isinstance(layer, str):
             layer = hooked.site(layer)
-        if layer is None:
+        if layer is None or not has_positions(layer):
+            shown = [name for name, each in hooked.sites.items() if has_positions(each)]
+            what = f"site '{layer.name}' ({layer.layout})" if layer else "what the adapter knows"
             raise AttributionError(
-                "this model has no feature map or patch tokens that its adapter knows; pass "
-                f"layer=, one of {_names_with_positions(hooked)}, or use the LayerGradFam "
-                "constructor with the module of your choice"
+                f"{what} has no feature map or patch grid to show; pass layer=, one of {shown}, or "
+                "use the LayerGradFam constructor with the module of your choice"
             )
-        fam = cls(
-            hooked.model,
-            hooked.model.get_submodule(layer.module),
-            dictionary,
-            site=(hooked.model.get_submodule(site.module), site.side),
-            stage=stage,
-            tokens=_tokens_of(layer, hooked),
-        )
-        fam._explains_input_of = fam.layer if layer.side == "in" else None
-        return fam
+        return cls(hooked.model, layer, dictionary, site=site, stage=stage)
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator] # captum is untyped
     def attribute(
@@ -166,8 +177,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             grad_kwargs: passed to `torch.autograd.grad`.
 
         Raises:
-            InputError: if the target is not a latent of the dictionary, or the site's width or the
-                layer's layout is not the one given.
+            InputError: if the target is not a latent of the dictionary, the site's width or the
+                layer's layout is not the one given, or the site's layout is not certain.
             AttributionError: if the latent does not depend on the layer, or on none of its
                 positions, as for class-token pooling at the output of the last block; or if the
                 map is not finite, or the layer runs several times in a forward pass.
@@ -177,15 +188,15 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         layer: Place = (_one_module(self.layer), "in" if explains_input else "out")
         run = _forward(self.forward_func, inputs, additional_forward_args)
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        with traced(run, layer, self.site, device_ids) as trace:
-            latent_gradient = self._latent_gradient(trace, target)
-            layer_gradient = pull_back(trace, latent_gradient, grad_kwargs or {})
+        with traced(run, layer, self.site, device_ids) as graph:
+            latent_gradient = self._latent_gradient(graph, target, is_site=layer == self.site)
+            layer_gradient = pull_back(graph, latent_gradient, grad_kwargs or {})
         if layer_gradient is None:
             raise AttributionError(_no_dependence(layer))
         gradient = as_map(layer_gradient, self.tokens)
         if not gradient.any() and latent_gradient.any():
             raise AttributionError(_no_gradient(layer))
-        heat = weighted_map(as_map(joined(trace.layer), self.tokens), gradient)
+        heat = weighted_map(as_map(joined(graph.layer), self.tokens), gradient)
         heat = heat.sum(1, keepdim=True) if attr_dim_summation else heat
         if not heat.isfinite().all():
             raise AttributionError(
@@ -194,18 +205,25 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             )
         return heat.relu() if relu_attributions else heat
 
-    def _latent_gradient(self, trace: Trace, target: Target) -> Tensor:
+    def _latent_gradient(self, graph: GraphSlice, target: Target, *, is_site: bool) -> Tensor:
         """Return dz_l/dx at the site, for the whole batch, in float32 or wider."""
-        features = joined(trace.site).detach()
+        features = joined(graph.site).detach()
         # In float16 the encoder row itself could overflow.
         features = features.to(torch.promote_types(features.dtype, torch.float32)).requires_grad_()
         with torch.enable_grad():
-            axis = channel_axis(features, self.tokens, getattr(self.dictionary, "width", None))
+            axis = self._feature_axis(tuple(features.shape), is_site)
             latents = image_latents(self.dictionary, features, axis, self.stage)
             index = latent_index(target, len(latents), self.dictionary.n_latents)
             chosen = latents.gather(1, index.to(latents.device)[:, None])
             (gradient,) = torch.autograd.grad(chosen.sum(), features, materialize_grads=True)
         return gradient
+
+    def _feature_axis(self, shape: tuple[int, ...], is_site: bool) -> int:
+        """Return the axis of the features at the site; `is_site`: the layer is the site."""
+        if self._site is not None:
+            return site_axis(shape, self._site)
+        width, own = getattr(self.dictionary, "width", None), trained_at(self.dictionary)
+        return likely_axis(shape, width, self.tokens, own, is_layer=is_site)
 
 
 GradFAM = LayerGradFam
@@ -221,26 +239,6 @@ def weighted_map(
     [[[[2.0, 4.0]]]]
     """
     return gradient.mean((2, 3), keepdim=True) * activation
-
-
-def _tokens_of(layer: Site, hooked: "HookedModel") -> Tokens:
-    """Return the layout of a site in the constructor's terms."""
-    if layer.layout in ("nchw", "nhwc"):
-        return None if layer.layout == "nchw" else "NHWC"
-    if layer.layout == "tokens" and layer.grid is not None:
-        return (layer.prefix_tokens, layer.grid)
-    raise AttributionError(
-        f"site '{layer.name}' ({layer.layout}) has no map or patch grid to show; pass layer=, one "
-        f"of {_names_with_positions(hooked)}"
-    )
-
-
-def _names_with_positions(hooked: "HookedModel") -> list[str]:
-    return [
-        name
-        for name, site in hooked.sites.items()
-        if site.layout in ("nchw", "nhwc") or site.grid is not None
-    ]
 
 
 def _one_module(layer: object) -> nn.Module:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from salve_plugin.discover.activations import Activations
-from salve_plugin.discover.rows import READ_ROWS, Moments, Rows, held_out
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.training.rows import READ_ROWS, Moments, Rows, held_out
 from salve_plugin.errors import InputError
 from salve_plugin.validate.dark_matter import ROWS_PER_FEATURE
 from salve_plugin.validate.reconstruction import check_finite

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
-from salve_plugin.discover.rows import READ_ROWS
+from salve_plugin.discover.training.rows import READ_ROWS
 from salve_plugin.validate import reconstruction
 from salve_plugin.validate.amortization import amortization_gap
 from salve_plugin.validate.dark_matter import dark_matter

@@ -121,7 +121,7 @@ def curves(critical: AlphaCrit, edit: Edit) -> list[Curve]:
 def _most_concerned(values: Tensor, labels: Tensor, edit: Edit) -> list[int]:
     """Return all labels; those of edited rows first, then by the share that the edit moves."""
     classes, index, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    moved = ((values > 0) & (values <= edit.strength)).double()
+    moved = ((values > 0) & (values <= edit.gate.strength)).double()
     shares = torch.zeros(len(classes), dtype=torch.float64).index_add_(0, index, moved) / counts
     rows = set(edit.rows or ())
     ranked = sorted(
@@ -145,7 +145,7 @@ def _name(classes: Sequence[str] | None, label: int) -> str:
 
 def _draw(figure: "Figure", lines: Sequence[Curve], critical: AlphaCrit, edit: Edit) -> None:
     axes = figure.add_subplot()
-    span = _span(lines, edit.strength)
+    span = _span(lines, edit.gate.strength)
     axes.set_xscale("log")
     axes.set_xlim(span.left, span.right)
     axes.set_ylim(-0.02, 1.02)
@@ -199,13 +199,13 @@ def _legend(line: Curve) -> str:
 
 
 def _draw_strength(axes: "Axes", edit: Edit, span: _Span) -> None:
-    if edit.strength <= 0:
+    if edit.gate.strength <= 0:
         return
-    axes.axvline(edit.strength, color="#222222", linestyle="--", linewidth=1)
-    late = edit.strength > (span.low * span.high) ** 0.5
+    axes.axvline(edit.gate.strength, color="#222222", linestyle="--", linewidth=1)
+    late = edit.gate.strength > (span.low * span.high) ** 0.5
     axes.annotate(
-        f"this edit, α = {edit.strength:.4g}",
-        (edit.strength, 0.02), xytext=(-4 if late else 4, 0), textcoords="offset points",
+        f"this edit, α = {edit.gate.strength:.4g}",
+        (edit.gate.strength, 0.02), xytext=(-4 if late else 4, 0), textcoords="offset points",
         ha="right" if late else "left", va="bottom", fontsize=9, color="#222222",
     )  # fmt: skip
 
@@ -213,8 +213,9 @@ def _draw_strength(axes: "Axes", edit: Edit, span: _Span) -> None:
 def _label(axes: "Axes", critical: AlphaCrit, edit: Edit, span: _Span) -> None:
     from matplotlib.ticker import NullLocator, PercentFormatter
 
-    sign = {"suppress": "-", "enhance": "+"}[edit.mode]
-    axes.set_xlabel(rf"strength $\alpha$ (weights scaled by $\max(0, 1 {sign} \alpha\,|c_j|)$)")
+    sign = {"suppress": "-", "enhance": "+"}[edit.gate.mode]
+    reach = "|c_j|" if len(edit.gate.directions) == 1 else r"\mathrm{reach}_j"
+    axes.set_xlabel(rf"strength $\alpha$ (weights scaled by $\max(0, 1 {sign} \alpha\,{reach})$)")
     ticks = {span.zero: "0\nno edit needed", span.infinity: "∞\nnever"}
     ticks |= {value: f"{value:g}" for value in _round_values(span)}
     axes.set_xticks(list(ticks), list(ticks.values()))

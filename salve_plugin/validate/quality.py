@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salve_plugin.discover.activations import Activations
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
-from salve_plugin.discover.loader import labelled_batches
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.validate import quality_report

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.control.strength import check_labels
-from salve_plugin.discover.loader import labelled_batches
+from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating, tapped
 from salve_plugin.site import Site

@@ -2,22 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salve_plugin.errors import AttributionError, HookNotFiredError
-from salve_plugin.site import Side
-
-Place = tuple[nn.Module, Side]
-"""A module's first input or its (first) output."""
+from salve_plugin.taps import Replace, tapping
+from salve_plugin.validate.places import Place, side_name
 
 
 @dataclass(frozen=True)
-class Trace:
+class GraphSlice:
     """What a forward pass computed, one tensor per device (one in all without DataParallel).
 
     Attributes:
@@ -32,7 +30,7 @@ class Trace:
 @contextmanager
 def traced(
     run: Callable[[], object], layer: Place, site: Place, device_ids: Sequence[int] | None
-) -> Iterator[Trace]:
+) -> Iterator[GraphSlice]:
     """Run `run` and keep the graph between `layer` and `site` for the length of the context.
 
     No graph is built before the layer, whatever the caller's grad mode. The model gets copies of
@@ -71,18 +69,18 @@ def traced(
     try:
         # The layer's hook first: where both are one activation, the site must see the leaf's copy.
         with torch.inference_mode(False):
-            with torch.no_grad(), _tap(layer, start), _tap(site, end):
+            with torch.no_grad(), _tapping(layer, start), _tapping(site, end):
                 run()
             _check_fired(layer, leaves)
             _check_fired(site, values)
             order = _device_order(leaves, device_ids)
-            yield Trace(tuple(leaves[d] for d in order), tuple(values[d] for d in order))
+            yield GraphSlice(tuple(leaves[d] for d in order), tuple(values[d] for d in order))
     finally:
         for leaf in borrowed:
             leaf.requires_grad_(False)
 
 
-def pull_back(trace: Trace, cotangent: Tensor, grad_kwargs: dict[str, Any]) -> Tensor | None:
+def pull_back(graph: GraphSlice, cotangent: Tensor, grad_kwargs: dict[str, Any]) -> Tensor | None:
     """Return the gradient at the layer for `cotangent`, that at the site; None if independent.
 
     Only the layer's gradient is computed, no parameter's. In float16 the cotangent is scaled by a
@@ -90,18 +88,18 @@ def pull_back(trace: Trace, cotangent: Tensor, grad_kwargs: dict[str, Any]) -> T
     below the smallest normal number) or overflow. The result is in float32 or wider.
 
     Args:
-        trace: the forward pass.
+        graph: between the layer and the site.
         cotangent: (batch, ...) as the site's activation.
         grad_kwargs: passed to `torch.autograd.grad`.
     """
-    if not all(value.requires_grad for value in trace.site):
+    if not all(value.requires_grad for value in graph.site):
         return None
-    half = any(tensor.dtype == torch.float16 for tensor in (*trace.site, *trace.layer))
+    half = any(tensor.dtype == torch.float16 for tensor in (*graph.site, *graph.layer))
     for scale in _exact_scales(cotangent) if half else (1.0,):
-        parts = torch.split(cotangent * scale, [len(value) for value in trace.site])
-        parts = tuple(part.to(value) for part, value in zip(parts, trace.site, strict=True))
+        parts = torch.split(cotangent * scale, [len(value) for value in graph.site])
+        parts = tuple(part.to(value) for part, value in zip(parts, graph.site, strict=True))
         options = {"allow_unused": True, "retain_graph": half} | grad_kwargs
-        gradients = torch.autograd.grad(trace.site, trace.layer, parts, **options)
+        gradients = torch.autograd.grad(graph.site, graph.layer, parts, **options)
         if any(gradient is None for gradient in gradients):
             return None
         gradient = joined(gradients)
@@ -123,32 +121,9 @@ def _exact_scales(cotangent: Tensor) -> tuple[float, ...]:
     return unit * 256, unit, unit / 256
 
 
-@contextmanager
-def _tap(place: Place, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Pass the place's activation through `function`; a tensor that it returns replaces it."""
+def _tapping(place: Place, function: Replace) -> AbstractContextManager[None]:
     module, side = place
-
-    def replaced(values: Any) -> Any:
-        if not isinstance(values, (tuple, list)):
-            return function(values)
-        result = function(values[0])
-        return None if result is None else type(values)((result, *values[1:]))
-
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            result = replaced(args)
-            return None if result is None else (result, kwargs)
-        name = next(iter(kwargs))
-        result = function(kwargs[name])
-        return None if result is None else (args, {**kwargs, name: result})
-
-    with ExitStack() as stack:
-        if side == "in":
-            handle = module.register_forward_pre_hook(before, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(lambda _module, _args, output: replaced(output))
-        stack.callback(handle.remove)
-        yield
+    return tapping([module], side, function)
 
 
 def _check_activation(activation: object, place: Place, seen: dict[torch.device, Tensor]) -> None:
@@ -190,8 +165,3 @@ def _device_order(
         )
     rank = {index: place for place, index in enumerate(device_ids)}
     return sorted(seen, key=lambda device: rank[device.index])
-
-
-def side_name(place: Place) -> str:
-    """Return `input` or `output`, for a message."""
-    return "input" if place[1] == "in" else "output"

@@ -234,8 +234,8 @@ def test_a_named_latent_gets_the_rivals_rows_that_it_needs(
     label, edit = found[0]
     named = ("edit", study, "--class", label, "--latent", edit.latent, "--out", tmp_path / "edit")
     for rows in (("--rows", "rivals"), ()):  # which is the default where a class is named
-        made = _run(capsys, *named, *rows, "--strength", edit.strength)
-        assert (made["rows"], made["strength"]) == (sorted(edit.rows or ()), edit.strength)
+        made = _run(capsys, *named, *rows, "--strength", edit.gate.strength)
+        assert (made["rows"], made["strength"]) == (sorted(edit.rows or ()), edit.gate.strength)
     weak = _run(capsys, *named, "--rows", "rivals", "--strength", 0.5)
     assert weak["rows"] == sorted(needed(label, edit.latent, [0.5]).rows or ())
     assert "is for suppressing" in _fails(

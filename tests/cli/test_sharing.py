@@ -1,14 +1,13 @@
 """`salve push`, `pull`, `verify` and `inspect` between a folder and a Hub."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from command import run
 from hub_client import LoopbackHub
-from small_artifacts import WEIGHT, small_edit, small_model
+from small_artifacts import WEIGHT, altered, small_edit, small_model, with_edit
 
 from salve_plugin.cli import main
 from salve_plugin.discover.dictionary import Dictionary
@@ -78,7 +77,7 @@ def test_a_pull_request_and_a_branch_can_be_pushed_to(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     assert run(capsys, "push", folder, repo_id)[0] == 0
-    other = replace(artifact, edit=replace(artifact.edit, strength=3.0))
+    other = with_edit(artifact, altered(artifact.edit, strength=3.0))
     other.save_pretrained(tmp_path / "other")
     status, pushed = run(capsys, "push", tmp_path / "other", repo_id, "--create-pr")
     assert (status, pushed["pull_request"]) == (0, "refs/pr/1")

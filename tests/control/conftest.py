@@ -17,16 +17,25 @@ HEAD = Site(HEAD_INPUT, "head", "in", "pooled", 6, readers=("head",))
 
 
 class Tiny(nn.Module):
-    """Six features from a linear body, two layers that read them, one of them the classifier."""
+    """Six features from a linear body, two layers that read them, one of them the classifier.
+
+    The logits are the classifier's alone; the other layer runs, and is multiplied by zero.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Linear(3, 6)
+        self.act = nn.ReLU()
         self.head = nn.Linear(6, 4)
         self.side = nn.Conv2d(6, 5, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x).relu())  # type: ignore[no-any-return] # nn.Module returns Any
+        features = self.act(self.body(x))
+        logits: Tensor = self.head(features)
+        convolves = isinstance(self.side, nn.Conv2d)
+        side = self.side(features[:, :, None, None] if convolves else features)
+        silent: Tensor = 0 * side.flatten(1)[:, :4]
+        return logits + silent
 
 
 def random_dictionary(site: Site, n_latents: int = 8, seed: int = 0) -> Dictionary:
@@ -49,13 +58,13 @@ def tiny_model() -> HookedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Tiny().eval()
-    both = Site("both", "body", "out", "pooled", 6, readers=("head", "side"))
+    both = Site("both", "act", "out", "pooled", 6, readers=("head", "side"))
     blind = Site("blind", "body", "in", "pooled", 3)
     return HookedModel(
         model,
         [HEAD, both, blind],
         attribution_site=None,
-        description={"family": "test", "architecture": "Tiny"},
+        description={"family": "test", "architecture": "Tiny", "input_size": [3]},
     )
 
 

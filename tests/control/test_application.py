@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from salve_plugin import Dictionary, HookedModel, enhance, status, suppress
 from salve_plugin.control import application, ledger
 from salve_plugin.control.application import (
+    BaseMatch,
     apply_all_,
     forget_,
     pristine_rows,
@@ -25,7 +26,7 @@ from salve_plugin.control.application import (
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.edit import Edit
 from salve_plugin.demo import digits
-from salve_plugin.discover.recording import record
+from salve_plugin.discover.recording.record import record
 from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -44,7 +45,8 @@ def state(model: nn.Module) -> dict[str, bytes]:
 
 
 def ledgers(model: nn.Module) -> list[object]:
-    return [vars(m)[ledger.ATTRIBUTE] for m in model.modules() if ledger.ATTRIBUTE in vars(m)]
+    kept = [vars(m)[ledger.ATTRIBUTE] for m in model.modules() if ledger.ATTRIBUTE in vars(m)]
+    return [each for names in kept for each in names.values()]
 
 
 def several(hooked: HookedModel, atoms: Dictionary) -> list[Edit]:
@@ -151,7 +153,8 @@ def test_of_several_edits_none_is_applied_or_reverted_if_one_cannot_be(
     third.apply_(tiny)
     before, had = state(tiny), ledgers(tiny)
     foreign = replace(
-        fourth, base=Base(fourth.base.description, {"head.weight": Fingerprint.of(torch.ones(4))})
+        fourth,
+        base=Base(fourth.base.description, {"head.weight": Fingerprint.of(torch.ones(4, 6))}),
     )
     for wrong, error in (
         ([first, third], EditStateError),
@@ -177,7 +180,7 @@ def test_several_edits_give_one_product(tiny: HookedModel, atoms: Dictionary) ->
         exact = before[row].clone()
         for edit in sorted(edits, key=lambda edit: edit.digest):
             if edit.rows is None or row in edit.rows:
-                exact *= edit.factors
+                exact *= edit.gate.factors
         # Two roundings to float32, of the product of factors and of the weight's.
         torch.testing.assert_close(head(tiny)[row].double(), exact, rtol=1.2e-7, atol=0)
 
@@ -269,7 +272,7 @@ def test_a_weight_shared_by_two_readers_is_edited_once(
     assert list(edit.base.tensors) == ["head.weight"]
     before = head(tiny).detach().clone()
     edit.apply_(tiny)
-    assert torch.equal(head(tiny), before * edit.factors.float())
+    assert torch.equal(head(tiny), before * edit.gate.factors.float())
 
 
 def test_the_context_reverts_on_error_too(tiny: HookedModel, atoms: Dictionary) -> None:
@@ -347,7 +350,7 @@ def test_applying_twice_and_reverting_what_is_not_there_are_errors(
     with pytest.raises(EditStateError, match="already applied"):
         replace(edit).apply_(tiny)
     with pytest.raises(EditStateError, match="not applied"):
-        replace(edit, strength=2.0).revert_(tiny)
+        edit.with_strength(2.0).revert_(tiny)
     replace(edit).revert_(tiny)
     with pytest.raises(EditStateError, match="not applied"):
         edit.revert_(tiny)
@@ -441,7 +444,7 @@ def test_another_model_is_refused_or_warned_about(
     assert torch.equal(head(other), before)
     with pytest.warns(UserWarning, match=r"head\.weight"):
         edit.apply_(other, on_base_mismatch="warn")
-    assert torch.equal(head(other), before * edit.factors.float())
+    assert torch.equal(head(other), before * edit.gate.factors.float())
     edit.revert_(other)
     assert bits(head(other)) == bits(before)
 
@@ -556,8 +559,48 @@ def test_real_networks_give_their_old_logits_back_bit_for_bit(
     acts = record(hooked, [(images, digits_test.labels[:32])], progress=False)
     weight, bias = hooked.unembed()
     with edit.applied(digits_network):
-        gated = (acts.tensor() * edit.factors.float()) @ weight.T + bias
+        gated = (acts.tensor() * edit.gate.factors.float()) @ weight.T + bias
         torch.testing.assert_close(hooked(images), gated, rtol=1e-4, atol=1e-4)
         assert not torch.equal(hooked(images), logits)
     assert state(digits_network) == before
     assert torch.equal(hooked(images), logits)
+
+
+def test_the_rest_of_the_model_is_compared_too(
+    tiny: HookedModel, make_tiny: Callable[[], HookedModel], atoms: Dictionary
+) -> None:
+    edit = suppress(tiny, atoms, latent=0, strength=1.0)
+    assert edit.match(tiny) == BaseMatch(True, True)
+    suppress(tiny, atoms, latent=1, strength=1.0).apply_(tiny)
+    assert edit.match(tiny) == BaseMatch(True, True)  # what the model is without its edits
+    other = make_tiny()
+    with torch.no_grad():
+        other.model.get_parameter("body.weight")[0, 0] += 1
+    assert edit.match(other) == BaseMatch(True, False)
+    assert "something else in the model is not" in str(edit.match(other))
+    edit.apply_(other)  # the touched parameters match, as is asked for
+    with torch.no_grad():
+        fresh = make_tiny()
+        head(fresh)[0, 0] += 1
+    assert edit.match(fresh) == BaseMatch(False, None)
+    assert not edit.match(nn.Linear(2, 2))
+    unknown = replace(edit, base=Base(edit.base.description, edit.base.tensors))
+    assert unknown.match(make_tiny()) == BaseMatch(True, None)
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_untouched_rows_count_whether_or_not_the_edit_was_seen_before(
+    tiny: HookedModel,
+    make_tiny: Callable[[], HookedModel],
+    atoms: Dictionary,
+    seen_before: bool,
+) -> None:
+    edit = suppress(tiny, atoms, latent=0, strength=1.0, rows=[1])
+    if seen_before:
+        with edit.applied(tiny):
+            pass
+    other = make_tiny()
+    with torch.no_grad():
+        head(other)[3, 0] += 1
+    with pytest.raises(BaseMismatchError, match=r"head\.weight"):
+        edit.apply_(other)

@@ -16,7 +16,8 @@ from salve_plugin import (
     record,
     suppress,
 )
-from salve_plugin.control.operators import scaled_weight
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.select import edited_weight
 from salve_plugin.demo import digits
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.site import HEAD_INPUT
@@ -24,14 +25,13 @@ from salve_plugin.site import HEAD_INPUT
 Make = Callable[..., Dictionary]
 
 
-def logits_at(
-    hooked: HookedModel, acts: Activations, edit: object, strength: float
-) -> torch.Tensor:
+def logits_at(hooked: HookedModel, acts: Activations, edit: Edit, strength: float) -> torch.Tensor:
     weight, bias = (values.double() for values in hooked.unembed())
-    moved = scaled_weight(weight, edit.direction, strength, rows=edit.rows)  # type: ignore[attr-defined] # an Edit
+    moved = edited_weight(weight, edit.with_strength(strength))
     return acts.tensor().double() @ moved.T + bias
 
 
+@pytest.mark.parametrize("latent", [1, [1, 4, 6]])
 @pytest.mark.parametrize("rows", [None, [3, 5]])
 @pytest.mark.parametrize("target", ["zero", "fraction", "flip"])
 def test_just_before_it_the_image_stands_and_at_it_the_image_falls(
@@ -40,9 +40,10 @@ def test_just_before_it_the_image_stands_and_at_it_the_image_falls(
     make_dictionary: Make,
     target: str,
     rows: list[int] | None,
+    latent: int | list[int],
 ) -> None:
     dictionary = make_dictionary(digits_hooked.site(HEAD_INPUT))
-    edit = suppress(digits_hooked, dictionary, latent=1, strength=0.0, rows=rows)
+    edit = suppress(digits_hooked, dictionary, latent=latent, strength=0.0, rows=rows)
     crit = alpha_crit(digits_hooked, edit, digits_acts, target=target, fraction=0.3)  # type: ignore[arg-type] # one of the three
     labels = digits_acts.labels()
     assert torch.equal(crit.labels, labels)
@@ -66,7 +67,7 @@ def test_just_before_it_the_image_stands_and_at_it_the_image_falls(
             earlier = logits_at(digits_hooked, digits_acts, edit, share * strength)
             assert height(earlier, image) > 0
     never = crit.values.isinf().nonzero()[:, 0][:10].tolist()
-    limit = 1e3 / float(edit.direction.abs().max())
+    limit = 1e3 / float(edit.gate.reach.max())
     for strength in (1.0, 10.0, 100.0, limit):
         later = logits_at(digits_hooked, digits_acts, edit, strength)
         assert all(height(later, image) > 0 for image in never)
@@ -86,7 +87,7 @@ def test_an_applied_edit_of_that_strength_really_takes_the_label_away(
     crit = alpha_crit(digits_hooked, edit, digits_acts, target="flip", against="predicted")
     image = int(crit.values.argmin())
     for factor, stands in ((0.999, True), (1.001, False)):
-        with replace(edit, strength=factor * float(crit.values[image])).applied(digits_hooked):
+        with edit.with_strength(factor * float(crit.values[image])).applied(digits_hooked):
             predicted = digits_hooked(digits_test.images[image : image + 1]).argmax()
         assert (int(predicted) == int(crit.predicted[image])) is stands
 
@@ -108,7 +109,7 @@ def test_labels_can_be_named_and_the_rest_is_left_out(
 def crit_of(values: list[float], labels: list[int]) -> AlphaCrit:
     numbers = torch.tensor(values, dtype=torch.float64)
     marks = torch.tensor(labels, dtype=torch.int64)
-    return AlphaCrit(numbers, numbers, marks, marks, "zero", 0.5, "label")
+    return AlphaCrit(numbers, numbers, marks, marks, "zero", 0.5, "label", "0" * 64)
 
 
 def test_the_summary_counts_what_is_below_already_and_what_never_is() -> None:
@@ -129,7 +130,7 @@ def test_the_summary_of_many_classes_is_what_each_class_alone_gives() -> None:
     values[torch.rand(3000, generator=generator) < 0.2] = torch.inf
     values[labels == 14], values[labels == 21] = torch.inf, 0.0
     labels[0], values[0] = 5000, 1 / 3
-    crit = AlphaCrit(values, values, labels, labels, "zero", 0.5, "label")
+    crit = AlphaCrit(values, values, labels, labels, "zero", 0.5, "label", "0" * 64)
     summary = crit.summary()
     assert [entry.label for entry in summary] == sorted(set(labels.tolist()))
     for entry in summary:

@@ -12,6 +12,9 @@ import torch
 
 from salve_plugin import Dictionary, HookedModel, SalveError, Site, enhance, suppress
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators import Gate
+from salve_plugin.control.recipe import Provenance
+from salve_plugin.control.targets import Target
 from salve_plugin.errors import (
     BaseMismatchError,
     InputError,
@@ -25,8 +28,8 @@ def test_it_holds_the_atom_and_the_fingerprint_of_what_it_touches(
     tiny: HookedModel, atoms: Dictionary
 ) -> None:
     edit = suppress(tiny, atoms, latent=3, strength=2.0, rows=[2, 0])
-    assert torch.equal(edit.direction, atoms.atoms[3])
-    assert (edit.rows, edit.strength, edit.mode) == ((0, 2), 2.0, "suppress")
+    assert torch.equal(edit.gate.directions, atoms.atoms[3:4])
+    assert (edit.rows, edit.gate.strength, edit.gate.mode) == ((0, 2), 2.0, "suppress")
     assert list(edit.base.tensors) == ["head.weight"]
     print_ = edit.base.tensors["head.weight"]
     weight = tiny.model.get_parameter("head.weight")
@@ -48,7 +51,7 @@ def test_it_survives_its_json_form_and_pickle_with_the_same_digest(
 ) -> None:
     edit = suppress(tiny, atoms, latent=3, strength=1.5, rows=[1])
     text = json.dumps(edit.to_json(), allow_nan=False)
-    again = Edit.from_parts(json.loads(text), edit.direction.clone())
+    again = Edit.from_json(json.loads(text), {"directions": edit.gate.directions.clone()})
     assert again == edit
     assert again.digest == edit.digest
     assert pickle.loads(pickle.dumps(edit)) == edit
@@ -62,8 +65,8 @@ def test_the_digest_tells_every_field_apart(tiny: HookedModel, atoms: Dictionary
         suppress(tiny, atoms, latent=3, strength=1.5000001),
         suppress(tiny, atoms, latent=3, strength=1.5, rows=[0, 1, 2, 3]),
         enhance(tiny, atoms, latent=3, strength=1.5),
-        replace(edit, direction=atoms.atoms[4]),
-        replace(edit, dictionary_digest=None),
+        replace(edit, operator=replace(edit.gate, directions=atoms.atoms[4:5])),
+        replace(edit, provenance=replace(edit.provenance, dictionary=None)),
     ]
     assert len({edit, *others}) == 7
     assert edit == suppress(tiny, atoms, latent=3, strength=1.5)
@@ -74,29 +77,29 @@ def test_the_digest_is_the_same_on_every_machine() -> None:
     site = Site("unembed.hook_in", "fc", "in", "pooled", 2, readers=("fc",))
     fields = {
         "site": site.to_json(),
-        "operator": "scale",
-        "mode": "suppress",
-        "latent": 0,
-        "strength": 0.1,
+        "operator": {"form": "gate", "mode": "suppress", "strength": 0.1},
+        "targets": [Target("fc.weight", None, "reader", "linear").to_json()],
         "rows": None,
         "base": {
             "description": {"architecture": "x"},
             "tensors": {"fc.weight": {"shape": [3, 2], "dtype": "float32", "sha256": "0" * 64}},
+            "state": None,
         },
-        "dictionary_digest": None,
-        "dtype": "float32",
+        "provenance": Provenance().to_json(),
+        "exactness": None,
     }
-    edit = Edit.from_parts(fields, torch.tensor([0.6, 0.8]))
-    assert edit.digest == "7d920e7e6c076f900224aa4541e93f24af12a183b276ae274300266f84941b49"
+    edit = Edit.from_json(fields, {"directions": torch.tensor([[0.6, 0.8]])})
+    assert edit.digest == "06a23b57de94a279d1e4528abc52865ca42f1280f042246c28c547cd927ea782"
 
 
 def test_it_keeps_its_own_copy_of_the_atom(tiny: HookedModel, atoms: Dictionary) -> None:
-    direction = atoms.atoms[0].clone()
-    edit = replace(suppress(tiny, atoms, latent=0, strength=1.0), direction=direction)
-    direction.zero_()
-    assert float(edit.direction.norm()) == pytest.approx(1)
+    directions = atoms.atoms[:1].clone()
+    edit = suppress(tiny, atoms, latent=0, strength=1.0)
+    edit = replace(edit, operator=Gate(directions, 1.0))
+    directions.zero_()
+    assert float(edit.gate.directions.norm()) == pytest.approx(1)
     with pytest.raises(FrozenInstanceError):
-        edit.strength = 3.0  # type: ignore[misc] # that it is frozen is the point
+        edit.gate.strength = 3.0  # type: ignore[misc] # that it is frozen is the point
 
 
 @pytest.mark.parametrize(
@@ -159,19 +162,20 @@ def test_a_parametrized_weight_is_refused(tiny: HookedModel, atoms: Dictionary) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"latent": "3"},
-        {"latent": True},
-        {"strength": "1"},
-        {"strength": None},
+        {"provenance": {"kind": "latents", "latents": ["3"], "dictionary": None, "note": ""}},
+        {"provenance": {"kind": "latents", "latents": [True], "dictionary": None, "note": ""}},
+        {"operator": {"form": "gate", "mode": "suppress", "strength": "1"}},
+        {"operator": {"form": "gate", "mode": "suppress", "strength": None}},
         {"rows": 1},
         {"rows": [9]},
         {"rows": ["1"]},
-        {"mode": "erase"},
-        {"operator": "fold"},
+        {"operator": {"form": "gate", "mode": "erase", "strength": 1.0}},
+        {"operator": {"form": "fold", "mode": "suppress", "strength": 1.0}},
         {"base": {}},
         {"base": {"description": {}, "tensors": {}}},
         {"site": {}},
-        {"dtype": "float64"},
+        {"targets": []},
+        {"exactness": {}},
         {"surplus": 1},
     ],
 )
@@ -180,7 +184,7 @@ def test_a_malformed_json_form_is_refused(
 ) -> None:
     edit = suppress(tiny, atoms, latent=3, strength=1.5)
     with pytest.raises(SalveError):
-        Edit.from_parts(edit.to_json() | change, edit.direction)
+        Edit.from_json(edit.to_json() | change, edit.tensors)
 
 
 def test_an_edit_prints_as_one_line(tiny: HookedModel, atoms: Dictionary) -> None:

@@ -1,7 +1,5 @@
 """Automatic selection on the trained digits networks, judged by really edited networks."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -63,7 +61,7 @@ def test_no_tried_candidate_is_better_by_the_stated_order(learned: Learned) -> N
     best = min(one.badness(0.05) for one in choice.tried)
     (taken,) = [one for one in choice.tried if one.edit == choice.edit][:1]
     assert taken.badness(0.05) == best
-    assert (choice.latent, choice.strength) == (taken.edit.latent, taken.edit.strength)
+    assert (choice.latent, choice.strength) == (taken.edit.latent, taken.edit.gate.strength)
     weight, bias = hooked.unembed()
     again = change(
         evaluate_head(weight, bias, acts),
@@ -103,10 +101,10 @@ def test_the_controls_are_what_they_say(learned: Learned) -> None:
     assert weight[3].any()
     edit = choose(hooked, dictionary, features, acts, 3, rows=[3], candidates=1).edit
     control = random_control(edit, seed=1)
-    assert float(control.direction.norm()) == pytest.approx(1, abs=1e-6)
+    assert float(control.gate.directions.norm()) == pytest.approx(1, abs=1e-6)
     assert control == random_control(edit, seed=1)
     assert control != random_control(edit, seed=2)
-    assert (control.rows, control.strength, control.dictionary_digest) == ((3,), 0.0, None)
+    assert (control.rows, control.gate.strength, control.dictionary_digest) == ((3,), 0.0, None)
 
 
 def test_the_strength_to_break_breaks_that_share(learned: Learned) -> None:
@@ -114,7 +112,7 @@ def test_the_strength_to_break_breaks_that_share(learned: Learned) -> None:
     edit = choose(hooked, dictionary, features, acts, 3, rows=[3], candidates=1).edit
     strength = strength_to_break(hooked, edit, acts, 3, share=0.8)
     weight, bias = hooked.unembed()
-    broken = evaluate_head(edited_weight(weight, replace(edit, strength=strength)), bias, acts)
+    broken = evaluate_head(edited_weight(weight, edit.with_strength(strength)), bias, acts)
     assert float(broken.accuracy[3]) == pytest.approx(0.2, abs=0.02)
 
 

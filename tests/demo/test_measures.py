@@ -1,9 +1,8 @@
 """The demo's measures, on the trained networks: recounted with the really edited network."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from small_artifacts import altered
 from torch import nn
 
 from salve_plugin.adapter import attach
@@ -13,8 +12,8 @@ from salve_plugin.demo import digits
 from salve_plugin.demo.crit_check import check_crit
 from salve_plugin.demo.measures import Study, cross_class, enhance_class, suppress_class
 from salve_plugin.discover.features import profile
-from salve_plugin.discover.recording import record
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.training.fit import fit
 
 
 @pytest.fixture(params=["resnet", "vit"])
@@ -65,9 +64,9 @@ def test_brute_force_ends_where_strengths_are_no_longer_asked_about(
 ) -> None:
     """Columns with almost no weight in the direction close at strengths beyond the limit."""
     edit = suppress_class(study, 4, seed=0).recipe.edit
-    direction = edit.direction.clone()
+    direction = edit.gate.directions[0].clone()
     direction[::2] *= 1e-6
-    faint = replace(edit, direction=direction / direction.norm())
+    faint = altered(edit, direction=direction / direction.norm())
     check = check_crit(study, faint, 4, digits_test.images)
     assert check.finite < check.images
     assert check.agree == check.images

@@ -14,17 +14,18 @@ from torch.nn import functional
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import Learner, Tensors
 from salve_plugin.discover.learners.batch_topk import BatchTopK
-from salve_plugin.discover.learners.feature_choice import FeatureChoice, MutualChoice
+from salve_plugin.discover.learners.feature_choice import FeatureChoice
 from salve_plugin.discover.learners.gated import Gated
 from salve_plugin.discover.learners.gba import GBA
-from salve_plugin.discover.learners.gradient import GradientTopK
+from salve_plugin.discover.learners.gradient_topk import GradientTopK
 from salve_plugin.discover.learners.jumprelu import JumpReLU
 from salve_plugin.discover.learners.l1 import L1
 from salve_plugin.discover.learners.matryoshka import Matryoshka
+from salve_plugin.discover.learners.mutual_choice import MutualChoice
 from salve_plugin.discover.learners.relu_l1 import ReluL1
 from salve_plugin.discover.learners.topk import TopK
 from salve_plugin.discover.saelens import load_saelens, save_saelens
-from salve_plugin.discover.saelens_layout import WRITTEN_AS
+from salve_plugin.discover.saelens_layout import written_as
 from salve_plugin.errors import ArtifactError, InputError, WriteError
 from salve_plugin.site import Site
 
@@ -148,7 +149,7 @@ def test_the_files_code_and_reconstruct_as_the_dictionary_does(
 
 
 def test_every_learner_that_can_be_written_is_tested() -> None:
-    assert {learner.name for learner in WRITABLE} == set(WRITTEN_AS)
+    assert {learner.name for learner in WRITABLE} == set(written_as())
 
 
 @pytest.mark.parametrize("learner", WRITABLE, ids=lambda learner: learner.name)
@@ -160,7 +161,7 @@ def test_what_was_written_is_read_again(learner: Learner, tmp_path: Path) -> Non
     torch.testing.assert_close(again(x), dictionary(x), rtol=1e-5, atol=1e-5)
     for name in ("atoms", "encoder_weight", "encoder_bias", "decoder_bias"):
         assert torch.equal(again.tensors[name], dictionary.tensors[name])
-    assert again.meta["architecture"] == WRITTEN_AS[learner.name]
+    assert again.meta["architecture"] == written_as()[learner.name]
     assert "salve_plugin" not in again.meta["metadata"]  # type: ignore[operator] # it is a dict
 
 

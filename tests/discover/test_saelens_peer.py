@@ -15,7 +15,7 @@ from torch.nn import functional
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
 from salve_plugin.discover.saelens import load_saelens, save_saelens
-from salve_plugin.discover.saelens_layout import WRITTEN_AS
+from salve_plugin.discover.saelens_layout import written_as
 from salve_plugin.site import Site
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(1500)]
@@ -116,7 +116,7 @@ def test_sae_lens_codes_and_reconstructs_as_we_do_with_what_we_write(
     sae_lens: Path, tmp_path: Path
 ) -> None:
     x = _rows(tmp_path)
-    ours = {learner: _dictionary(learner, seed) for seed, learner in enumerate(WRITTEN_AS)}
+    ours = {learner: _dictionary(learner, seed) for seed, learner in enumerate(written_as())}
     for learner, dictionary in ours.items():
         save_saelens(dictionary, tmp_path / learner)
     _run(str(sae_lens), "-c", OURS, str(tmp_path))
@@ -133,7 +133,7 @@ def test_what_we_push_sae_lens_pulls_and_codes_as_we_do(
 ) -> None:
     x = _rows(tmp_path)
     pulled = {}
-    for seed, learner in enumerate(WRITTEN_AS):
+    for seed, learner in enumerate(written_as()):
         dictionary = _dictionary(learner, seed)
         dictionary.push_to_hub(repo_id, subfolder=learner, token="hf_alice", endpoint=hub.url)
         pulled[learner] = Dictionary.from_pretrained(repo_id, subfolder=learner, endpoint=hub.url)

@@ -5,7 +5,7 @@ import torch
 
 from salve_plugin.discover import sweep as module
 from salve_plugin.discover.sweep import Trial, sweep
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 
 

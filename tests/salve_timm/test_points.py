@@ -88,7 +88,10 @@ def test_layer_scale_is_part_of_what_a_branch_adds(name: str, arguments: dict[st
     scaled = isinstance(hooked.model.get_submodule("blocks.1"), nn.Module) and any(
         "gamma" in key for key, _ in hooked.model.get_submodule("blocks.1").named_parameters()
     )
-    assert bool(hooked.site("blocks.1.hook_mlp_out").writers) != scaled
+    site = hooked.site("blocks.1.hook_mlp_out")
+    by_module = "blocks.1.ls2" in dict(hooked.model.named_modules())
+    assert bool(site.writers) != (scaled and not by_module)
+    assert site.affine == (("blocks.1.ls2",) if by_module and scaled else ())
 
 
 def test_the_attention_pattern_is_there_only_where_it_is_computed(vit: HookedModel) -> None:

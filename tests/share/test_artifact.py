@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from small_artifacts import WEIGHT, contents, random_dictionary, small_model, state_bytes
+from small_artifacts import (
+    WEIGHT,
+    altered,
+    contents,
+    random_dictionary,
+    small_model,
+    state_bytes,
+    with_edit,
+)
 from torch import Tensor, nn
 
 import salve_plugin as salve
@@ -147,10 +155,10 @@ def test_nothing_else_than_the_listed_fields_enters_the_identity(
 ) -> None:
     variants = [
         tiny,
-        replace(tiny, edit=replace(tiny_edit, strength=1.0)),
-        replace(tiny, edit=replace(tiny_edit, latent=6)),
-        replace(tiny, edit=replace(tiny_edit, mode="enhance")),
-        replace(tiny, edit=replace(tiny_edit, direction=-tiny_edit.direction)),
+        with_edit(tiny, altered(tiny_edit, strength=1.0)),
+        with_edit(tiny, altered(tiny_edit, latent=6)),
+        with_edit(tiny, altered(tiny_edit, mode="enhance")),
+        with_edit(tiny, altered(tiny_edit, direction=-tiny_edit.gate.directions[0])),
         replace(tiny, pristine=None),
         replace(tiny, labels=None),
         replace(tiny, data=None),

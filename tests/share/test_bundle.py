@@ -20,9 +20,7 @@ from small_artifacts import (
 from torch import Tensor, nn
 
 import salve_plugin as salve
-from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import Mode
-from salve_plugin.control.scaling import base_of
 from salve_plugin.demo import digits
 from salve_plugin.errors import (
     EditStateError,
@@ -87,10 +85,11 @@ def test_the_composition_names_every_weight_before_and_after(digits_network: nn.
 def test_overlaps_name_the_members_and_the_rows(digits_resnet: nn.Module) -> None:
     hooked = salve.attach(digits_resnet)
     bundle = EditBundle.of(hooked, several(hooked))
-    assert bundle.composition.overlaps == (
-        MemberOverlap("all-rows", "less", "fc.weight", (5, 7)),
-        MemberOverlap("all-rows", "more", "fc.weight", (3, 5)),
-        MemberOverlap("less", "more", "fc.weight", (5,)),
+    of_head = [each for each in bundle.composition.overlaps if each.tensor == "fc.weight"]
+    assert tuple(of_head) == (
+        MemberOverlap("all-rows", "less", "fc.weight", (5, 7), "factors multiply"),
+        MemberOverlap("all-rows", "more", "fc.weight", (3, 5), "factors multiply"),
+        MemberOverlap("less", "more", "fc.weight", (5,), "factors multiply"),
     )
 
 
@@ -172,9 +171,11 @@ def test_the_order_of_members_has_no_meaning(
         ("c", "suppress", 5.0, (3, 9)),
         ("d", "enhance", 0.1, None),
     ]
-    base, atoms = base_of(hooked, site), atoms_of(64, 4)
+    atoms = atoms_of(64, 4)
     edits = {
-        name: Edit(site, "scale", mode, latent, atoms[latent], strength, rows, base)
+        name: salve.edit_at(
+            hooked, site, salve.Gate(atoms[latent][None], strength, mode), rows=rows
+        )
         for latent, (name, mode, strength, rows) in enumerate(kinds)
     }
     original = state_bytes(network)

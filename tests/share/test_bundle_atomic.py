@@ -8,6 +8,7 @@ import pytest
 import torch
 from several_edits import several
 from small_artifacts import (
+    altered,
     small_bundle,
     small_edit,
     small_model,
@@ -81,7 +82,7 @@ def test_a_result_that_is_not_the_recorded_one_is_taken_back() -> None:
     edit = small_edit()
     members = {
         "one": EditArtifact(edit),
-        "two": EditArtifact(replace(edit, strength=0.5, rows=(1,))),
+        "two": EditArtifact(altered(edit, strength=0.5, rows=(1,))),
     }
     right = EditBundle.of(small_model(), members)
     said = right.composition.tensors["fc.weight"]
@@ -101,7 +102,7 @@ def test_a_result_that_is_not_the_recorded_one_is_taken_back() -> None:
 
 def test_weights_that_were_changed_or_carry_foreign_edits_are_refused() -> None:
     bundle, model = small_bundle(), small_model()
-    foreign = replace(small_edit(), strength=0.125)
+    foreign = altered(small_edit(), strength=0.125)
     foreign.apply_(model)
     before = state_bytes(model)
     with pytest.raises(EditStateError, match=f"{foreign.digest[:12]}.* not in the bundle"):

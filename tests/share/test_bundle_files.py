@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from small_artifacts import (
     CONFIG,
     Files,
+    altered,
     bundle_in_memory,
     flipped,
     small_bundle,
@@ -123,7 +123,7 @@ def test_class_names_are_those_that_all_members_agree_on() -> None:
     for labels, expected in (
         (None, ["a", "b", "c"]), (("a", "b", "c"), ["a", "b", "c"]), (("a", "b", "d"), None)
     ):  # fmt: skip
-        two = EditArtifact(replace(edit, strength=0.5), labels=labels)
+        two = EditArtifact(altered(edit, strength=0.5), labels=labels)
         bundle = EditBundle.of(small_model(), {"one": one, "two": two})
         assert bundle.manifest["labels"] == expected
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from small_artifacts import (
+    altered,
     small_artifact,
     small_bundle,
     small_edit,
@@ -26,8 +27,8 @@ CARD = "README.md"
 def fewer() -> EditBundle:
     """Return another bundle of the same base: a member left out, one changed, one new."""
     old = small_bundle()
-    changed = replace(old.members["rows"], edit=replace(small_edit(), strength=0.25), pictures=None)
-    new = EditArtifact(replace(small_edit(), latent=9, rows=(0,)))
+    changed = replace(old.members["rows"], edit=altered(small_edit(), strength=0.25), pictures=None)
+    new = EditArtifact(altered(small_edit(), latent=9, rows=(0,)))
     members = {"all": old.members["all"], "rows": changed, "new": new}
     return EditBundle.of(small_model(), members)
 

@@ -10,6 +10,7 @@ import torch
 from small_artifacts import (
     Change,
     Files,
+    altered,
     covered,
     forged,
     in_memory,
@@ -82,8 +83,8 @@ def of_dictionary(change: Callable[[Edit], Edit]) -> Callable[[], object]:
 @pytest.mark.parametrize(
     "make",
     [
-        of_dictionary(lambda edit: replace(edit, direction=torch.eye(4)[1])),
-        of_dictionary(lambda edit: replace(edit, latent=1)),
+        of_dictionary(lambda edit: altered(edit, direction=torch.eye(4)[1])),
+        of_dictionary(lambda edit: altered(edit, latent=1)),
         of_dictionary(lambda edit: replace(edit, site=replace(edit.site, name="other"))),
         lambda: EditArtifact(small_edit(), labels=list("abcd")),
         lambda: EditArtifact(small_edit(), labels=["a"], alpha_crit=small_crit()),

@@ -1,6 +1,5 @@
 """Artifacts that were damaged or swapped: every changed bit, byte and file is found."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_artifacts import CARD, CONFIG, covered, flipped, in_memory, reader_of
+from small_artifacts import CARD, CONFIG, altered, covered, flipped, in_memory, reader_of
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import ArtifactError, InputError
@@ -32,7 +31,7 @@ def test_links_pickles_missing_and_swapped_files_are_refused(
     torch.save({"direction": torch.ones(4)}, file)
     with pytest.raises(ArtifactError):
         EditArtifact.from_pretrained(saved)
-    other = EditArtifact(replace(tiny_edit, strength=0.5)).save_pretrained(tmp_path / "other")
+    other = EditArtifact(altered(tiny_edit, strength=0.5)).save_pretrained(tmp_path / "other")
     file.write_bytes((other / "edit.safetensors").read_bytes())
     with pytest.raises(ArtifactError):
         EditArtifact.from_pretrained(saved)

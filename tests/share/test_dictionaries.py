@@ -28,7 +28,7 @@ from torch import Tensor
 import salve_plugin as salve
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import LEARNERS, create
-from salve_plugin.discover.saelens_layout import WRITTEN_AS
+from salve_plugin.discover.saelens_layout import written_as
 from salve_plugin.errors import InputError, WriteError
 from salve_plugin.share.artifact import EditArtifact
 
@@ -61,7 +61,7 @@ def test_a_dictionary_of_any_learner_comes_back_to_the_bit(learner: str, tmp_pat
 
 def test_there_are_twenty_learners() -> None:
     assert len(BUILT_IN) == 20
-    assert set(WRITTEN_AS) < set(BUILT_IN)
+    assert set(written_as()) < set(BUILT_IN)
 
 
 @pytest.mark.parametrize("learner", BUILT_IN)
@@ -69,9 +69,9 @@ def test_saelens_is_named_as_a_reader_only_where_it_is_one(learner: str, tmp_pat
     folder = dictionary_of(learner).save_pretrained(tmp_path)
     card, architecture = (folder / CARD).read_text(), fields(folder)["architecture"]
     names = set(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
-    assert architecture == WRITTEN_AS.get(learner, f"salve_plugin.{learner}")
-    assert ("- saelens\n" in card) == ("sae_lens" in card) == (learner in WRITTEN_AS)
-    assert ("W_dec" in names) == (learner in WRITTEN_AS)
+    assert architecture == written_as().get(learner, f"salve_plugin.{learner}")
+    assert ("- saelens\n" in card) == ("sae_lens" in card) == (learner in written_as())
+    assert ("W_dec" in names) == (learner in written_as())
     assert sorted(path.name for path in folder.iterdir()) == sorted([CARD, CONFIG, WEIGHTS])
 
 

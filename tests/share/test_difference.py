@@ -10,14 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_artifacts import WEIGHT, small_edit
+from small_artifacts import WEIGHT, altered, small_edit, with_edit
 from torch import nn
 
 import salve_plugin as salve
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.critical import AlphaCrit
-from salve_plugin.control.edit import Edit
-from salve_plugin.control.scaling import base_of
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.difference import ABSENT, Difference
 
@@ -36,13 +34,15 @@ def test_an_artifact_does_not_differ_from_its_copy_in_a_folder(
 
 
 def test_a_strength_is_named_with_both_values(tiny: EditArtifact) -> None:
-    found = tiny.diff(replace(tiny, edit=replace(tiny.edit, strength=0.5)))
+    found = tiny.diff(with_edit(tiny, altered(tiny.edit, strength=0.5)))
     assert found
     assert (found.same_edit, found.same_base, found.tensors) == (False, True, ())
     assert [(field.path, field.ours, field.theirs) for field in found.fields] == [
-        (("edit", "strength"), 1.5, 0.5)
+        (("edit", "operator", "strength"), 1.5, 0.5)
     ]
-    assert str(found) == "Another edit of the same base.\n$['edit']['strength']: 1.5 | 0.5"
+    assert (
+        str(found) == "Another edit of the same base.\n$['edit']['operator']['strength']: 1.5 | 0.5"
+    )
 
 
 def test_numbers_of_another_kind_differ_as_their_digests_do(tiny: EditArtifact) -> None:
@@ -90,19 +90,18 @@ def test_tensors_are_compared_by_presence_shape_and_elements(
     assert [(each.name, each.ours, each.theirs) for each in missing.tensors] == [
         ("pristine.fc.weight", "F32[2, 4]", None)
     ]
-    longer = replace(tiny.edit, direction=tiny.edit.direction.double())
-    (direction,) = tiny.diff(replace(tiny, edit=longer)).tensors
-    assert (direction.ours, direction.theirs) == ("F32[4]", "F64[4]")
+    longer = altered(tiny.edit, direction=tiny.edit.gate.directions[0].double())
+    (direction,) = tiny.diff(with_edit(tiny, longer)).tensors
+    assert (direction.ours, direction.theirs) == ("F32[1, 4]", "F64[1, 4]")
     assert direction.elements is None
 
 
 def test_a_zero_of_the_other_sign_differs_by_nothing_but_differs(tiny: EditArtifact) -> None:
-    direction = tiny.edit.direction.clone()
-    direction[1] = -0.0
-    other = replace(tiny, edit=replace(tiny.edit, direction=direction))
+    rows = {sign: torch.full((2, 4), sign) for sign in (0.0, -0.0)}
+    tiny, other = (replace(tiny, pristine={"fc.weight": each}) for each in rows.values())
     assert other.digest != tiny.digest
     (found,) = tiny.diff(other).tensors
-    assert (found.elements, found.largest) == (1, 0.0)
+    assert (found.elements, found.largest) == (8, 0.0)
 
 
 def test_another_base_is_told_from_another_edit(tiny: EditArtifact) -> None:
@@ -110,7 +109,7 @@ def test_another_base_is_told_from_another_edit(tiny: EditArtifact) -> None:
         Base({"architecture": "Other"}, tiny.edit.base.tensors),
         Base(tiny.edit.base.description, {"fc.weight": Fingerprint.of(WEIGHT + 1)}),
     ):
-        found = tiny.diff(replace(tiny, edit=replace(tiny.edit, base=base)))
+        found = tiny.diff(with_edit(tiny, replace(tiny.edit, base=base)))
         assert (found.same_edit, found.same_base) == (False, False)
         assert paths(found)[0][:2] == ("edit", "base")
 
@@ -124,12 +123,17 @@ def test_edits_of_a_real_network_are_compared(digits_network: nn.Module) -> None
     site = hooked.site("unembed.hook_in")
     atoms = nn.functional.normalize(torch.randn(2, site.width), dim=1)
     edits = [
-        Edit(site, "scale", "suppress", latent, atoms[latent], 1.0, None, base)
-        for latent, base in enumerate([base_of(hooked, site)] * 2)
+        salve.edit_at(
+            hooked,
+            site,
+            salve.Gate(atoms[latent : latent + 1], 1.0),
+            provenance=salve.Provenance("latents", (latent,)),
+        )
+        for latent in range(2)
     ]
     one, other = (EditArtifact.of(hooked, edit) for edit in edits)
     found = one.diff(other)
-    assert paths(found) == [("edit", "latent")]
+    assert paths(found) == [("edit", "provenance", "latents", 0)]
     (direction,) = found.tensors
     assert direction.elements == site.width
     assert direction.largest == float((atoms[0].double() - atoms[1].double()).abs().max())
@@ -140,7 +144,7 @@ def base_artifact() -> EditArtifact:
 
 
 def edited(**fields: Any) -> Callable[[EditArtifact], EditArtifact]:
-    return lambda artifact: replace(artifact, edit=replace(artifact.edit, **fields))
+    return lambda artifact: with_edit(artifact, replace(artifact.edit, **fields))
 
 
 def parts(**fields: Any) -> Callable[[EditArtifact], EditArtifact]:

@@ -14,7 +14,7 @@ from edited_models import MODEL, artifact_of, created, loaded, logits, trained
 from hub_client import LoopbackHub
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
-from small_artifacts import contents, state_bytes
+from small_artifacts import contents, state_bytes, with_edit
 from torch import nn
 
 import salve_plugin as salve
@@ -139,7 +139,7 @@ def test_the_card_says_that_the_model_is_there_and_how_to_load_it(
     description = {"architecture": "test_vit", "hf_hub_id": "timm/test_vit.r160_in1k"}
     artifact = artifact_of(small.half())
     base = replace(artifact.edit.base, description=description)
-    artifact = replace(artifact, edit=replace(artifact.edit, base=base))
+    artifact = with_edit(artifact, replace(artifact.edit, base=base))
     for place, save, relation in (
         ("alone", artifact.save_pretrained, "adapter"),
         ("merged", lambda path: salve.save_edited_model(small, artifact, path), "finetune"),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_artifacts import contents
+from small_artifacts import altered, contents
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import ArtifactError, WriteError
@@ -24,7 +24,7 @@ def test_an_older_artifact_is_replaced_and_other_files_stay(
     tiny.save_pretrained(tmp_path / "old")
     (tmp_path / "old" / "model.safetensors").write_bytes(b"not ours")
     (tmp_path / "old" / "picture_mine.png").write_bytes(b"not ours either")
-    new = EditArtifact(replace(tiny_edit, strength=0.5))
+    new = EditArtifact(altered(tiny_edit, strength=0.5))
     new.save_pretrained(tmp_path / "old")
     new.save_pretrained(tmp_path / "fresh")
     assert contents(tmp_path / "old") == {

@@ -5,8 +5,6 @@ from small_artifacts import random_dictionary
 from torch import Tensor, nn
 
 import salve_plugin as salve
-from salve_plugin.control.edit import Edit
-from salve_plugin.control.scaling import base_of
 from salve_plugin.share.artifact import EditArtifact
 
 
@@ -30,6 +28,7 @@ def several(hooked: salve.HookedModel) -> dict[str, EditArtifact]:
         for latent, rows in enumerate([(0, 1, 9), None]):
             atom = atoms_of(site.width, 2)[latent]
             name = f"{site.name.lower().replace('.', '-')}-{latent}"
-            base = base_of(hooked, site)
-            edits[name] = Edit(site, "scale", "suppress", latent, atom, 2.0, rows, base)
+            source = salve.Provenance("latents", (latent,))
+            gate = salve.Gate(atom[None], 2.0)
+            edits[name] = salve.edit_at(hooked, site, gate, rows=rows, provenance=source)
     return {name: EditArtifact.of(hooked, edit) for name, edit in edits.items()}

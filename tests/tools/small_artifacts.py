@@ -17,6 +17,9 @@ import salve_plugin as salve
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators import Gate
+from salve_plugin.control.recipe import Provenance
+from salve_plugin.control.targets import Target
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
 from salve_plugin.errors import MissingFileError
@@ -54,15 +57,34 @@ def small_edit() -> Edit:
     """Return an edit of rows 1 and 2 of a 3x4 head."""
     return Edit(
         site=Site(HEAD_INPUT, "fc", "in", "pooled", 4, readers=("fc",)),
-        operator="scale",
-        mode="suppress",
-        latent=5,
-        direction=torch.tensor([0.6, 0.0, -0.8, 0.0]),
-        strength=1.5,
+        operator=Gate(torch.tensor([[0.6, 0.0, -0.8, 0.0]]), 1.5),
+        targets=(Target("fc.weight", None, "reader", "linear"),),
         rows=(1, 2),
         base=Base({"architecture": "Tiny"}, {"fc.weight": Fingerprint.of(WEIGHT)}),
-        dictionary_digest="ab" * 32,
+        provenance=Provenance("latents", (5,), "ab" * 32),
     )
+
+
+def altered(edit: Edit, **changes: Any) -> Edit:
+    """Return a gate of one latent with another strength, mode, direction, latent or dictionary."""
+    gate: dict[str, Any] = {}
+    gate |= {name: changes.pop(name) for name in ("strength", "mode") if name in changes}
+    if "direction" in changes:
+        gate["directions"] = changes.pop("direction")[None]
+    source = edit.provenance
+    if "latent" in changes:
+        source = replace(source, latents=(changes.pop("latent"),))
+    if "dictionary_digest" in changes:
+        source = replace(source, dictionary=changes.pop("dictionary_digest"))
+    return replace(edit, operator=replace(edit.gate, **gate), provenance=source, **changes)
+
+
+def with_edit(artifact: EditArtifact, edit: Edit) -> EditArtifact:
+    """Return the artifact as if it had been made for another edit, critical strengths included."""
+    critical = artifact.alpha_crit
+    if critical is not None:
+        critical = replace(critical, family=edit.family)
+    return replace(artifact, edit=edit, alpha_crit=critical)
 
 
 def small_crit() -> AlphaCrit:
@@ -76,6 +98,7 @@ def small_crit() -> AlphaCrit:
         target="zero",
         fraction=0.5,
         against="label",
+        family=small_edit().family,
     )
 
 
@@ -95,7 +118,7 @@ def small_artifact() -> EditArtifact:
 def small_bundle() -> EditBundle:
     """Return three edits of one 3x4 head; two and two of them overlap."""
     edit, whole = small_edit(), torch.tensor([0.0, 1.0, 0.0, 0.0])
-    enhanced = replace(edit, mode="enhance", rows=None, direction=whole, latent=1, strength=0.5)
+    enhanced = altered(edit, mode="enhance", rows=None, direction=whole, latent=1, strength=0.5)
     return EditBundle.of(
         small_model(),
         {
@@ -134,7 +157,7 @@ def small_dictionary_artifact(learner: str) -> EditArtifact:
     }
     edit = small_edit()
     dictionary = Dictionary(tensors, create(learner, options), edit.site, {"seed": 0, "note": "x"})
-    edit = replace(edit, direction=torch.eye(4)[2], latent=2, dictionary_digest=dictionary.digest)
+    edit = altered(edit, direction=torch.eye(4)[2], latent=2, dictionary_digest=dictionary.digest)
     return EditArtifact(edit, dictionary=dictionary, embed_dictionary=True)
 
 

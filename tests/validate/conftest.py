@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from salve_plugin.discover.activations import Activations
-from salve_plugin.discover.recording import record
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.record import record
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Site
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.rows import held_out
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.rows import held_out
 from salve_plugin.errors import InputError
 from salve_plugin.validate.baselines import CONTROLS, control, principal_axes
 from salve_plugin.validate.reconstruction import fvu

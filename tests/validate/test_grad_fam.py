@@ -17,7 +17,7 @@ from salve_plugin.demo.digits import Split
 from salve_plugin.errors import AttributionError, HookNotFiredError, InputError
 from salve_plugin.validate.grad_fam import GradFAM, LayerGradFam, weighted_map
 from salve_plugin.validate.layout import Tokens
-from salve_plugin.validate.tracing import Place
+from salve_plugin.validate.places import Place
 
 
 def seeded(build: Callable[[], Any], dtype: torch.dtype = torch.float64) -> Any:

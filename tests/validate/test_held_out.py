@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from salve_plugin.discover.rows import Moments, Rows, held_out
+from salve_plugin.discover.training.rows import Moments, Rows, held_out
 from salve_plugin.errors import InputError
 from salve_plugin.validate.held_out import HeldOut
 

@@ -11,7 +11,14 @@ import matplotlib
 import pytest
 import torch
 from PIL import Image
-from small_artifacts import grey_png, random_dictionary, small_artifact, small_crit, small_edit
+from small_artifacts import (
+    altered,
+    grey_png,
+    random_dictionary,
+    small_artifact,
+    small_crit,
+    small_edit,
+)
 from torch import Tensor, nn
 
 from salve_plugin import Dictionary, HookedModel, attach, suppress
@@ -54,7 +61,7 @@ def png() -> bytes:
 
 def crit(values: list[float], labels: list[int], names: tuple[str, ...] | None = None) -> AlphaCrit:
     numbers, marks = torch.tensor(values, dtype=torch.float64), torch.tensor(labels)
-    return AlphaCrit(numbers, numbers, marks, marks, "zero", 0.5, "label", names)
+    return AlphaCrit(numbers, numbers, marks, marks, "zero", 0.5, "label", "0" * 64, names)
 
 
 def pixels(png: bytes) -> Tensor:
@@ -87,7 +94,7 @@ def test_many_classes_show_those_of_the_edit_and_the_rest_together(tiny_edit: Ed
     values = [9.0] * 100
     values[35:40], values[55:58], values[15:17] = [1.0] * 5, [1.0] * 3, [1.0] * 2
     values[25:30] = [0.0] * 5
-    lines = curves(crit(values, labels), replace(tiny_edit, rows=(1, 2), strength=1.0))
+    lines = curves(crit(values, labels), altered(tiny_edit, rows=(1, 2), strength=1.0))
     names = [line.name for line in lines]
     assert names == ["class 1", "class 2", "class 3", "class 7", "class 11", "the other 15 classes"]
     assert len(names) == NAMED_CLASSES
@@ -104,16 +111,16 @@ def level(png: bytes) -> float:
 
 
 def test_a_line_is_where_the_shares_say(tiny_edit: Edit) -> None:
-    half = alpha_crit_picture(crit([0.0, INF], [0, 0]), replace(tiny_edit, strength=0.0))
-    all_there = alpha_crit_picture(crit([0.0, 0.0], [0, 0]), replace(tiny_edit, strength=0.0))
-    none = alpha_crit_picture(crit([INF, INF], [0, 0]), replace(tiny_edit, strength=0.0))
+    half = alpha_crit_picture(crit([0.0, INF], [0, 0]), altered(tiny_edit, strength=0.0))
+    all_there = alpha_crit_picture(crit([0.0, 0.0], [0, 0]), altered(tiny_edit, strength=0.0))
+    none = alpha_crit_picture(crit([INF, INF], [0, 0]), altered(tiny_edit, strength=0.0))
     assert 2 * level(half) == pytest.approx(level(all_there) + level(none), abs=4)
 
 
 def test_the_edits_strength_moves_its_line(tiny_edit: Edit) -> None:
     columns = []
     for strength in (2.0, 4.0, 8.0):
-        png = alpha_crit_picture(crit([1.0, 16.0], [0, 0]), replace(tiny_edit, strength=strength))
+        png = alpha_crit_picture(crit([1.0, 16.0], [0, 0]), altered(tiny_edit, strength=strength))
         dark = (pixels(png)[40:500].int().amax(2) < 70).sum(0)
         dark[:200], dark[-20:] = 0, 0  # without the axes
         columns.append(int(dark.argmax()))
@@ -143,7 +150,9 @@ def test_odd_input_is_drawn(critical: AlphaCrit, tiny_edit: Edit) -> None:
 
 def test_no_image_is_no_picture(tiny_edit: Edit) -> None:
     empty = torch.zeros(0, dtype=torch.int64)
-    nothing = AlphaCrit(empty.double(), empty.double(), empty, empty, "zero", 0.5, "label")
+    nothing = AlphaCrit(
+        empty.double(), empty.double(), empty, empty, "zero", 0.5, "label", "0" * 64
+    )
     with pytest.raises(InputError, match="no image"):
         alpha_crit_picture(nothing, tiny_edit)
 
@@ -153,7 +162,7 @@ def test_it_is_readable_at_800_pixels_and_small(tiny_edit: Edit) -> None:
     values = torch.randn(50_000, generator=draw).exp().double()
     labels = torch.randint(0, 1000, (50_000,), generator=draw)
     png = alpha_crit_picture(
-        AlphaCrit(values, values, labels, labels, "flip", 0.5, "label"), tiny_edit
+        AlphaCrit(values, values, labels, labels, "flip", 0.5, "label", "0" * 64), tiny_edit
     )
     assert pixels(png).shape == (800, 1280, 3)
     assert (pixels(png)[[0, 0, -1, -1], [0, -1, 0, -1]] > 250).all()
@@ -277,6 +286,6 @@ def distance(seen: Tensor, picture: Image.Image) -> float:
 
 def test_another_dictionary_has_other_latents(digits_resnet: nn.Module) -> None:
     hooked, dictionary, edit = edit_of(digits_resnet)
-    other = replace(edit, dictionary_digest="00" * 32)
+    other = altered(edit, dictionary_digest="00" * 32)
     with pytest.raises(InputError, match="pass the one that the edit was made with"):
         grad_fam_pictures(hooked, dictionary, other, torch.rand(1, 1, 32, 32))

@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve_plugin.discover.kernels.selection import largest
+from salve_plugin.discover.kernels.sparse import Support
 from salve_plugin.discover.learners.base import Step, Tensors
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
-from salve_plugin.discover.selection import largest
-from salve_plugin.discover.sparse import Support
 
 
+@register
 @dataclass(frozen=True)
 class AbsTopK(TopK):
     """z keeps the k of E x + b_e that are largest in size, with their signs; loss as TopK.

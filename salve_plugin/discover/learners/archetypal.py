@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, whole
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
 from salve_plugin.errors import InputError
 
@@ -18,6 +19,7 @@ ROW_SUM = 10.0
 must be small beside their sum, else the first steps would make all atoms the mean of all points."""
 
 
+@register
 @dataclass(frozen=True)
 class Archetypal(TopK):
     """TopK with atoms that are the directions of A C + Λ: mixtures of fixed points C, and a bit.

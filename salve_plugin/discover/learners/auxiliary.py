@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.selection import largest
+from salve_plugin.discover.kernels.sparse import Support, decode_at
 from salve_plugin.discover.learners.base import Step, Tensors
-from salve_plugin.discover.selection import largest
-from salve_plugin.discover.sparse import Support, decode_at
 
 LEAK = 0.1
 """What the negative pre-activation of a dead latent counts for."""
@@ -108,13 +108,13 @@ class _Fork(torch.autograd.Function):
     """A tensor, and some of its rows."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(places)
-        return tensor.view_as(tensor), tensor.index_select(0, places)
+    def forward(ctx: Any, tensor: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(chosen)
+        return tensor.view_as(tensor), tensor.index_select(0, chosen)
 
     @staticmethod
     def backward(ctx: Any, whole: Tensor, some: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
+        (chosen,) = ctx.saved_tensors
         # In place, because the products that make the first gradient hand it over to nobody else,
         # and a copy would cost as much as what this function saves.
-        return whole.index_add_(0, places, some), None
+        return whole.index_add_(0, chosen, some), None

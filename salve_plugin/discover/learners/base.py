@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from salve_plugin.discover.scratch import Scratch
-from salve_plugin.discover.team import Team
+from salve_plugin.discover.kernels.scratch import Scratch
+from salve_plugin.discover.recording.team import Team
 
 Tensors = dict[str, Tensor]
 """A dictionary's tensors by name: the four common ones and the learner's own."""
@@ -22,6 +22,8 @@ from their mean: its atom, of norm 1, then moves the reconstruction by that much
 COMMON = ("atoms", "decoder_bias", "encoder_bias", "encoder_weight")
 """The tensors that every dictionary has."""
 
+Architecture = Literal["standard", "topk", "jumprelu", "gated"]
+"""What SAELens calls the kinds of dictionary that it has in common with this package."""
 
 CALIBRATION_ROWS = 1024
 """Rows that determine how large the first codes are."""
@@ -110,6 +112,7 @@ class Outcome:
     active: Int[Tensor, " latents"]
 
 
+@dataclass(frozen=True)
 class Learner(ABC):
     """The code, the training loss and the constraints of one kind of dictionary.
 
@@ -130,6 +133,10 @@ class Learner(ABC):
         expansion: latents for each feature, if nobody says how many.
         learning_rate: if nobody gives one; None is what a range test finds.
         centred: whether it learns from centred rows; else the mean stays in them.
+        saelens: the architecture of SAELens that codes as its finished dictionary does, if one
+            does. A subclass codes in another way, and so does not inherit it.
+        costly: options that time and memory of coding one row grow with, and the most of each that
+            is read from a file.
     """
 
     name: ClassVar[str]
@@ -141,6 +148,13 @@ class Learner(ABC):
     expansion: ClassVar[float] = 4.0
     learning_rate: ClassVar[float | None] = None
     centred: ClassVar[bool] = True
+    saelens: ClassVar[Architecture | None] = None
+    costly: ClassVar[Mapping[str, int]] = {}
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        """Forget the parent's form in SAELens: inherited unseen, it would write wrong codes."""
+        super().__init_subclass__(**named)
+        cls.saelens = vars(cls).get("saelens")
 
     def pre_activation(
         self, t: Tensors, x: Float[Tensor, "*rows width"]

@@ -8,15 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salve_plugin.discover.learners.base import Start, Step, Tensors
+from salve_plugin.discover.kernels.sparse import Support
+from salve_plugin.discover.learners.base import Architecture, Start, Step, Tensors
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
-from salve_plugin.discover.sparse import Support
 
 MOMENTUM = 0.95
 """Share that the running threshold keeps in each step; the first step sets it. The published 0.999
 suits runs of 100 000 steps: it would lag behind the whole decay of a short one."""
 
 
+@register
 @dataclass(frozen=True)
 class BatchTopK(TopK):
     """Training keeps the k · rows largest of relu(E x + b_e) of a whole batch; loss as TopK.
@@ -33,6 +35,7 @@ class BatchTopK(TopK):
     name: ClassVar[str] = "batch_topk"
     summary: ClassVar[str] = "k active latents of a row on average; one threshold when it is used"
     source: ClassVar[str] = "Bussmann, Leask & Nanda 2024, BatchTopK sparse autoencoders"
+    saelens: ClassVar[Architecture | None] = "jumprelu"
     extra: ClassVar[Mapping[str, int]] = {"threshold": 1}
     by_size: ClassVar[bool] = False
 
@@ -77,11 +80,15 @@ def smallest_kept(
         The value of rank `count` times the number of processes, or the smallest positive score if
         fewer are positive; infinite if none is.
     """
+    # The threshold moves little from step to step. Sorting only what is above most of the last one
+    # sorts about as many values as are kept, instead of half of all.
     total = count * step.team.size
     candidates = scores[scores > 0.8 * guess]
     if int(step.team.sum(torch.tensor(len(candidates)))) < total:
         candidates = scores[scores > 0]
     best = candidates.topk(min(total, len(candidates))).values
+    # The largest of all processes are among the largest `total` of each. All must gather matrices
+    # of one size, so that missing values are zero, which no positive score is.
     if step.team.size > 1:
         padded = best.new_zeros(min(total, scores.numel()))
         padded[: len(best)] = best
@@ -89,3 +96,14 @@ def smallest_kept(
         best = best[best > 0]
         best = best.topk(min(total, len(best))).values
     return best.min() if len(best) else scores.new_tensor(torch.inf)
+
+
+def move_mean(
+    running: Float[Tensor, "..."],
+    value: Float[Tensor, "..."],
+    step: Step,
+    momentum: float = MOMENTUM,
+) -> None:
+    """Move a running mean towards a step's value, in place; the first step sets it."""
+    momentum = momentum if step.progress > 0 else 0.0
+    running.mul_(momentum).add_(value.to(running), alpha=1 - momentum)

@@ -1,7 +1,6 @@
-"""Feature Choice: latents choose their rows, so that none goes without; and Mutual Choice."""
+"""Feature Choice: latents choose their rows, so that none goes without."""
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,78 +8,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.sparse import Code, Support
+from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
-from salve_plugin.discover.learners.base import Outcome, Start, Step, Tensors
-from salve_plugin.discover.learners.batch_topk import MOMENTUM, BatchTopK, smallest_kept
-from salve_plugin.discover.learners.checks import at_least, flag
-from salve_plugin.discover.sparse import Code, Support
-from salve_plugin.discover.squared_error import misfit
+from salve_plugin.discover.learners.base import Architecture, Outcome, Start, Step, Tensors
+from salve_plugin.discover.learners.batch_topk import move_mean, smallest_kept
+from salve_plugin.discover.learners.mutual_choice import MutualChoice, share_of_rows
+from salve_plugin.discover.learners.registry import register
+from salve_plugin.discover.learners.zipf import places, ranking, under_used
 
 THRESHOLD_MOMENTUM = 0.9
 """Share that a latent's threshold keeps in each step. A slower one lags behind: after 400 steps on
 late-layer features, one in ten ended above all values of its latent."""
 
-BISECTIONS = 100
-"""Halvings of the interval in which the factor of the shares lies: down to rounding."""
 
-
-@dataclass(frozen=True)
-class MutualChoice(BatchTopK):
-    """BatchTopK under the name that Ayonrinde gives it, with his auxiliary loss as an option.
-
-    Rows and latents choose each other: the k · rows largest of relu(E x + b_e) of a batch are
-    kept. With `aux_zipf`, the latents that learn to predict the error are not the dead ones but
-    all that are wanted more rarely than the Zipf law says for their rank (see `under_used`).
-
-    Attributes:
-        k: active latents of a row, on average.
-        aux: weight of the auxiliary loss.
-        k_aux: latents of a row that predict its error; None is 4 k, at most half the width.
-        aux_zipf: whether rare latents take the dead ones' place in the auxiliary loss.
-        exponent: of the Zipf law; 0 expects the same of every latent.
-        shift: added to ranks in the Zipf law; they count from 1.
-    """
-
-    name: ClassVar[str] = "mutual_choice"
-    summary: ClassVar[str] = "BatchTopK in which rare latents may learn errors before they are dead"
-    source: ClassVar[str] = "after Ayonrinde 2024, Adaptive sparse allocation"
-    aux_zipf: bool = False
-    exponent: float = 1.0
-    shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: if one is out of range.
-        """
-        flag(aux_zipf=self.aux_zipf)
-        super().__post_init__()
-        at_least(0, exponent=self.exponent, shift=self.shift)
-
-    def prepare(self, start: Start) -> Tensors:
-        """Return the tensors of BatchTopK, and how often each latent is wanted (latents,).
-
-        Raises:
-            InputError: if there are fewer than k latents.
-        """
-        return {**super().prepare(start), "density": torch.zeros(start.n_latents)}
-
-    def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:
-        """Keep the largest positive values of the batch; move threshold and densities."""
-        support = super().select(pre, t, step)
-        _move(t["density"], _share_of_rows(support.counts(), step), step)
-        return support
-
-    def loss(self, t: Tensors, step: Step) -> Outcome:
-        """Return the mean over rows of ‖x − x̂‖² + aux · AuxK, of dead or of rare latents."""
-        if self.aux_zipf:
-            rare = under_used(t["density"], self.k, self.exponent, self.shift)
-            step = replace(step, dead=rare)
-        return super().loss(t, step)
-
-
+@register
 @dataclass(frozen=True)
 class FeatureChoice(MutualChoice):
     """Each latent l keeps its m_l largest pre-activations of a batch, Σ m_l = k · rows.
@@ -108,6 +51,7 @@ class FeatureChoice(MutualChoice):
     summary: ClassVar[str] = (
         "every latent chooses its rows, in Zipf or equal shares: none goes without"
     )
+    saelens: ClassVar[Architecture | None] = "jumprelu"
 
     def prepare(self, start: Start) -> Tensors:
         """Return the tensors of MutualChoice, and the smallest value that is wanted, `level`.
@@ -139,96 +83,23 @@ class FeatureChoice(MutualChoice):
 
     def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:
         """Keep the largest of each latent; move thresholds and densities."""
+        # A latent's best rows are those of the whole batch: each process ranks all of them, and
+        # takes its own rows out of the same choice.
         everyone = step.team.gather(pre)
         level = smallest_kept(pre, self.k * len(pre), t["level"], step)
-        _move(t["density"], _share_of_rows((pre >= level).sum(0), step), step)
-        _move(t["level"], torch.where(level < torch.inf, level, t["level"]), step)
+        move_mean(t["density"], share_of_rows((pre >= level).sum(0), step), step)
+        move_mean(t["level"], torch.where(level < torch.inf, level, t["level"]), step)
         by_rank = places(
             pre.shape[1], self.k * len(everyone), len(everyone), self.exponent, self.shift
         )
         own = torch.empty_like(by_rank)
-        own[_ranking(t["density"])] = by_rank
+        own[ranking(t["density"])] = by_rank
         kept, smallest = column_choice(everyone, own.to(pre.device))
         # A latent without a place has kept nothing: its threshold stays.
         smallest = torch.where(smallest < torch.inf, smallest.clamp(min=0), t["threshold"])
-        _move(t["threshold"], smallest, step, THRESHOLD_MOMENTUM)
+        move_mean(t["threshold"], smallest, step, THRESHOLD_MOMENTUM)
         first = step.team.rank * len(pre)
         return Support.of_mask(kept[first : first + len(pre)])
-
-
-def places(
-    n_latents: int, total: int, rows: int, exponent: float, shift: float
-) -> Int[Tensor, " latents"]:
-    """Return how many rows the latent of each rank gets: whole numbers that add up to `total`.
-
-    They are in proportion to (rank + shift)^-exponent, except that none is above `rows` nor, if
-    `total` is enough for it, below 1. Largest remainders are rounded up.
-
-    >>> places(4, 12, 8, 1.0, 0.0).tolist()
-    [6, 3, 2, 1]
-    >>> places(4, 12, 4, 1.0, 0.0).tolist()
-    [4, 4, 2, 2]
-    >>> places(4, 6, 8, 0.0, 0.0).tolist()
-    [2, 2, 1, 1]
-
-    Args:
-        n_latents: number of latents.
-        total: number of places, at most n_latents · rows.
-        rows: of the batch.
-        exponent: of the Zipf law.
-        shift: added to ranks, which count from 1.
-    """
-    return torch.tensor(_places(n_latents, total, rows, exponent, shift))
-
-
-@lru_cache(maxsize=8)
-def _places(n: int, total: int, rows: int, exponent: float, shift: float) -> list[int]:
-    law = zipf_law(n, exponent, shift)
-    least = 1 if total >= n else 0
-    low, high = 0.0, total / float(law.min())
-    for _ in range(BISECTIONS):
-        factor = (low + high) / 2
-        if (factor * law).clamp(least, rows).sum() < total:
-            low = factor
-        else:
-            high = factor
-    exact = (high * law).clamp(least, rows)
-    # Rounding would leave 2.9999999 where 3 is meant, and its place to another.
-    whole = (exact + 1e-9).floor()
-    order = (exact - whole).argsort(descending=True, stable=True)
-    whole[order[: total - int(whole.sum())]] += 1
-    return [int(number) for number in whole]
-
-
-def zipf_law(n: int, exponent: float, shift: float) -> Float[Tensor, " n"]:
-    """Return (rank + shift)^-exponent for ranks 1 to n, made to add up to 1, in float64."""
-    ranks = torch.arange(1, n + 1, dtype=torch.float64)
-    weights = (ranks + shift) ** -exponent
-    return weights / weights.sum()
-
-
-def under_used(
-    density: Float[Tensor, " latents"], k: int, exponent: float, shift: float
-) -> Bool[Tensor, " latents"]:
-    """Say which latents are active more rarely than a Zipf law says for their rank.
-
-    The expected density of rank r is k (r + shift)^-exponent / Σ_q (q + shift)^-exponent, at most
-    1: densities add up to k, the active latents of a row (after Ayonrinde 2024, aux_zipf_loss).
-
-    >>> under_used(torch.tensor([0.1, 0.8, 0.7]), 1, 1.0, 0.0)  # expected: 0.545, 0.273, 0.182
-    tensor([ True, False, False])
-
-    Args:
-        density: share of the rows in which each latent is active; all zero if not yet known, and
-            then no latent is under-used.
-        k: active latents of a row.
-        exponent: of the Zipf law.
-        shift: added to ranks, which count from 1.
-    """
-    expected = torch.empty_like(density)
-    law = k * zipf_law(len(density), exponent, shift)
-    expected[_ranking(density)] = law.clamp(max=1).to(expected)
-    return (density < expected) & density.any()
 
 
 def column_choice(
@@ -241,6 +112,7 @@ def column_choice(
     """
     kept = torch.zeros_like(scores, dtype=torch.bool)
     smallest = torch.full_like(scores[0], torch.inf)
+    # One sort for all columns would sort every one as far as the longest needs.
     most = 1
     while bool((places > most // 2).any()):  # columns with about as many places are sorted at once
         columns = ((places > most // 2) & (places <= most)).nonzero().flatten()
@@ -252,18 +124,3 @@ def column_choice(
             smallest[columns] = best.values.gather(0, places[columns][None] - 1)[0]
         most *= 2
     return kept, smallest
-
-
-def _ranking(density: Tensor) -> Tensor:
-    """Return the latents, the densest first."""
-    return density.argsort(descending=True, stable=True)
-
-
-def _share_of_rows(counts: Tensor, step: Step) -> Tensor:
-    return step.team.sum(counts) / (len(step.x) * step.team.size)
-
-
-def _move(running: Tensor, new: Tensor, step: Step, momentum: float = MOMENTUM) -> None:
-    """Move a running mean, in place; the first step sets it."""
-    momentum = momentum if step.progress > 0 else 0.0
-    running.mul_(momentum).add_(new.to(running), alpha=1 - momentum)

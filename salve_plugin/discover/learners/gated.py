@@ -9,13 +9,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_above, pre_activations
-from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Start, Step, Tensors
+from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
+from salve_plugin.discover.kernels.squared_error import misfit
+from salve_plugin.discover.learners.base import (
+    L0_TOLERANCE,
+    Architecture,
+    Learner,
+    Outcome,
+    Start,
+    Step,
+    Tensors,
+)
 from salve_plugin.discover.learners.checks import at_least
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
-from salve_plugin.discover.squared_error import misfit
 
 
+@register
 @dataclass(frozen=True)
 class Gated(Learner):
     """z = 1[π > 0] · relu(g π + b_m) with the gate π = E x + b_e.
@@ -35,6 +45,7 @@ class Gated(Learner):
     source: ClassVar[str] = (
         "Rajamanoharan et al. 2024, Improving dictionary learning with Gated SAEs"
     )
+    saelens: ClassVar[Architecture | None] = "gated"
     extra: ClassVar[Mapping[str, int]] = {"gain": 0, "magnitude_bias": 1}
     l0_control: ClassVar[Literal["k", "weight"] | None] = "weight"
     revived: ClassVar[bool] = True

@@ -9,12 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_above, pre_activations
-from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
+from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
+from salve_plugin.discover.kernels.sparse import Code
+from salve_plugin.discover.kernels.squared_error import misfit
+from salve_plugin.discover.learners.base import Architecture, Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, between, whole
-from salve_plugin.discover.sparse import Code
-from salve_plugin.discover.squared_error import misfit
-from salve_plugin.discover.team import Team
+from salve_plugin.discover.learners.registry import register
+from salve_plugin.discover.recording.team import Team
 from salve_plugin.errors import InputError
 
 SILENT = 1e-6
@@ -25,6 +26,7 @@ LEAST_SCALE = 1e-3
 around."""
 
 
+@register
 @dataclass(frozen=True)
 class GBA(Learner):
     """z = 1[⟨v, x − b_d⟩ + b > 0] · a ⟨v, x − b_d⟩: a threshold −b opens the gate, nothing shrinks.
@@ -51,6 +53,7 @@ class GBA(Learner):
     name: ClassVar[str] = "gba"
     summary: ClassVar[str] = "biases set by rule so that groups of latents reach set activities"
     source: ClassVar[str] = "after Chen et al. 2025, group bias adaptation"
+    saelens: ClassVar[Architecture | None] = "gated"
     extra: ClassVar[Mapping[str, int]] = {"offset": 1}
     highest: float = 0.1
     lowest: float = 0.01
@@ -93,6 +96,7 @@ class GBA(Learner):
         """Return the mean over rows of ‖x − x̂‖²; before that, move the biases if it is time."""
         if bool(t["seen"] >= self.window):
             self._move_biases(t)
+        # The rule moves biases in place, and this step's graph must keep what it was computed with.
         atoms, bias = t["atoms"], t["bias"].clone()
         offset = bias - atoms @ t["decoder_bias"]
         pre = pre_activations(step.x, atoms, offset, step.scratch)

@@ -1,26 +1,25 @@
 """ITDA: a dictionary of real activations, chosen in one pass and without gradients."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Solver, Start, Tensors
 from salve_plugin.discover.learners.checks import between, fits, whole
-from salve_plugin.discover.learners.pursuit import MAX_GRAM, gram_rows, pursue, pursuit_code
+from salve_plugin.discover.learners.growing import GrowingAtoms
+from salve_plugin.discover.learners.pursuit import pursuit_code
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.errors import InputError
 
 MAX_CHUNK = 256
 """Rows that are coded with the same atoms: at most these, and a quarter of the atoms there are."""
 
-NO_ROW = 1e-12
-"""Squared norm, the mean being 1, below which a row has no direction to become an atom."""
 
-
+@register
 @dataclass(frozen=True)
 class Itda(Solver):
     """Atoms are training rows that the atoms before them did not explain.
@@ -42,6 +41,7 @@ class Itda(Solver):
     name: ClassVar[str] = "itda"
     summary: ClassVar[str] = "atoms are training examples, found in one pass without gradients"
     source: ClassVar[str] = "Leask et al. 2025, Inference-time decomposition of activations, ICML"
+    costly: ClassVar[Mapping[str, int]] = {"k": 4096}
     extra: ClassVar[Mapping[str, int]] = {"sources": 0}
     l0_control: ClassVar[Literal["k", "weight"] | None] = "k"
     k: int = 32
@@ -69,77 +69,23 @@ class Itda(Solver):
             InputError: if there are fewer than k latents.
         """
         fits(self.k, start.n_latents)
-        found = _Atoms(start.rows.new_zeros(0, start.rows.shape[1]))
+        growing = GrowingAtoms(start.rows.shape[1])
         for batch in batches():
-            while len(batch) and len(found.atoms) < start.n_latents:
-                size = min(MAX_CHUNK, max(1, len(found.atoms) // 4))
-                found.add(batch[:size], self.k, self.tau, start.n_latents)
+            while len(batch) and len(growing.atoms) < start.n_latents:
+                size = min(MAX_CHUNK, max(1, len(growing.atoms) // 4))
+                growing.add(batch[:size], self.k, self.tau, start.n_latents)
                 batch = batch[size:]
-            if len(found.atoms) == start.n_latents:
+            if len(growing.atoms) == start.n_latents:
                 break
-        if not len(found.atoms):
+        if not len(growing.atoms):
             raise InputError("every training row equals the mean of all: there is no atom to take")
         return {
-            "atoms": found.atoms,
-            "encoder_weight": found.atoms.clone(),
-            "encoder_bias": torch.zeros(len(found.atoms)),
+            "atoms": growing.atoms,
+            "encoder_weight": growing.atoms.clone(),
+            "encoder_bias": torch.zeros(len(growing.atoms)),
             "decoder_bias": torch.zeros(start.rows.shape[1]),
-            "sources": torch.tensor(found.sources, dtype=torch.float64),
+            "sources": torch.tensor(growing.sources, dtype=torch.float64),
         }
-
-
-@dataclass
-class _Atoms:
-    """The atoms so far, their inner products, their sources, and how many rows were seen."""
-
-    atoms: Tensor
-    sources: list[int] = field(default_factory=list)
-    seen: int = 0
-
-    def __post_init__(self) -> None:
-        self._gram = self.atoms @ self.atoms.T
-
-    def add(self, rows: Tensor, k: int, tau: float, n_latents: int) -> None:
-        """Take those rows as atoms that are not explained."""
-        norms = rows.square().sum(1)
-        left = norms
-        if len(self.atoms):
-            rows_of = self._gram_row if len(self.atoms) <= MAX_GRAM else gram_rows(self.atoms, 0)
-            found = pursue(rows @ self.atoms.T, rows_of, k, signed=True)
-            left = norms - found.values.square().sum(1)  # each step lowers the error by its square
-        candidates = ((left > tau * norms) & (norms > NO_ROW)).nonzero().flatten()
-        directions = functional.normalize(rows[candidates], dim=1)
-        kept = apart(directions, tau)[: n_latents - len(self.atoms)]
-        self.sources += [self.seen + int(row) for row in candidates[kept]]
-        self.seen += len(rows)
-        self._append(directions[kept])
-
-    def _gram_row(self, latents: Tensor) -> Tensor:
-        return self._gram.index_select(0, latents)
-
-    def _append(self, new: Tensor) -> None:
-        cross = new @ self.atoms.T
-        if len(self.atoms) + len(new) <= MAX_GRAM:
-            above = torch.cat([self._gram, cross.T], dim=1)
-            self._gram = torch.cat([above, torch.cat([cross, new @ new.T], dim=1)])
-        self.atoms = torch.cat([self.atoms, new])
-
-
-def apart(directions: Float[Tensor, "rows width"], tau: float) -> Int[Tensor, " kept"]:
-    """Return the rows left after removing those that an earlier one explains: cos² ≥ 1 − tau.
-
-    Args:
-        directions: of unit norm.
-        tau: relative error that explains.
-    """
-    explained = (directions @ directions.T).square() >= 1 - tau
-    covered = torch.zeros(len(directions), dtype=torch.bool)
-    kept = []
-    for row in range(len(directions)):
-        if not covered[row]:
-            kept.append(row)
-            covered |= explained[row]
-    return torch.tensor(kept, dtype=torch.long)
 
 
 def jaccard(a: Iterable[int] | Tensor, b: Iterable[int] | Tensor) -> float:

@@ -8,18 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salve_plugin.discover.encoder import encode_above, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
+from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
-from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
+from salve_plugin.discover.learners.base import Architecture, Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import above, at_least, whole
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
-from salve_plugin.discover.squared_error import misfit
 
 PACE = 6.0
 """What is trained is log θ divided by this, so that thresholds move at a multiple of the rate at
 which others do: thresholds that lag behind the penalty let L0 control overshoot."""
 
 
+@register
 @dataclass(frozen=True)
 class JumpReLU(Learner):
     """z = h · 1[h > θ] with h = E x + b_e; loss ‖x − x̂‖² + l0 · (number of active latents).
@@ -48,6 +50,7 @@ class JumpReLU(Learner):
     name: ClassVar[str] = "jumprelu"
     summary: ClassVar[str] = "a trained threshold for each latent; penalizes the number of active"
     source: ClassVar[str] = "Rajamanoharan et al. 2024, Jumping ahead: JumpReLU sparse autoencoders"
+    saelens: ClassVar[Architecture | None] = "jumprelu"
     extra: ClassVar[Mapping[str, int]] = {"threshold": 1}
     l0_control: ClassVar[Literal["k", "weight"] | None] = "weight"
     l0: float = 0.01
@@ -92,6 +95,7 @@ class JumpReLU(Learner):
         """Return the mean over rows of ‖x − x̂‖² plus the penalty, which warms up."""
         t, dead = apart(t, step.dead, self.aux)
         theta = thresholds(t)
+        # Within half a bandwidth below the threshold the code is zero, but the threshold learns.
         near = theta.detach() - self.bandwidth / 2
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
@@ -111,6 +115,8 @@ class JumpReLU(Learner):
         """Return L0, or (L0 / aim − 1)² of all processes, with the gradient of this one's share."""
         if self.aim is None:
             return l0
+        # Gradients are averaged over processes: the factor is that of all rows, and what has a
+        # gradient the rows of this process, so that their mean is the gradient of the whole.
         off = step.team.mean(l0) / self.aim - 1
         return off.square() + 2 * off / self.aim * (l0 - l0.detach())
 

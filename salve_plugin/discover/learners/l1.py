@@ -8,8 +8,10 @@ from torch import Tensor
 
 from salve_plugin.discover.learners.base import Learner, Outcome, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least
+from salve_plugin.discover.learners.registry import register
 
 
+@register
 @dataclass(frozen=True)
 class L1(Learner):
     """z = E x + b_e without activation function; loss ‖X − X̂‖²_F + l1 · ‖Z‖₁, per row.

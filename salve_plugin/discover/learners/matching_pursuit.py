@@ -1,5 +1,6 @@
 """MP-SAE: the code is found atom by atom, each explaining what the ones before left over."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,8 +18,10 @@ from salve_plugin.discover.learners.pursuit import (
     pursuit_code,
     solved,
 )
+from salve_plugin.discover.learners.registry import register
 
 
+@register
 @dataclass(frozen=True)
 class MatchingPursuit(Learner):
     """k times: c = r Vᵀ, j = argmax c, z_j ← z_j + c_j, r ← r − c_j d_j, from r = x − b_d.
@@ -41,6 +44,7 @@ class MatchingPursuit(Learner):
     name: ClassVar[str] = "mp"
     summary: ClassVar[str] = "matching pursuit: each latent explains what those before left over"
     source: ClassVar[str] = "Costa, Fel et al. 2025, From flat to hierarchical: MP-SAE"
+    costly: ClassVar[Mapping[str, int]] = {"k": 4096}
     l0_control: ClassVar[Literal["k", "weight"] | None] = "k"
     k: int = 32
     signed: bool = False
@@ -79,7 +83,7 @@ class MatchingPursuit(Learner):
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖r‖² + aux · the same for dead atoms pursuing r."""
         target, atoms = step.x - t["decoder_bias"], t["atoms"]
-        error, found = _left_over(target, atoms, self.k, self.signed)
+        error, pursuit = _left_over(target, atoms, self.k, self.signed)
         size = error.square().sum(-1).mean()
         loss = size
         dead = step.dead.nonzero().flatten()
@@ -87,7 +91,7 @@ class MatchingPursuit(Learner):
             missed, _ = _left_over(error.detach(), atoms[dead], self.k_aux or self.k, True)
             total = step.team.mean(size)
             loss = loss + self.aux * missed.square().sum(-1).mean() / total
-        return Outcome(loss, (found.dense(found.values, len(atoms)) != 0).sum(0))
+        return Outcome(loss, (pursuit.dense(pursuit.values, len(atoms)) != 0).sum(0))
 
     def constrain(self, t: Tensors) -> None:
         """Bring the atoms to unit norm, and the encoder to the atoms."""
@@ -105,9 +109,11 @@ def _left_over(
     """Return what pursuit leaves of the rows, differentiable in rows and atoms."""
     with torch.no_grad():
         rows_of = gram_rows(atoms, k * len(target))
-        found = pursue((target @ atoms.T).to(atoms.dtype), rows_of, k, signed=signed)
-    chosen = functional.embedding(found.latents, atoms)
+        pursuit = pursue((target @ atoms.T).to(atoms.dtype), rows_of, k, signed=signed)
+    # Which atoms are taken has no gradient. What they take has: the triangular system of the
+    # chosen ones is solved again, differentiably, at k² products a row instead of a pass over all.
+    chosen = functional.embedding(pursuit.latents, atoms)
     correlations = (chosen @ target.unsqueeze(-1)).squeeze(-1)
     triangle = chosen @ chosen.mT
-    values = solved(correlations.to(atoms.dtype), triangle.to(atoms.dtype), found.on)
-    return target - (values.unsqueeze(1) @ chosen).squeeze(1), found
+    values = solved(correlations.to(atoms.dtype), triangle.to(atoms.dtype), pursuit.on)
+    return target - (values.unsqueeze(1) @ chosen).squeeze(1), pursuit

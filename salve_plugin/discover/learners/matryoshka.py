@@ -9,14 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salve_plugin.discover.learners.base import Start, Tensors
+from salve_plugin.discover.kernels.sparse import Code, Support
+from salve_plugin.discover.kernels.squared_error import squared_error
+from salve_plugin.discover.learners.base import Architecture, Start, Tensors
 from salve_plugin.discover.learners.batch_topk import BatchTopK
 from salve_plugin.discover.learners.checks import above
-from salve_plugin.discover.sparse import Code, Support
-from salve_plugin.discover.squared_error import squared_error
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.errors import InputError
 
 
+@register
 @dataclass(frozen=True)
 class Matryoshka(BatchTopK):
     """BatchTopK codes; the loss is the mean over nested prefixes of the latents of ‖x − x̂‖².
@@ -36,6 +38,7 @@ class Matryoshka(BatchTopK):
     name: ClassVar[str] = "matryoshka"
     summary: ClassVar[str] = "BatchTopK whose first latents reconstruct alone: general ones first"
     source: ClassVar[str] = "Bussmann et al. 2025; Nabeshima 2024, Matryoshka sparse autoencoders"
+    saelens: ClassVar[Architecture | None] = "jumprelu"
     groups: Sequence[float] = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 
     def __post_init__(self) -> None:
@@ -91,8 +94,8 @@ class Matryoshka(BatchTopK):
         atoms = torch.split(t["atoms"], sizes)
         parts = zip(blocks(code, sizes), atoms, strict=True)
         sums = accumulate((z.decode(part) for z, part in parts), torch.add)
-        found = [squared_error(x, each, t["decoder_bias"]) for each in sums]
-        return torch.stack([mean for mean, _ in found]).mean(), found[-1][1]
+        errors = [squared_error(x, prefix, t["decoder_bias"]) for prefix in sums]
+        return torch.stack([mean for mean, _ in errors]).mean(), errors[-1][1]
 
 
 def blocks(code: Code, sizes: list[int]) -> list[Code]:

@@ -9,15 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve_plugin.discover.kernels.sparse import Code
 from salve_plugin.discover.learners.base import COMMON, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import whole
+from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
-from salve_plugin.discover.sparse import Code
 
 INITIAL_STRENGTHS = (-0.5, 0.5)
 """λ₂ and λ₃ at the start."""
 
 
+@register
 @dataclass(frozen=True)
 class Poly(TopK):
     """TopK code z; x̂ = b_d + z V + λ₂ a² C₂ + λ₃ a³ C₃ with a = z U, powers by element.
@@ -92,6 +94,8 @@ class Poly(TopK):
         """Bring the atoms to unit norm, and the columns of V M to an orthonormal basis."""
         super().constrain(t)
         _, r = torch.linalg.qr(t["atoms"] @ t["mixing"])
+        # QR leaves the signs open: without this, columns of U would flip from step to step, and
+        # what is trained for them be wrong.
         r = r * torch.where(r.diagonal() < 0, -1.0, 1.0)[:, None]
         t["mixing"].copy_(torch.linalg.solve_triangular(r, t["mixing"], upper=True, left=False))
 

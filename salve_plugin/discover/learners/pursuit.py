@@ -73,6 +73,7 @@ def pursue(pre: Float[Tensor, "rows latents"], gram: GramRows, k: int, *, signed
         value = left.gather(1, best[:, None])
         value = value if signed else functional.relu(value)
         products = gram(best)
+        # Strictly below the diagonal: an atom's product with itself is 1, and `solved` knows it.
         triangle[:, step, :step] = products.gather(1, latents[:, :step])
         latents[:, step], values[:, step] = best, value[:, 0]
         left.addcmul_(value, products, value=-1)
@@ -109,6 +110,6 @@ def pursuit_code(
 ) -> Float[Tensor, "*rows latents"]:
     """Return the code of k steps of matching pursuit; differentiable in `pre`, not in `atoms`."""
     flat = pre.reshape(-1, pre.shape[-1])
-    found = pursue(flat, gram_rows(atoms, k * len(flat)), k, signed=signed)
-    values = solved(flat.gather(1, found.latents), found.triangle, found.on)
-    return found.dense(values, pre.shape[-1]).view_as(pre)
+    pursuit = pursue(flat, gram_rows(atoms, k * len(flat)), k, signed=signed)
+    values = solved(flat.gather(1, pursuit.latents), pursuit.triangle, pursuit.on)
+    return pursuit.dense(values, pre.shape[-1]).view_as(pre)

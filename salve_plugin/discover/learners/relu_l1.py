@@ -8,11 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_above, pre_activations
-from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Outcome, Start, Step, Tensors
+from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
+from salve_plugin.discover.kernels.sparse import Code
+from salve_plugin.discover.kernels.squared_error import misfit
+from salve_plugin.discover.learners.base import (
+    L0_TOLERANCE,
+    Architecture,
+    Learner,
+    Outcome,
+    Start,
+    Step,
+    Tensors,
+)
 from salve_plugin.discover.learners.checks import at_least, between
-from salve_plugin.discover.sparse import Code
-from salve_plugin.discover.squared_error import misfit
+from salve_plugin.discover.learners.registry import register
 
 SPARSITY_WARM_UP = 0.1
 """Share of the steps in which the penalty rises: at full weight from the first step it would
@@ -28,6 +37,7 @@ ANNEAL_FROM, UPDATES = 0.4, 10
 """After which share of the steps the exponent p starts to fall, and in how many updates."""
 
 
+@register
 @dataclass(frozen=True)
 class ReluL1(Learner):
     """z = relu(E x + b_e); loss ‖x − x̂‖² + l1 · ‖z‖ₚᵖ, per row, with p = 1 by default.
@@ -45,6 +55,7 @@ class ReluL1(Learner):
     name: ClassVar[str] = "relu_l1"
     summary: ClassVar[str] = "ReLU code with an l1 penalty (optionally p-annealed)"
     source: ClassVar[str] = "Bricken et al. 2023; p-annealing: Karvonen et al. 2024, NeurIPS"
+    saelens: ClassVar[Architecture | None] = "standard"
     l0_control: ClassVar[Literal["k", "weight"] | None] = "weight"
     revived: ClassVar[bool] = True
     l1: float = 0.1
@@ -98,6 +109,8 @@ class ReluL1(Learner):
             return size
         on = code.values[code.values > 0]
         powers = on.clamp(min=1e-3).pow(p).sum()
+        # Without gradient, and of all processes: it keeps the size of the penalty and leaves the
+        # direction of the gradient to the new shape.
         ratio = step.team.sum(size) / step.team.sum(powers).clamp(min=1e-12)
         return ratio * powers
 

@@ -1,6 +1,6 @@
 """SNMF: semi-nonnegative matrix factorization, signed atoms with codes that are not negative."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Solver, Start, Tensors
 from salve_plugin.discover.learners.checks import between, whole
+from salve_plugin.discover.learners.registry import register
 
 MAX_ROWS = 20_000
 """Training rows that are factorized, all of them in memory."""
@@ -23,6 +24,7 @@ RIDGE = 1e-6
 """Added to the diagonal of GᵀG, so that atoms without code do no harm."""
 
 
+@register
 @dataclass(frozen=True)
 class Snmf(Solver):
     """Rows X ≈ G V with G ≥ 0: least squares for V and multiplicative updates for G, in turn.
@@ -46,6 +48,7 @@ class Snmf(Solver):
     name: ClassVar[str] = "snmf"
     summary: ClassVar[str] = "semi-nonnegative matrix factorization: signed atoms, codes z ≥ 0"
     source: ClassVar[str] = "Shafran et al. 2025, Decomposing MLP activations with semi-NMF"
+    costly: ClassVar[Mapping[str, int]] = {"updates": 10_000}
     expansion: ClassVar[float] = 0.25
     iterations: int = 300
     rho: float = 1.0
@@ -68,7 +71,9 @@ class Snmf(Solver):
 
     def solve(self, start: Start, batches: Callable[[], Iterator[Tensor]]) -> Tensors:
         """Factorize up to 20 000 training rows, from spherical k-means of the same rows."""
-        from salve_plugin.discover.start import spherical_kmeans  # it imports learners itself
+        from salve_plugin.discover.training.start import (
+            spherical_kmeans,  # it imports learners itself
+        )
 
         rows = _first(batches(), MAX_ROWS)
         centres = spherical_kmeans(rows, start.n_latents)
@@ -103,8 +108,8 @@ def factorized(
     atoms = torch.linalg.solve(gram, (code.T @ rows).double()).to(rows.dtype)
     if rho < 1:
         kept = max(1, round(rho * atoms.shape[1]))
-        places = atoms.abs().topk(kept, dim=1).indices
-        atoms = torch.zeros_like(atoms).scatter(1, places, atoms.gather(1, places))
+        largest = atoms.abs().topk(kept, dim=1).indices
+        atoms = torch.zeros_like(atoms).scatter(1, largest, atoms.gather(1, largest))
     norms = torch.linalg.vector_norm(atoms, dim=1)
     vanished = norms < torch.finfo(rows.dtype).eps
     atoms = torch.where(vanished[:, None], fallback, atoms / norms.clamp(min=1e-30)[:, None])

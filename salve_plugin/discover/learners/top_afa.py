@@ -8,13 +8,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, whole
-from salve_plugin.discover.sparse import Code, Support
+from salve_plugin.discover.learners.registry import register
 
 
+@register
 @dataclass(frozen=True)
 class TopAFA(Learner):
     """z keeps the K largest of relu(E (x − b_d)); K brings ‖z‖ as near to ‖x − b_d‖ as it can.
@@ -110,6 +112,7 @@ def chosen(
         pre: pre-activations.
         norm: of the centred rows.
     """
+    # All are sorted: how many are kept is known only from the sums of the largest.
     ordered, latents = functional.relu(pre).sort(dim=-1, descending=True)
     rank = torch.arange(1, pre.shape[-1] + 1, device=pre.device)
     kept = (rank <= count_kept(ordered, norm)[..., None]) & (ordered > 0)

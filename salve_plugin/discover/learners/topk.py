@@ -8,16 +8,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.screening import pays, screened
+from salve_plugin.discover.kernels.selection import largest
+from salve_plugin.discover.kernels.sparse import Code, Support
+from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
-from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
+from salve_plugin.discover.learners.base import Architecture, Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, fits, whole
-from salve_plugin.discover.screening import pays, screened
-from salve_plugin.discover.selection import largest
-from salve_plugin.discover.sparse import Code, Support
-from salve_plugin.discover.squared_error import misfit
+from salve_plugin.discover.learners.registry import register
 
 
+@register
 @dataclass(frozen=True)
 class TopK(Learner):
     """z keeps the k largest of relu(E x + b_e) in each row; loss ‖x − x̂‖² + aux · AuxK.
@@ -33,6 +35,7 @@ class TopK(Learner):
         "keeps the k largest activations of each row; dead latents learn errors"
     )
     source: ClassVar[str] = "Gao et al. 2024, Scaling and evaluating sparse autoencoders"
+    saelens: ClassVar[Architecture | None] = "topk"
     l0_control: ClassVar[Literal["k", "weight"] | None] = "k"
     signed: ClassVar[bool] = False
     by_size: ClassVar[bool] = True  # it keeps the largest of each row; other choices say False

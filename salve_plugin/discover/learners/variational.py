@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.discover.kernels.sparse import Code
 from salve_plugin.discover.learners.abs_topk import AbsTopK
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least
-from salve_plugin.discover.sparse import Code
+from salve_plugin.discover.learners.registry import register
 
 LOG_VARIANCE, LOWEST, HIGHEST = -2.0, -6.0, 2.0
 """Where log σ² starts, and between which values it stays, as published."""
@@ -22,6 +23,7 @@ WARM_UP = 0.1
 """Share of the steps in which the weight of the divergence rises to its full size."""
 
 
+@register
 @dataclass(frozen=True)
 class Variational(AbsTopK):
     """AbsTopK on noisy pre-activations: μ = E x + b_e, log σ² = E_σ x + b_σ, z = μ + σ ξ.

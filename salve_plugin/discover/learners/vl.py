@@ -9,15 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import fits, whole
-from salve_plugin.discover.sparse import Code, Support
+from salve_plugin.discover.learners.registry import register
 
 SMALLEST = 1e-8
 """Squared distance below which it counts as constant: at 0 its root has no derivative."""
 
 
+@register
 @dataclass(frozen=True)
 class VL(Learner):
     """h = 2 − ‖x̂ − ê‖ for directions x̂ of x − c and ê of the encoder's rows; z keeps gain · h.

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.folding import folded
 from salve_plugin.discover.learners import register
 from salve_plugin.discover.learners.base import Learner, Start, Step, Tensors
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.folding import folded
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def train() -> Callable[..., Dictionary]:
     def train(learner: Learner, rows: Tensor, **arguments: Any) -> Dictionary:
         register(type(learner))
         defaults = {"n_latents": 30, "steps": 600, "batch_size": 256, "learning_rate": 0.01}
-        options: dict[str, Any] = asdict(learner)  # type: ignore[call-overload] # it is a dataclass
+        options: dict[str, Any] = asdict(learner)
         return fit(rows, learner.name, **defaults | arguments | options)
 
     return train

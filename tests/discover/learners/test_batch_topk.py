@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import Learner, Step, Tensors
 from salve_plugin.discover.learners.batch_topk import MOMENTUM, BatchTopK, smallest_kept
-from salve_plugin.discover.rows import held_out
+from salve_plugin.discover.training.rows import held_out
 
 if TYPE_CHECKING:
     from tests.discover.learners.conftest import Planted

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Learner, Start, Step, Tensors
 from salve_plugin.discover.learners.gba import GBA, moved
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 
 ROWS, WIDTH, LATENTS = 16, 6, 10

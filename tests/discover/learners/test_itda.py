@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Learner, Start, Tensors
-from salve_plugin.discover.learners.itda import Itda, apart, jaccard
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.learners.growing import apart
+from salve_plugin.discover.learners.itda import Itda, jaccard
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 
 

@@ -11,9 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from salve_plugin.discover import learners as package
 from salve_plugin.discover.learners import LEARNERS, create, learners, register
 from salve_plugin.discover.learners.base import Step, Tensors
 from salve_plugin.discover.learners.l1 import L1
+from salve_plugin.discover.learners.topk import TopK
+from salve_plugin.discover.saelens_layout import written_as
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 
 
@@ -46,6 +50,70 @@ def test_a_learner_can_be_added_once_under_a_free_name() -> None:
 
     with pytest.raises(InputError, match="there is a learner 'rectified' already"):
         register(Impostor)
+
+    def cell() -> type[L1]:
+        """Stand for the cell of a notebook, which is run again."""
+
+        @register
+        @dataclass(frozen=True)
+        class Own(L1):
+            name: ClassVar[str] = "own"
+
+        return Own
+
+    first, second = cell(), cell()
+    assert first is not second
+    assert LEARNERS["own"] is second
+
+
+NEW = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from salve_plugin.discover.learners.registry import register
+from salve_plugin.discover.learners.topk import TopK
+
+
+@register
+@dataclass(frozen=True)
+class Halved(TopK):
+    \"\"\"TopK with half of each value.\"\"\"
+
+    name: ClassVar[str] = "halved"
+    summary: ClassVar[str] = "keeps half of the k largest"
+    share: float = 0.5
+
+    def activate(self, t, pre):
+        return self.share * super().activate(t, pre)
+"""
+
+
+@pytest.mark.usefixtures("_registry")
+def test_a_new_learner_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halved.py").write_text(NEW)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"{package.__name__}.halved", raising=False)
+    package._import_all()
+
+    info = next(info for info in learners() if info.name == "halved")
+    assert (info.summary, info.options["share"]) == ("keeps half of the k largest", 0.5)
+    rows = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    dictionary = fit(rows, "halved", n_latents=8, k=2, share=0.25, steps=3, learning_rate=0.01)
+    assert (dictionary.learner, dictionary.options["share"]) == ("halved", 0.25)
+    topk = TopK(k=2).encode(dictionary.tensors, rows)
+    torch.testing.assert_close(dictionary.encode(rows), topk / 4)
+    # It codes in another way than TopK, whose form in SAELens it must not inherit.
+    assert TopK.saelens == "topk"
+    assert "halved" not in written_as()
+
+
+def test_every_file_that_holds_a_learner_is_named_as_its_learner_is() -> None:
+    own = [
+        learner for learner in LEARNERS.values() if learner.__module__.startswith("salve_plugin")
+    ]
+    homes = {learner.name: learner.__module__.rpartition(".")[2] for learner in own}
+    homes["matching_pursuit"] = homes.pop("mp")
+    assert all(name == home for name, home in homes.items())
 
 
 def test_an_unknown_learner_or_option_is_refused_with_those_that_exist() -> None:

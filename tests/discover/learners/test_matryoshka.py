@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.learners.base import Learner, Step, Tensors
 from salve_plugin.discover.learners.batch_topk import BatchTopK
 from salve_plugin.discover.learners.matryoshka import Matryoshka, blocks
-from salve_plugin.discover.sparse import Code, Support
 from salve_plugin.errors import InputError
 
 if TYPE_CHECKING:

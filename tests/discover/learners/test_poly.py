@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.folding import folded
 from salve_plugin.discover.learners.base import Start, Step, Tensors
 from salve_plugin.discover.learners.poly import Poly, interaction
 from salve_plugin.discover.learners.topk import TopK
+from salve_plugin.discover.training.folding import folded
 from salve_plugin.errors import InputError
 
 HalfTrained = Callable[..., tuple[Tensors, Step]]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.encoder import MAX_DENSITY
+from salve_plugin.discover.kernels.encoder import MAX_DENSITY
 from salve_plugin.discover.learners.base import L0_TOLERANCE, Learner, Start, Step, Tensors
 from salve_plugin.discover.learners.relu_l1 import FIRST_DENSITY, ReluL1
 from salve_plugin.errors import InputError

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Learner, Start
 from salve_plugin.discover.learners.snmf import Snmf, factorized, non_negative
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 
 

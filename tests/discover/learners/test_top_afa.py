@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Learner, Start, Step, Tensors
 from salve_plugin.discover.learners.top_afa import TopAFA, chosen, count_kept
-from salve_plugin.discover.train import fit
+from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 
 ROWS, WIDTH, LATENTS = 16, 6, 10

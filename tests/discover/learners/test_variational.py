@@ -13,7 +13,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.abs_topk import AbsTopK
 from salve_plugin.discover.learners.base import Learner, Step, Tensors
 from salve_plugin.discover.learners.variational import Variational, divergence
-from salve_plugin.discover.team import Team
+from salve_plugin.discover.recording.team import Team
 from salve_plugin.errors import InputError
 
 HalfTrained = Callable[..., tuple[Tensors, Step]]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hub_client import LoopbackHub
 from huggingface_hub import HfApi
+from small_artifacts import altered
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.share.artifact import EditArtifact
@@ -54,4 +55,4 @@ def pull(hub: LoopbackHub, repo_id: str) -> Callable[..., EditArtifact]:
 @pytest.fixture
 def other(tiny: EditArtifact, tiny_edit: Edit) -> EditArtifact:
     """Another edit of the same base, without pictures."""
-    return replace(tiny, edit=replace(tiny_edit, strength=0.25), pictures=None)
+    return replace(tiny, edit=altered(tiny_edit, strength=0.25), pictures=None)

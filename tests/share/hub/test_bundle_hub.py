@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hub_client import LoopbackHub
 from huggingface_hub import CommitOperationAdd, HfApi
-from small_artifacts import small_artifact, small_bundle, small_edit, small_model, tree
+from small_artifacts import altered, small_artifact, small_bundle, small_edit, small_model, tree
 
 from salve_plugin.errors import ArtifactError, HubError, MissingFileError
 from salve_plugin.share.artifact import EditArtifact
@@ -95,7 +95,7 @@ def test_a_member_that_somebody_replaced_in_the_repository_is_refused(
     push: Push, pull_bundle: Callable[..., EditBundle], api: HfApi, repo_id: str, tmp_path: Path
 ) -> None:
     push(small_bundle())
-    other = replace(small_artifact(), edit=replace(small_edit(), strength=3.0), pictures=None)
+    other = replace(small_artifact(), edit=altered(small_edit(), strength=3.0), pictures=None)
     push(other, subfolder="rows")  # a right artifact, only not the bundle's
     with pytest.raises(ArtifactError, match=r"rows/edit_config\.json"):
         pull_bundle()

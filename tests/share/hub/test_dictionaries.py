@@ -1,7 +1,6 @@
 """Dictionaries on a Hub: pushed, pulled, and found again by the artifacts that refer to them."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from hub_client import LoopbackHub
 from huggingface_hub import HfApi, ModelCard
+from small_artifacts import altered
 from torch.nn import functional
 
 import salve_plugin as salve
@@ -70,7 +70,7 @@ def edit_of(tiny_edit: Edit) -> Callable[[Dictionary], Edit]:
 
     def edit(dictionary: Dictionary) -> Edit:
         direction, digest = dictionary.atoms[5], dictionary.digest
-        return replace(tiny_edit, direction=direction, dictionary_digest=digest)
+        return altered(tiny_edit, direction=direction, dictionary_digest=digest)
 
     return edit
 
@@ -221,7 +221,7 @@ def test_without_a_place_there_is_the_embedded_dictionary_or_an_error_that_says_
     assert loaded.load_dictionary().digest == dictionary.digest
     with pytest.raises(InputError, match=r"does not say where .*embed_dictionary=True"):
         EditArtifact(edit).load_dictionary()
-    alone = EditArtifact(replace(edit, dictionary_digest=None))
+    alone = EditArtifact(altered(edit, dictionary_digest=None))
     with pytest.raises(InputError, match="does not come from a dictionary"):
         alone.load_dictionary()
 

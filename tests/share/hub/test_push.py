@@ -2,12 +2,12 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hub_client import LoopbackHub
 from huggingface_hub import CommitOperationAdd, HfApi
+from small_artifacts import altered, with_edit
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import HubConflictError, HubError, InputError
@@ -215,7 +215,7 @@ def test_of_four_at_once_one_wins_and_three_learn_who(
     lost: list[HubConflictError] = []
 
     def run(strength: float) -> None:
-        artifact = replace(tiny, edit=replace(tiny_edit, strength=strength))
+        artifact = with_edit(tiny, altered(tiny_edit, strength=strength))
 
         def plan(existing: Existing) -> Change:
             change = artifact.planned(existing)

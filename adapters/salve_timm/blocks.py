@@ -1,0 +1,92 @@
+"""Blocks or stages of the body and their hook points, from what ran on the probe."""
+
+import re
+from itertools import pairwise
+
+from torch import nn
+
+from salve_plugin.site import Side
+from salve_timm.branches import branch_points
+from salve_timm.heads import is_linear
+from salve_timm.layout import Layouts
+from salve_timm.points import Point, point
+from salve_timm.trace import Call, Token, Trace
+
+_DIGITS = re.compile(r"\d+")
+
+
+def blocks_of(model: nn.Module, seen: Trace, layouts: Layouts) -> list[str]:
+    """Return the paths of the model's blocks or stages, in forward order.
+
+    They are a family of modules whose paths differ in numbers only (`blocks.0`, `blocks.1`, ...,
+    or `layer1`, `layer2`, ...), that ran once each, one on the work of another, and hold most of
+    the body's parameters. Of nested families with about as many, the outermost is taken. A
+    model without such a family (parallel branches) has no blocks.
+    """
+    families: dict[str, list[Call]] = {}
+    body = 0
+    for path in seen.calls:
+        call = seen.once(path)
+        if call is None or layouts.read(call.result_shape) is None:
+            continue
+        if _positions(call) > 1:
+            body += sum(each.numel() for each in call.module.parameters(recurse=False))
+        if _DIGITS.search(path.rpartition(".")[2]):
+            families.setdefault(_DIGITS.sub("#", path), []).append(call)
+    sized = [
+        (sum(_parameters(call) for call in calls), -name.count("."), calls)
+        for name, calls in families.items()
+        if len(calls) > 1
+        and max(map(_positions, calls)) > 1
+        and not all(is_linear(call.module) for call in calls)
+        and _is_chain(calls, seen)
+    ]
+    most = max((size for size, _, _ in sized), default=0)
+    if not sized or most < body / 2:
+        return []
+    near = [each for each in sized if each[0] >= 0.95 * most]
+    calls = max(near, key=lambda each: (each[1], each[0]))[2]
+    return [call.path for call in sorted(calls, key=lambda call: call.began)]
+
+
+def _is_chain(calls: list[Call], seen: Trace) -> bool:
+    """Say whether none read what was there before the one in front of it even began."""
+    born: dict[Token | None, int] = {}
+    for call in seen.calls.values():
+        born[call.result] = min(call.ended, born.get(call.result, call.ended))
+    ordered = sorted(calls, key=lambda call: call.began)
+    return all(
+        after.source is None or born.get(after.source, before.began) >= before.began
+        for before, after in pairwise(ordered)
+    )
+
+
+def body_points(model: nn.Module, seen: Trace, layouts: Layouts) -> list[Point]:
+    """Return every hook point of the blocks and the final norm, unordered."""
+    points: list[Point] = []
+    blocks = blocks_of(model, seen, layouts)
+    for index, path in enumerate(blocks):
+        name = f"blocks.{index}"
+        if index == 0:
+            points += _point(seen, layouts, f"{name}.hook_resid_pre", path, "in")
+        points += branch_points(seen, layouts, name, path)
+        points += _point(seen, layouts, f"{name}.hook_resid_post", path, "out")
+    norm = getattr(model, "norm", None)
+    if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
+        points += _point(seen, layouts, "ln_final.hook_normalized", "norm", "out")
+    return points
+
+
+def _point(seen: Trace, layouts: Layouts, name: str, path: str, side: Side) -> list[Point]:
+    made = point(seen, layouts, name, path, side)
+    return [] if made is None else [made]
+
+
+def _positions(call: Call) -> int:
+    """Return the number of positions at most: 1 for the 1x1 maps of a convolutional MLP."""
+    shape = call.result_shape
+    return max(shape[1:-1]) if len(shape) == 3 else min(shape[2:], default=1)
+
+
+def _parameters(call: Call) -> int:
+    return sum(parameter.numel() for parameter in call.module.parameters())

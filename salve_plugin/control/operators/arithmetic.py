@@ -1,0 +1,53 @@
+"""Products of matrices whose every bit is the same on every machine and for any number of threads.
+
+An edited weight is compared bit for bit with what its formula gives, perhaps years later and on
+another processor. A BLAS product does not allow that: the order in which it sums depends on the
+processor, the number of threads and the shape. Here every sum is a fixed tree of separate IEEE
+additions in float64, and products are rounded before they are added (no fused multiply-add).
+"""
+
+from jaxtyping import Float64
+from torch import Tensor
+
+_BLOCK = 1 << 16
+"""Elements worked on at once, so that a block stays in cache over all passes."""
+
+
+def contracted(
+    left: Float64[Tensor, "rows length"], right: Float64[Tensor, "columns length"]
+) -> Float64[Tensor, "rows columns"]:
+    """Return left @ right.T, each entry summed by halving.
+
+    >>> left = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    >>> contracted(left, torch.ones(2, 3, dtype=torch.float64)).tolist()
+    [[6.0, 6.0]]
+    """
+    length = left.shape[1]
+    result = left.new_zeros(len(left), len(right))
+    if not length:
+        return result
+    step = max(1, _BLOCK // length)
+    for start in range(0, len(left), step):
+        block = left[start : start + step]
+        for column, other in enumerate(right):
+            terms = block * other
+            size = length
+            while size > 1:
+                half = (size + 1) // 2
+                terms[:, : size - half] += terms[:, half:size]
+                size = half
+            result[start : start + step, column] = terms[:, 0]
+    return result
+
+
+def outer_sum(
+    left: Float64[Tensor, "rows rank"], right: Float64[Tensor, "columns rank"]
+) -> Float64[Tensor, "rows columns"]:
+    """Return left @ right.T, the outer products of the columns added one after the other."""
+    result = left.new_zeros(len(left), len(right))
+    step = max(1, _BLOCK // max(1, len(right)))
+    for start in range(0, len(left), step):
+        block = result[start : start + step]
+        for column in range(left.shape[1]):
+            block += left[start : start + step, column, None] * right[:, column]
+    return result

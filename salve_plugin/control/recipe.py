@@ -1,0 +1,350 @@
+"""What an edit says: which site, operator and parameters of which base. Applies nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from salve_plugin.control.base import Base
+from salve_plugin.control.operators import (
+    Fold,
+    Gate,
+    LowRankUpdate,
+    Operator,
+    Role,
+    operator_fields,
+    operator_of,
+)  # fmt: skip
+from salve_plugin.control.targets import Target
+from salve_plugin.errors import InputError
+from salve_plugin.site import Count, Site
+from salve_plugin.store.digest import content_digest
+from salve_plugin.store.record import Record, Sha256
+
+R = TypeVar("R", bound="Recipe")
+Rows = tuple[int, ...] | None
+"""Ascending outputs; None means all of them."""
+
+
+@dataclass(frozen=True)
+class Provenance(Record):
+    """Where an edit's directions come from.
+
+    Attributes:
+        kind: "latents" of a dictionary, a fitted "concept", or "given" by the caller.
+        latents: which atoms of the dictionary, in the order of the operator's directions.
+        dictionary: the dictionary's digest, if it is known.
+        note: how a concept was fitted, in a few words.
+    """
+
+    kind: Literal["latents", "concept", "given"] = "given"
+    latents: tuple[Count, ...] = ()
+    dictionary: Sha256 | None = None
+    note: Annotated[str, Meta(max_length=1000)] = ""
+
+    def __post_init__(self) -> None:
+        """Raise InputError if latents are named without being what the edit comes from."""
+        if (self.kind == "latents") != bool(self.latents):
+            raise InputError(f"provenance '{self.kind}' has the latents {self.latents}")
+
+
+@dataclass(frozen=True)
+class Exactness(Record):
+    """The edited model's logits against those with the same change made by a hook at the site.
+
+    Attributes:
+        difference: the largest difference of a logit, relative to the spread of the logits.
+        effect: the largest change of a logit by the edit, relative to the same spread: without an
+            effect there is nothing that could differ.
+        images: how many probe images were compared.
+        dtype: in which the models ran, e.g. `float32`.
+    """
+
+    difference: Annotated[float, Meta(ge=0)]
+    effect: Annotated[float, Meta(ge=0)]
+    images: Count
+    dtype: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recipe:
+    """The contents of an `Edit`; that class adds what is done with them.
+
+    Attributes:
+        site: the activation that changes.
+        operator: how it changes.
+        targets: the layers that take the change over.
+        base: the model and weights that the edit was made for.
+        rows: the outputs of the readers that change, ascending; None means all of them (the paper).
+        provenance: where the operator's directions come from.
+        fold: what lies between the writer and the site; None if nothing does.
+        exactness: how exactly the weights reproduce the change at the site, measured when the edit
+            was made; None for the head, which is linear, and where nobody measured. No part of the
+            edit's identity.
+    """
+
+    site: Site
+    operator: Operator
+    targets: tuple[Target, ...]
+    base: Base
+    rows: Rows = None
+    provenance: Provenance = field(default_factory=Provenance)
+    fold: Fold | None = None
+    exactness: Exactness | None = None
+    _verified: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _made: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together.
+
+        Raises:
+            InputError: naming the part that does not fit.
+        """
+        object.__setattr__(self, "rows", row_tuple(self.rows))
+        object.__setattr__(self, "targets", tuple(self.targets))
+        self._check_targets()
+        outputs = tuple(
+            each.n_outputs(self.base.tensors[each.weight].shape) for each in self.targets
+        )
+        _check_rows(self.rows, min(outputs), self.role)
+        changing = None if self.rows is None else len(self.rows)
+        self.operator.check(self.site.width, changing, outputs)
+        self._check_fold()
+        latents = self.provenance.latents
+        gate = self.operator if isinstance(self.operator, Gate) else None
+        if gate is not None and latents and len(latents) != len(gate.directions):
+            raise InputError(
+                f"{len(gate.directions)} directions are said to be of the latents "
+                f"{list(latents)}: one each was expected"
+            )
+
+    def _check_targets(self) -> None:
+        paths = [path for target in self.targets for path in target.paths]
+        if not self.targets or set(paths) != set(self.base.tensors):
+            raise InputError(
+                f"the edit's targets are the parameters {sorted(set(paths))}, its base has "
+                f"fingerprints of {sorted(self.base.tensors)}"
+            )
+        if len({target.role for target in self.targets}) > 1:
+            raise InputError("an edit changes the readers of a site or its writer, not both")
+        for target in self.targets:
+            target.check_shape(self.site.width, self.base.tensors[target.weight].shape)
+            if target.role == "writer" and target.affine != self.site.affine:
+                raise InputError(
+                    f"site '{self.site.name}' lies behind {list(self.site.affine)}, the target "
+                    f"says {list(target.affine)}"
+                )
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        """Compare the layers that change with those that the site names.
+
+        A change of the site is one of all its readers (each tied weight once, so an edit's site
+        does not name it again), or of its one writer; an update is of a layer of its own.
+        """
+        layers = {_layer(target.weight) for target in self.targets}
+        known = set(self.site.readers if self.role == "reader" else self.site.writers)
+        whole = self.role == "reader" and not isinstance(self.operator, LowRankUpdate)
+        if not layers <= known or (whole and layers != known):
+            raise InputError(
+                f"the edit changes the layers {sorted(layers)}, site '{self.site.name}' has the "
+                f"{self.role}s {sorted(known)}"
+            )
+
+    def _check_fold(self) -> None:
+        folded = any(target.affine for target in self.targets)
+        if folded != (self.fold is not None):
+            raise InputError("the edit needs the affine map behind its writer, and only then")
+        if self.fold is not None:
+            width = (self.site.width,)
+            if tuple(self.fold.scale.shape) != width or tuple(self.fold.shift.shape) != width:
+                raise InputError(f"the affine map behind the writer is not {width[0]} wide")
+            if not bool((self.fold.scale.isfinite() & (self.fold.scale != 0)).all()):
+                raise InputError("the affine map behind the writer scales by zero or not finitely")
+
+    @property
+    def role(self) -> Role:
+        """Whether the site's readers or its writer are changed."""
+        return self.targets[0].role
+
+    @property
+    def gate(self) -> Gate:
+        """The operator of an edit that is known to be a gate, the paper's.
+
+        Raises:
+            InputError: if it is another form.
+        """
+        if not isinstance(self.operator, Gate):
+            raise InputError(
+                f"edit {self.digest[:12]} is a {self.operator.form}; only a gate has a strength "
+                "and directions (salve.suppress and salve.enhance make gates)"
+            )
+        return self.operator
+
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """The dictionary's latents that the edit is about; none if it comes from elsewhere."""
+        return self.provenance.latents
+
+    @property
+    def latent(self) -> int:
+        """The one latent that the edit is about.
+
+        Raises:
+            InputError: if it is about none, or several.
+        """
+        if len(self.latents) != 1:
+            raise InputError(
+                f"edit {self.digest[:12]} is about the latents {list(self.latents)}, not about one"
+            )
+        return self.latents[0]
+
+    @property
+    def dictionary_digest(self) -> str | None:
+        """Digest of the dictionary that the directions come from, if it is known."""
+        return self.provenance.dictionary
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """What travels beside `to_json`, by name."""
+        tensors = dict(self.operator.tensors)
+        if self.fold is not None:
+            tensors |= {"fold_scale": self.fold.scale, "fold_shift": self.fold.shift}
+        return tensors
+
+    @cached_property
+    def digest(self) -> str:
+        """The edit's identity: hex SHA-256 over what it does and to which base."""
+        return self._digest_of(self.operator)
+
+    @cached_property
+    def family(self) -> str:
+        """The same for all edits that differ in strength (or scale) only, as critical strengths do.
+
+        Hex SHA-256 of the edit with the operator that changes nothing.
+        """
+        return self._digest_of(self.operator.at_zero)
+
+    def _digest_of(self, operator: Operator) -> str:
+        identity = {name: value for name, value in self.to_json().items() if name != "exactness"}
+        identity["operator"] = operator_fields(operator)
+        return content_digest(identity, {**self.tensors, **operator.tensors})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the tensors as plain JSON values; see `from_json`."""
+        return {
+            "base": self.base.to_json(),
+            "exactness": None if self.exactness is None else self.exactness.to_json(),
+            "operator": operator_fields(self.operator),
+            "provenance": self.provenance.to_json(),
+            "rows": None if self.rows is None else list(self.rows),
+            "site": self.site.to_json(),
+            "targets": [target.to_json() for target in self.targets],
+        }
+
+    @classmethod
+    def from_json(cls: type[R], fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> R:
+        """Rebuild an edit from `to_json` and its tensors.
+
+        Raises:
+            InputError: if a field is missing, unknown, ill-typed or out of range, or two contradict
+                each other.
+        """
+        names = {"base", "exactness", "operator", "provenance", "rows", "site", "targets"}
+        if not isinstance(fields, Mapping) or set(fields) != names:
+            wrong = sorted(set(fields) ^ names) if isinstance(fields, Mapping) else fields
+            raise InputError(
+                f"an edit has missing or unknown fields {wrong}; expected {sorted(names)}"
+            )
+        targets, exactness, rows = fields["targets"], fields["exactness"], fields["rows"]
+        if not isinstance(targets, list) or not (rows is None or isinstance(rows, list)):
+            raise InputError(f"ill-typed targets or rows of an edit: {targets!r}, {rows!r}"[:500])
+        own = tuple(Target.from_json(each) for each in targets)
+        plain = {name: value for name, value in tensors.items() if not name.startswith("fold_")}
+        return cls(
+            Site.from_json(fields["site"]),
+            operator_of(fields["operator"], plain),
+            own,
+            Base.from_json(fields["base"]),
+            row_tuple(rows),
+            Provenance.from_json(fields["provenance"]),
+            _fold(own, {name: each for name, each in tensors.items() if name not in plain}),
+            None if exactness is None else Exactness.from_json(exactness),
+        )
+
+    def with_strength(self: R, strength: float) -> R:
+        """Return the edit with a gate of another strength.
+
+        Raises:
+            InputError: if the edit is no gate, or this is no strength.
+        """
+        return replace(self, operator=replace(self.gate, strength=strength))
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by digest."""
+        return isinstance(other, Recipe) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        """Hash by digest."""
+        return hash(self.digest)
+
+    def __deepcopy__(self: R, memo: object) -> R:
+        """Return the edit itself: it is a value (and lies in the ledger of an edited model)."""
+        return self
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle the fields, not what this process has verified or derived."""
+        names = type(self).__dataclass_fields__
+        return {name: self.__dict__[name] for name in names} | {"_verified": {}, "_made": {}}
+
+
+def row_tuple(rows: Sequence[Any] | None) -> Rows:
+    """Return outputs as ascending integers; None stays None, all of them.
+
+    Raises:
+        InputError: if one is no integer.
+    """
+    if rows is None:
+        return None
+    wrong = [row for row in rows if isinstance(row, bool) or not hasattr(row, "__index__")]
+    if wrong:
+        raise InputError(f"rows must be output indices; got {wrong[:5]}")
+    return tuple(sorted(row.__index__() for row in rows))
+
+
+def _check_rows(rows: Rows, outputs: int, role: Role) -> None:
+    if rows is None:
+        return
+    if role == "writer":
+        raise InputError("rows are outputs of the site's readers; an edit of its writer has none")
+    wrong = [row for row in rows if not 0 <= row < outputs]
+    if wrong or not rows or len(set(rows)) < len(rows):
+        raise InputError(
+            f"rows {list(rows)[:10]} must be at least one output, each once, from 0 to "
+            f"{outputs - 1}; omit rows to edit all of them"
+        )
+
+
+def _layer(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _fold(targets: tuple[Target, ...], tensors: Mapping[str, Tensor]) -> Fold | None:
+    """Return the affine map that travels with an edit of a writer."""
+    if not tensors:
+        return None
+    doubles = all(
+        each.dtype == torch.float64 and each.ndim == 1 and bool(each.isfinite().all())
+        for each in tensors.values()
+    )
+    if set(tensors) != {"fold_scale", "fold_shift"} or not doubles:
+        raise InputError(f"the tensors {sorted(tensors)} are no affine map behind a writer")
+    target = targets[0] if targets else None
+    last = (
+        target is not None and bool(target.affine) and (target.bias == f"{target.affine[-1]}.bias")
+    )
+    return Fold(tensors["fold_scale"], tensors["fold_shift"], last)

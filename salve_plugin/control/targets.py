@@ -1,0 +1,309 @@
+"""What an edit writes to: parameters of layers that read a site, or of the layer that writes it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from salve_plugin.control.operators import Fold, LowRankUpdate, Operator, Role
+from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
+from salve_plugin.site import Count, Positive, Site
+from salve_plugin.store.record import Record
+
+View = Literal["linear", "conv2d", "packed"]
+"""A Linear; an ungrouped Conv2d with any kernel; a matrix (outputs, inputs) of another module."""
+
+
+_VERBS: dict[Role, str] = {"reader": "read", "writer": "write"}
+
+
+@dataclass(frozen=True)
+class Target(Record):
+    """One layer that an edit changes, by its parameters.
+
+    Attributes:
+        weight: path of the weight in the bare model.
+        bias: path of the bias that changes with it; None if none has to.
+        role: whether the layer reads the site or writes it.
+        view: how the parameter is a matrix.
+        outputs: first and one past the last row of a fused weight (a query, key or value) that
+            belong to the site; None means all of them.
+        affine: paths of the per-feature modules between a writer's output and the site.
+    """
+
+    weight: str
+    bias: str | None
+    role: Role
+    view: View
+    outputs: tuple[Count, Positive] | None = None
+    affine: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say.
+
+        Raises:
+            InputError: if the outputs are no range, or a reader has affine modules.
+        """
+        if self.outputs is not None and self.outputs[0] >= self.outputs[1]:
+            raise InputError(f"outputs {self.outputs} of '{self.weight}' are no ascending range")
+        if self.role == "reader" and self.affine:
+            raise InputError("affine modules lie behind a writer, not in front of readers")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The parameters that change."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def n_outputs(self, shape: Sequence[int]) -> int:
+        """Return how many outputs of a weight of this shape belong to the target."""
+        return shape[0] if self.outputs is None else self.outputs[1] - self.outputs[0]
+
+    def rows(self, wanted: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Return the rows of the parameters: the wanted outputs, counted from the slice's first."""
+        if self.outputs is None:
+            return wanted
+        first, stop = self.outputs
+        return tuple(range(first, stop) if wanted is None else (first + row for row in wanted))
+
+    def check_shape(self, width: int, shape: Sequence[int]) -> None:
+        """Raise InputError unless a weight of this shape can read or write `width` features."""
+        axes = 4 if self.view == "conv2d" else 2
+        features = None
+        if len(shape) == axes and (self.outputs is None or self.outputs[1] <= shape[0]):
+            features = shape[1] if self.role == "reader" else self.n_outputs(shape)
+        if features != width:
+            raise InputError(
+                f"'{self.weight}' of shape {list(shape)} is no {self.view} weight that "
+                f"{_VERBS[self.role]}s {width} features (outputs {self.outputs or 'all'})"
+            )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter with every module that holds it: tied weights are one.
+
+    Attributes:
+        path: the name that was asked for.
+        parameter: the tensor itself.
+        owners: every module that holds it, with its name there.
+    """
+
+    path: str
+    parameter: nn.Parameter
+    owners: tuple[tuple[nn.Module, str], ...]
+
+
+def slots_of(model: nn.Module, paths: Iterable[str]) -> dict[str, Slot]:
+    """Return the parameters of the bare model by path; several paths may lead to one parameter.
+
+    Raises:
+        BaseMismatchError: if there is no such layer.
+        UnsupportedModelError: if one is no plain parameter.
+    """
+    parameters = {path: _parameter(model, path) for path in paths}
+    owners: dict[int, list[tuple[nn.Module, str]]] = {id(p): [] for p in parameters.values()}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if id(parameter) in owners:
+                owners[id(parameter)].append((module, name))
+    return {path: Slot(path, p, tuple(owners[id(p)])) for path, p in parameters.items()}
+
+
+def _parameter(model: nn.Module, path: str) -> nn.Parameter:
+    owner, _, name = path.rpartition(".")
+    try:
+        module = model.get_submodule(owner)
+    except AttributeError:
+        raise BaseMismatchError(
+            f"{type(model).__name__} has no layer '{owner}', where this edit writes; apply it "
+            "to the model it was made for (for a wrapped model: to the model inside)"
+        ) from None
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        raise UnsupportedModelError(
+            f"'{path}' is no plain parameter of {type(module).__name__} (quantized, pruned or "
+            "parametrized?), so writing to it would not last; remove the parametrization first"
+        )
+    return parameter
+
+
+def targets_at(
+    model: nn.Module,
+    site: Site,
+    operator: Operator,
+    role: Role | None = None,
+    layer: str | None = None,
+) -> tuple[Target, ...]:
+    """Return what an operator has to change so that the site changes for all who use it.
+
+    Readers are preferred, since they leave the site itself as it is; a site without known readers
+    is changed where it is written.
+
+    Args:
+        model: the bare model.
+        site: with its readers and writers.
+        operator: what is to be done to the site.
+        role: "reader" or "writer", to insist on one of them.
+        layer: which of several, for an update, which is of one layer.
+
+    Raises:
+        UnsupportedModelError: if no layer does, one cannot take the change over, or an offset
+            would need a bias that is not there; the message names the way out.
+        InputError: if the role or layer is unknown.
+    """
+    if role not in (None, "reader", "writer"):
+        raise InputError(f"role {role!r} is unknown; choose 'reader' or 'writer'")
+    chosen: Role = role or ("reader" if site.readers else "writer")
+    paths = site.readers if chosen == "reader" else site.writers
+    if not paths:
+        raise UnsupportedModelError(
+            f"no linear layer is known to {_VERBS[chosen]} site '{site.name}' and nothing else, so "
+            "no permanent edit of it is exact"
+        )
+    if layer is not None:
+        if layer not in paths or not isinstance(operator, LowRankUpdate):
+            raise InputError(
+                f"layer '{layer}' is to be one of {list(paths)}, and the operator a low-rank "
+                "update: a change of the site itself is one of all its layers"
+            )
+        paths = (layer,)
+    chain = site.affine if chosen == "writer" else ()
+    names: dict[int, str] = {}
+    targets: list[Target] = []
+    for path in paths:
+        target = _target(model, path, _module(model, path), chosen, operator, chain)
+        # Tied weights are one parameter, called by its first name; their biases are not tied.
+        first = names.setdefault(id(_parameter(model, target.weight)), target.weight)
+        if first == target.weight or target.bias is not None:
+            targets.append(replace(target, weight=first))
+    return tuple(targets)
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise BaseMismatchError(
+            f"{type(model).__name__} has no layer '{path}' any more; attach the model again"
+        ) from None
+
+
+def view_of(path: str, module: nn.Module) -> View:
+    """Return how a layer's weight is a matrix.
+
+    Raises:
+        UnsupportedModelError: if it is none.
+    """
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Conv2d) and module.groups == 1:
+        return "conv2d"
+    raise UnsupportedModelError(
+        f"'{path}' belongs to a {type(module).__name__}; only Linear and ungrouped Conv2d "
+        "layers can be edited"
+    )
+
+
+def _target(
+    model: nn.Module, path: str, module: nn.Module, role: Role, operator: Operator,
+    affine: tuple[str, ...],
+) -> Target:  # fmt: skip
+    view, weight = view_of(path, module), f"{path}.weight"
+    own = f"{path}.bias" if module._parameters.get("bias") is not None else None
+    if role == "reader":
+        if not operator.moves_origin:
+            return Target(weight, None, role, view)
+        _check_padding(path, module, operator)
+        if own is None:
+            raise UnsupportedModelError(_no_bias(path))
+        return Target(weight, own, role, view)
+    if own is None:
+        own = _affine_bias(model, affine)
+    if isinstance(operator, LowRankUpdate) and operator.shift is None:
+        own = None
+    needs = operator.moves_origin or bool(fold_of(model, affine, None, 0).shift.any())
+    if own is None and needs:
+        raise UnsupportedModelError(_no_bias(path))
+    return Target(weight, own, role, view, affine=affine)
+
+
+def _check_padding(path: str, module: nn.Module, operator: Operator) -> None:
+    """Refuse an offset where the kernel sees zeros that no activation has become."""
+    if isinstance(operator, LowRankUpdate) or not isinstance(module, nn.Conv2d):
+        return
+    padded = module.padding == "same" and prod(module.kernel_size) > 1
+    padded = padded or (not isinstance(module.padding, str) and any(module.padding))
+    if padded and module.padding_mode == "zeros":
+        raise UnsupportedModelError(
+            f"'{path}' pads with zeros, which an offset does not reach: the edit would be wrong "
+            "in every output that sees the border. Use a map through the origin (offset 0), or a "
+            "site that no padded convolution reads"
+        )
+
+
+def _no_bias(path: str) -> str:
+    return (
+        f"'{path}' has no bias that could take over the constant part of this edit; use a map "
+        "through the origin (offset 0), or a site whose layers have biases"
+    )
+
+
+def _affine_bias(model: nn.Module, affine: tuple[str, ...]) -> str | None:
+    """Return the bias that is added last, which reaches the site as it is."""
+    if not affine:
+        return None
+    last = _module(model, affine[-1])
+    return f"{affine[-1]}.bias" if last._parameters.get("bias") is not None else None
+
+
+@torch.no_grad()
+def fold_of(model: nn.Module, affine: tuple[str, ...], bias: str | None, width: int) -> Fold:
+    """Return the affine map of the modules between a writer and its site, in float64.
+
+    Args:
+        model: the bare model.
+        affine: paths of LayerScale-like modules and BatchNorms, in order.
+        bias: path of the bias that is edited; if it is the last module's, `shift` is without it.
+        width: of the site; used where there are no modules.
+
+    Raises:
+        UnsupportedModelError: if a module is not per feature, or scales a feature by zero.
+    """
+    if not affine:
+        return Fold.none(width)
+    scale, shift = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    last_is_edited = bias == f"{affine[-1]}.bias"
+    for path in affine:
+        own_scale, own_shift = _affine_map(path, _module(model, path))
+        scale, shift = own_scale * scale, own_scale * shift + own_shift
+    if last_is_edited:
+        shift = shift - _parameter(model, bias or "").double().cpu()
+    if not bool((scale.isfinite() & (scale != 0)).all()):
+        raise UnsupportedModelError(
+            f"{list(affine)} scale a feature by zero or by nothing finite, so what the layer "
+            "writes cannot be told from the site; choose another site"
+        )
+    return Fold(scale, shift, last_is_edited)
+
+
+def _affine_map(path: str, module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a BatchNorm in eval mode, or of a LayerScale."""
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
+        assert module.running_var is not None
+        mean, variance = module.running_mean.double().cpu(), module.running_var.double().cpu()
+        scale = 1 / (variance + module.eps).sqrt()
+        if module.weight is not None:
+            scale = module.weight.double().cpu() * scale
+        shift = -mean * scale
+        return scale, shift if module.bias is None else shift + module.bias.double().cpu()
+    gamma = module._parameters.get("gamma")
+    if isinstance(gamma, Tensor):
+        flat = gamma.double().cpu().reshape(-1)
+        return flat, torch.zeros_like(flat)
+    raise UnsupportedModelError(
+        f"'{path}' is a {type(module).__name__}; between a layer and its site only BatchNorm "
+        "(with running statistics) and LayerScale can be folded"
+    )

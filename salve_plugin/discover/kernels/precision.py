@@ -1,0 +1,39 @@
+"""Which number type training computes dense products in."""
+
+import warnings
+
+import torch
+
+from salve_plugin.errors import InputError
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def autocasts(precision: str) -> bool:
+    """Return whether products are computed in bfloat16.
+
+    Raises:
+        InputError: if there is no such precision.
+
+    Warns:
+        UserWarning: if this processor has no bfloat16 instructions: it is then many times slower
+            than float32, not faster.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"no precision {precision!r}; choose one of {list(PRECISIONS)}")
+    if precision == "float32":
+        return False
+    if not has_bfloat16():
+        warnings.warn(
+            "this processor has no bfloat16 instructions, so that training in bfloat16 is slower "
+            'than in float32; leave out precision="bfloat16"',
+            UserWarning,
+            stacklevel=3,
+        )
+    return True
+
+
+def has_bfloat16() -> bool:
+    """Say whether the processor multiplies bfloat16 matrices itself (AVX512-BF16 or AMX)."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

@@ -1,0 +1,99 @@
+"""The k largest pre-activations in float32, from a bfloat16 product that only rules out the rest.
+
+A product in bfloat16 takes half the time of one in float32 where the processor has instructions for
+it, and how far it can be off is known: few latents remain that may be among the k largest, and only
+theirs are computed exactly. The result is that of float32 up to its own rounding.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from salve_plugin.discover.kernels.precision import has_bfloat16
+from salve_plugin.discover.kernels.scratch import Scratch
+from salve_plugin.discover.kernels.selection import largest
+from salve_plugin.discover.kernels.sparse import Support
+
+FROM_LATENTS = 4096
+"""Number of latents from which the product saves more than the candidates cost."""
+
+CANDIDATES = 2
+"""Candidates of a row, relative to k."""
+
+MOST_UNSURE = 0.25
+"""Share of the rows whose candidates may turn out too few before screening is a waste of time."""
+
+PRODUCT_ERROR, ROUNDING = 1.04 * 2**-7, 2**-7
+"""Largest error of a product relative to the norms of its factors: both are rounded, by 2⁻⁸ at most
+each, and at most 4096 terms added up in float32; and of the sum with the bias, rounded twice."""
+
+WIDEST = 4096
+"""Most features for which that holds."""
+
+
+def pays(x: Float[Tensor, "rows width"], n_latents: int, k: int) -> bool:
+    """Say whether screening is faster than the product in float32, and allowed."""
+    return (
+        n_latents >= max(FROM_LATENTS, 2 * CANDIDATES * k)
+        and x.shape[1] <= WIDEST
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and has_bfloat16()
+    )
+
+
+@torch.no_grad()
+def screened(
+    x: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "latents width"],
+    bias: Float[Tensor, " latents"],
+    k: int,
+    scratch: Scratch,
+) -> Support | None:
+    """Return where x Eᵀ + b_e has its k largest values in each row, and those values.
+
+    Args:
+        x: rows.
+        weight: encoder.
+        bias: of the encoder.
+        k: latents of a row; at most half of all.
+        scratch: memory for the rough product, and for the support's gradients.
+
+    Returns:
+        The support; None if the bound leaves too many rows unsure for this to be worth the time.
+    """
+    kind = torch.bfloat16
+    rough = scratch.take(len(x), len(weight), x, kind)
+    torch.addmm(bias.to(kind), x.to(kind), weight.to(kind).T, out=rough)
+    roughly, candidates = largest(rough, min(CANDIDATES * k, len(weight)))
+    support = Support.of_indices(candidates, len(weight))
+    # Two candidates for each place leave the error room: the k largest lie among the 2 k roughly
+    # largest unless more than k others come within the error of them.
+    exact = support.products(x, weight).add_(bias[candidates.flatten()]).view(candidates.shape)
+    values, winners = largest(exact, k)
+    latents = candidates.gather(1, winners)
+    sure = _sure(x, weight, bias, values, roughly.float())
+    unsure = (~sure).nonzero().flatten()
+    # Rows whose largest values lie close together, as early in training, may all be unsure.
+    if len(unsure) > MOST_UNSURE * len(x):
+        return None
+    if len(unsure):
+        whole = torch.addmm(bias, x[unsure], weight.T)
+        values[unsure], latents[unsure] = largest(whole, k)
+    return Support.of_indices(latents, len(weight), values, scratch)
+
+
+def _sure(
+    x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, roughly: Tensor
+) -> Bool[Tensor, " rows"]:
+    """Say of which rows no latent that is no candidate can be among the k largest."""
+    # No other latent's rough value is above the smallest candidate's, so that its true value is at
+    # most that and the error. If the k-th largest exact value reaches there, the choice is certain.
+    least = roughly.amin(1)
+    # One bound for all latents, by the largest norm: a bound for each would be a matrix as large as
+    # the product, and cost what screening saves.
+    norms = torch.linalg.vector_norm(weight, dim=1).amax() * torch.linalg.vector_norm(x, dim=1)
+    error = PRODUCT_ERROR * norms + ROUNDING * (least.abs() + bias.abs().amax())
+    sure: Tensor = values.amin(1) >= least + error
+    return sure

@@ -1,0 +1,1 @@
+"""Activations of a site, streamed to disk and read back."""

@@ -1,0 +1,228 @@
+"""A finished recording of activations, read from disk in pieces."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from salve_plugin.discover.recording.shards import Index, Shard
+from salve_plugin.errors import InputError, ReadError
+from salve_plugin.site import Site
+from salve_plugin.store.digest import sha256_file
+
+BLOCK_ROWS = 1024
+"""Rows that lie together on disk and are read together."""
+
+WINDOW_ROWS = 65536
+"""Rows that are in memory at once while shuffling, if they fit into WINDOW_BYTES."""
+
+WINDOW_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some rows of a recording.
+
+    Attributes:
+        x: activations (rows, width), float32.
+        labels: class index of each row's image (rows,).
+        images: which image of the recording each row comes from (rows,), from 0.
+    """
+
+    x: Float[Tensor, "rows width"]
+    labels: Int[Tensor, " rows"]
+    images: Int[Tensor, " rows"]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Batch":
+        """Return the named rows."""
+        return Batch(self.x[rows], self.labels[rows], self.images[rows])
+
+    @classmethod
+    def joined(cls, parts: "list[Batch]") -> "Batch":
+        """Return the rows of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            torch.cat([part.x for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.images for part in parts]),
+        )
+
+
+class Activations:
+    """The activations of one site for every image of a data set, on disk.
+
+    Attributes:
+        folder: where the shards and the index are.
+        site: where in the model they were read.
+        classes: class names by label; None if the data set has none.
+        description: of the model that computed them.
+        model_sha256: of that model's parameters and buffers.
+        labels_sha256: of all images' labels in order.
+        n_rows: number of rows; with tokens or maps there are several for each image.
+        n_images: number of images.
+        n_classes: number of classes; some may have no image.
+        width: number of features D.
+    """
+
+    def __init__(self, folder: Path, index: Index) -> None:
+        """Wrap a folder whose index has been read: use `record` or `Activations.load`."""
+        if not index.finished or index.n_classes is None:
+            raise ReadError(
+                f"the recording in {folder} was interrupted after {index.n_images} images; call "
+                "record() with the same model, data and folder to complete it"
+            )
+        self.folder = folder
+        self.site: Site = index.site
+        self.classes = index.classes
+        self.description: Mapping[str, object] = index.model
+        self.model_sha256 = index.model_sha256
+        self.labels_sha256 = index.labels_sha256
+        self.n_rows = index.n_rows
+        self.n_images = index.n_images
+        self.n_classes = index.n_classes
+        self.width = index.site.width
+        self._shards = index.shards
+
+    def __repr__(self) -> str:
+        """Say what was recorded and where."""
+        return (
+            f"Activations({self.n_rows} rows x {self.width} of '{self.site.name}', "
+            f"{self.n_images} images, {self.n_classes} classes, in {self.folder})"
+        )
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, verify: bool = False) -> "Activations":
+        """Open the finished recording in `folder`.
+
+        Args:
+            folder: as given to `record`.
+            verify: also compare each shard's SHA-256 with the index, which reads all of it; the
+                lengths are always compared.
+
+        Raises:
+            ReadError: if the recording is unfinished, or a file is missing, truncated or damaged.
+        """
+        folder = Path(folder)
+        index = Index.read(folder)
+        for shard in index.shards if verify else ():
+            if sha256_file(folder / shard.file) != shard.sha256:
+                raise ReadError(
+                    f"shard {folder / shard.file} is not what was recorded: its SHA-256 differs "
+                    "from the index; restore it, or delete the folder and record again"
+                )
+        return cls(folder, index)
+
+    def batches(
+        self,
+        size: int,
+        *,
+        shuffle_seed: int | None = None,
+        keep: Callable[[Int[Tensor, " rows"]], Bool[Tensor, " rows"]] | None = None,
+    ) -> Iterator[Batch]:
+        """Yield every row once, `size` at a time (the last batch may be smaller).
+
+        Memory stays bounded for any length of the recording: without shuffling about one batch is
+        held. With shuffling, blocks of 1024 neighbouring rows are drawn from the whole recording
+        in random order until 65 536 rows or 256 MiB are together, and those rows are permuted: up
+        to that length the order is uniformly random, beyond it neighbours stay in one window.
+
+        Args:
+            size: rows in a batch.
+            shuffle_seed: of the random order; None is the order of the loader.
+            keep: gets image indices (rows,) and says which rows to yield; the others are skipped.
+
+        Raises:
+            InputError: if `size` is not positive.
+            ReadError: if a shard is missing or damaged; it is named.
+        """
+        if size < 1:
+            raise InputError(f"batch size must be at least 1, got {size}")
+        blocks = [
+            (shard, start, min(start + BLOCK_ROWS, shard.rows))
+            for shard in self._shards
+            for start in range(0, shard.rows, BLOCK_ROWS)
+        ]
+        if shuffle_seed is None:
+            return _cut(self._read(blocks, keep), size)
+        random = torch.Generator().manual_seed(shuffle_seed)
+        order = torch.randperm(len(blocks), generator=random).tolist()
+        window = min(WINDOW_ROWS, max(BLOCK_ROWS, WINDOW_BYTES // (4 * self.width)))
+        windows = _cut(self._read([blocks[i] for i in order], keep), window)
+        return _cut(
+            (rows[torch.randperm(len(rows), generator=random)] for rows in windows),
+            size,
+        )
+
+    def tensor(self) -> Float[Tensor, "rows width"]:
+        """Return all rows in the loader's order, float32, in memory."""
+        rows = torch.empty(self.n_rows, self.width)
+        start = 0
+        for batch in self.batches(BLOCK_ROWS):
+            rows[start : start + len(batch)] = batch.x
+            start += len(batch)
+        return rows
+
+    def labels(self) -> Int[Tensor, " rows"]:
+        """Return the class index of every row, in the loader's order."""
+        parts = [self._part(shard, 0, shard.rows, "labels")[0] for shard in self._shards]
+        return torch.cat(parts)
+
+    def _read(
+        self,
+        blocks: Iterable[tuple[Shard, int, int]],
+        keep: Callable[[Tensor], Tensor] | None,
+    ) -> Iterator[Batch]:
+        for shard, start, stop in blocks:
+            x, labels, images = self._part(shard, start, stop, "activations", "labels", "images")
+            batch = Batch(x.float(), labels, images + shard.images_from)
+            # The numbers in the file count from the start of its part of a joined recording.
+            yield batch if keep is None else batch[keep(batch.images)]
+
+    def _part(self, shard: Shard, start: int, stop: int, *names: str) -> list[Tensor]:
+        path = self.folder / shard.file
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = [file.get_slice(name) for name in names]
+                for name, part in zip(names, slices, strict=True):
+                    shape = [shard.rows, self.width] if name == "activations" else [shard.rows]
+                    if part.get_shape() != shape:
+                        raise ReadError(
+                            f"shard {path} holds '{name}' of shape {part.get_shape()}, expected "
+                            f"{shape}; delete the folder and record again"
+                        )
+                return [part[start:stop] for part in slices]
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, ReadError):
+                raise
+            raise ReadError(
+                f"cannot read shard {path}: {error}; restore it, or delete the folder and record "
+                "again"
+            ) from error
+
+
+def _cut(parts: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Yield the rows of all parts in order, `size` at a time, never holding much more."""
+    held: list[Batch] = []
+    count = 0
+    for part in parts:
+        held.append(part)
+        count += len(part)
+        if count < size:
+            continue
+        rows = Batch.joined(held)
+        whole = count - count % size
+        for start in range(0, whole, size):
+            yield rows[start : start + size]
+        held, count = [rows[whole:]], count - whole
+    if count:
+        yield Batch.joined(held)

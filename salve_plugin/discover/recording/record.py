@@ -1,0 +1,240 @@
+"""Stream a site's activations over a data set to disk, so that a killed run can be continued."""
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.loader import (
+    LabelledImages,
+    class_names,
+    labelled_batches,
+    length,
+)
+from salve_plugin.discover.recording.parts import join, part_folder, share_of
+from salve_plugin.discover.recording.recorder import Recorder
+from salve_plugin.discover.recording.shards import Index
+from salve_plugin.discover.recording.team import Team
+from salve_plugin.errors import InputError, WriteError
+from salve_plugin.hooks import HookedModel, evaluating, reading
+from salve_plugin.site import HEAD_INPUT, Site
+from salve_plugin.store.digest import state_digest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def record(
+    hooked: HookedModel,
+    loader: Iterable[Any],
+    site: str = HEAD_INPUT,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+    shard_rows: int = 65536,
+    progress: bool = True,
+    device: torch.device | str | None = None,
+    accelerator: "Accelerator | None" = None,
+) -> Activations:
+    """Run the model over a data set and keep the activations of one site on disk.
+
+    Pooled sites give one row for each image, maps one for each position, token sites one for each
+    patch: class and register tokens are left out. The model runs in eval mode without gradients
+    and is left as it was found. Rows are stored in the network's own floating type.
+
+    Memory holds one shard, and three copies of it while it is written. A shard counts once it is
+    whole and the index lists it, so after a crash, a kill or a full disk the same call continues
+    after the last whole shard: batches that are on disk are read from the loader and compared, not
+    run through the model. The comparison covers the labels, the images' shape and type, and 1024
+    evenly spaced values of each image. The result is byte for byte that of an uninterrupted run.
+    If the folder holds the finished recording already, only the first batch and the number of
+    batches are compared.
+
+    Args:
+        hooked: the attached model.
+        loader: any iterable of (images, labels) batches, in the same order each time
+            (`shuffle=False`, no random augmentation); labels are class indices (batch,).
+        site: hook-point name of the activation.
+        folder: where the recording goes; None is a temporary folder (below
+            `tempfile.gettempdir()`) that is removed together with the returned object.
+        classes: class names by label; by default `loader.dataset.classes`, if there is one.
+        shard_rows: a shard ends with the batch that reaches this many rows, or 128 MiB.
+        progress: show a progress bar on stderr.
+        device: where images are moved; by default where the model's parameters are.
+        accelerator: of Hugging Face `accelerate`: its processes share the data set, batch by batch,
+            each with a part below `folder`, which all must see; images are then in order of
+            process. To continue, start as many processes as before.
+
+    Raises:
+        UnknownSiteError: if the model has no such site.
+        InputError: if the loader is empty, labels are not class indices, activations are NaN or
+            infinite, or the folder holds a recording of another model, site or data.
+        ReadError: if the data set cannot read an image, or a shard in the folder is damaged; what
+            was recorded stays.
+        WriteError: if the disk is full or not writable; what was recorded stays.
+    """
+    if shard_rows < 1:
+        raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
+    team = Team(accelerator)
+    if team.size > 1:
+        return _record_together(
+            team, hooked, loader, site, folder,
+            classes=classes, shard_rows=shard_rows, progress=progress, device=device,
+        )  # fmt: skip
+    index = _empty_index(hooked, hooked.site(site), class_names(loader, classes))
+    run = _forward(hooked, index.site, device)
+    with _folder(folder) as (target, temporary):
+        recorder = Recorder(target, index, shard_rows)
+        with evaluating(hooked.model), _bar(length(loader), progress) as advance:
+            _fill(recorder, loader, run, _label_bound(hooked, index), advance)
+        activations = Activations(target, recorder.index)
+    if temporary:
+        weakref.finalize(activations, shutil.rmtree, target, ignore_errors=True)
+    return activations
+
+
+def _record_together(
+    team: Team,
+    hooked: HookedModel,
+    loader: Iterable[Any],
+    site: str,
+    folder: str | os.PathLike[str] | None,
+    *,
+    classes: Sequence[str] | None,
+    progress: bool,
+    **options: Any,
+) -> Activations:
+    """Record this process's part; the first process joins the parts once all are there."""
+    if folder is None:
+        raise InputError("several processes record into one folder that all of them see: name it")
+    record(
+        hooked, share_of(loader, team), site, folder=part_folder(Path(folder), team.rank),
+        classes=class_names(loader, classes), progress=progress and team.rank == 0, **options,
+    )  # fmt: skip
+    team.wait()
+    if team.rank == 0:
+        join(Path(folder), team.size)
+    team.wait()
+    return Activations.load(folder)
+
+
+def _fill(
+    recorder: Recorder,
+    loader: Iterable[Any],
+    run: Callable[[LabelledImages], Tensor],
+    n_classes: int | None,
+    advance: Callable[[], None],
+) -> None:
+    """Record every batch that is not on disk yet; compare the others."""
+    n_batches = length(loader)
+    recorded = len(recorder.recorded)
+    if n_batches is not None and (
+        n_batches < recorded or (recorder.index.finished and n_batches != recorded)
+    ):
+        raise InputError(recorder.changed(f"{n_batches} batches", f"the {recorded} recorded"))
+    seen = 0
+    for batch in labelled_batches(loader, n_classes):
+        seen += 1
+        fingerprint = recorder.compared(batch)
+        if recorder.index.finished:
+            return
+        if batch.number >= recorded:
+            recorder.add(run(batch), batch, fingerprint)
+        advance()
+    if seen < recorded:
+        raise InputError(recorder.changed(f"{seen} batches", f"the {recorded} recorded"))
+    recorder.finish()
+
+
+def _empty_index(hooked: HookedModel, site: Site, names: tuple[str, ...] | None) -> Index:
+    known = hooked.description.get("num_classes")
+    return Index(
+        site=site,
+        model=hooked.description,
+        model_sha256=state_digest(hooked.model),
+        classes=names,
+        n_classes=len(names) if names else known if isinstance(known, int) else None,
+    )
+
+
+def _label_bound(hooked: HookedModel, index: Index) -> int | None:
+    """Return what every label must be below: the model's classes and the names both count."""
+    bounds = [index.n_classes, hooked.description.get("num_classes")]
+    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
+
+
+def _forward(
+    hooked: HookedModel, site: Site, device: torch.device | str | None
+) -> Callable[[LabelledImages], Tensor]:
+    """Return the function from a batch to its finite rows (rows, width) on the CPU."""
+    parameter = next(hooked.model.parameters(), torch.empty(0))
+    device = parameter.device if device is None else device
+
+    @torch.no_grad()
+    def run(batch: LabelledImages) -> Tensor:
+        images = batch.images.to(device)
+        if images.is_floating_point() and parameter.is_floating_point():
+            images = images.to(parameter.dtype)
+        with reading(hooked.model, [site]) as seen:
+            hooked.model(images)
+        activation = seen[site.name]
+        if site.layout == "tokens":
+            activation = activation[:, site.prefix_tokens :]
+        rows = site.rows(activation).cpu().contiguous()
+        bad = int((~rows.isfinite()).sum())
+        if bad:
+            raise InputError(
+                f"batch {batch.number} has {bad} NaN or infinite activations at '{site.name}' "
+                f"(of {rows.numel()}); check the images, the weights and the precision"
+            )
+        return rows
+
+    return run
+
+
+@contextmanager
+def _folder(folder: str | os.PathLike[str] | None) -> Iterator[tuple[Path, bool]]:
+    """Make the folder; a temporary one (True) is removed again if the recording fails."""
+    if folder is None:
+        target = Path(tempfile.mkdtemp(prefix="salve-activations-"))
+        try:
+            yield target, True
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        return
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {target}: {error.strerror}") from error
+    yield target, False
+
+
+@contextmanager
+def _bar(total: int | None, show: bool) -> Iterator[Callable[[], None]]:
+    """Show a progress bar over batches; yield what to call after each."""
+    if not show:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("recording", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,1 @@
+"""Fit a dictionary to recorded activations: what all learners share."""

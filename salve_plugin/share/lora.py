@@ -1,0 +1,151 @@
+"""Low-rank updates as a LoRA adapter in PEFT's two files, and back."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.making import edit_at
+from salve_plugin.control.operators import LowRankUpdate, Role
+from salve_plugin.control.recipe import Provenance
+from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
+from salve_plugin.hooks import HookedModel
+from salve_plugin.store.files import write_atomically
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+
+def save_lora(edits: Sequence[Edit], folder: str | Path) -> Path:
+    """Write low-rank updates of Linear layers as one LoRA adapter, as PEFT lays it out.
+
+    Args:
+        edits: each a `LowRankUpdate` of all outputs of a Linear, of different layers, without a
+            shift of the bias. All are written with the largest rank among them, padded with zeros.
+        folder: created if missing; files of these names are replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: if an edit is something that a LoRA cannot express.
+        WriteError: if the folder cannot be written.
+    """
+    import safetensors.torch
+
+    layers = {_layer_of(edit): _update_of(edit).lora() for edit in edits}
+    if not layers or len(layers) < len(edits):
+        raise InputError(f"a LoRA has at least one layer, each once; got {sorted(layers)}")
+    rank = max(len(lora_a) for lora_a, _ in layers.values())
+    tensors: dict[str, Tensor] = {}
+    for layer, (lora_a, lora_b) in layers.items():
+        whole_a, whole_b = (
+            lora_a.new_zeros(rank, lora_a.shape[1]),
+            lora_b.new_zeros(len(lora_b), rank),
+        )
+        whole_a[: len(lora_a)], whole_b[:, : len(lora_a)] = lora_a, lora_b
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = whole_a
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = whole_b
+    config = {
+        "base_model_name_or_path": edits[0].base.description.get("hf_hub_id"),
+        "bias": "none",
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": sorted(layers),
+        "task_type": None,
+    }
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_atomically(path / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    return path
+
+
+def load_lora(hooked: HookedModel, folder: str | Path) -> list[Edit]:
+    """Return a LoRA adapter as edits of an attached model, one a layer; nothing is applied.
+
+    Args:
+        hooked: the model that the adapter was trained for.
+        folder: with PEFT's `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        ReadError: if a file is missing or cannot be read.
+        InputError: if it is another kind of adapter, or does not fit the model.
+        UnsupportedModelError: if a layer is at no site of the model.
+    """
+    config, tensors = _read(Path(folder))
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        matched = _KEY.fullmatch(name)
+        if matched is None:
+            raise InputError(f"tensor {name[:200]!r} is no part of a LoRA of linear layers")
+        parts.setdefault(matched[1], {})[matched[2]] = tensor
+    edits = []
+    for layer, pair in sorted(parts.items()):
+        if set(pair) != {"A", "B"} or len(pair["A"]) != pair["B"].shape[-1]:
+            raise InputError(f"lora_A and lora_B of '{layer}' are not both there, or do not fit")
+        rank = len(pair["A"])
+        scaling = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+        update = LowRankUpdate.from_lora(pair["A"], pair["B"], scaling)
+        site, role = _site_of(hooked, layer)
+        note = Provenance("given", note=f"LoRA of rank {rank}")
+        edits.append(edit_at(hooked, site, update, role=role, layer=layer, provenance=note))
+    return edits
+
+
+def _layer_of(edit: Edit) -> str:
+    (target,) = edit.targets
+    whole = edit.rows is None and target.outputs is None
+    if target.view != "linear" or not whole:
+        raise InputError(f"{edit!r} is not of a whole Linear, so that no LoRA expresses it")
+    return target.weight.rpartition(".")[0]
+
+
+def _update_of(edit: Edit) -> LowRankUpdate:
+    if not isinstance(edit.operator, LowRankUpdate):
+        raise InputError(f"{edit!r} is no low-rank update; only those are LoRAs")
+    return edit.operator
+
+
+def _site_of(hooked: HookedModel, layer: str) -> tuple[str, Role]:
+    """Return the site that a layer reads, or else the one that it writes."""
+    for name, site in hooked.sites.items():
+        if layer in site.readers:
+            return name, "reader"
+    for name, site in hooked.sites.items():
+        if layer in site.writers:
+            return name, "writer"
+    raise UnsupportedModelError(
+        f"layer '{layer}' of the adapter reads or writes no site of this model; its sites' layers "
+        f"are {sorted({path for site in hooked.sites.values() for path in site.readers})[:20]}"
+    )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    import safetensors.torch
+
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    except Exception as error:  # the libraries have errors of their own for what is no such file
+        raise ReadError(f"cannot read a LoRA adapter in {folder}: {error}") from error
+    plain = (
+        isinstance(config, dict)
+        and config.get("peft_type") == "LORA"
+        and isinstance(config.get("lora_alpha"), int | float)
+    )
+    odd = ["use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication"]
+    used = [name for name in odd if plain and config.get(name)]
+    if not plain or used or config.get("bias", "none") != "none":
+        raise InputError(
+            f"{folder / CONFIG_FILE} is of another kind than a plain LoRA without biases"
+            + (f": it uses {used}" if used else "")
+        )
+    return config, tensors

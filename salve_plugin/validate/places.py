@@ -1,0 +1,116 @@
+"""Which module's input or output is meant, in any of the ways to say it, and if it fits."""
+
+from typing import Any
+
+from torch import nn
+
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel
+from salve_plugin.site import Side, Site
+from salve_plugin.taps import SIDE_NAMES
+from salve_plugin.validate.latents import Encoder
+from salve_plugin.validate.layout import Tokens, tokens_of
+
+Place = tuple[nn.Module, Side]
+"""A module's first input or its (first) output."""
+
+Where = Site | Place | nn.Module
+"""A site of the model, a place in it, or a module, which stands for its output."""
+
+
+def placed(where: Where, forward_func: Any, argument: str) -> Place:
+    """Return the module and side that are meant.
+
+    Args:
+        where: a site's path is looked up in the model that `forward_func` is or wraps.
+        forward_func: the model, attached, in DataParallel or bare; or any function.
+        argument: what `where` is called, for a message.
+
+    Raises:
+        InputError: if it is none of the three, or a site of no such model.
+    """
+    if isinstance(where, nn.Module):
+        return where, "out"
+    if isinstance(where, Site):
+        return _found(where, forward_func, argument), where.side
+    if (
+        isinstance(where, tuple)
+        and len(where) == 2
+        and isinstance(where[0], nn.Module)
+        and where[1] in ("in", "out")
+    ):
+        return where
+    raise InputError(
+        f"{argument} {where!r} must be one module, or a module and 'in' or 'out', or a salve.Site; "
+        "loop over several"
+    )
+
+
+def _found(site: Site, forward_func: Any, argument: str) -> nn.Module:
+    model = forward_func
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    if isinstance(model, HookedModel):
+        model = model.model
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{argument} is site '{site.name}', which names its module by the path "
+            f"'{site.module}', but forward_func is a {type(model).__name__}; pass the model itself "
+            f"as forward_func, or {argument}=(module, {site.side!r})"
+        )
+    try:
+        return model.get_submodule(site.module)
+    except AttributeError:
+        raise InputError(
+            f"{type(model).__name__} has no module '{site.module}', where {argument} "
+            f"'{site.name}' is; pass a site of this model"
+        ) from None
+
+
+def trained_at(dictionary: Encoder) -> Site | None:
+    """Return the site that a dictionary was trained at, if it says so."""
+    own = getattr(dictionary, "site", None)
+    return own if isinstance(own, Site) else None
+
+
+def readable(site: Site, dictionary: Encoder) -> Site:
+    """Return the site if the dictionary can read it.
+
+    Raises:
+        InputError: if its width is another, or its layout than where the dictionary was trained.
+    """
+    own, width = trained_at(dictionary), getattr(dictionary, "width", site.width)
+    if width != site.width:
+        raise InputError(
+            f"the dictionary reads {width} features, but site '{site.name}' of this model has "
+            f"{site.width}; attach the model that it was trained on"
+        )
+    if own is not None and own.name == site.name and own.layout != site.layout:
+        raise InputError(
+            f"the dictionary was trained at '{site.name}' in layout '{own.layout}', but the site "
+            f"of that name here has layout '{site.layout}'; attach the model that it was trained on"
+        )
+    return site
+
+
+def layer_tokens(layer: Where, tokens: Tokens) -> Tokens:
+    """Return the layer's layout; a site knows its own.
+
+    Raises:
+        InputError: if `tokens` says another.
+        AttributionError: if the site has no positions.
+    """
+    if not isinstance(layer, Site):
+        return tokens
+    known = tokens_of(layer)
+    if tokens not in (None, known):
+        raise InputError(
+            f"tokens={tokens!r}, but layer is site '{layer.name}', whose layout is {known!r}; "
+            "leave tokens out"
+        )
+    return known
+
+
+def side_name(place: Place) -> str:
+    """Return `input` or `output`, for a message."""
+    return SIDE_NAMES[place[1]]
