@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from salve_plugin.hooks import HookedModel as HookedModel
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
     from salve_plugin.share.bundle import EditBundle as EditBundle
+    from salve_plugin.share.lora import load_lora as load_lora
+    from salve_plugin.share.lora import save_lora as save_lora
     from salve_plugin.share.merged import push_edited_model as push_edited_model
     from salve_plugin.share.merged import save_edited_model as save_edited_model
     from salve_plugin.site import Site as Site
@@ -100,6 +102,8 @@ _HOME = {
     "evaluate": "control.evaluate",
     "EditArtifact": "share.artifact",
     "EditBundle": "share.bundle",
+    "load_lora": "share.lora",
+    "save_lora": "share.lora",
     "push_edited_model": "share.merged",
     "save_edited_model": "share.merged",
     "HookedModel": "hooks",

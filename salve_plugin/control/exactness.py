@@ -1,6 +1,6 @@
 """Whether weights reproduce a change of a site's activation: measured on a probe, never assumed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -16,11 +16,14 @@ from salve_plugin.control.operators import LowRankUpdate
 from salve_plugin.control.recipe import Exactness, Recipe, Rows
 from salve_plugin.control.targets import Target, slots_of
 from salve_plugin.errors import InputError, UnsupportedModelError
-from salve_plugin.hooks import HookedModel, tapped
+from salve_plugin.hooks import HookedModel, reading, tapped
 from salve_plugin.site import Site
 
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-9}
 """How far a logit may be off, relative to the spread of the logits, in each precision."""
+
+SHARE = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""How far it may be off relative to the edit's own effect: a weak edit proves nothing by itself."""
 
 PROBE_IMAGES = 2
 
@@ -30,7 +33,8 @@ def measured(hooked: HookedModel, edit: Recipe, probe: Tensor | None = None) -> 
     """Compare the edited model with the same change made by a hook; the model is not touched.
 
     Both run on a copy without edits, in eval mode. Models in half precision, and those whose
-    rounding hides the answer in float32, are compared in float64.
+    rounding hides the answer in float32, are compared in float64. Compared are the logits, and what
+    the classifier reads: a fresh one, whose weights are zero, would hide everything.
 
     Args:
         hooked: the model that the edit was made for.
@@ -47,10 +51,11 @@ def measured(hooked: HookedModel, edit: Recipe, probe: Tensor | None = None) -> 
     kinds = [own, torch.float64] if own == torch.float32 else [torch.float64]
     # The edit's own site names tied weights once; hooks have to be on all readers.
     site = hooked.sites.get(edit.site.name, edit.site)
-    results = []
+    results: list[Exactness] = []
     for kind in kinds:
-        results.append(_compared(hooked.model, edit, site, images, kind))
-        if results[-1].difference <= LIMIT[kind]:
+        outputs = _compared(hooked, edit, site, images, kind)
+        results.append(next((each for each in outputs if each.effect), outputs[0]))
+        if all(_is_exact(each, kind) for each in outputs):
             return results[0]
     raise UnsupportedModelError(
         f"no change of {list(edit.base.tensors)} reproduces this edit of '{edit.site.name}': the "
@@ -88,36 +93,53 @@ def _probe(hooked: HookedModel, probe: Tensor | None) -> Tensor:
     return torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
 
 
+def _is_exact(measured: Exactness, kind: torch.dtype) -> bool:
+    # Where an edit has no effect at all, as at strength 0, there is nothing to compare.
+    small = measured.difference <= max(SHARE[kind] * measured.effect, torch.finfo(kind).eps)
+    return small and measured.difference <= LIMIT[kind]
+
+
 def _compared(
-    model: nn.Module, edit: Recipe, site: Site, images: Tensor, kind: torch.dtype
-) -> Exactness:
-    with _pristine_copy(model, edit, kind) as copy:
+    hooked: HookedModel, edit: Recipe, site: Site, images: Tensor, kind: torch.dtype
+) -> list[Exactness]:
+    """Return what was measured of the logits, then of each input of the classifier."""
+    heads = [hooked.sites[name] for name in hooked.head_sites]
+    with _pristine_copy(hooked.model, edit, kind) as copy:
         parameter = next(copy.parameters())
         batch = images.to(parameter.device)
         batch = batch.to(kind) if batch.is_floating_point() else batch
-        plain = _logits(copy, batch)
+        plain = _outputs(copy, heads, batch)
         with _changed(copy, edit, site):
-            hooked = _logits(copy, batch)
+            changed = _outputs(copy, heads, batch)
         _write(copy, edit)
-        edited = _logits(copy, batch)
-    spread = float(plain.max() - plain.min()) or 1.0
-    return Exactness(
-        float((edited - hooked).abs().max()) / spread,
-        float((hooked - plain).abs().max()) / spread,
-        len(images),
-        str(kind).removeprefix("torch."),
-    )
+        edited = _outputs(copy, heads, batch)
+    name = str(kind).removeprefix("torch.")
+    results = []
+    for before, wanted, after in zip(plain, changed, edited, strict=True):
+        spread = float(before.max() - before.min()) or 1.0
+        results.append(
+            Exactness(
+                float((after - wanted).abs().max()) / spread,
+                float((wanted - before).abs().max()) / spread,
+                len(images),
+                name,
+            )
+        )
+    return results
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    output = model(images)
+def _outputs(model: nn.Module, heads: Sequence[Site], images: Tensor) -> list[Tensor]:
+    """Return the logits and the inputs of the classifier."""
+    with reading(model, heads) as inputs:
+        output = model(images)
     first = output[0] if isinstance(output, tuple | list) else output
-    if not isinstance(first, Tensor) or not bool(first.isfinite().all()):
+    outputs = [first, *(inputs[site.name] for site in heads)]
+    if not all(isinstance(each, Tensor) and bool(each.isfinite().all()) for each in outputs):
         raise InputError(
             "the model returns no finite tensor for the probe, so that the edit cannot be "
             "measured; pass other images: probe=images"
         )
-    return first.double()
+    return [each.double() for each in outputs]
 
 
 @contextmanager
