@@ -15,7 +15,7 @@ from salve_plugin.share.bundle import EditBundle
 from salve_plugin.share.edit_manifest import EditManifest
 
 SHA = "0" * 64
-RULED = {"provenance", "site", "targets"}
+RULED = {"operator", "provenance", "site", "targets"}
 """Parts of an edit that have rules beside their types."""
 
 
@@ -105,6 +105,9 @@ def test_a_valid_manifest_passes() -> None:
         (("edit", "provenance", "latents", 0), True, "Expected `int`, got `bool`"),
         (("edit", "provenance", "latents", 0), 3.0, "Expected `int`, got `float`"),
         (("edit", "provenance", "latents", 0), -1, "Expected `int` >= 0"),
+        (("edit", "operator", "scale"), 0.5, r"numbers \['mode', 'scale', 'strength'\], expected"),
+        (("edit", "operator"), {"form": "gate", "strength": 1.0}, r"numbers \['strength'\], exp"),
+        (("edit", "operator"), {"form": "low_rank_map"}, r"expected \['scale'\]"),
         (("edit", "operator", "strength"), -0.5, "Expected `float` >= 0"),
         (("edit", "operator", "strength"), "2", "Expected `float`, got `str`"),
         (("edit", "rows"), [1, 1], "differ"),
