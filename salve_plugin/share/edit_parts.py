@@ -55,6 +55,17 @@ class OperatorFields(Record):
     scale: float | UnsetType = UNSET
     strength: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
 
+    def __post_init__(self) -> None:
+        """Check that these are the numbers of the form and of no other; cards rely on it.
+
+        Raises:
+            InputError: names those that are there and those that the form has.
+        """
+        expected = {"gate": ["mode", "strength"], "low_rank_map": ["scale"]}.get(self.form, [])
+        there = [name for name in ("mode", "scale", "strength") if getattr(self, name) is not UNSET]
+        if there != expected:
+            raise InputError(f"operator '{self.form}' has the numbers {there}, expected {expected}")
+
 
 @dataclass(frozen=True)
 class EditFields(Record):

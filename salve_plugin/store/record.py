@@ -1,7 +1,7 @@
 """Typed records: frozen dataclasses that go to JSON and come back, nothing lost or guessed."""
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -53,7 +53,7 @@ class Record:
         except msgspec.ValidationError as error:
             raise InputError(f"{cls.__name__} is ill-formed: {str(error)[:400]}") from error
         # For dataclasses msgspec ignores what is unknown and fills in defaults.
-        wrong = _difference(plain, _plain(record), "$")
+        wrong = _difference(plain, record, "$")
         if wrong is not None:
             raise InputError(f"{cls.__name__} is ill-formed: {wrong}")
         return record
@@ -71,29 +71,41 @@ class Record:
         return schema
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    """Return the fields of a record that it has, by name."""
+    # Not `to_builtins`, which leaves out what `convert` filled in from a class's defaults.
+    values = {name: getattr(record, name) for name in type(record).__dataclass_fields__}
+    return {name: value for name, value in values.items() if value is not msgspec.UNSET}
+
+
 def _plain(value: Any) -> Any:
-    """Return the JSON form: objects of records and mappings, lists of tuples, absent fields out."""
-    if is_dataclass(value):
-        # Not `to_builtins`, which leaves out what `convert` filled in from a class's defaults.
-        pairs = [(field.name, getattr(value, field.name)) for field in fields(value)]
-        return {name: _plain(item) for name, item in pairs if item is not msgspec.UNSET}
+    """Return the JSON form: objects of records and mappings, lists of tuples."""
+    if isinstance(value, str | int | float):
+        return value
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {name: _plain(item) for name, item in _fields(value).items()}
+    return value
 
 
 def _difference(given: Any, kept: Any, path: str) -> str | None:
-    """Return what a record has lost or added of what was given, if anything."""
-    if isinstance(given, dict) and isinstance(kept, dict):
-        missing, unknown = sorted(set(kept) - set(given)), sorted(set(given) - set(kept))
-        if missing or unknown:
+    """Return what was given and a record has not, or the reverse, if anything."""
+    pairs: Iterable[tuple[Any, Any, str]]
+    if isinstance(given, list):
+        pairs = ((a, b, f"{path}[...]") for a, b in zip(given, kept, strict=True))
+    elif isinstance(given, dict):
+        known = kept if isinstance(kept, Mapping) else _fields(kept)
+        if given.keys() != known.keys():
+            missing, unknown = sorted(set(known) - set(given)), sorted(set(given) - set(known))
             return (
                 f"`{path[:200]}` lacks the fields {missing} and has the unknown fields "
-                f"{str(unknown)[:200]}; expected {sorted(kept)}"
+                f"{str(unknown)[:200]}; expected {sorted(known)}"
             )
-        parts = [(given[name], kept[name], f"{path}.{name}") for name in given]
-    elif isinstance(given, list) and isinstance(kept, list):
-        parts = [(a, b, f"{path}[{at}]") for at, (a, b) in enumerate(zip(given, kept, strict=True))]
+        pairs = ((given[name], known[name], f"{path}.{name}") for name in given)
     else:
         return None
-    return next((found for part in parts if (found := _difference(*part)) is not None), None)
+    wrong = (_difference(*pair) for pair in pairs if isinstance(pair[0], dict | list))
+    return next((each for each in wrong if each is not None), None)

@@ -89,7 +89,7 @@ def test_verify_and_inspect_tell_what_is_there(
     said: dict[str, Any] = EditBundle.inspect(saved_bundle)
     assert said["digest"] == small_bundle().digest
     assert set(said["members"]) == {"all", "first", "rows"}
-    assert said["members"]["rows"]["edit"]["strength"] == 1.5
+    assert said["members"]["rows"]["edit"]["operator"]["strength"] == 1.5
     assert (said["card"], said["origin"]) == ("as written", None)
     covered = {name: data for name, data in tree(saved_bundle).items() if not name.endswith(CARD)}
     assert said["bytes"] == sum(map(len, covered.values()))

@@ -150,7 +150,10 @@ def composition(*path: Any) -> Callable[[dict[str, Any]], None]:
         (lambda config: config.update(format_version="3.0"), "upgrade"),
         (lambda config: config.update(labels=["x"]), r"\['labels'\] do not follow"),
         (lambda config: config["base"].update(description={}), r"\['base'\] do not follow"),
-        (lambda config: config["members"]["rows"]["edit"].update(strength=9.0), r"\['members'\]"),
+        (
+            lambda config: config["members"]["rows"]["edit"]["operator"].update(strength=9.0),
+            r"\['members'\]",
+        ),
         (
             lambda config: config["members"].update({"../x": config["members"]["all"]}),
             "at `key` in",

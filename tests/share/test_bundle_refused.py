@@ -70,7 +70,10 @@ def test_one_weight_by_two_names_is_refused() -> None:
         model.get_parameter("fc.weight").copy_(WEIGHT)
     edit = small_edit()
     again = Base(edit.base.description, {"again.weight": edit.base.tensors["fc.weight"]})
-    members = {"a": EditArtifact(edit), "b": EditArtifact(replace(edit, base=again))}
+    site = replace(edit.site, module="again", readers=("again",))
+    targets = (replace(edit.targets[0], weight="again.weight"),)
+    renamed = replace(edit, base=again, site=site, targets=targets)
+    members = {"a": EditArtifact(edit), "b": EditArtifact(renamed)}
     with pytest.raises(UnsupportedModelError, match="tied"):
         EditBundle.of(model, members)
 

@@ -15,6 +15,7 @@ from small_artifacts import (
     small_edit,
     small_model,
     tree,
+    with_edit,
 )
 
 from salve_plugin.errors import ArtifactError, InputError, MissingFileError, WriteError
@@ -48,7 +49,7 @@ def test_an_older_bundle_is_replaced_and_other_files_stay(
 
 
 def test_a_left_out_member_that_somebody_changed_is_not_removed(saved_bundle: Path) -> None:
-    other = replace(small_artifact(), edit=replace(small_edit(), rows=(0,)), pristine=None)
+    other = with_edit(replace(small_artifact(), pristine=None), replace(small_edit(), rows=(0,)))
     other.save_pretrained(saved_bundle / "first")
     (saved_bundle / "rows" / CARD).write_text("# My words\n")
     members = {"all": small_bundle().members["all"]}

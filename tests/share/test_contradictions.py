@@ -34,17 +34,17 @@ def embedding(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def direction(values: Tensor) -> Change:
-    return lambda _, tensors: tensors.update({"edit.direction": values})
+    return lambda _, tensors: tensors.update({"edit.directions": values[None]})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (direction(torch.eye(4)[0]), "not atom 2"),
-        (direction(torch.tensor([0.6, 0.0, -0.8, 0.0])), "not atom 2"),
-        (lambda config, _: config["edit"].update(latent=3), "not atom 3"),
-        (lambda config, _: config["edit"].update(latent=10**6), "has 4"),
-        (lambda config, _: config["edit"]["site"].update(name="blocks.7"), "reads 'unembed"),
+        (direction(torch.eye(4)[0]), "not atom \\[2\\]"),
+        (direction(torch.tensor([0.6, 0.0, -0.8, 0.0])), "not atom \\[2\\]"),
+        (lambda config, _: config["edit"]["provenance"].update(latents=[3]), "not atom \\[3\\]"),
+        (lambda config, _: config["edit"]["provenance"].update(latents=[10**6]), "has 4"),
+        (lambda config, _: config["edit"]["site"].update(name="blocks.7"), r"reads \('unembed"),
     ],
 )
 def test_an_edit_that_its_embedded_dictionary_did_not_make_is_refused(

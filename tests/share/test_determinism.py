@@ -16,8 +16,8 @@ from small_artifacts import contents, covered, small_artifact, small_edit
 
 from salve_plugin.share.artifact import EditArtifact
 
-GOLDEN_EDIT = "9d3e6d21ea257ddb7d9d5ae7684b6daf2bd2668e467cc155256bfbf7f8ed6585"
-GOLDEN = "98088046d173fd09fc23d7cc78f2463ca58da0d297a690ec68a9b6c9a6197292"
+GOLDEN_EDIT = "b175f21a6a40e3e9baa780d2e0c5b4bb39c109035ea1d6f643a3cd8011d779d0"
+GOLDEN = "6e60a7fc9f7e5f38959a237d6a6a711acf7f1b8fa11eb9c1d0d46da27c860c36"
 """Digests of format 2. They will be in people's notes: a change breaks the format."""
 
 
@@ -30,8 +30,9 @@ def canonical(value: object) -> bytes:
     return text.encode()
 
 
-def tensor(name: str, dtype: str, layout: str, values: Sequence[float]) -> bytes:
-    header = {"name": name, "dtype": dtype, "shape": [len(values)]}
+def tensor(name: str, dtype: str, layout: str, rows: Sequence[Sequence[float]]) -> bytes:
+    header = {"name": name, "dtype": dtype, "shape": [len(rows), len(rows[0])]}
+    values = [value for row in rows for value in row]
     return block(canonical(header)) + block(struct.pack(f"<{len(values)}{layout}", *values))
 
 
@@ -42,22 +43,34 @@ def test_the_digest_is_what_the_documentation_says_computed_without_any_of_our_c
         "prefix_tokens": 0, "grid": None, "readers": ["fc"], "writers": [], "affine": [],
     }  # fmt: skip
     base = {"dtype": "float32", "shape": [3, 4], "sha256": hashlib.sha256(weight).hexdigest()}
-    said = {
+    said: dict[str, object] = {
         "alpha_crit": None,
         "data": {},
         "dictionary": {"at": None, "digest": "ab" * 32, "learner": None, "fields": None},
         "edit": {
-            "base": {"description": {"architecture": "Tiny"}, "tensors": {"fc.weight": base}},
-            "dictionary_digest": "ab" * 32, "dtype": "float32", "latent": 5, "mode": "suppress",
-            "operator": "scale", "rows": [1, 2], "site": site, "strength": 1.5,
+            "base": {
+                "description": {"architecture": "Tiny"}, "state": None,
+                "tensors": {"fc.weight": base},
+            },
+            "exactness": None,
+            "operator": {"form": "gate", "mode": "suppress", "strength": 1.5},
+            "provenance": {
+                "dictionary": "ab" * 32, "kind": "latents", "latents": [5], "note": "",
+            },
+            "rows": [1, 2],
+            "site": site,
+            "targets": [{
+                "affine": [], "bias": None, "outputs": None, "role": "reader", "view": "linear",
+                "weight": "fc.weight",
+            }],
         },
         "evaluation": None,
         "labels": None,
-        "requires": ["scale"],
-        "tensors": {"edit.direction": {"dtype": "F32", "shape": [4]}},
+        "requires": ["gate"],
+        "tensors": {"edit.directions": {"dtype": "F32", "shape": [1, 4]}},
     }  # fmt: skip
     data = block(canonical(said))
-    data += tensor("edit.direction", "float32", "f", (0.6, 0.0, -0.8, 0.0))
+    data += tensor("edit.directions", "float32", "f", [(0.6, 0.0, -0.8, 0.0)])
     assert hashlib.sha256(data).hexdigest() == GOLDEN_EDIT == EditArtifact(small_edit()).digest
 
 

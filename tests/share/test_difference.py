@@ -52,6 +52,7 @@ def test_numbers_of_another_kind_differ_as_their_digests_do(tiny: EditArtifact) 
 
 
 def test_what_one_side_lacks_is_absent_and_null_is_a_value(tiny: EditArtifact) -> None:
+    tiny = replace(tiny, alpha_crit=None)  # which names a class that the shorter labels lack
     other = replace(tiny, data={"name": None, "count": 4}, labels=("a", "ü|x"))
     found = tiny.diff(other)
     assert [(field.path, field.ours, field.theirs) for field in found.fields] == [
@@ -97,8 +98,8 @@ def test_tensors_are_compared_by_presence_shape_and_elements(
 
 
 def test_a_zero_of_the_other_sign_differs_by_nothing_but_differs(tiny: EditArtifact) -> None:
-    rows = {sign: torch.full((2, 4), sign) for sign in (0.0, -0.0)}
-    tiny, other = (replace(tiny, pristine={"fc.weight": each}) for each in rows.values())
+    zeros = [torch.full((2, 4), sign) for sign in (0.0, -0.0)]
+    tiny, other = (replace(tiny, pristine={"fc.weight": rows}) for rows in zeros)
     assert other.digest != tiny.digest
     (found,) = tiny.diff(other).tensors
     assert (found.elements, found.largest) == (8, 0.0)
@@ -111,7 +112,7 @@ def test_another_base_is_told_from_another_edit(tiny: EditArtifact) -> None:
     ):
         found = tiny.diff(with_edit(tiny, replace(tiny.edit, base=base)))
         assert (found.same_edit, found.same_base) == (False, False)
-        assert paths(found)[0][:2] == ("edit", "base")
+        assert ("edit", "base") in {path[:2] for path in paths(found)}
 
 
 def test_pictures_are_no_part_of_the_identity_and_of_the_difference(tiny: EditArtifact) -> None:
@@ -144,7 +145,7 @@ def base_artifact() -> EditArtifact:
 
 
 def edited(**fields: Any) -> Callable[[EditArtifact], EditArtifact]:
-    return lambda artifact: with_edit(artifact, replace(artifact.edit, **fields))
+    return lambda artifact: with_edit(artifact, altered(artifact.edit, **fields))
 
 
 def parts(**fields: Any) -> Callable[[EditArtifact], EditArtifact]:
@@ -158,7 +159,6 @@ CHANGES: list[Callable[[EditArtifact], EditArtifact]] = [
     edited(mode="enhance"),
     edited(dictionary_digest="cd" * 32),
     edited(dictionary_digest=None),
-    edited(direction=torch.tensor([0.6, -0.0, -0.8, 0.0])),
     edited(direction=torch.tensor([0.6, 0.0, -0.8, 0.0]).double()),
     edited(base=Base({"architecture": 1}, {"fc.weight": Fingerprint.of(WEIGHT)})),
     edited(base=Base({"architecture": True}, {"fc.weight": Fingerprint.of(WEIGHT)})),
@@ -173,7 +173,8 @@ CHANGES: list[Callable[[EditArtifact], EditArtifact]] = [
     parts(evaluation={"before": {"a": 0.0}, "after": {"a": -0.0}}),
     parts(evaluation={"before": {"a": 0}, "after": {"a": 0.0}}),
     parts(dictionary_learner="l1"),
-    # What follows is the same artifact.
+    # What follows is the same artifact: an edit's zeros have no sign.
+    edited(direction=torch.tensor([0.6, -0.0, -0.8, 0.0])),
     parts(data={}),
     parts(pictures={"a": b"\x89PNG\r\n\x1a\n"}),
 ]
@@ -201,7 +202,7 @@ def test_there_is_no_difference_exactly_when_the_digests_are_equal(
     json.dumps(there.to_json(), allow_nan=False)
 
 
-@pytest.mark.parametrize("change", CHANGES[1:-2])
+@pytest.mark.parametrize("change", CHANGES[1:-3])
 def test_every_change_of_the_identity_is_found(
     change: Callable[[EditArtifact], EditArtifact],
 ) -> None:
