@@ -133,6 +133,7 @@ def make(
     if as_json:
         show_json(
             {"artifact": str(out), "sha256": artifact.digest, **edit.to_json(),
+             "latent": edit.latent, "mode": edit.gate.mode, "strength": edit.gate.strength,
              "evaluation": evaluation, "pictures": sorted(artifact.pictures or {})}
         )  # fmt: skip
         return

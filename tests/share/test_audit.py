@@ -128,9 +128,10 @@ def test_files_are_read_by_their_tensors(tmp_path: Path, suffix: str) -> None:
 def test_without_base_and_pristine_rows_nothing_can_be_said() -> None:
     model = network("resnet")
     edit = head_edit(model)
-    for rows in (None, {}):
+    no_rows: dict[str, Tensor] = {}
+    for pristine in (None, no_rows):
         with pytest.raises(InputError, match="needs the pristine rows"):
-            audit([edit], rows, None, model)
+            audit([edit], pristine, None, model)
     with pytest.raises(InputError, match="holds no tensors"):
         audit([edit], None, {}, model)
 
@@ -320,3 +321,24 @@ def test_the_same_edit_twice_is_one_and_none_is_refused() -> None:
     assert audit([artifact.edit, artifact.edit], None, base, edited)
     with pytest.raises(InputError, match="no edit to look for"):
         audit([], None, base, edited)
+
+
+class Command:
+    """Pickled, it is a call that leaves a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    artifact, base, edited = case("resnet")
+    mark, file = tmp_path / "mark", tmp_path / "edited.pth"
+    torch.save({**edited, "more": Command(mark)}, file)
+    with pytest.raises(ReadError, match="cannot read the weights"):
+        artifact.audit(base, file)
+    assert not mark.exists()
+    torch.load(file, weights_only=False)
+    assert mark.exists(), "it would have"
