@@ -330,6 +330,7 @@ class Command:
         self.mark = mark
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
+        """Return the call."""
         return Path.touch, (self.mark,)
 
 
