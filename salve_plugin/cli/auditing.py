@@ -6,7 +6,8 @@ from pathlib import Path
 from salve_plugin.cli.artifacts import edits_at
 from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.share.audit import Audit, AuditedTensor
+from salve_plugin.share.audit import Audit
+from salve_plugin.share.audited_tensor import AuditedTensor
 from salve_plugin.share.bundle import EditBundle
 from salve_plugin.share.bundle_application import audit_members
 from salve_plugin.store.source import Where

@@ -6,8 +6,6 @@ the tensors of two state dicts, bit for bit, each named in a table.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isnan
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from salve_plugin.control.edited import ledgers_over, touched_rows
 from salve_plugin.control.ledger import Ledger, composed, index_of, same_bits, take, union_of
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.errors import InputError, printable
+from salve_plugin.share.audited_tensor import AuditedTensor, cast_between, compared, hinted, how
 from salve_plugin.share.model_state import (
     State,
     StateSource,
@@ -26,33 +25,6 @@ from salve_plugin.share.model_state import (
     without_prefix,
 )
 from salve_plugin.store.digest import sha256_tensor, state_digest
-
-Verdict = Literal["identical", "changed as the edit says", "changed otherwise", "missing", "added"]
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class AuditedTensor:
-    """One tensor of the two state dicts.
-
-    Attributes:
-        name: in the state dict.
-        verdict: what has become of it.
-        before: SHA-256 of its elements in the base, None if it is not there or not known.
-        after: the same in the edited model.
-        note: how it differs, where it should not; in which precision it was compared.
-    """
-
-    name: str
-    verdict: Verdict
-    before: str | None
-    after: str | None
-    note: str = ""
-
-    @property
-    def is_right(self) -> bool:
-        """Whether it is the base's, or what the edits make of it."""
-        return self.verdict in ("identical", "changed as the edit says")
 
 
 @dataclass(frozen=True)
@@ -143,7 +115,7 @@ def audit(
         for name, path in {**tied, **tied_to(before, paths)}.items()
         if name in before and path in before and hashes[name] == hashes[path]
     }
-    cast = _cast(before, after)
+    cast = cast_between(before, after)
     rows = []
     for name in sorted({*before, *after}):
         if name not in after:
@@ -152,19 +124,9 @@ def audit(
             rows.append(AuditedTensor(name, "added", None, sha256_tensor(after[name])))
         else:
             target = expected.get(tied.get(name, name))
-            rows.append(_compared(name, before[name], hashes[name], after[name], target, cast))
-    rows = _hinted(rows, expected, hashes)
+            rows.append(compared(name, before[name], hashes[name], after[name], target, cast))
+    rows = hinted(rows, expected, hashes)
     return _audit(edits, rows, state_digest(before), state_digest(after), cast, foreign)
-
-
-def _cast(before: State, after: State) -> torch.dtype | None:
-    """Return the one floating type that the edited model was cast to, if it was."""
-    kinds = {
-        after[name].dtype
-        for name, tensor in before.items()
-        if name in after and tensor.dtype in _FLOATS and after[name].dtype != tensor.dtype
-    }
-    return kinds.pop() if len(kinds) == 1 and kinds <= {*_FLOATS} else None
 
 
 def _expected(
@@ -195,66 +157,6 @@ def _with_rows(tensor: Tensor, ledger: Ledger, rows: Tensor) -> Tensor:
     result = tensor.clone()
     result[index_of(ledger.rows)] = rows.to(result)
     return result
-
-
-def _compared(
-    name: str, before: Tensor, sha256: str, after: Tensor, expected: Tensor | None,
-    cast: torch.dtype | None,
-) -> AuditedTensor:  # fmt: skip
-    before, after = before.cpu(), after.cpu()
-    after_sha256 = sha256 if same_bits(before, after) else sha256_tensor(after)
-    target, note = (before if expected is None else expected.cpu()), ""
-    if after.dtype == cast and target.dtype in _FLOATS and target.dtype != cast:
-        wider = torch.promote_types(target.dtype, cast) == cast
-        note = f"{'widened' if wider else 'rounded'} to {dtype_name(after)}"
-        before, target = before.to(cast), target.to(cast)
-    if same_bits(target, after):
-        if expected is None:
-            return AuditedTensor(name, "identical", sha256, after_sha256, note)
-        if note and same_bits(before, after):
-            note += ", which leaves nothing of the change"
-        return AuditedTensor(name, "changed as the edit says", sha256, after_sha256, note)
-    untouched = expected is not None and same_bits(before, after)
-    note = "is still the base's, the edit is not in it" if untouched else _how(target, after)
-    return AuditedTensor(name, "changed otherwise", sha256, after_sha256, note)
-
-
-def _how(expected: Tensor, actual: Tensor) -> str:
-    """Return in a few words how a tensor differs from what it should be."""
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
-        return (
-            f"{dtype_name(actual)}{list(actual.shape)}, expected "
-            f"{dtype_name(expected)}{list(expected.shape)}"
-        )
-    if not expected.ndim:
-        return f"is {actual.item()}, expected {expected.item()}"
-    # By bits: a flipped sign of zero and another NaN are differences, too.
-    bits = [each.reshape(len(each), -1).contiguous().view(torch.uint8) for each in
-            (expected, actual)]  # fmt: skip
-    rows = (bits[0] != bits[1]).any(1).nonzero()[:, 0].tolist()
-    gap = float((expected - actual).abs().max()) if expected.is_floating_point() else 0.0
-    size = "" if isnan(gap) or not gap else f", by {gap:.3g} at most"
-    return f"{len(rows)} rows differ ({in_short(list(map(str, rows)), 5)}){size}"
-
-
-def _hinted(
-    rows: Sequence[AuditedTensor], expected: State, hashes: Mapping[str, str]
-) -> list[AuditedTensor]:
-    """Say of tensors that changed exactly as a touched one did that the two may be tied."""
-    changes = {
-        (row.before, row.after): row.name
-        for row in rows
-        if row.name in expected and row.verdict == "changed as the edit says"
-    }
-    return [
-        row if row.is_right or (row.before, row.after) not in changes
-        else replace(
-            row,
-            note=f"as '{changes[row.before, row.after]}' did; if they are one tied weight, compare "
-            "models, whose tensors share memory, instead of files",
-        )
-        for row in rows
-    ]  # fmt: skip
 
 
 def _against_digest(
@@ -295,7 +197,7 @@ def _against_digest(
             rows.append(
                 AuditedTensor(
                     name, "changed as the edit says" if as_said else "changed otherwise",
-                    sha256_tensor(restored[name]), sha256, "" if as_said else _how(wanted, current),
+                    sha256_tensor(restored[name]), sha256, "" if as_said else how(wanted, current),
                 )
             )  # fmt: skip
     digest = state_digest({**after, **restored})

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from salve_plugin.control.application import pristine_state
 from salve_plugin.control.base import bare
-from salve_plugin.errors import InputError, ReadError
+from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
 
 State = Mapping[str, Tensor]
 StateSource = nn.Module | State | str | Path
@@ -33,6 +34,7 @@ def state_of(source: StateSource, *, pristine: bool = False) -> dict[str, Tensor
         InputError: if there are no tensors in it, other things than tensors, or several state
             dicts.
         ReadError: if a file cannot be read.
+        UnsupportedModelError: if a tensor has no plain elements.
     """
     if isinstance(source, nn.Module):
         network = bare(source)
@@ -52,7 +54,18 @@ def state_of(source: StateSource, *, pristine: bool = False) -> dict[str, Tensor
             f"{name} holds entries that are no tensors and so cannot be compared: "
             f"{in_short(other)}; expected a state dict, of tensors by name"
         )
+    odd = [key for key, tensor in entries.items() if not _is_plain(tensor)]
+    if odd:
+        raise UnsupportedModelError(
+            f"{name} holds tensors without plain elements (quantized, sparse, on the meta device "
+            f"or not initialized): {in_short(odd)}; load or dequantize the model's weights first"
+        )
     return {key: tensor.detach() for key, tensor in entries.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    return dense and not is_lazy(tensor)
 
 
 def _loaded(path: Path) -> Mapping[str, Any]:

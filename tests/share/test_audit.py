@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import salve_plugin as salve
 from salve_plugin import EditArtifact, EditBundle
 from salve_plugin.control.application import pristine_rows
 from salve_plugin.control.edit import Edit
-from salve_plugin.errors import InputError, ReadError
+from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
 from salve_plugin.share.audit import audit
 from salve_plugin.store.digest import sha256_tensor, state_digest
 
@@ -128,9 +129,10 @@ def test_files_are_read_by_their_tensors(tmp_path: Path, suffix: str) -> None:
 def test_without_base_and_pristine_rows_nothing_can_be_said() -> None:
     model = network("resnet")
     edit = head_edit(model)
-    for rows in (None, {}):
+    no_rows: dict[str, Tensor] = {}
+    for pristine in (None, no_rows):
         with pytest.raises(InputError, match="needs the pristine rows"):
-            audit([edit], rows, None, model)
+            audit([edit], pristine, None, model)
     with pytest.raises(InputError, match="holds no tensors"):
         audit([edit], None, {}, model)
 
@@ -320,3 +322,66 @@ def test_the_same_edit_twice_is_one_and_none_is_refused() -> None:
     assert audit([artifact.edit, artifact.edit], None, base, edited)
     with pytest.raises(InputError, match="no edit to look for"):
         audit([], None, base, edited)
+
+
+class Command:
+    """Pickled, it is a call that leaves a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        """Return the call."""
+        return Path.touch, (self.mark,)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    artifact, base, edited = case("resnet")
+    mark, file = tmp_path / "mark", tmp_path / "edited.pth"
+    torch.save({**edited, "more": Command(mark)}, file)
+    with pytest.raises(ReadError, match="cannot read the weights"):
+        artifact.audit(base, file)
+    assert not mark.exists()
+    torch.load(file, weights_only=False)
+    assert mark.exists(), "it would have"
+
+
+def test_tensors_without_plain_elements_are_refused() -> None:
+    artifact, base, edited = case("resnet")
+    weight = edited["fc.weight"]
+    for odd in (
+        weight.to_sparse(),
+        weight.to("meta"),
+        nn.UninitializedParameter(),
+    ):
+        for first, second in (
+            (base, edited | {"fc.weight": odd}),
+            (base | {"fc.bias": odd}, edited),
+        ):
+            with pytest.raises(UnsupportedModelError, match=r"without plain elements.*: fc\."):
+                artifact.audit(first, second)
+
+
+def test_signs_of_zero_and_other_dtypes_differ_and_say_how() -> None:
+    artifact, base, edited = case("resnet")
+    zeros = torch.zeros(2, 2)
+    more = {"zeros": zeros, "flags": torch.ones(3, dtype=torch.bool),
+            "small": zeros.to(torch.float8_e4m3fn), "none": torch.ones(0, 3)}  # fmt: skip
+    edit = replace(artifact.edit, base=replace(artifact.edit.base, state=None))
+
+    def note(**changed: Tensor) -> str:
+        result = audit([edit], None, base | more, edited | more | changed)
+        assert not result
+        (wrong,) = [tensor for tensor in result.tensors if not tensor.is_right]
+        return wrong.note
+
+    proof = audit([edit], None, base | more, edited | more)
+    assert proof
+    assert "the given base with exactly" in proof.sentence, "the edit does not know its whole base"
+    assert note(zeros=-zeros) == "2 rows differ (0, 1)"
+    assert note(flags=torch.tensor([True, False, True])) == "1 rows differ (1)"
+    assert (
+        note(small=torch.ones(2, 2).to(torch.float8_e4m3fn)) == "2 rows differ (0, 1), by 1 at most"
+    )
+    assert note(zeros=zeros + torch.nan) == "2 rows differ (0, 1)"
+    assert note(none=torch.ones(0, 2)) == "float32[0, 2], expected float32[0, 3]"
