@@ -40,7 +40,7 @@ def critical(
     picked = _rows(rows, label)
     if picked == "rivals":
         raise InputError("alpha-crit takes --rows all, class or indices, not rivals")
-    opened = study.source.open()
+    opened = study.open(acts)
     edit = suppress(opened.hooked, dictionary, latent=chosen, strength=0.0, rows=picked)
     crit = alpha_crit(
         opened.hooked,
@@ -104,7 +104,7 @@ def make(
     acts, dictionary, found = study.parts()
     label = None if class_name is None else label_of(found, class_name)
     rows = rows or ("all" if label is None else "class" if enhance else "rivals")
-    opened = study.source.open()
+    opened = study.open(acts)
     if enhance or latent is not None or strength is not None:
         chosen = latent_of(found, dictionary, class_name, latent)
         edit = _named(

@@ -88,7 +88,9 @@ def list_learners(*, as_json: bool) -> None:
 
 def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -> None:
     """Show dominant and ranked latents of one class or all."""
-    _, dictionary, found = Study.load(folder).parts()
+    study = Study.load(folder)
+    acts, dictionary, found = study.parts()
+    study.check_checkpoint(acts)
     labels = (
         [label_of(found, class_name)]
         if class_name is not None
@@ -175,9 +177,9 @@ def explain(
     from salve_plugin.validate.pictures import overlay, png_bytes
 
     study = Study.load(folder)
-    _, dictionary, found = study.parts()
+    acts, dictionary, found = study.parts()
     chosen = latent_of(found, dictionary, class_name, latent)
-    opened = study.source.open()
+    opened = study.open(acts)
     fam = LayerGradFam.of(opened.hooked, dictionary)
     made_folder(out)
     written = []

@@ -15,6 +15,7 @@ from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, ReadError, WriteError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.network import check_one_network, network_digest
 from salve_plugin.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -149,6 +150,37 @@ class Study:
         acts = Activations.load(self.activations_folder)
         dictionary = Dictionary.from_pretrained(self.dictionary_folder)
         return acts, dictionary, profile(dictionary, acts)
+
+    def open(self, acts: Activations) -> OpenModel:
+        """Return the model, which must still be the one that was recorded, its classifier excepted.
+
+        Args:
+            acts: the study's recording.
+
+        Raises:
+            BaseMismatchError: if it is another one, because its checkpoint was overwritten, say.
+            SalveError: as for `Source.open`.
+        """
+        opened = self.source.open()
+        remedy = (
+            f"put back the weights of {self.source.checkpoint or self.source.model}, or make a "
+            "study of the new ones: `salve discover` with another --out"
+        )
+        networks = {
+            f"the recording in {self.folder}": acts.network_sha256,
+            "the model": network_digest(opened.hooked),
+        }
+        check_one_network(networks, remedy=remedy)
+        return opened
+
+    def check_checkpoint(self, acts: Activations) -> None:
+        """Refuse a checkpoint that is not the one recorded; one that is not there is not missed.
+
+        Raises:
+            SalveError: as for `open`.
+        """
+        if self.source.checkpoint is not None and Path(self.source.checkpoint).exists():
+            self.open(acts)
 
 
 def made_folder(path: Path) -> Path:

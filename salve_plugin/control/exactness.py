@@ -103,7 +103,13 @@ def _compared(
     hooked: HookedModel, edit: Recipe, site: Site, images: Tensor, kind: torch.dtype
 ) -> list[Exactness]:
     """Return what was measured of the logits, then of each input of the classifier."""
-    heads = [hooked.sites[name] for name in hooked.head_sites]
+    edited_layers = {target.weight.rpartition(".")[0] for target in edit.targets}
+    # A classifier that takes the change over itself reads the same as before.
+    heads = [
+        hooked.sites[name]
+        for name in hooked.head_sites
+        if not edited_layers & set(hooked.sites[name].readers)
+    ]
     with _pristine_copy(hooked.model, edit, kind) as copy:
         parameter = next(copy.parameters())
         batch = images.to(parameter.device)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.adapter import adapter_of
-from salve_plugin.control.application import OnBaseMismatch
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
@@ -27,6 +26,7 @@ from salve_plugin.errors import (
     UnsupportedModelError,
     WriteError,
 )
+from salve_plugin.network import OnBaseMismatch
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.audit import put_back
 from salve_plugin.share.edit_manifest import MODEL_FILES

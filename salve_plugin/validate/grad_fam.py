@@ -145,7 +145,9 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             AttributionError: if there is no map or patch grid to look at.
         """
         site = readable(hooked.site(dictionary.site.name), dictionary)
-        Networks(hooked, on_base_mismatch).check_either("the dictionary", dictionary.network)
+        Networks(hooked, on_base_mismatch).check_either(
+            "the dictionary", getattr(dictionary, "network", None)
+        )
         if layer is None:
             layer = hooked.attribution_site if site.layout == "pooled" else site
         elif isinstance(layer, str):

@@ -9,6 +9,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.pictures import overlay, png_bytes, stretched
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def grad_fam_pictures(
     dictionary: Dictionary,
     edit: Edit,
     images: Float[Tensor, "images channels height width"],
+    *,
+    on_base_mismatch: OnBaseMismatch = "error",
 ) -> dict[str, bytes]:
     """Return for each image a PNG with the image itself and beside it what the edit is about.
 
@@ -34,12 +37,14 @@ def grad_fam_pictures(
         dictionary: the one that the edit's direction is from.
         edit: whose latent is shown.
         images: a few, as the model takes them.
+        on_base_mismatch: as for `LayerGradFam.of`.
 
     Returns:
         By name: "grad-fam-1", "grad-fam-2", ...; for `EditArtifact.of(..., pictures=...)`.
 
     Raises:
         InputError: if the dictionary is another one.
+        BaseMismatchError: if it was learned from another network than the model.
         AttributionError: if the model has no map or patch grid to look at.
     """
     from salve_plugin.validate.grad_fam import LayerGradFam  # imports captum
@@ -49,7 +54,8 @@ def grad_fam_pictures(
             f"the edit's latent is one of the dictionary {str(edit.dictionary_digest)[:12]}, this "
             f"is {dictionary.digest[:12]}; pass the one that the edit was made with"
         )
-    maps = LayerGradFam.of(hooked, dictionary).attribute(images, target=edit.latent)
+    fam = LayerGradFam.of(hooked, dictionary, on_base_mismatch=on_base_mismatch)
+    maps = fam.attribute(images, target=edit.latent)
     return {
         f"grad-fam-{number}": png_bytes(_beside(image, heat), colours=256)
         for number, (image, heat) in enumerate(zip(images, maps, strict=True), start=1)

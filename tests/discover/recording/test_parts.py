@@ -92,6 +92,7 @@ def test_two_processes_record_the_rows_of_one(
     torch.testing.assert_close(training, together.tensor()[~held_out(torch.arange(70))])
     assert (together.n_rows, together.n_images) == (70, 70)
     assert together.model_sha256 == alone.model_sha256
+    assert together.network_sha256 == alone.network_sha256 is not None
 
 
 def test_a_missing_foreign_or_unfinished_part_is_refused(shared: Path, tmp_path: Path) -> None:
