@@ -256,7 +256,7 @@ def restore_rows_(model: nn.Module, edit: Recipe, pristine: Mapping[str, Tensor]
     """Undo `edit` in a model that was saved in edited form and so carries no ledger.
 
     Nothing is written unless the current rows are exactly what the edit makes of `pristine`, and
-    the result is exactly the edit's base.
+    the parameters become exactly those of the edit's base; others are not compared, see `match`.
 
     Args:
         model: the bare model or the hooked one.
@@ -266,7 +266,7 @@ def restore_rows_(model: nn.Module, edit: Recipe, pristine: Mapping[str, Tensor]
     Raises:
         InputError: if a parameter is missing or unknown, or has another shape or dtype.
         EditStateError: if the model has a ledger (use `revert_`), or its rows are not the edit's.
-        BaseMismatchError: if putting the rows back would not give the edit's base.
+        BaseMismatchError: if putting the rows back would not give the base's parameters.
     """
     restore_all_(model, [edit], pristine)
 

@@ -4,7 +4,7 @@ Files cannot be compared for that: metadata, order and padding differ between wr
 the tensors of two state dicts, bit for bit, each named in a table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from salve_plugin.control.base import dtype_name
 from salve_plugin.control.edited import ledgers_over, touched_rows
 from salve_plugin.control.ledger import Ledger, composed, index_of, same_bits, take, union_of
 from salve_plugin.control.recipe import Recipe
-from salve_plugin.errors import InputError, printable
+from salve_plugin.errors import InputError, UnsupportedModelError, printable
 from salve_plugin.share.audited_tensor import AuditedTensor, cast_between, compared, hinted, how
 from salve_plugin.share.model_state import (
     State,
@@ -97,7 +97,8 @@ def audit(
         InputError: if there are no edits, if neither a base nor pristine rows are given, or
             something is no state dict.
         ReadError: if a file cannot be read.
-        UnsupportedModelError: if a tensor has no plain elements, see `state_digest`.
+        UnsupportedModelError: if a tensor has no plain elements, see `state_digest`, or edits call
+            one tied weight by different names.
     """
     edits = list(dict.fromkeys(edits))
     if not edits:
@@ -105,6 +106,7 @@ def audit(
     paths = {path for edit in edits for path in edit.base.tensors}
     after = without_prefix(state_of(edited), paths)
     tied = tied_to(after, paths) if isinstance(edited, nn.Module) else {}
+    _check_one_name(tied, paths)
     if base is None:
         return _against_digest(edits, pristine, after, tied)
     before = without_prefix(state_of(base, pristine=True), paths)
@@ -115,6 +117,7 @@ def audit(
         for name, path in {**tied, **tied_to(before, paths)}.items()
         if name in before and path in before and hashes[name] == hashes[path]
     }
+    _check_one_name(tied, paths)
     cast = cast_between(before, after)
     rows = []
     for name in sorted({*before, *after}):
@@ -125,8 +128,18 @@ def audit(
         else:
             target = expected.get(tied.get(name, name))
             rows.append(compared(name, before[name], hashes[name], after[name], target, cast))
-    rows = hinted(rows, expected, hashes)
+    rows = hinted(rows, expected)
     return _audit(edits, rows, state_digest(before), state_digest(after), cast, foreign)
+
+
+def _check_one_name(tied: Mapping[str, str], paths: Set[str]) -> None:
+    """Raise if edits call one parameter by several names: each alone is not what it becomes."""
+    double = [name for name, home in tied.items() if name in paths and home != name]
+    if double:
+        raise UnsupportedModelError(
+            f"edits touch one tied weight under several names, {[*double, tied[double[0]]]}; make "
+            "them all at the same path"
+        )
 
 
 def _expected(

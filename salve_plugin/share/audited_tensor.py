@@ -1,6 +1,6 @@
 """What has become of one tensor of a base, compared bit for bit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isnan
 from typing import Literal
@@ -96,18 +96,14 @@ def how(expected: Tensor, actual: Tensor) -> str:
     bits = [each.reshape(len(each), -1).contiguous().view(torch.uint8) for each in
             (expected, actual)]  # fmt: skip
     rows = (bits[0] != bits[1]).any(1).nonzero()[:, 0].tolist()
-    gap = (
-        float((expected.double() - actual.double()).abs().max())
-        if expected.is_floating_point()
-        else 0.0
-    )
-    size = "" if isnan(gap) or not gap else f", by {gap:.3g} at most"
+    size = ""
+    if expected.is_floating_point():
+        gap = float((expected.double() - actual.double()).abs().max())
+        size = "" if isnan(gap) or not gap else f", by {gap:.3g} at most"
     return f"{len(rows)} rows differ ({in_short(list(map(str, rows)), 5)}){size}"
 
 
-def hinted(
-    rows: Sequence[AuditedTensor], expected: State, hashes: Mapping[str, str]
-) -> list[AuditedTensor]:
+def hinted(rows: Sequence[AuditedTensor], expected: State) -> list[AuditedTensor]:
     """Say of tensors that changed exactly as a touched one did that the two may be tied."""
     changes = {
         (row.before, row.after): row.name

@@ -158,7 +158,8 @@ class EditBundle(Stored):
         Raises:
             EditStateError: if no member is in the model, its weights were changed since, or the
                 members do not carry the pristine rows that are needed.
-            BaseMismatchError: if the result would not be the bundle's base.
+            BaseMismatchError: if the touched parameters would not be those of the bundle's base;
+                others are not compared.
         """
         revert_members_(model, self.members, self.composition)
 

@@ -259,6 +259,22 @@ def test_tied_weights_are_one_where_memory_says_so() -> None:
     assert not artifact.audit(hooked, half), "half of a tied weight"
 
 
+def test_edits_of_one_tied_weight_by_two_names_are_refused() -> None:
+    hooked, artifact = tied_case()
+    edit = artifact.edit
+    (target,), (print_,) = edit.targets, edit.base.tensors.values()
+    other = replace(  # as made for a copy whose weights are not tied
+        edit,
+        site=replace(edit.site, readers=("twin",)),
+        targets=(replace(target, weight="twin.weight"),),
+        base=replace(edit.base, tensors={"twin.weight": print_}),
+    )
+    edited = edit.edited(hooked)
+    for first, second in ((hooked, edited), (hooked, state(edited.model)), (None, edited)):
+        with pytest.raises(UnsupportedModelError, match=r"one tied weight under several names"):
+            audit([artifact.edit, other], artifact.pristine, first, second)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_copies_in_another_precision_keep_what_is_no_float(dtype: torch.dtype) -> None:
     artifact, base, edited = case("resnet")
