@@ -41,7 +41,7 @@ def valid_config() -> dict[str, Any]:
         "edit": {
             "base": {
                 "description": {"architecture": "resnet18", "num_classes": 2},
-                "state": SHA,
+                "network": SHA, "state": SHA,
                 "tensors": {"fc.weight": {"dtype": "float32", "sha256": SHA, "shape": [2, 4]}},
             },
             "exactness": {"difference": 0.0, "effect": 1.5, "images": 2, "dtype": "float32"},
