@@ -17,7 +17,7 @@ from salve_plugin import Activations, Dictionary, Edit, EditArtifact, Features, 
 from salve_plugin.control.base import same_base
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.shards import INDEX_FILE
-from salve_plugin.errors import BaseMismatchError, InputError
+from salve_plugin.errors import ArtifactError, BaseMismatchError, InputError
 from salve_plugin.network import check_choice, network_digest
 from salve_plugin.store import digest
 from salve_plugin.store.digest import content_digest
@@ -320,3 +320,16 @@ def test_choosing_hashes_the_model_no_more_often_for_more_latents(
         assert len(choice.tried) + len(choice.unreachable) >= candidates
         counts.append(len(hashed))
     assert counts[0] == counts[1] < 4 * len(weights)
+
+
+def test_a_file_whose_parts_are_of_two_networks_is_refused(
+    own: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooked = network()
+    edit = _suppress(hooked, own)
+    crit = salve.alpha_crit(hooked, edit, own.acts, classes=[3])
+    with monkeypatch.context() as patch:
+        patch.setattr("salve_plugin.share.artifact.check_networks", lambda *parts: None)
+        EditArtifact(edit, alpha_crit=replace(crit, network="0" * 64)).save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match=r"contradicts itself: the edit's base is of network"):
+        EditArtifact.from_pretrained(tmp_path)
