@@ -23,7 +23,7 @@ def valid_config() -> dict[str, Any]:
     """A small manifest with every optional part, right in form (its digests are invented)."""
     return {
         "alpha_crit": {
-            "against": "label", "family": SHA,
+            "against": "label", "family": SHA, "network": SHA,
             "classes": [
                 {"already": 0.0, "count": 3, "label": 1, "unreachable": 0.25,
                  "quantiles": {"0.1": 1, "0.25": 1.5, "0.5": 2.0, "0.75": 2.0, "0.9": None,
