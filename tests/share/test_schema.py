@@ -29,7 +29,7 @@ def valid_config() -> dict[str, Any]:
                  "quantiles": {"0.1": 1, "0.25": 1.5, "0.5": 2.0, "0.75": 2.0, "0.9": None,
                                "0.95": None}}
             ],
-            "fraction": None, "network": SHA,
+            "fraction": None,
             "target": "zero",
         },
         "data": {"name": "digits", "images": 3},
