@@ -221,7 +221,7 @@ def check_consistent(config: Mapping[str, Any], weights: Weights, dictionary: "D
         fields, tensors = written(dictionary)
         derived = _described(dictionary, fields)
     except InputError as error:
-        raise ArtifactError(f"the dictionary contradicts itself: {error}") from error
+        raise ArtifactError(f"the dictionary contradicts itself: {str(error)[:1000]}") from error
     sealed = DICTIONARY.own(config)
     own = {**identity_fields(sealed), "digest": sealed["digest"]}
     metadata = {**config["metadata"], "salve_plugin": own}

@@ -256,7 +256,7 @@ class EditArtifact(Stored):
             artifact = cls(**parts_of(config, tensors), pictures=pictures or None, origin=origin)
             derived = artifact.manifest
         except (BaseMismatchError, InputError) as error:
-            raise ArtifactError(f"the artifact contradicts itself: {error}") from error
+            raise ArtifactError(f"the artifact contradicts itself: {str(error)[:1000]}") from error
         cls.format.check_derived(derived, config, files=TENSOR_FILE)
         vars(artifact)["digest"] = digest  # of the same fields and tensors, as was just checked
         return artifact

@@ -270,7 +270,7 @@ class EditBundle(Stored):
             bundle = cls(members, composition, evaluation=evaluation, data=data, origin=origin)
             derived = bundle.manifest
         except InputError as error:
-            raise ArtifactError(f"the bundle contradicts itself: {error}") from error
+            raise ArtifactError(f"the bundle contradicts itself: {str(error)[:1000]}") from error
         cls.format.check_derived(derived, config, files="its members")
         return bundle
 

@@ -18,6 +18,7 @@ def contracted(
 ) -> Float64[Tensor, "rows columns"]:
     """Return left @ right.T, each entry summed by halving.
 
+    >>> import torch
     >>> left = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
     >>> contracted(left, torch.ones(2, 3, dtype=torch.float64)).tolist()
     [[6.0, 6.0]]
