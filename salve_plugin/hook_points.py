@@ -78,7 +78,7 @@ class HookPoint(nn.Module):
         for handle in self._acting("fwd"):
             result = handle.function(activation, hook=self)
             activation = activation if result is None else result
-        return watched(activation, [self._on_gradient(each) for each in self._acting("bwd")])
+        return watched(activation, [self._on_gradient(handle) for handle in self._acting("bwd")])
 
     def _on_gradient(self, handle: HookHandle) -> Replace:
         def on_gradient(gradient: Tensor) -> Tensor | None:

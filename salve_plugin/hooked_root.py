@@ -149,8 +149,8 @@ class HookedRoot(nn.Module):
         cache: dict[str, Tensor] = {}
 
         def save(tensor: Tensor, hook: Any, suffix: str = "") -> None:
-            kept = tensor.detach().to(device) if device is not None else tensor.detach()
-            cache[f"{hook.name}{suffix}"] = (kept[0] if remove_batch_dim else kept).clone()
+            copied = tensor.detach().to(device) if device is not None else tensor.detach()
+            cache[f"{hook.name}{suffix}"] = (copied[0] if remove_batch_dim else copied).clone()
 
         def save_gradient(tensor: Tensor, hook: Any) -> None:
             save(tensor, hook, "_grad")

@@ -56,22 +56,22 @@ def check_one_network(
         BaseMismatchError: names the first two that differ and the way out.
     """
     check_choice(on_base_mismatch)
-    known = [(part, network) for part, network in parts.items() if network is not None]
-    for part, network in known[1:]:
+    known = [(name, network) for name, network in parts.items() if network is not None]
+    for name, network in known[1:]:
         if network != known[0][1]:
-            differ(*known[0], part, network, on_base_mismatch, remedy)
+            differ(*known[0], name, network, on_base_mismatch, remedy)
 
 
 def differ(
-    part: str,
+    name: str,
     network: str,
-    other: str,
-    others: str,
+    other_name: str,
+    other_network: str,
     on_base_mismatch: OnBaseMismatch,
     remedy: str = REMEDY,
 ) -> None:
     """Refuse, or warn of, two things that are of different networks."""
-    message = f"{part} is of network {network[:12]}, {other} of {others[:12]}; {remedy}"
+    message = f"{name} is of network {network[:12]}, {other_name} of {other_network[:12]}; {remedy}"
     if on_base_mismatch == "error":
         raise BaseMismatchError(message)
     warnings.warn(message, stacklevel=4)

@@ -46,7 +46,7 @@ def opened() -> Iterator[Pass]:
         yield mine
     finally:
         # Not a reset to what was before: contexts that overlap may end in any order.
-        _open.set(tuple(each for each in _open.get() if each is not mine))
+        _open.set(tuple(open_pass for open_pass in _open.get() if open_pass is not mine))
 
 
 @contextmanager

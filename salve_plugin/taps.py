@@ -94,19 +94,19 @@ def reading(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tenso
     Raises:
         HookNotFiredError: at the end of the context, if a site was never computed.
     """
-    seen: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
 
     def keep_as(name: str) -> Replace:
         def keep(activation: Tensor) -> None:
-            seen[name] = activation.clone()
+            activations[name] = activation.clone()
 
         return keep
 
     with ExitStack() as stack:
         for site in sites:
             stack.enter_context(tapped(model, site, keep_as(site.name)))
-        yield seen
-    check_fired([site.name for site in sites], seen)
+        yield activations
+    check_fired([site.name for site in sites], activations)
 
 
 def check_fired(wanted: Sequence[str], fired: Mapping[str, object]) -> None:
@@ -167,17 +167,17 @@ class _Tap:
             with passes.inside(passes.open_passes() or self.owner.line):
                 return self.function(values)
         if not isinstance(values, (tuple, list)) or not values:
-            got = type(values).__name__
+            kind = type(values).__name__
             raise InputError(
-                f"the first {SIDE_NAMES[self.side]} of {_named(module)} is no tensor but {got}; "
+                f"the first {SIDE_NAMES[self.side]} of {_named(module)} is no tensor but {kind}; "
                 "choose another site"
             )
         first = self._swapped(module, values[0])
         if first is None:
             return None
-        made = (first, *values[1:])
+        elements = (first, *values[1:])
         make = getattr(type(values), "_make", type(values))  # a named tuple takes its fields apart
-        return make(made)
+        return make(elements)
 
     def _concerns(self, module: nn.Module) -> bool:
         """Say whether this call of the module belongs to the owner."""

@@ -9,8 +9,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear as CastingLinear
 from torch import Tensor, nn
 
+from salve_timm.call_log import Call, CallLog
 from salve_timm.points import Point
-from salve_timm.trace import Call, Trace
 
 LAYERS = (nn.Linear, CastingLinear, nn.Conv2d, Conv2dSame)
 """Layers that use their `weight` as it is; subclasses may standardize it on the way."""
@@ -32,7 +32,7 @@ class Wiring:
 
 
 def wirings_of(
-    model: nn.Module, points: Sequence[Point], seen: Trace, heads: set[str]
+    model: nn.Module, points: Sequence[Point], log: CallLog, heads: set[str]
 ) -> list[Wiring]:
     """Return what might surround each point; heads belong to their own sites.
 
@@ -48,7 +48,7 @@ def wirings_of(
         for weight in module._parameters.values()
         if weight is not None
     )
-    ran = [call for path in seen.calls if (call := seen.once(path)) is not None]
+    ran = [call for path in log.calls if (call := log.once(path)) is not None]
     layers = [
         call
         for call in ran
@@ -57,17 +57,17 @@ def wirings_of(
         and uses[id(call.module.get_parameter("weight"))] == 1
     ]
     weighted = [call for call in ran if any(True for _ in call.module.parameters(recurse=False))]
-    return [_wiring(point, seen, layers, weighted) for point in points]
+    return [_wiring(point, log, layers, weighted) for point in points]
 
 
 def is_plain(module: nn.Module) -> bool:
     """Say whether the layer applies its own weight as it is to all of its input's features."""
     grouped = isinstance(module, nn.Conv2d) and module.groups != 1
-    own = isinstance(module._parameters.get("weight"), nn.Parameter)
-    return type(module) in LAYERS and own and not grouped
+    has_weight = isinstance(module._parameters.get("weight"), nn.Parameter)
+    return type(module) in LAYERS and has_weight and not grouped
 
 
-def _wiring(point: Point, seen: Trace, layers: list[Call], weighted: list[Call]) -> Wiring:
+def _wiring(point: Point, log: CallLog, layers: list[Call], weighted: list[Call]) -> Wiring:
     later = [call for call in layers if call.began >= point.at]
     readers = [call for call in later if point.value is not None and call.source == point.value]
     if not readers and later:
@@ -75,7 +75,7 @@ def _wiring(point: Point, seen: Trace, layers: list[Call], weighted: list[Call])
         if not _between(weighted, point.at, following.began):
             readers = [following]
     misfit = any(widths_of(call.module)[0] != point.site.width for call in readers)
-    if misfit or _read_elsewhere(point, seen, readers):
+    if misfit or _read_elsewhere(point, log, readers):
         readers = []
     wiring = Wiring(tuple(call.path for call in readers))
     earlier = [call for call in layers if call.ended <= point.at]
@@ -88,14 +88,14 @@ def _wiring(point: Point, seen: Trace, layers: list[Call], weighted: list[Call])
     return replace(wiring, writer=writer.path, affine=tuple(call.path for call in between))
 
 
-def _read_elsewhere(point: Point, seen: Trace, readers: list[Call]) -> bool:
+def _read_elsewhere(point: Point, log: CallLog, readers: list[Call]) -> bool:
     """Say whether a module that is no reader, holds none and is no identity got the tensor."""
     return any(
         call.source == point.value
         and call.began >= point.at
         and call.result != call.source
         and not any(f"{reader.path}.".startswith(f"{call.path}.") for reader in readers)
-        for call in seen.calls.values()
+        for call in log.calls.values()
         if call.path and call.source is not None
     )
 

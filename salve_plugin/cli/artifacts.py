@@ -7,7 +7,7 @@ from torch import nn
 
 from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.shared import find
-from salve_plugin.cli.studies import source
+from salve_plugin.cli.studies import model_spec
 from salve_plugin.cli.study import OpenModel
 from salve_plugin.control.application import BaseMatch, match_all
 from salve_plugin.control.edit import Edit
@@ -84,12 +84,12 @@ def revert(
 
 def inspect(source: str, where: Where, *, as_json: bool) -> None:
     """Verify what lies at a place and show its summary."""
-    found = find(source, **where)
+    item = find(source, **where)
     if as_json:
-        show_json({"kind": found.kind, **found.said})
+        show_json({"kind": item.kind, **item.description})
         return
-    rows = [(key, value) for key, value in _flat(found.said) if value not in (None, {}, [])]
-    show_table(f"{found.kind} {source}", ("field", "value"), rows)
+    rows = [(key, value) for key, value in _flat(item.description) if value not in (None, {}, [])]
+    show_table(f"{item.kind} {source}", ("field", "value"), rows)
     console().print("Verified: every byte is as it was written.", highlight=False)
 
 
@@ -100,13 +100,13 @@ def edits_at(source: str, where: Where) -> tuple[str, EditArtifact | EditBundle]
         InputError: if a dictionary lies there.
         SalveError: as `find`.
     """
-    found = find(source, **where)
-    if isinstance(found.shared, Dictionary):
+    item = find(source, **where)
+    if isinstance(item.shared, Dictionary):
         raise InputError(
             f"{source} holds a dictionary, which edits nothing by itself; give an edit that was "
             "made with it, or a bundle of edits"
         )
-    return found.kind, found.shared
+    return item.kind, item.shared
 
 
 def _edits(shared: EditArtifact | EditBundle) -> tuple[Edit, ...]:
@@ -143,7 +143,7 @@ def _base(
         recorded = description.get("num_classes")
         if num_classes is None and isinstance(recorded, int):
             num_classes = recorded
-    return source(model, checkpoint, num_classes).open()
+    return model_spec(model, checkpoint, num_classes).open()
 
 
 def _check_out(out: Path) -> None:
@@ -169,8 +169,8 @@ def _show(result: dict[str, object], match: BaseMatch, title: str, *, as_json: b
 def _flat(value: object, prefix: str = "") -> list[tuple[str, object]]:
     if isinstance(value, dict):
         return [
-            entry
+            pair
             for key, child in value.items()
-            for entry in _flat(child, f"{prefix}.{key}" if prefix else str(key))
+            for pair in _flat(child, f"{prefix}.{key}" if prefix else str(key))
         ]
     return [(prefix, value)]

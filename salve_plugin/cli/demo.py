@@ -27,11 +27,11 @@ def run(
     made_folder(out)
     steps = Steps(to_stderr=as_json)
     if model is not None and data is not None:
-        from salve_plugin.cli.study import Source
+        from salve_plugin.cli.study import ModelSpec
         from salve_plugin.demo.photographs import run_own
 
         with steps.step(f"load {model} with its own weights"):
-            opened = Source(model).open()
+            opened = ModelSpec(model).open()
         images = opened.images(data)
         outcomes = run_own(out, opened.hooked, images.classes, images.batches(64), steps=steps)
         _show_outcomes(outcomes, as_json)

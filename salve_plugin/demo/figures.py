@@ -62,5 +62,5 @@ def maximized(
         high: the model input that is white.
     """
     pole: Literal[1, -1] = 1 if sign >= 0 else -1
-    found = maximize(hooked, dictionary, latent, sign=pole, size=size, low=low, high=high)
-    return to_picture(found.image)
+    maximization = maximize(hooked, dictionary, latent, sign=pole, size=size, low=low, high=high)
+    return to_picture(maximization.image)

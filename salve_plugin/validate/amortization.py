@@ -9,7 +9,7 @@ from torch import Tensor
 from salve_plugin.errors import InputError
 from salve_plugin.validate.reconstruction import check_finite, fvu
 
-Pursuit = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+SparseCoder = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 """From rows, atoms, the number of atoms for each row and whether codes are signed, to codes."""
 
 
@@ -86,7 +86,7 @@ def amortization_gap(
     offset: Float[Tensor, " width"],
     *,
     tolerance: float = 0.0,
-    pursuit: Pursuit = gradient_pursuit,
+    pursuit: SparseCoder = gradient_pursuit,
 ) -> float:
     """Return FVU(encoder) − FVU(pursuit) with the same atoms and the same L0 in every row.
 
@@ -111,8 +111,8 @@ def amortization_gap(
         )
     centred = x.double() - offset.double()
     k = (codes.abs() > tolerance).sum(1)
-    found = pursuit(centred, atoms, k, bool((codes < 0).any()))
-    by_encoder, by_pursuit = (centred - z.double() @ atoms.double() for z in (codes, found))
+    pursued = pursuit(centred, atoms, k, bool((codes < 0).any()))
+    by_encoder, by_pursuit = (centred - z.double() @ atoms.double() for z in (codes, pursued))
     return fvu(x, by_encoder) - fvu(x, by_pursuit)
 
 

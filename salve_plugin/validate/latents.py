@@ -12,7 +12,7 @@ from salve_plugin.errors import InputError
 Stage = Literal["pre", "post"]
 """Which value of a latent: `pre` its pre-activation (signed), `post` its code."""
 
-Target = int | Tensor | Sequence[int] | Sequence[tuple[int]] | None
+LatentTarget = int | Tensor | Sequence[int] | Sequence[tuple[int]] | None
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ def image_latents(
     return latents.mean(1) if latents.ndim > 2 else latents
 
 
-def latent_index(target: Target, batch: int, n_latents: int) -> Int[Tensor, " batch"]:
+def latent_index(target: LatentTarget, batch: int, n_latents: int) -> Int[Tensor, " batch"]:
     """Return the latent of each image from a target in any of Captum's forms.
 
     Args:

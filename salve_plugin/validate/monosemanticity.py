@@ -46,8 +46,8 @@ def monosemanticity(
         )
     check_finite(codes, "codes")
     unit = _unit(embeddings)
-    parts = torch.split(codes, _CHUNK, dim=1)
-    return torch.cat([_scores(part.double().to(unit.device), unit) for part in parts])
+    chunks = torch.split(codes, _CHUNK, dim=1)
+    return torch.cat([_scores(chunk.double().to(unit.device), unit) for chunk in chunks])
 
 
 def mean_cosine(embeddings: Float[Tensor, "images dim"]) -> float:

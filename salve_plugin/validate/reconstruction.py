@@ -88,9 +88,9 @@ def density_histogram(densities: Float64[Tensor, " latents"]) -> Int64[Tensor, "
     of the counts is the number of living latents. After Bricken et al. 2023, "Towards
     Monosemanticity", who read two clusters of features off such a histogram.
     """
-    places = ((densities[densities > 0].log10() + DECADES) * BINS_IN_DECADE).ceil().long() - 1
+    bin_numbers = ((densities[densities > 0].log10() + DECADES) * BINS_IN_DECADE).ceil().long() - 1
     bins = DECADES * BINS_IN_DECADE
-    return torch.bincount(places.clamp(0, bins - 1), minlength=bins)
+    return torch.bincount(bin_numbers.clamp(0, bins - 1), minlength=bins)
 
 
 def nearest_cosines(atoms: Float[Tensor, "latents width"]) -> Float64[Tensor, " latents"]:

@@ -89,13 +89,13 @@ def separability(
     members = {int(label): (labels == label).nonzero().flatten() for label in classes}
     true = _Groups.of([members[int(label)] for pair in pairs for label in pair])
     shuffled = [_Groups.of(_mixed(pairs, members, random)) for _ in range(permutations)]
-    kept = codes[torch.isin(labels, classes)]
-    low, high = kept.amin(0), kept.amax(0)
+    labelled = codes[torch.isin(labels, classes)]
+    low, high = labelled.amin(0), labelled.amax(0)
     distances, floors = [], []
     size = max(1, _CODES // len(true.images))
     for start in range(0, codes.shape[1], size):
-        part = slice(start, start + size)
-        places = _places(codes[:, part].double(), low[part], high[part], bins)
+        chunk = slice(start, start + size)
+        places = _places(codes[:, chunk].double(), low[chunk], high[chunk], bins)
         distances.append(true.distances(places, bins))
         by_chance = [groups.distances(places, bins) for groups in shuffled]
         floors.append(torch.stack(by_chance).mean(0))
@@ -139,10 +139,10 @@ class _Groups:
 def _mixed(pairs: Tensor, members: dict[int, Tensor], random: torch.Generator) -> list[Tensor]:
     """Return for each pair two groups of the same sizes, drawn from both classes' images."""
     groups = []
-    for one, other in pairs.tolist():
-        both = torch.cat([members[one], members[other]])
-        both = both[torch.randperm(len(both), generator=random)]
-        groups += [both[: len(members[one])], both[len(members[one]) :]]
+    for first, second in pairs.tolist():
+        images = torch.cat([members[first], members[second]])
+        images = images[torch.randperm(len(images), generator=random)]
+        groups += [images[: len(members[first])], images[len(members[first]) :]]
     return groups
 
 

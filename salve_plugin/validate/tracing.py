@@ -11,7 +11,7 @@ from torch import Tensor
 
 from salve_plugin.errors import AttributionError, HookNotFiredError
 from salve_plugin.taps import Replace, tapping
-from salve_plugin.validate.places import Place, side_name
+from salve_plugin.validate.module_sides import ModuleSide, side_name
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class GraphSlice:
 
 @contextmanager
 def traced(
-    run: Callable[[], object], layer: Place, site: Place, device_ids: Sequence[int] | None
+    run: Callable[[], object], layer: ModuleSide, site: ModuleSide, device_ids: Sequence[int] | None
 ) -> Iterator[GraphSlice]:
     """Run `run` and keep the graph between `layer` and `site` for the length of the context.
 
@@ -96,10 +96,12 @@ def pull_back(graph: GraphSlice, cotangent: Tensor, grad_kwargs: dict[str, Any])
         return None
     half = any(tensor.dtype == torch.float16 for tensor in (*graph.site, *graph.layer))
     for scale in _exact_scales(cotangent) if half else (1.0,):
-        parts = torch.split(cotangent * scale, [len(value) for value in graph.site])
-        parts = tuple(part.to(value) for part, value in zip(parts, graph.site, strict=True))
+        cotangents = torch.split(cotangent * scale, [len(value) for value in graph.site])
+        cotangents = tuple(
+            part.to(value) for part, value in zip(cotangents, graph.site, strict=True)
+        )
         options = {"allow_unused": True, "retain_graph": half} | grad_kwargs
-        gradients = torch.autograd.grad(graph.site, graph.layer, parts, **options)
+        gradients = torch.autograd.grad(graph.site, graph.layer, cotangents, **options)
         if any(gradient is None for gradient in gradients):
             return None
         gradient = joined(gradients)
@@ -121,47 +123,49 @@ def _exact_scales(cotangent: Tensor) -> tuple[float, ...]:
     return unit * 256, unit, unit / 256
 
 
-def _tapping(place: Place, function: Replace) -> AbstractContextManager[None]:
-    module, side = place
+def _tapping(module_side: ModuleSide, function: Replace) -> AbstractContextManager[None]:
+    module, side = module_side
     return tapping([module], side, function)
 
 
-def _check_activation(activation: object, place: Place, seen: dict[torch.device, Tensor]) -> None:
+def _check_activation(
+    activation: object, module_side: ModuleSide, by_device: dict[torch.device, Tensor]
+) -> None:
     """Refuse what cannot be differentiated or is not one activation."""
-    name = f"the {side_name(place)} of {type(place[0]).__name__}"
+    name = f"the {side_name(module_side)} of {type(module_side[0]).__name__}"
     if not isinstance(activation, Tensor) or not activation.is_floating_point():
-        got = activation.dtype if isinstance(activation, Tensor) else type(activation).__name__
-        raise AttributionError(f"{name} is {got}, not a floating-point tensor; choose another")
+        kind = activation.dtype if isinstance(activation, Tensor) else type(activation).__name__
+        raise AttributionError(f"{name} is {kind}, not a floating-point tensor; choose another")
     if torch.is_inference_mode_enabled():
         raise AttributionError(
             f"{name} is computed in inference mode, which forward_func turns on itself; "
             "pass the model, or a function without torch.inference_mode"
         )
-    if activation.device in seen:
+    if activation.device in by_device:
         raise AttributionError(
             f"{name} is computed more than once in a forward pass, so which one is meant is "
             "ambiguous; choose a module that runs once"
         )
 
 
-def _check_fired(place: Place, seen: dict[torch.device, Tensor]) -> None:
-    if not seen:
+def _check_fired(module_side: ModuleSide, by_device: dict[torch.device, Tensor]) -> None:
+    if not by_device:
         raise HookNotFiredError(
-            f"the forward pass never computed the {side_name(place)} of "
-            f"{type(place[0]).__name__}; is it a module of this model?"
+            f"the forward pass never computed the {side_name(module_side)} of "
+            f"{type(module_side[0]).__name__}; is it a module of this model?"
         )
 
 
 def _device_order(
-    seen: dict[torch.device, Tensor], device_ids: Sequence[int] | None
+    by_device: dict[torch.device, Tensor], device_ids: Sequence[int] | None
 ) -> list[torch.device]:
     """Return the devices in the order in which DataParallel split the batch."""
-    if len(seen) == 1:
-        return list(seen)
+    if len(by_device) == 1:
+        return list(by_device)
     if device_ids is None:
         raise AttributionError(
-            f"the model ran on {len(seen)} devices in an unknown order; pass device_ids, or the "
-            "DataParallel model itself as forward_func"
+            f"the model ran on {len(by_device)} devices in an unknown order; pass device_ids, or "
+            "the DataParallel model itself as forward_func"
         )
-    rank = {index: place for place, index in enumerate(device_ids)}
-    return sorted(seen, key=lambda device: rank[device.index])
+    rank = {index: module_side for module_side, index in enumerate(device_ids)}
+    return sorted(by_device, key=lambda device: rank[device.index])
