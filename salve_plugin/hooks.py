@@ -161,8 +161,9 @@ class HookedModel(HookedRoot):
         if other_heads and not partial:
             raise InputError(
                 f"site '{site.name}' alone does not give the logits: they also depend on "
-                f"{other_heads}, at the sites {self.head_sites}. unembed(site, partial=True) "
-                "returns one site's term; the logits are the sum of the terms"
+                f"{other_heads}, at the sites {self.head_sites}. "
+                "hooked.unembed(site, partial=True) returns one site's term; the logits are the "
+                "sum of the terms"
             )
         terms = [(self._layer(path), self.heads[path]) for path in own_heads]
         weight = torch.stack([_float(layer.weight) * share for layer, share in terms]).sum(0)
