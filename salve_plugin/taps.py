@@ -164,6 +164,8 @@ class _Tap:
     def _swapped(self, module: nn.Module, values: Any) -> Any:
         """Return `values` with its first tensor replaced, or None if it stays."""
         if isinstance(values, Tensor):
+            # A replica's thread has no context of its own; what the function does there, such as
+            # another forward pass, is done for the owner.
             with passes.inside(passes.open_passes() or self.owner.line):
                 return self.function(values)
         if not isinstance(values, (tuple, list)) or not values:
@@ -185,6 +187,8 @@ class _Tap:
             return True
         if not passes.lent(module):
             return False
+        # Lent without saying to whom: if all taps on the module come of one outermost pass, it can
+        # only be that one.
         hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
         taps = [tap for hook in hooks if isinstance(tap := getattr(hook, "__self__", None), _Tap)]
         if len({tap.owner.line[0] for tap in taps}) > 1:

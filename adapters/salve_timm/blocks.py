@@ -30,7 +30,7 @@ def blocks_of(model: nn.Module, log: CallLog, layouts: Layouts) -> list[str]:
         if call is None or layouts.read(call.result_shape) is None:
             continue
         if _positions(call) > 1:
-            body += sum(each.numel() for each in call.module.parameters(recurse=False))
+            body += sum(weight.numel() for weight in call.module.parameters(recurse=False))
         if _DIGITS.search(path.rpartition(".")[2]):
             families.setdefault(_DIGITS.sub("#", path), []).append(call)
     sized = [
@@ -44,13 +44,16 @@ def blocks_of(model: nn.Module, log: CallLog, layouts: Layouts) -> list[str]:
     most = max((size for size, _, _ in sized), default=0)
     if not sized or most < body / 2:
         return []
-    near = [each for each in sized if each[0] >= 0.95 * most]
-    calls = max(near, key=lambda each: (each[1], each[0]))[2]
+    # `stages.#` and `stages.#.blocks.#` hold nearly the same parameters: a stage adds only its
+    # downsampling. Within that margin the outer one is meant.
+    near = [family for family in sized if family[0] >= 0.95 * most]
+    calls = max(near, key=lambda family: (family[1], family[0]))[2]
     return [call.path for call in sorted(calls, key=lambda call: call.began)]
 
 
 def _is_chain(calls: list[Call], log: CallLog) -> bool:
     """Say whether none read what was there before the one in front of it even began."""
+    # Several modules may return one tensor (an Identity); it exists since the first of them.
     born: dict[ValueId | None, int] = {}
     for call in log.calls.values():
         born[call.result] = min(call.ended, born.get(call.result, call.ended))

@@ -68,6 +68,8 @@ class CallLog:
 class _ValueIds:
     """Gives every tensor object a number for as long as it lives."""
 
+    # Not id(): a tensor that is freed in the middle of the pass hands its address to the next one.
+
     def __init__(self) -> None:
         self._numbers = WeakIdKeyDictionary()
         self._next = count()
@@ -78,6 +80,7 @@ class _ValueIds:
             return None, ()
         if value not in self._numbers:
             self._numbers[value] = next(self._next)
+        # Torch counts what is done in place: after an in-place ReLU it is another value.
         return (self._numbers[value], value._version), tuple(value.shape)
 
 

@@ -135,6 +135,7 @@ def _shares(model: nn.Module, paths: list[str], log: CallLog, probe: Tensor) -> 
         return [1 / len(paths)] * len(paths)
     logits: Tensor = log.output
     shares = [1.0]
+    # One head whose output is not zero is proven by its values alone, without further passes.
     if len(paths) > 1 or not bool(logits.any()):
         measured = [_measured(model, path, probe, logits, len(paths)) for path in paths]
         shares = [share for share in measured if share is not None]
@@ -180,6 +181,7 @@ def _measured(
     finally:
         handle.remove()
     pushed = pushes[-1].flatten(1).double()
+    # The least-squares c of moved = c pushed; that it fits everywhere is checked, not assumed.
     share = float((moved * pushed).sum() / pushed.square().sum())
     tolerance = TOLERANCE.get(logits.dtype, 1e-4)
     if bool((moved - share * pushed).abs().max() > tolerance * size):

@@ -90,6 +90,7 @@ def _lent(model: nn.Module) -> Iterator[None]:
             data = tensor.data
             value = data.to(torch.promote_types(data.dtype, torch.float32))
             flat = value.flatten()
+            # The ends first, which spares most tensors the comparison of every element.
             if bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all()):
                 noise = torch.rand(value.shape, generator=generator).to(value)
                 fan_in = value[0].numel() if value.ndim else 1
@@ -132,6 +133,8 @@ def _gradients(
         head_inputs[name] = activation
 
     generator = torch.Generator().manual_seed(0)
+    # The heads' inputs, not the logits: those may be constant in a fresh model. A random sum, since
+    # the plain one is constant behind a layer norm.
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for key, site in taps.items():  # sites first, so that they come before their layers
             stack.enter_context(tapped(model, site, partial(keep, key)))
@@ -174,8 +177,11 @@ def _confirmed(
         return site
     value, gradient = rows["site", site.name]
     generator = torch.Generator().manual_seed(0)
+    # A is width x width; A v for one random v tells two of them apart with probability one, at
+    # the price of a vector.
     direction = torch.randn(site.width, generator=generator, dtype=torch.float64).to(value)
     effect = _effect(value @ direction, gradient)
+    # What rounding is relative to: the terms, not their sum, in which they may cancel.
     size = _effect((value @ direction).abs(), gradient.abs()).amax(1)
     if not bool((size > 0).all() and size.isfinite().all()):
         return site
@@ -183,6 +189,7 @@ def _confirmed(
     def agrees(layers_effect: Tensor) -> bool:
         return bool(((layers_effect - effect).abs().amax(1) <= tolerance * size).all())
 
+    # All readers together must account for the site; each alone gives only its own term.
     inputs = [rows[key] for path in wiring.readers if (key := ("in", path)) in rows]
     if len(inputs) == len(wiring.readers) > 0:
         read = torch.stack([_effect(x @ direction, pull) for x, pull in inputs]).sum(0)
@@ -190,6 +197,7 @@ def _confirmed(
             site = replace(site, readers=wiring.readers)
     if wiring.writer is not None and ("out", wiring.writer) in rows:
         output, pull = rows["out", wiring.writer]
+        # x = s y + t at the site, so dL/dx = (dL/dy) / s: the same A and b from the writer's side.
         scale, shift = _composed(model, wiring.affine, output)
         if bool((scale != 0).all()) and agrees(
             _effect((output * scale + shift) @ direction, pull / scale)

@@ -68,6 +68,8 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def _wiring(point: Point, log: CallLog, layers: list[Call], weighted: list[Call]) -> Wiring:
+    # Two ways to be a reader: the very tensor was passed, or it went through views that made new
+    # tensors of it (windows, a transpose), behind which the next layer gets the same features.
     later = [call for call in layers if call.began >= point.at]
     readers = [call for call in later if point.value is not None and call.source == point.value]
     if not readers and later:
@@ -82,6 +84,7 @@ def _wiring(point: Point, log: CallLog, layers: list[Call], weighted: list[Call]
     writer = max(earlier, key=lambda call: call.ended, default=None)
     if writer is None or widths_of(writer.module)[1] != point.site.width:
         return wiring
+    # What lies between must be foldable: s x + t, feature by feature.
     between = _between(weighted, writer.ended, point.at)
     if any(scale_and_shift(call.module) is None for call in between):
         return wiring

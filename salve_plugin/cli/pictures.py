@@ -63,7 +63,10 @@ def _strongest(
     """
     recorded = acts.labels().long()
     if not torch.equal(recorded[:: acts.n_rows // acts.n_images], labels):
-        raise InputError("the images are not the ones that were recorded; run `salve discover`")
+        raise InputError(
+            "the study's images are not the ones that were recorded; put those back, or make a "
+            "study of these: `salve discover` with another --out"
+        )
     batches = acts.batches(_BATCH)
     latents = torch.cat([dictionary.pre_activation(batch.x)[:, edit.latent] for batch in batches])
     latents = latents.detach().double().reshape(len(labels), -1).mean(1)

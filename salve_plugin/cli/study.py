@@ -126,8 +126,9 @@ class Study:
             ) from error
         if version != FORMAT_VERSION:
             raise ReadError(
-                f"{path} has format version {version}; this version of salve_plugin reads "
-                f"{FORMAT_VERSION}: update salve_plugin"
+                f"{path} has format version {version!r}; this version of salve_plugin reads "
+                f"{FORMAT_VERSION}: update it (`pip install -U salve-plugin`), or make the study "
+                "again with `salve discover`"
             )
         return study
 

@@ -46,10 +46,12 @@ def gradient_pursuit(
         _choose(chosen, correlation, k > turn, signed)
         gradient = torch.where(chosen, correlation, 0.0)
         moved = gradient @ atoms
+        # Exact along the gradient; a residual that no chosen atom meets has no step, not NaN.
         step = (moved * residual).sum(1) / moved.square().sum(1).clamp(min=1e-300)
         tried = code + step[:, None] * gradient
         tried = tried if signed else tried.clamp(min=0)
         left = x - tried @ atoms
+        # Cutting negative codes at zero can undo more than the step gained.
         better = (k > turn) & (left.square().sum(1) <= residual.square().sum(1))
         code = torch.where(better[:, None], tried, code)
         residual = torch.where(better[:, None], left, residual)
@@ -151,6 +153,8 @@ def _least_squares(x: Tensor, atoms: Tensor, chosen: Tensor) -> Tensor:
     # Chosen places first; rows with fewer are filled up with atoms set to zero.
     used, places = chosen.int().topk(size, dim=1)
     parts = atoms[places] * used[..., None]
+    # The ones on the diagonal make the filled-up rows' equations 0 = 1 z; the last term decides
+    # between atoms that are chosen and linearly dependent.
     gram = parts @ parts.mT + torch.diag_embed(1 - used.double() + 1e-12)
     fitted = torch.linalg.solve(gram, parts @ x[..., None])[..., 0]
     return torch.zeros_like(chosen, dtype=x.dtype).scatter(1, places, fitted * used)

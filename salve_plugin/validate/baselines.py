@@ -148,6 +148,7 @@ def _frozen(
 
 def _sample(acts: Activations, n_latents: int, seed: int) -> Tensor:
     """Return training rows in random order, 20 for each latent or feature."""
+    # k-means and the covariance need some rows for each thing that they estimate, not all.
     size = max(_LEAST_SAMPLE, 20 * max(n_latents, acts.width))
     rows = next(Rows(acts, None).training(size, shuffle_seed=seed), torch.zeros(0, acts.width))
     if len(rows) < 2:

@@ -113,6 +113,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         self._site = readable(site, dictionary) if isinstance(site, Site) else None
         self.stage: Stage = stage
         self.tokens = layer_tokens(layer, checked_tokens(tokens))
+        # Bound to this module: a layer that is assigned later, as TCAV does, means its output.
         self._explains_input_of = module if side == "in" else None
 
     @classmethod
@@ -204,6 +205,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         if layer_gradient is None:
             raise AttributionError(_no_dependence(layer))
         gradient = as_map(layer_gradient, self.tokens)
+        # Dead or off, a latent's own gradient is zero, and so is its map, rightly. But where the
+        # latent has one and no position of the layer does, a map would be a lie.
         if not gradient.any() and latent_gradient.any():
             raise AttributionError(_no_gradient(layer))
         heat = weighted_map(as_map(joined(graph.layer), self.tokens), gradient)
@@ -225,6 +228,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             latents = image_latents(self.dictionary, features, axis, self.stage)
             index = latent_index(target, len(latents), self.dictionary.n_latents)
             chosen = latents.gather(1, index.to(latents.device)[:, None])
+            # No image's latent depends on another image, so the sum's gradient is each one's own.
             (gradient,) = torch.autograd.grad(chosen.sum(), features, materialize_grads=True)
         return gradient
 

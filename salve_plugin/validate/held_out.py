@@ -77,8 +77,10 @@ class HeldOut:
                 "ten is), so there is nothing to measure on; record more images"
             )
         most_images = min(max_rows * acts.n_images / acts.n_rows, max_codes / n_latents)
+        # By whole images, lest an image's strongest position be among those left out.
         stride = max(1, math.ceil(len(held_out_images) / max(1, most_images)))
         chosen = held_out_images[::stride]
+        # Of each image among the chosen; -1 for all others.
         position = torch.full((acts.n_images,), -1)
         position[chosen] = torch.arange(len(chosen))
         batches = list(acts.batches(READ_ROWS, keep=lambda images: position[images] >= 0))

@@ -91,6 +91,7 @@ def site_axis(shape: Shape, site: Site) -> int:
         InputError: if the activation is not laid out as the site says.
     """
     fits = {
+        # Heads that are 1x1 convolutions pool to (batch, width, 1, 1).
         "pooled": len(shape) >= 2 and math.prod(shape[2:]) == 1,
         "tokens": len(shape) == 3,
         "nchw": len(shape) == 4,
@@ -125,6 +126,9 @@ def likely_axis(
     if len(shape) != 4:
         return len(shape) - 1
     by_tokens = 3 if tokens == "NHWC" else 1
+    # From the certain to the less certain: the shape, the dictionary's own site, what the caller
+    # said of this very activation. A guess between equal axes would draw a wrong map without a
+    # word, so what none of them settles is refused.
     fitting = [axis for axis in (1, 3) if shape[axis] == width]
     if len(fitting) == 1:
         axis = fitting[0]
@@ -132,7 +136,7 @@ def likely_axis(
         return by_tokens  # the dictionary itself refuses another width than its own
     elif trained_at is not None and trained_at.layout in ("nchw", "nhwc"):
         axis = trained_at.channel_axis
-    elif is_layer or math.prod(shape[2:]) == 1:
+    elif is_layer or math.prod(shape[2:]) == 1:  # a 1 x 1 map of width 1 reads alike both ways
         axis = by_tokens
     else:
         raise InputError(

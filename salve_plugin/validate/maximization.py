@@ -132,6 +132,7 @@ def maximize(
         paint = image_of(parametrization, shape)
         measure = stack.enter_context(_measuring(hooked, dictionary, latent, bounds))
         noise = _noise(measure, paint, parametrization, shape)
+        # In units of its spread over noise, a latent's scale does not decide against tv_weight.
         unit = float(noise.std()) or 1.0
         activations: list[float] = []
 

@@ -126,6 +126,7 @@ class Latents:
             image_index = data.images[chunk, None].expand_as(codes)
             high.scatter_reduce_(0, image_index, codes, "amax")
             low.scatter_reduce_(0, image_index, codes, "amin")
+        # The larger in absolute value, with its sign; of equal ones the positive.
         by_image = torch.where(high >= -low, high, low)
         return cls(
             torch.cat(errors), torch.cat(l0), active / len(data.x), by_image, bool((low < 0).any())
@@ -236,11 +237,12 @@ def _with_separability(measured: Measures, latents: Latents, data: HeldOut, seed
 def _gap(dictionary: Dictionary, data: HeldOut, latents: Latents) -> float | None:
     """Return the amortization gap on some rows, None where codes are no sums of few atoms."""
     if float(latents.l0.mean()) > dictionary.width / 2:
-        return None
+        return None  # with about as many atoms as features, pursuit reaches any row exactly
     sample = torch.linspace(0, len(data.x) - 1, min(len(data.x), PURSUIT_ROWS)).round().long()
     x = data.x[sample]
     codes, error = coded(dictionary, x)
     atoms, offset = dictionary.atoms.float().cpu(), dictionary.decoder_bias.float().cpu()
+    # Pursuit takes x̂ = z V + b_d for granted, which a decoder with other terms is not.
     nonlinear = (x - error - (codes @ atoms + offset)).abs().max()
     if float(nonlinear) > _LINEAR * data.scale:
         return None

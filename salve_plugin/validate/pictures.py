@@ -84,7 +84,9 @@ def to_picture(image: Float[Tensor, "channels height width"]) -> "Image":
 
     image = _checked(image, "image")
     if image.shape[0] not in (1, 3):
-        raise InputError(f"an image of {image.shape[0]} channels has no colours; expected 1 or 3")
+        raise InputError(
+            f"an image of {image.shape[0]} channels has no colours; choose one channel or three"
+        )
     levels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(levels[..., 0] if image.shape[0] == 1 else levels)
 
@@ -108,7 +110,10 @@ def _checked(values: Tensor, name: str) -> Tensor:
         raise InputError(f"{name} of shape {tuple(values.shape)} must be (channels, height, width)")
     if not values.isfinite().all():
         bad = int((~values.isfinite()).sum())
-        raise InputError(f"{name} has {bad} NaN or infinite of {values.numel()} values")
+        raise InputError(
+            f"{name} has {bad} NaN or infinite of {values.numel()} values; find what made "
+            "them, there is no colour for such values"
+        )
     return values.detach().float().cpu()
 
 

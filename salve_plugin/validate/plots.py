@@ -84,7 +84,10 @@ def alpha_crit_picture(critical: AlphaCrit, edit: Edit) -> bytes:
         InputError: if there is no image.
     """
     if not len(critical.values):
-        raise InputError("critical strengths of no image cannot be drawn")
+        raise InputError(
+            "critical strengths of no image cannot be drawn; compute them for images of some "
+            "class, or leave the plot out (plot=False)"
+        )
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -105,7 +105,8 @@ def splice_head(
     if weight.shape != (len(bias), x.shape[1]) or len(labels) != len(x) or not len(x):
         raise InputError(
             f"a head of shape {tuple(weight.shape)} with {len(bias)} biases, inputs "
-            f"{tuple(x.shape)} and {len(labels)} labels do not fit together"
+            f"{tuple(x.shape)} and {len(labels)} labels do not fit together; expected (classes, "
+            "features), one bias a class, inputs (images, features) and one label an image"
         )
 
     def logits(rewrite: Rewrite) -> Tensor:
@@ -170,6 +171,7 @@ def replacing(site: Site, rewrite: Rewrite) -> Rewrite:
     def replace(activation: Tensor) -> Tensor:
         prefix = site.prefix_tokens if site.layout == "tokens" else 0
         if prefix:
+            # Recordings leave them out, so no dictionary has learned to rebuild them.
             prefix_tokens, activation = activation[:, :prefix], activation[:, prefix:]
         rows = site.rows(activation)
         moved = activation.movedim(site.channel_axis, -1)
@@ -224,7 +226,8 @@ class _Tallies:
 def _check_logits(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or len(logits) != len(labels):
         raise InputError(
-            f"expected logits ({len(labels)}, classes), the model returned {tuple(logits.shape)}"
+            f"expected logits ({len(labels)}, classes), the model returned {tuple(logits.shape)}; "
+            "splicing needs a classifier with one row of logits an image"
         )
     check_labels(labels, logits.shape[1])
     check_finite(logits, "logits")

@@ -107,5 +107,8 @@ def _unit(atoms: Tensor) -> Float64[Tensor, "latents width"]:
     check_finite(atoms, "atoms")
     norms: Tensor = torch.linalg.vector_norm(atoms.double(), dim=1, keepdim=True)
     if bool((norms == 0).any()):
-        raise InputError(f"atom {int((norms == 0).int().argmax())} is zero and has no direction")
+        raise InputError(
+            f"atom {int((norms == 0).int().argmax())} is zero and has no direction; leave such "
+            "atoms out"
+        )
     return atoms.double() / norms

@@ -56,10 +56,16 @@ def traced(
         _check_activation(activation, layer, leaves)
         # The graph starts here; the no_grad around the forward pass restores the mode after it.
         torch.set_grad_enabled(True)
+        # An input must stay the tensor that it is: a skip connection around the module holds the
+        # same one, and its share of the gradient counts. An output is nobody's yet, so a detached
+        # alias of it will do, which leaves the model's own tensor as it was.
         leaf = activation if layer[1] == "in" else activation.detach()
         if not leaf.requires_grad:
+            # It may be the caller's image; what is borrowed is given back at the end.
             borrowed.append(leaf.requires_grad_())
         leaves[activation.device] = leaf
+        # The model goes on with a copy: autograd refuses in-place operations on a leaf, and the
+        # values that the map is weighted by must not change under them.
         return leaf.clone()
 
     def end(activation: Tensor) -> None:
@@ -68,6 +74,7 @@ def traced(
 
     try:
         # The layer's hook first: where both are one activation, the site must see the leaf's copy.
+        # In inference mode no graph can be built, whatever the grad mode says.
         with torch.inference_mode(False):
             with torch.no_grad(), _tapping(layer, start), _tapping(site, end):
                 run()
@@ -92,6 +99,7 @@ def pull_back(graph: GraphSlice, cotangent: Tensor, grad_kwargs: dict[str, Any])
         cotangent: (batch, ...) as the site's activation.
         grad_kwargs: passed to `torch.autograd.grad`.
     """
+    # The site was computed before the layer, or from nothing that the layer made.
     if not all(value.requires_grad for value in graph.site):
         return None
     half = any(tensor.dtype == torch.float16 for tensor in (*graph.site, *graph.layer))
@@ -100,6 +108,7 @@ def pull_back(graph: GraphSlice, cotangent: Tensor, grad_kwargs: dict[str, Any])
         cotangents = tuple(
             part.to(value) for part, value in zip(cotangents, graph.site, strict=True)
         )
+        # In half precision another scale may have to be tried on the same graph.
         options = {"allow_unused": True, "retain_graph": half} | grad_kwargs
         gradients = torch.autograd.grad(graph.site, graph.layer, cotangents, **options)
         if any(gradient is None for gradient in gradients):
@@ -118,6 +127,8 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _exact_scales(cotangent: Tensor) -> tuple[float, ...]:
     """Return powers of two that bring the largest entry to 256, else 1, else 1/256."""
+    # The largest first: small gradients are lost without a trace, while one that is too large
+    # becomes infinite and is noticed.
     largest = cotangent.abs().max().item()
     unit = 2.0 ** -math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0
     return unit * 256, unit, unit / 256
@@ -152,7 +163,8 @@ def _check_fired(module_side: ModuleSide, by_device: dict[torch.device, Tensor])
     if not by_device:
         raise HookNotFiredError(
             f"the forward pass never computed the {side_name(module_side)} of "
-            f"{type(module_side[0]).__name__}; is it a module of this model?"
+            f"{type(module_side[0]).__name__}; name a module of this very model that its forward "
+            "pass runs"
         )
 
 
