@@ -44,7 +44,16 @@ class Adapter(ABC):
     ) -> nn.Module:
         """Build a model of this family by name, in eval mode, for the command line.
 
-        Without `checkpoint` the family's own pretrained weights are loaded.
+        Args:
+            name: as the family's own library calls it.
+            checkpoint: path of a state dict to load; without it the family's own pretrained
+                weights are loaded.
+            num_classes: size of the classifier, if it is not the family's own.
+
+        Raises:
+            UnsupportedModelError: if the family has no such model, or no weights for it.
+            ReadError: if the weights cannot be read.
+            InputError: if the checkpoint does not fit the model.
         """
 
     @abstractmethod

@@ -103,6 +103,7 @@ class HookedModel(HookedRoot):
         return self._run(*args, **kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
+        # Taps are set only where somebody listens, so that an idle model pays nothing.
         listening = [name for name, point in self.hook_dict.items() if _has_listeners(point)]
         if not listening:
             return self.model(*args, **kwargs)
@@ -171,7 +172,7 @@ class HookedModel(HookedRoot):
             _float(layer.bias) * share for layer, share in terms if isinstance(layer.bias, Tensor)
         ]
         bias = torch.stack(biases).sum(0) if biases else weight.new_zeros(len(weight))
-        return weight.flatten(1), bias
+        return weight.flatten(1), bias  # that of a 1x1 convolution has two more axes
 
     @property
     def head_sites(self) -> tuple[str, ...]:

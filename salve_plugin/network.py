@@ -35,6 +35,7 @@ def network_digest(hooked: HookedModel, state: Mapping[str, Tensor] | None = Non
         UnsupportedModelError: if a tensor has no plain elements, see `state_digest`.
     """
     tensors = hooked.model.state_dict() if state is None else state
+    # With the dot, or `head` would take `head_norm` along, which does decide what is read.
     layers = tuple(f"{path}." for path in hooked.heads)
     return state_digest({n: tensor for n, tensor in tensors.items() if not n.startswith(layers)})
 
@@ -70,7 +71,19 @@ def differ(
     on_base_mismatch: OnBaseMismatch,
     remedy: str = REMEDY,
 ) -> None:
-    """Refuse, or warn of, two things that are of different networks."""
+    """Refuse, or warn of, two things that are of different networks.
+
+    Args:
+        name: what the first is, in a sentence.
+        network: its network's digest.
+        other_name: what the second is.
+        other_network: its network's digest.
+        on_base_mismatch: "error" or "warn".
+        remedy: what to do.
+
+    Raises:
+        BaseMismatchError: unless it is only warned of.
+    """
     message = f"{name} is of network {network[:12]}, {other_name} of {other_network[:12]}; {remedy}"
     if on_base_mismatch == "error":
         raise BaseMismatchError(message)
@@ -78,6 +91,10 @@ def differ(
 
 
 def check_choice(on_base_mismatch: str) -> None:
-    """Raise InputError unless it is one of the choices."""
+    """Check a choice before anything is computed.
+
+    Raises:
+        InputError: unless it is one of `OnBaseMismatch`.
+    """
     if on_base_mismatch not in get_args(OnBaseMismatch):
         raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")

@@ -74,6 +74,10 @@ def watched(activation: Tensor, functions: Sequence[Replace]) -> Tensor:
 
     They run in whatever thread autograd uses, for the graph of this activation only. Where it
     requires no gradient, there is nothing to watch.
+
+    Args:
+        activation: of any shape.
+        functions: get the gradient, of the same shape; a tensor that one returns takes its place.
     """
     if not functions or not activation.requires_grad:
         return activation

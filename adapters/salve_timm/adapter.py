@@ -63,7 +63,7 @@ class TimmAdapter(Adapter):
             flat = len(log.features_shape) != 4 or any(
                 len(call.result_shape) == 3 for call in log.calls.values()
             )
-            maps = spatial_maps(model, probe) if flat else []
+            maps = spatial_maps(model, probe) if flat else []  # one more forward pass
             layouts = Layouts.of(model, maps, len(probe))
             head_points = _head_points(heads, log)
             head_sites = [point.site for point in head_points]

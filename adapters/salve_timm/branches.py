@@ -52,10 +52,12 @@ def _points_within(log: CallLog, layouts: Layouts, name: str, block: str) -> Ite
 
 def _attention_points(add: "_Adder", name: str, block: str) -> Iterator[Point]:
     """Yield the points around the attention that follows `norm1`, behind windows perhaps."""
+    # Pre-norm only: the norm must get the very tensor that the block gets.
     norm, attn = add.log.once(f"{block}.norm1"), add.log.once(f"{block}.attn")
     block_call = add.log.once(block)
     if block_call is None or norm is None or attn is None or norm.source != block_call.source:
         return
+    # What lies between norm and attention (windows) may move positions, never the features.
     if attn.began < norm.ended or attn.source_shape[-1:] != norm.result_shape[-1:]:
         return
     z = f"{attn.path}.proj"

@@ -89,7 +89,7 @@ def log_calls(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Ca
 
     Args:
         model: in `quiet`.
-        probe: the batch.
+        probe: the batch (images, channels, height, width).
         keep: paths of modules whose input is wanted.
     """
     ids, clock = _ValueIds(), count()

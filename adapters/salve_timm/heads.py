@@ -88,6 +88,12 @@ def proven(
     On the meta device there are no values, so that only calls and shapes are compared, and only
     the largest group is tried: that a part of it would do as well is for values to show.
 
+    Args:
+        model: in `quiet`.
+        groups: of paths, from `candidates`.
+        log: the forward pass on `probe`, with the inputs of the groups' linear layers.
+        probe: the batch (images, channels, height, width).
+
     Raises:
         UnsupportedModelError: if none does; the message says what was found.
     """

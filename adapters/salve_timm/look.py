@@ -26,6 +26,13 @@ def attribution_point(
     that activation no longer matter to it (the gradient there is exactly zero), and the last norm
     before that whose patches do is taken: the one that the class token's last attention reads.
     The gradient decides; on the meta device, which has none, the kind of pooling does.
+
+    Args:
+        model: in `quiet`.
+        log: the forward pass on `probe`.
+        layouts: of the model.
+        heads: the sites that the classifier reads.
+        probe: the batch (images, channels, height, width).
     """
     first = _features(log, layouts)
     norms = _norms(log, layouts)
@@ -35,7 +42,7 @@ def attribution_point(
     if probe.is_meta:
         return _by_pooling(model, first, norms)
     chosen = _first_that_matters(model, [candidate.site for candidate in options], heads, probe)
-    if chosen is None:
+    if chosen is None:  # a family without norms, or with unusual ones
         options = _everything(log, layouts)
         chosen = _first_that_matters(model, [candidate.site for candidate in options], heads, probe)
     return None if chosen is None else options[chosen]

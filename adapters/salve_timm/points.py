@@ -27,7 +27,17 @@ def point(
     readers: tuple[str, ...] = (),
     writers: tuple[str, ...] = (),
 ) -> Point | None:
-    """Return the named point, None unless the module ran once there with positions."""
+    """Return the named point, None unless the module ran once there with positions.
+
+    Args:
+        log: the forward pass.
+        layouts: of the model.
+        name: of the hook point.
+        path: of the module.
+        side: whether its input or its output is meant.
+        readers: paths of the layers that read it.
+        writers: paths of the layers that write it.
+    """
     call = log.once(path)
     if call is None:
         return None

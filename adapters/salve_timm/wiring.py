@@ -41,7 +41,14 @@ def wirings_of(
     parameters may lie between, and no other module may get that tensor (a pooling, LeViT's
     subsampled queries), since its part in the gradient may be tiny. Nor is a shared weight taken,
     which would change another layer with it.
+
+    Args:
+        model: as it was when it ran.
+        points: of the body.
+        log: the forward pass.
+        heads: paths of the classifier's layers.
     """
+    # By identity: tied weights are one parameter under several modules.
     uses = Counter(
         id(weight)
         for module in model.modules()

@@ -156,7 +156,14 @@ app.add_typer(sharing.commands)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; an expected error ends it with its message and status 1."""
+    """Run the command; an expected error ends it with its message and status 1.
+
+    Args:
+        arguments: those of the command line by default.
+
+    Raises:
+        SystemExit: always, with the command's status.
+    """
     try:
         app(args=arguments, prog_name="salve", standalone_mode=True)
     except SalveError as error:

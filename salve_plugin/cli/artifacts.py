@@ -32,7 +32,12 @@ def apply(
     *,
     as_json: bool,
 ) -> None:
-    """Apply the edit, or all edits of the bundle, to the base; write the edited state dict."""
+    """Apply the edit, or all edits of the bundle, to the base; write the edited state dict.
+
+    Raises:
+        InputError: if `out` has another suffix than .safetensors, or the base is not named.
+        SalveError: if anything cannot be read, applied or written; nothing is written then.
+    """
     kind, shared = edits_at(source, where)
     _check_out(out)
     opened = _base(shared, model, checkpoint, num_classes)
@@ -65,7 +70,11 @@ def revert(
     *,
     as_json: bool,
 ) -> None:
-    """Undo the edit, or all edits of the bundle, in a state dict; write the restored one."""
+    """Undo the edit, or all edits of the bundle, in a state dict; write the restored one.
+
+    Raises:
+        SalveError: as `apply`, and if the state dict does not hold what the edit made.
+    """
     kind, shared = edits_at(source, where)
     _check_out(out)
     opened = _base(shared, model, checkpoint, num_classes)
@@ -83,7 +92,11 @@ def revert(
 
 
 def inspect(source: str, where: Where, *, as_json: bool) -> None:
-    """Verify what lies at a place and show its summary."""
+    """Verify what lies at a place and show its summary.
+
+    Raises:
+        SalveError: as `find`.
+    """
     item = find(source, **where)
     if as_json:
         show_json({"kind": item.kind, **item.description})
@@ -154,6 +167,7 @@ def _check_out(out: Path) -> None:
 def _save(model: nn.Module, out: Path) -> None:
     from safetensors.torch import save
 
+    # safetensors holds no strides, which a channels_last model has.
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     write_atomically(out, save(state, metadata={"format": "pt"}))
 

@@ -21,7 +21,12 @@ def run(
     seeds: int,
     as_json: bool,
 ) -> None:
-    """Run the demo on digits, on photographs, or on the user's own model and images."""
+    """Run the demo on digits, on photographs, or on the user's own model and images.
+
+    Raises:
+        InputError: if only one of `model` and `data` is given.
+        SalveError: if something cannot be read or written.
+    """
     if (model is None) != (data is None):
         raise InputError("--model and --data go together: a timm model and an image folder")
     made_folder(out)

@@ -32,7 +32,12 @@ def critical(
     *,
     as_json: bool,
 ) -> None:
-    """Show the critical strengths of the recorded images by class."""
+    """Show the critical strengths of the recorded images by class.
+
+    Raises:
+        InputError: if class, latent, rows or target cannot be used.
+        SalveError: if the study cannot be read or its model is another one by now.
+    """
     study = Study.load(folder)
     acts, dictionary, features = study.parts()
     chosen_latent = latent_of(features, dictionary, class_name, latent)
@@ -99,7 +104,13 @@ def make(
     n_pictures: int,
     as_json: bool,
 ) -> None:
-    """Make the edit, measure it on the recorded images, and save the artifact."""
+    """Make the edit, measure it on the recorded images, and save the artifact.
+
+    Raises:
+        InputError: if class, latent, rows or strength cannot be used, or none can be chosen.
+        SalveError: if the study cannot be read, its model is another one by now, or the artifact
+            cannot be written.
+    """
     study = Study.load(folder)
     acts, dictionary, features = study.parts()
     label = None if class_name is None else label_of(features, class_name)
@@ -194,7 +205,7 @@ def _named(
             f"no strength of latent {latent} on these rows breaks 95 % of the class's images; "
             "leave out --latent to have one chosen, or try other --rows"
         )
-    return edit.with_strength(needed * (1 + 1e-4))
+    return edit.with_strength(needed * (1 + 1e-4))  # just beyond: at the root itself logits tie
 
 
 def _evidence(

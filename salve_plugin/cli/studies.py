@@ -36,7 +36,12 @@ def discover(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Record, fit, profile, and leave a study in `out`."""
+    """Record, fit, profile, and leave a study in `out`.
+
+    Raises:
+        SalveError: if the model cannot be built, an image cannot be read, or the learner and its
+            settings do not go together.
+    """
     opened = spec.open()
     opened.hooked.site(site)
     images = opened.images(data)
@@ -176,7 +181,13 @@ def explain(
     *,
     as_json: bool,
 ) -> None:
-    """Write one Grad-FAM overlay an image."""
+    """Write one Grad-FAM overlay an image.
+
+    Raises:
+        InputError: if there is no such class or latent.
+        AttributionError: if the model has no map or patch grid to look at.
+        SalveError: if the study or an image cannot be read, or an overlay cannot be written.
+    """
     from salve_plugin.validate.grad_fam import LayerGradFam
     from salve_plugin.validate.pictures import overlay, png_bytes
 

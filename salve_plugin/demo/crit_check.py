@@ -48,7 +48,7 @@ def check_crit(experiment: Experiment, edit: Edit, label: int, images: Tensor) -
         experiment: the network and its recordings.
         edit: whose direction and rows are asked about.
         label: the class.
-        images: all test images, in the order of the recording.
+        images: all test images (images, channels, height, width), in the order of the recording.
     """
     crit = alpha_crit(experiment.hooked, edit, experiment.test, target="zero", classes=[label])
     of_class = experiment.test.labels() == label

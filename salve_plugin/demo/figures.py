@@ -34,7 +34,14 @@ def sheet(rows: Sequence[Sequence["Image"]]) -> bytes:
 def explained(
     hooked: HookedModel, dictionary: Dictionary, images: Tensor, latents: Sequence[int]
 ) -> list["Image"]:
-    """Return each image with the Grad-FAM map of its own latent over it."""
+    """Return each image with the Grad-FAM map of its own latent over it.
+
+    Args:
+        hooked: the attached model.
+        dictionary: of one of its sites.
+        images: (images, channels, height, width), as the model takes them.
+        latents: one for each image.
+    """
     maps = LayerGradFam.of(hooked, dictionary).attribute(images, target=list(latents))
     # One colour scale for the whole sheet, whether a map has negative values or not.
     return [overlay(image, heat, signed=True) for image, heat in zip(images, maps, strict=True)]

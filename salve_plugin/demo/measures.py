@@ -192,6 +192,7 @@ def cross_class(experiment: Experiment) -> CrossClass:
     first, second = (int(label) for label in distance[:, latent].topk(2).indices)
     edit = suppress(experiment.hooked, experiment.dictionary, latent=latent, strength=0.0)
     strength = strength_to_break(experiment.hooked, edit, experiment.train, first, share=0.5)
+    # If none takes half of them, the one that closes the most columns.
     if strength == float("inf"):
         strength = strengths_by_closure(edit.gate.reach)[-1]
     weight, bias = experiment.hooked.unembed()

@@ -70,7 +70,16 @@ def orthogonal_pursuit(
     least squares (Pati et al. 1993). Tighter and slower than `gradient_pursuit`; unsigned, only
     atoms of positive correlation are added, but the refit may turn a code negative.
 
-    Args and errors are those of `gradient_pursuit`.
+    Computed in float64.
+
+    Args:
+        x: rows, without the decoder's offset.
+        atoms: of unit norm.
+        k: how many atoms each row may use.
+        signed: whether atoms of negative correlation may be added.
+
+    Raises:
+        InputError: as `gradient_pursuit`.
     """
     x, atoms = _checked(x, atoms, k)
     code = x.new_zeros(len(x), len(atoms))

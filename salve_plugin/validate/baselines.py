@@ -84,14 +84,25 @@ def control(
 def random_dictionary(
     rows: Float[Tensor, "rows width"], site: Site, n_latents: int, k: int, seed: int
 ) -> Dictionary:
-    """Return the control `random` for these rows."""
+    """Return the control `random` for these rows.
+
+    Args:
+        rows: activations, which give the mean and the gain.
+        site: of which they are.
+        n_latents: number of atoms.
+        k: active latents of a row.
+        seed: of the atoms.
+    """
     return _tied(random_atoms(n_latents, site.width, seed=seed), rows, site, k)
 
 
 def kmeans_dictionary(
     rows: Float[Tensor, "rows width"], site: Site, n_latents: int, k: int, seed: int
 ) -> Dictionary:
-    """Return the control `kmeans` for these rows, whose order decides where it starts."""
+    """Return the control `kmeans` for these rows, whose order decides where it starts.
+
+    Arguments as for `random_dictionary`; nothing is random, so that `seed` is not used.
+    """
     centred = rows - rows.mean(0)
     centred = centred[torch.linalg.vector_norm(centred, dim=1) > 0]
     return _tied(spherical_kmeans(centred, n_latents), rows, site, k)
@@ -104,7 +115,10 @@ def pca_dictionary(
     k: int | None = None,
     seed: int = 0,
 ) -> Dictionary:
-    """Return the control `pca`, or with `k` `pca_topk`; nothing in it is random."""
+    """Return the control `pca`, or with `k` `pca_topk`; nothing in it is random.
+
+    Arguments as for `random_dictionary`; at most `site.width` atoms are made.
+    """
     axes = principal_axes(rows)[: min(n_latents, site.width)]
     learner = {"name": "l1", "options": {"l1": 0.0}}
     if k is not None:

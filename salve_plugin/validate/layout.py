@@ -18,7 +18,11 @@ Tokens = Literal["NHWC"] | tuple[int, tuple[int, int]] | None
 
 
 def checked_tokens(tokens: Tokens) -> Tokens:
-    """Return `tokens` if it is one of the three forms."""
+    """Return `tokens` if it is one of the three forms.
+
+    Raises:
+        InputError: if it is none of them.
+    """
     if tokens is None or tokens == "NHWC":
         return tokens
     try:
@@ -36,6 +40,10 @@ def checked_tokens(tokens: Tokens) -> Tokens:
 
 def as_map(tensor: Tensor, tokens: Tokens) -> Float[Tensor, "batch channels h w"]:
     """Return a layer's activation as an NCHW map without prefix tokens, in float32 or wider.
+
+    Args:
+        tensor: (batch, K, h, w), (batch, h, w, K) or (batch, prefix + h w, K), as `tokens` says.
+        tokens: its layout.
 
     >>> as_map(torch.zeros(2, 5, 64), tokens=(1, (2, 2))).shape
     torch.Size([2, 64, 2, 2])

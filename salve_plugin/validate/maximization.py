@@ -138,6 +138,7 @@ def maximize(
 
         def gain(parameters: Tensor) -> Tensor:
             painted = paint(parameters)
+            # Shifted anew in each step: what is tied to one pixel grid gains nothing in the mean.
             activation = measure(shifted(painted, largest_shift, generator)[None])[0]
             activations.append(float(activation.detach()))
             return sign * activation / unit - tv_weight * total_variation(painted)
@@ -211,6 +212,7 @@ def _noise(
     shape: tuple[int, int, int],
 ) -> Tensor:
     """Return the latent of random images of full contrast, the same ones whatever the seed."""
+    # The same for every seed, so that activations of several seeds compare with one number.
     generator = torch.Generator().manual_seed(0)
     starts = [start(parametrization, shape, generator, 1.0) for _ in range(NOISE_IMAGES)]
     return measure(torch.stack([paint(parameters) for parameters in starts])).cpu().double()

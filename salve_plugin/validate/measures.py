@@ -134,7 +134,12 @@ class Latents:
 
 
 def coded(dictionary: Dictionary, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return codes and errors x − x̂ of rows, in float32 on the CPU."""
+    """Return codes (rows, latents) and errors x − x̂ (rows, width) in float32 on the CPU.
+
+    Args:
+        dictionary: on any device.
+        x: activations (rows, width), on the CPU.
+    """
     codes = dictionary.encode(x.to(dictionary.atoms.device))
     return codes.float().cpu(), x - dictionary.decode(codes).float().cpu()
 
@@ -213,7 +218,18 @@ def with_stability(
     signed: bool,
     seed: int,
 ) -> Measures:
-    """Return the measures with how alike other seeds' dictionaries are."""
+    """Return the measures with how alike other seeds' dictionaries are.
+
+    Args:
+        measured: so far.
+        dictionary: whose measures these are.
+        others: of the same site and size.
+        signed: whether an atom and its negative are different.
+        seed: of the random atoms that stability is compared with.
+
+    Raises:
+        InputError: as `stability`.
+    """
     alike = stability(
         dictionary.atoms.cpu(), [other.atoms.cpu() for other in others], signed=signed, seed=seed
     )

@@ -47,6 +47,7 @@ def as_module_side(where: ActivationLike, forward_func: Any, argument: str) -> M
 
 
 def _module_of_site(site: Site, forward_func: Any, argument: str) -> nn.Module:
+    # Sites name modules of the bare model; DataParallel and HookedModel put a prefix before them.
     model = forward_func
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
@@ -80,6 +81,7 @@ def readable(site: Site, dictionary: Encoder) -> Site:
         InputError: if its width is another, or its layout than where the dictionary was trained.
     """
     trained_site, width = trained_at(dictionary), getattr(dictionary, "width", site.width)
+    # Never broadcast: a dictionary of width 1 would "read" any site.
     if width != site.width:
         raise InputError(
             f"the dictionary reads {width} features, but site '{site.name}' of this model has "

@@ -209,6 +209,7 @@ def _draw_strength(axes: "Axes", edit: Edit, span: _StrengthSpan) -> None:
     if edit.gate.strength <= 0:
         return
     axes.axvline(edit.gate.strength, color="#222222", linestyle="--", linewidth=1)
+    # On the side of the line that has room, halfway along the logarithmic axis.
     late = edit.gate.strength > (span.low * span.high) ** 0.5
     axes.annotate(
         f"this edit, α = {edit.gate.strength:.4g}",

@@ -167,6 +167,7 @@ def quality(
     _check_networks(dictionary, acts, hooked, others, on_base_mismatch)
     data = HeldOut.of(acts, n_latents=max(dictionary.n_latents, acts.width), seed=seed)
     own_latents = Latents.of(dictionary, data)
+    # Controls spend as many latents as the dictionary does, or they would win by sparsity alone.
     k = min(max(1, round(float(own_latents.l0.mean()))), dictionary.n_latents)
     dictionaries = {OWN: dictionary}
     for name in controls:
@@ -287,6 +288,7 @@ def _splices(
             f"{hooked.sites.get(site.name, list(hooked.sites))}; attach the recorded model"
         )
     rewrites = {name: _rewrite(dictionary) for name, dictionary in dictionaries.items()}
+    # Where the classifier reads nothing else, the head is all of the model that is left to run.
     if site.layout == "pooled" and hooked.heads and set(hooked.heads) <= set(site.readers):
         weight, bias = hooked.unembed(site)
         return splice_head(weight, bias, data.x, data.labels, rewrites, mean=data.mean)
@@ -315,6 +317,7 @@ def _chosen(
     """Yield the held-out images of the recorded loader; in the end, raise if it is another one."""
     is_chosen = torch.zeros(acts.n_images, dtype=torch.bool)
     is_chosen[data.chosen] = True
+    # The same labels in the same order are taken for the same images; pixels were not recorded.
     digest = hashlib.sha256()
     start = 0
     for batch in labelled_batches(loader, None):

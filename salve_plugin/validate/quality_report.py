@@ -102,7 +102,12 @@ def notes(quality: "Quality") -> list[str]:
 
 
 def figure(quality: "Quality", path: str | os.PathLike[str] | None = None) -> "Figure":
-    """Draw the density histogram and bars beside those of the controls; see `Quality.figure`."""
+    """Draw the density histogram and bars beside those of the controls; see `Quality.figure`.
+
+    Raises:
+        InputError: if matplotlib does not know the format of the path's suffix.
+        WriteError: if the file cannot be written.
+    """
     from matplotlib.figure import Figure
 
     drawn = [name for name in DRAWN if getattr(quality.dictionary, name) is not None]

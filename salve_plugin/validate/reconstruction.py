@@ -107,13 +107,17 @@ def nearest_cosines(atoms: Float[Tensor, "latents width"]) -> Float64[Tensor, " 
     for start in range(0, len(unit), _CHUNK):
         cosines = (unit[start : start + _CHUNK] @ unit.T).abs()
         rows = torch.arange(len(cosines), device=unit.device)
-        cosines[rows, rows + start] = 0
+        cosines[rows, rows + start] = 0  # an atom with itself
         nearest[start : start + _CHUNK] = cosines.amax(1)
     return nearest.clamp(max=1)
 
 
 def check_finite(values: Tensor, name: str) -> None:
-    """Raise InputError if a value is NaN or infinite."""
+    """Check that every value, of a tensor of any shape, is finite.
+
+    Raises:
+        InputError: if one is NaN or infinite; `name` says what the values are.
+    """
     if not bool(values.isfinite().all()):
         bad = int((~values.isfinite()).sum())
         raise InputError(
