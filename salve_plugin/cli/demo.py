@@ -9,7 +9,7 @@ from salve_plugin.demo.progress import Steps
 from salve_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from salve_plugin.demo.photographs import Outcome
+    from salve_plugin.demo.photographs import SubjectOutcome
 
 
 def run(
@@ -50,7 +50,7 @@ def run(
         console().print(f"Everything is in {out}/.", highlight=False)
 
 
-def _show_outcomes(outcomes: "list[Outcome]", as_json: bool) -> None:
+def _show_outcomes(outcomes: "list[SubjectOutcome]", as_json: bool) -> None:
     if as_json:
         show_json({"outcomes": [outcome.to_json() for outcome in outcomes]})
         return

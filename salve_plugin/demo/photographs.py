@@ -61,7 +61,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SubjectOutcome:
     """What suppressing a subject's classes does to its image and to all test images.
 
     Attributes:
@@ -87,7 +87,7 @@ class Outcome:
         return {**vars(self), "results": [result.to_json() for result in self.results]}
 
 
-def run_photographs(out: Path, *, steps: Steps) -> list[Outcome]:
+def run_photographs(out: Path, *, steps: Steps) -> list[SubjectOutcome]:
     """Run on EfficientNet-Lite0 and augmented views of the packaged photographs.
 
     Args:
@@ -125,7 +125,7 @@ def run_own(
     loader: Iterable[Labelled],
     *,
     steps: Steps,
-) -> list[Outcome]:
+) -> list[SubjectOutcome]:
     """Run on a model and images of the user's own.
 
     Every second image is for discovery, the others for measuring; the three classes with the most
@@ -193,7 +193,7 @@ def _run(
     splits: tuple[list[Labelled], list[Labelled]],
     subjects: Sequence[Subject],
     steps: Steps,
-) -> list[Outcome]:
+) -> list[SubjectOutcome]:
     with steps.step("record the head's input and learn a dictionary"):
         train, test = (
             record(hooked, split, folder=out / "activations" / split_name, progress=False)
@@ -222,7 +222,9 @@ def _run(
     return outcomes
 
 
-def _outcome(experiment: Experiment, subject: Subject, names: Sequence[str], out: Path) -> Outcome:
+def _outcome(
+    experiment: Experiment, subject: Subject, names: Sequence[str], out: Path
+) -> SubjectOutcome:
     known = set(experiment.train.labels().tolist()) & set(experiment.test.labels().tolist())
     recorded = [label for label in subject.classes if label in known]
     results = [suppress_class(experiment, label, seed=0) for label in recorded]
@@ -237,7 +239,7 @@ def _outcome(experiment: Experiment, subject: Subject, names: Sequence[str], out
     others = [label for label in subject.classes if label not in known]
     named += [replace(named[0], rows=(label,)) for label in others]
     labels = [*recorded, *others]
-    return Outcome(
+    return SubjectOutcome(
         name=subject.name,
         classes=[names[label] for label in labels],
         before=_top(experiment.hooked, subject.image, names, []),
