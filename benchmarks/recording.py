@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from salve_plugin.adapter import attach
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.hooks import HookedModel
 
 Batches = list[tuple[Tensor, Tensor]]

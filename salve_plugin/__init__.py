@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from salve_plugin.discover.learners.base import Learner as Learner
     from salve_plugin.discover.learners.topk import TopK as TopK
     from salve_plugin.discover.recording.activations import Activations as Activations
-    from salve_plugin.discover.recording.record import record as record
+    from salve_plugin.discover.recording.stream import record as record
     from salve_plugin.discover.saelens import load_saelens as load_saelens
     from salve_plugin.discover.saelens import save_saelens as save_saelens
     from salve_plugin.discover.sweep import Trial as Trial
@@ -87,7 +87,7 @@ _HOME = {
     "Adapter": "adapter",
     "attach": "adapter",
     "Activations": "discover.recording.activations",
-    "record": "discover.recording.record",
+    "record": "discover.recording.stream",
     "Dictionary": "discover.dictionary",
     "fit": "discover.training.fit",
     "head_gradient": "discover.training.head_gradient",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.hooks import HookedModel
-from salve_plugin.store.digest import state_digest
+from salve_plugin.store.digest import Fingerprint, state_digest
 
 OnBaseMismatch = Literal["error", "warn"]
 
@@ -22,14 +22,17 @@ REMEDY = (
 )
 
 
-def network_digest(hooked: HookedModel, state: Mapping[str, Tensor] | None = None) -> str:
+def network_digest(
+    hooked: HookedModel, state: Mapping[str, Tensor | Fingerprint] | None = None
+) -> str:
     """Return the identity of a model's body: the digest of its state but for the classifier's own.
 
-    It costs one pass of SHA-256 over the weights.
+    It costs one pass of SHA-256 over the weights, unless their fingerprints are given.
 
     Args:
         hooked: the attached model; the layers of its `heads` do not count.
-        state: a state dict to take in place of the model's present one, as that without edits.
+        state: a state dict to take in place of the model's present one, as that without edits, or
+            its fingerprints: then nothing is hashed again.
 
     Raises:
         UnsupportedModelError: if a tensor has no plain elements, see `state_digest`.
@@ -37,7 +40,7 @@ def network_digest(hooked: HookedModel, state: Mapping[str, Tensor] | None = Non
     tensors = hooked.model.state_dict() if state is None else state
     # With the dot, or `head` would take `head_norm` along, which does decide what is read.
     layers = tuple(f"{path}." for path in hooked.heads)
-    return state_digest({n: tensor for n, tensor in tensors.items() if not n.startswith(layers)})
+    return state_digest({n: each for n, each in tensors.items() if not n.startswith(layers)})
 
 
 def check_one_network(

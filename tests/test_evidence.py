@@ -17,10 +17,10 @@ from salve_plugin import Activations, Dictionary, Edit, EditArtifact, Features, 
 from salve_plugin.control.base import same_base
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.shards import INDEX_FILE
-from salve_plugin.errors import BaseMismatchError, InputError
+from salve_plugin.errors import ArtifactError, BaseMismatchError, InputError
 from salve_plugin.network import check_choice, network_digest
 from salve_plugin.store import digest
-from salve_plugin.store.digest import content_digest
+from salve_plugin.store.digest import state_digest
 from salve_plugin.validate.heat_maps import grad_fam_pictures
 
 WEIGHTS = Path(__file__).parent / "fixtures" / "digits_vit.safetensors"
@@ -228,7 +228,7 @@ def test_the_digest_is_that_of_every_tensor_but_the_classifier_s(own: Evidence) 
     tensors = dict(hooked.model.named_parameters()) | dict(hooked.model.named_buffers())
     body = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] != "head"}
     assert len(body) == len(tensors) - 2
-    expected = content_digest({}, body)
+    expected = state_digest(body)
     assert network_digest(hooked) == expected
     assert own.acts.network_sha256 == own.sae.network == own.features.network == expected
     for name, tensor in tensors.items():
@@ -320,3 +320,16 @@ def test_choosing_hashes_the_model_no_more_often_for_more_latents(
         assert len(choice.tried) + len(choice.unreachable) >= candidates
         counts.append(len(hashed))
     assert counts[0] == counts[1] < 4 * len(weights)
+
+
+def test_a_file_whose_parts_are_of_two_networks_is_refused(
+    own: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooked = network()
+    edit = _suppress(hooked, own)
+    crit = salve.alpha_crit(hooked, edit, own.acts, classes=[3])
+    with monkeypatch.context() as patch:
+        patch.setattr("salve_plugin.share.artifact.check_networks", lambda *parts: None)
+        EditArtifact(edit, alpha_crit=replace(crit, network="0" * 64)).save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match=r"contradicts itself: the edit's base is of network"):
+        EditArtifact.from_pretrained(tmp_path)

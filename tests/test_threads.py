@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from salve_plugin.adapter import attach
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import HookNotFiredError, InputError
 from salve_plugin.hooks import HookedModel, evaluating, reading, tapped
 from salve_plugin.site import HEAD_INPUT, Site

@@ -177,7 +177,7 @@ def _show(result: dict[str, object], match: BaseMatch, title: str, *, as_json: b
         show_json({**result, **match.to_json()})
         return
     show_table(title, ("what", "value"), list(result.items()))
-    console().print(f"Compared: {match}.", highlight=False, markup=False)
+    console().print(f"Compared: {match}.", highlight=False, soft_wrap=True)
 
 
 def _flat(value: object, prefix: str = "") -> list[tuple[str, object]]:

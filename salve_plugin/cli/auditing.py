@@ -46,7 +46,7 @@ def _named(source: str, shared: EditArtifact | EditBundle) -> Mapping[str, EditA
 
 def _show(result: Audit, *, every: bool) -> None:
     out = console()
-    out.print(result.sentence, highlight=False, markup=False)
+    out.print(result.sentence, highlight=False, markup=False, soft_wrap=True)
     same = [tensor for tensor in result.tensors if tensor.verdict == "identical"]
     shown = [tensor for tensor in result.tensors if every or tensor.verdict != "identical"]
     if shown:

@@ -10,7 +10,7 @@ from salve_plugin.cli.study import ModelSpec, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.learners import learners
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.discover.training.run import Run
 from salve_plugin.errors import InputError

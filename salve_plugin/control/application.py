@@ -51,7 +51,7 @@ from salve_plugin.errors import (
 )
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch, check_choice, network_digest
-from salve_plugin.store.digest import state_digest
+from salve_plugin.store.digest import fingerprints, state_digest
 
 OnChanged = Literal["error", "discard"]
 
@@ -345,19 +345,19 @@ def pristine_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def base_of(hooked: HookedModel, paths: Sequence[str]) -> Base:
-    """Return the base of an edit of some parameters; everything is hashed as it is without edits.
+    """Return the base of an edit of some parameters; all is hashed, once, as it is without edits.
 
     Raises:
         BaseMismatchError: if there is no such parameter.
         UnsupportedModelError: if one is no plain parameter.
     """
     with locked(hooked) as network:
-        slots, state = slots_of(network, paths), pristine_state(network)
+        slots, prints = slots_of(network, paths), fingerprints(pristine_state(network))
         return Base(
             plain_json(hooked.description),
-            {path: pristine_fingerprint(slot) for path, slot in slots.items()},
-            state_digest(state),
-            network_digest(hooked, state),
+            {path: prints.get(path) or pristine_fingerprint(slot) for path, slot in slots.items()},
+            state_digest(prints),
+            network_digest(hooked, prints),
         )
 
 

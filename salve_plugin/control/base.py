@@ -8,43 +8,10 @@ from typing import Annotated
 from msgspec import Meta
 from torch import Tensor, nn
 
-from salve_plugin.errors import InputError, UnsupportedModelError
+from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
-from salve_plugin.site import Count
-from salve_plugin.store.digest import sha256_tensor
+from salve_plugin.store.digest import Fingerprint as Fingerprint
 from salve_plugin.store.record import Notes, ParameterPath, Record, Sha256
-
-
-@dataclass(frozen=True)
-class Fingerprint(Record):
-    """One tensor's identity.
-
-    Attributes:
-        shape: as stored in the model (a 1x1 convolution keeps its four axes).
-        dtype: torch's name without the prefix, e.g. `float32`.
-        sha256: hex digest of the elements, row-major, in that dtype.
-    """
-
-    shape: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=8)]
-    dtype: Annotated[str, Meta(pattern=r"^(bfloat16|float(16|32|64))$(?!\n)")]
-    sha256: Sha256
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Fingerprint":
-        """Return the fingerprint of a tensor; costs one pass of SHA-256 over its bytes.
-
-        Raises:
-            UnsupportedModelError: if it is on the meta device and so has no values.
-        """
-        if tensor.is_meta:
-            raise UnsupportedModelError(
-                "the model is on the meta device, where weights have no values; load it first"
-            )
-        return cls(tuple(tensor.shape), dtype_name(tensor), sha256_tensor(tensor))
-
-    def __str__(self) -> str:
-        """Name the shape, the dtype and the start of the digest."""
-        return f"{self.dtype}{list(self.shape)} sha256 {self.sha256[:12]}…"
 
 
 @dataclass(frozen=True)

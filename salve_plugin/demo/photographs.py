@@ -26,7 +26,7 @@ from salve_plugin.demo.figures import explained, sheet
 from salve_plugin.demo.measures import ClassResult, Experiment, suppress_class
 from salve_plugin.demo.progress import Steps
 from salve_plugin.discover.features import profile
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError, SalveError
 from salve_plugin.hooks import HookedModel

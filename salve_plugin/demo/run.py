@@ -31,7 +31,7 @@ from salve_plugin.demo.measures import (
 )
 from salve_plugin.demo.progress import Steps
 from salve_plugin.discover.features import profile
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import SalveError
 from salve_plugin.share.artifact import EditArtifact

@@ -5,12 +5,11 @@ the tensors of two state dicts, bit for bit, each named in a table.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.base import dtype_name
 from salve_plugin.control.edited import ledgers_over, touched_rows
 from salve_plugin.control.ledger import Ledger, composed, index_of, same_bits, take, union_of
 from salve_plugin.control.recipe import Recipe
@@ -24,7 +23,7 @@ from salve_plugin.share.model_state import (
     tied_to,
     without_prefix,
 )
-from salve_plugin.store.digest import sha256_tensor, state_digest
+from salve_plugin.store.digest import Fingerprint, fingerprints, state_digest
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,9 @@ def audit(
     if base is None:
         return _against_digest(edits, pristine, after, tied)
     before = without_prefix(state_of(base, pristine=True), paths)
-    hashes = {name: sha256_tensor(tensor) for name, tensor in before.items()}
-    expected, foreign = _expected(edits, before, hashes)
+    prints, after_prints = fingerprints(before), fingerprints(after)
+    hashes = {name: each.sha256 for name, each in prints.items()}
+    expected, foreign = _expected(edits, before, prints)
     tied = {
         name: path
         for name, path in {**tied, **tied_to(before, paths)}.items()
@@ -124,12 +124,14 @@ def audit(
         if name not in after:
             rows.append(AuditedTensor(name, "missing", hashes[name], None))
         elif name not in before:
-            rows.append(AuditedTensor(name, "added", None, sha256_tensor(after[name])))
+            rows.append(AuditedTensor(name, "added", None, after_prints[name].sha256))
         else:
             target = expected.get(tied.get(name, name))
-            rows.append(compared(name, before[name], hashes[name], after[name], target, cast))
+            pair = hashes[name], after_prints[name].sha256
+            rows.append(compared(name, before[name], after[name], pair, target, cast))
     rows = hinted(rows, expected)
-    return _audit(edits, rows, state_digest(before), state_digest(after), cast, foreign)
+    digests = state_digest(prints), state_digest(after_prints)
+    return _audit(edits, rows, *digests, cast, foreign)
 
 
 def _check_one_name(tied: Mapping[str, str], paths: Set[str]) -> None:
@@ -143,17 +145,15 @@ def _check_one_name(tied: Mapping[str, str], paths: Set[str]) -> None:
 
 
 def _expected(
-    edits: Sequence[Recipe], before: State, hashes: Mapping[str, str]
+    edits: Sequence[Recipe], before: State, prints: Mapping[str, Fingerprint]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return what the edits make of the base, and which tensors are not of their base."""
-    foreign = set()
-    for edit in edits:
-        for path, wanted in edit.base.tensors.items():
-            tensor = before.get(path)
-            if tensor is None or wanted != replace(
-                wanted, shape=tuple(tensor.shape), dtype=dtype_name(tensor), sha256=hashes[path]
-            ):
-                foreign.add(path)
+    foreign = {
+        path
+        for edit in edits
+        for path, wanted in edit.base.tensors.items()
+        if prints.get(path) != wanted
+    }
     if foreign:
         return {}, sorted(foreign)
     pristine = {
@@ -191,7 +191,8 @@ def _against_digest(
             "EditArtifact.of(model, edit)"
         )
     ledgers = ledgers_over(edits, pristine)
-    restored, rows = put_back(edits, ledgers, after, tied), []
+    restored, after_prints = put_back(edits, ledgers, after, tied), fingerprints(after)
+    prints, rows = after_prints | fingerprints(restored), []
     for path, ledger in ledgers.items():
         names = [path, *sorted(n for n, home in tied.items() if home == path != n)]
         wanted = composed(ledger)
@@ -199,7 +200,7 @@ def _against_digest(
             if name not in after:
                 rows.append(AuditedTensor(name, "missing", None, None))
                 continue
-            sha256 = sha256_tensor(after[name])
+            sha256 = after_prints[name].sha256
             if name not in restored:
                 shape = list(_shape(edits, path))
                 note = f"{list(after[name].shape)}, expected {shape}"
@@ -210,10 +211,10 @@ def _against_digest(
             rows.append(
                 AuditedTensor(
                     name, "changed as the edit says" if as_said else "changed otherwise",
-                    sha256_tensor(restored[name]), sha256, "" if as_said else how(wanted, current),
+                    prints[name].sha256, sha256, "" if as_said else how(wanted, current),
                 )
             )  # fmt: skip
-    digest = state_digest({**after, **restored})
+    digest, after_digest = state_digest(prints), state_digest(after_prints)
     if all(row.is_right for row in rows):
         if states != {digest}:
             sentence = (
@@ -221,11 +222,11 @@ def _against_digest(
                 "model is not the base's; pass the base model to see which tensors differ"
             )
             digests = tuple(edit.digest for edit in edits)
-            return Audit(False, sentence, tuple(rows), digests, digest, state_digest(after), None)
-        others = {name: sha256_tensor(after[name]) for name in after.keys() - restored.keys()}
+            return Audit(False, sentence, tuple(rows), digests, digest, after_digest, None)
+        others = {name: prints[name].sha256 for name in after.keys() - restored.keys()}
         rows += [AuditedTensor(name, "identical", own, own) for name, own in others.items()]
     rows.sort(key=lambda row: row.name)
-    return _audit(edits, rows, digest, state_digest(after), None, [])
+    return _audit(edits, rows, digest, after_digest, None, [])
 
 
 def put_back(

@@ -11,7 +11,6 @@ from torch import Tensor
 from salve_plugin.control.base import dtype_name
 from salve_plugin.control.ledger import same_bits
 from salve_plugin.share.model_state import State, in_short
-from salve_plugin.store.digest import sha256_tensor
 
 Verdict = Literal["identical", "changed as the edit says", "changed otherwise", "missing", "added"]
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -52,7 +51,7 @@ def cast_between(before: State, after: State) -> torch.dtype | None:
 
 
 def compared(
-    name: str, before: Tensor, sha256: str, after: Tensor, expected: Tensor | None,
+    name: str, before: Tensor, after: Tensor, digests: tuple[str, str], expected: Tensor | None,
     cast: torch.dtype | None,
 ) -> AuditedTensor:  # fmt: skip
     """Compare one tensor of the edited model with what it should be.
@@ -60,13 +59,12 @@ def compared(
     Args:
         name: in both state dicts.
         before: the base's.
-        sha256: of its elements.
         after: the edited model's.
+        digests: SHA-256 of the elements of both.
         expected: what the edits make of it; None if they do not touch it.
         cast: the type of a copy in another precision, see `cast_between`.
     """
     before, after = before.cpu(), after.cpu()
-    after_sha256 = sha256 if same_bits(before, after) else sha256_tensor(after)
     target, note = (before if expected is None else expected.cpu()), ""
     if after.dtype == cast and target.dtype in _FLOATS and target.dtype != cast:
         wider = torch.promote_types(target.dtype, cast) == cast
@@ -74,13 +72,13 @@ def compared(
         before, target = before.to(cast), target.to(cast)
     if same_bits(target, after):
         if expected is None:
-            return AuditedTensor(name, "identical", sha256, after_sha256, note)
+            return AuditedTensor(name, "identical", *digests, note)
         if note and same_bits(before, after):
             note += ", which leaves nothing of the change"
-        return AuditedTensor(name, "changed as the edit says", sha256, after_sha256, note)
+        return AuditedTensor(name, "changed as the edit says", *digests, note)
     untouched = expected is not None and same_bits(before, after)
     note = "is still the base's, the edit is not in it" if untouched else how(target, after)
-    return AuditedTensor(name, "changed otherwise", sha256, after_sha256, note)
+    return AuditedTensor(name, "changed otherwise", *digests, note)
 
 
 def how(expected: Tensor, actual: Tensor) -> str:

@@ -2,16 +2,20 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from salve_plugin.errors import UnsupportedModelError
 from salve_plugin.store.json import dump
+from salve_plugin.store.record import Index, Record, Sha256
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """Return the hex SHA-256 of bytes."""
     return hashlib.sha256(data).hexdigest()
 
@@ -56,21 +60,71 @@ def content_digest(config: object, tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def state_digest(state: nn.Module | Mapping[str, Tensor]) -> str:
+@dataclass(frozen=True)
+class Fingerprint(Record):
+    """One tensor's identity.
+
+    Attributes:
+        shape: as stored in the model (a 1x1 convolution keeps its four axes).
+        dtype: torch's name without the prefix, e.g. `float32`; files name floating ones only.
+        sha256: hex digest of the elements, row-major, in that dtype.
+    """
+
+    shape: Annotated[tuple[Index, ...], Meta(min_length=1, max_length=8)]
+    dtype: Annotated[str, Meta(pattern=r"^(bfloat16|float(16|32|64))$(?!\n)")]
+    sha256: Sha256
+
+    @classmethod
+    def of(cls, tensor: Tensor, name: str = "a tensor") -> "Fingerprint":
+        """Return the fingerprint of a tensor; costs one pass of SHA-256 over its bytes.
+
+        Args:
+            tensor: what to hash.
+            name: what it is called in messages.
+
+        Raises:
+            UnsupportedModelError: if it has no plain elements, see `state_digest`.
+        """
+        sha256 = sha256_bytes(_elements(name, tensor))  # first: it refuses what has no shape
+        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), sha256)
+
+    def __str__(self) -> str:
+        """Name the shape, the dtype and the start of the digest."""
+        return f"{self.dtype}{list(self.shape)} sha256 {self.sha256[:12]}…"
+
+
+def fingerprints(state: nn.Module | Mapping[str, Any]) -> dict[str, Fingerprint]:
+    """Return the fingerprint of every tensor of a model or state dict, each hashed once.
+
+    Raises:
+        UnsupportedModelError: names the entry that has no plain elements, see `state_digest`.
+    """
+    tensors = state.state_dict() if isinstance(state, nn.Module) else state
+    for name, entry in tensors.items():
+        if not isinstance(entry, Tensor):
+            _elements(f"'{name}'", entry)  # which refuses it by name
+    return {name: Fingerprint.of(tensor, f"'{name}'") for name, tensor in tensors.items()}
+
+
+def state_digest(state: nn.Module | Mapping[str, Tensor | Fingerprint]) -> str:
     """Return one digest over every tensor of a model, or of its state dict.
 
-    It is `content_digest({}, state)`: equal exactly where names, dtypes, shapes and elements are,
-    whatever the order, the device, and which names share memory.
+    It is the `content_digest` of the fingerprints by name: equal exactly where names, dtypes,
+    shapes and elements are, whatever the order, the device, and which names share memory.
 
     Args:
-        state: a model, whose `state_dict()` is taken (parameters and persistent buffers), or a
-            state dict.
+        state: a model, whose `state_dict()` is taken (parameters and persistent buffers), a state
+            dict, or its `fingerprints`, where those are known: then nothing is hashed again.
 
     Raises:
         UnsupportedModelError: if an entry is no tensor, or one without plain elements: quantized,
             sparse, on the meta device, not yet initialized.
     """
-    return content_digest({}, state.state_dict() if isinstance(state, nn.Module) else state)
+    if isinstance(state, nn.Module):
+        state = state.state_dict()
+    known = {name: each for name, each in state.items() if isinstance(each, Fingerprint)}
+    prints = known | fingerprints({n: each for n, each in state.items() if n not in known})
+    return content_digest({name: each.to_json() for name, each in prints.items()}, {})
 
 
 def _elements(name: str, tensor: object) -> memoryview:

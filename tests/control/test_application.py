@@ -26,7 +26,7 @@ from salve_plugin.control.application import (
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.edit import Edit
 from salve_plugin.demo import digits
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -12,7 +12,7 @@ from salve_plugin.demo import digits
 from salve_plugin.demo.crit_check import check_crit
 from salve_plugin.demo.measures import Experiment, cross_class, enhance_class, suppress_class
 from salve_plugin.discover.features import profile
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
 
 

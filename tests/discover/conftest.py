@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.record import record
 from salve_plugin.discover.recording.shards import Index, Shard
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Site
 

@@ -1,5 +1,6 @@
 """The dictionary: its algebra, its gradients, and its identity."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.l1 import L1
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
+from salve_plugin.store.digest import content_digest
 from salve_plugin.store.reference import Reference
 
 LATENTS, WIDTH = 4, 6
@@ -145,4 +147,40 @@ def test_its_place_on_the_hub_is_forgotten_when_its_tensors_change(dictionary: D
     dictionary.origin = place
     assert dictionary.origin == place
     dictionary.origin = None
+    assert dictionary.origin is None
+
+
+def test_the_digest_is_computed_once_and_again_whenever_a_tensor_changed(
+    dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def counted(fields: object, tensors: dict[str, Tensor]) -> str:
+        calls.append(1)
+        return content_digest(fields, tensors)
+
+    monkeypatch.setattr("salve_plugin.discover.dictionary.content_digest", counted)
+    first = dictionary.digest
+    assert (dictionary.digest, dictionary.digest, len(calls)) == (first, first, 1)
+    # Rounded and back: of the same type and shape, maybe at the same address, but not the same.
+    assert dictionary.half().float().digest != first
+    dictionary = Dictionary(tensors(), L1(), site())
+    assert dictionary.digest == first
+    with torch.no_grad():
+        dictionary.decoder_bias += 1
+    changed = dictionary.digest
+    assert changed != first
+    dictionary.load_state_dict(Dictionary(tensors(), L1(), site()).state_dict())
+    assert dictionary.digest == first
+    with torch.inference_mode():
+        same = Dictionary(tensors(), L1(), site()).to(torch.float64).to(torch.float32)
+    assert same.digest == first == deepcopy(dictionary).digest
+
+
+def test_a_dictionary_made_with_its_place_has_it_until_it_changes() -> None:
+    place = Reference("me/dictionary", "0" * 40)
+    dictionary = Dictionary(tensors(), L1(), site(), origin=place)
+    assert dictionary.origin == place
+    with torch.no_grad():
+        dictionary.encoder_bias[0] += 1
     assert dictionary.origin is None

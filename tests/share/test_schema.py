@@ -23,7 +23,7 @@ def valid_config() -> dict[str, Any]:
     """A small manifest with every optional part, right in form (its digests are invented)."""
     return {
         "alpha_crit": {
-            "against": "label", "family": SHA,
+            "against": "label", "family": SHA, "network": SHA,
             "classes": [
                 {"already": 0.0, "count": 3, "label": 1, "unreachable": 0.25,
                  "quantiles": {"0.1": 1, "0.25": 1.5, "0.5": 2.0, "0.75": 2.0, "0.9": None,
@@ -41,7 +41,7 @@ def valid_config() -> dict[str, Any]:
         "edit": {
             "base": {
                 "description": {"architecture": "resnet18", "num_classes": 2},
-                "state": SHA,
+                "network": SHA, "state": SHA,
                 "tensors": {"fc.weight": {"dtype": "float32", "sha256": SHA, "shape": [2, 4]}},
             },
             "exactness": {"difference": 0.0, "effect": 1.5, "images": 2, "dtype": "float32"},

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from salve_plugin.errors import UnsupportedModelError
-from salve_plugin.store.digest import content_digest, sha256_tensor, state_digest
+from salve_plugin.store import digest as digest_module
+from salve_plugin.store.digest import content_digest, fingerprints, sha256_tensor, state_digest
 from salve_plugin.store.json import canonical_json
 
 
@@ -25,14 +26,36 @@ def test_it_is_what_the_documentation_says_computed_without_any_of_our_hashing()
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, -0.0]]))
         model.bias.fill_(0.5)
-    data = block(b"{}")
-    data += block(canonical_json({"name": "bias", "dtype": "float32", "shape": [1]}))
-    data += block(struct.pack("<f", 0.5))
-    data += block(canonical_json({"name": "weight", "dtype": "float32", "shape": [1, 2]}))
-    data += block(struct.pack("<2f", 1.0, -0.0))
+    elements = {"bias": struct.pack("<f", 0.5), "weight": struct.pack("<2f", 1.0, -0.0)}
+    shapes = {"bias": [1], "weight": [1, 2]}
+    prints = {
+        name: {
+            "dtype": "float32",
+            "sha256": hashlib.sha256(elements[name]).hexdigest(),
+            "shape": shapes[name],
+        }
+        for name in ("bias", "weight")
+    }
+    data = block(canonical_json(prints))
     assert state_digest(model) == hashlib.sha256(data).hexdigest()
     assert state_digest(model) == state_digest(model.state_dict())
-    assert state_digest(model) == content_digest({}, model.state_dict())
+    assert state_digest(model) == state_digest(fingerprints(model))
+
+
+def test_content_is_hashed_block_by_block_as_the_documentation_says() -> None:
+    data = block(b'{"a":1}')
+    data += block(canonical_json({"name": "w", "dtype": "float32", "shape": [1, 2]}))
+    data += block(struct.pack("<2f", 1.0, -0.0))
+    digest = content_digest({"a": 1}, {"w": torch.tensor([[1.0, -0.0]])})
+    assert digest == hashlib.sha256(data).hexdigest()
+
+
+def test_no_tensor_is_hashed_twice_where_its_fingerprint_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prints = fingerprints(nn.Linear(2, 1))
+    monkeypatch.setattr(digest_module, "sha256_tensor", None)
+    assert len(state_digest(prints)) == 64
 
 
 DTYPES = [

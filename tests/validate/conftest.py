@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Site
 

@@ -17,7 +17,7 @@ from salve_plugin.demo import digits
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.l1 import L1
 from salve_plugin.discover.learners.topk import TopK
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.discover.training.rows import held_out
 from salve_plugin.errors import BaseMismatchError, InputError

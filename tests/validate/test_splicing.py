@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
 from salve_plugin.validate.splicing import (

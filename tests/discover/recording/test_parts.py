@@ -15,7 +15,7 @@ from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.parts import join, part_folder, share_of
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.training.rows import Rows, held_out
 from salve_plugin.errors import InputError, ReadError
@@ -31,7 +31,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
 from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 
 torch.set_num_threads(1)
 weights, out = sys.argv[1:]

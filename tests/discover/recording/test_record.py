@@ -17,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.activations import Activations, Batch
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError, ReadError, UnknownSiteError, WriteError
 from salve_plugin.hooks import HookedModel, reading
 

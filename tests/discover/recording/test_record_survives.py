@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import WriteError
 from salve_plugin.hooks import HookedModel
 
@@ -28,7 +28,7 @@ import torch
 torch.set_num_threads(1)
 from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
-from salve_plugin.discover.recording.record import record
+from salve_plugin.discover.recording.stream import record
 
 hooked = attach(digits.load("resnet", Path(sys.argv[1])))
 target = Path(sys.argv[2])

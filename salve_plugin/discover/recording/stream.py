@@ -27,7 +27,7 @@ from salve_plugin.errors import InputError, WriteError
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.network import network_digest
 from salve_plugin.site import HEAD_INPUT, Site
-from salve_plugin.store.digest import state_digest
+from salve_plugin.store.digest import fingerprints, state_digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -157,13 +157,14 @@ def _fill(
 
 def _empty_index(hooked: HookedModel, site: Site, names: tuple[str, ...] | None) -> Index:
     known = hooked.description.get("num_classes")
+    prints = fingerprints(hooked.model)
     return Index(
         site=site,
         model=hooked.description,
-        model_sha256=state_digest(hooked.model),
+        model_sha256=state_digest(prints),
         classes=names,
         n_classes=len(names) if names else known if isinstance(known, int) else None,
-        network_sha256=network_digest(hooked),
+        network_sha256=network_digest(hooked, prints),
     )
 
 
