@@ -40,7 +40,8 @@ def network_digest(
     tensors = hooked.model.state_dict() if state is None else state
     # With the dot, or `head` would take `head_norm` along, which does decide what is read.
     layers = tuple(f"{path}." for path in hooked.heads)
-    return state_digest({n: each for n, each in tensors.items() if not n.startswith(layers)})
+    body = {name: tensor for name, tensor in tensors.items() if not name.startswith(layers)}
+    return state_digest(body)
 
 
 def check_one_network(

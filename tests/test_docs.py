@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from public_names import COMMAND, DOTTED, OPTION, commands, found, public
+from public_names import COMMAND, DOTTED, OPTION, commands, exists, public
 
 import salve_plugin
 from salve_plugin.adapter import ENTRY_POINT_GROUP
@@ -39,7 +39,7 @@ def test_a_page_imports_only_from_public_modules(page: Path) -> None:
             assert isinstance(node, ast.ImportFrom)
             assert node.module in MODULES
             for alias in node.names:
-                assert found(import_module(node.module), [alias.name]), line
+                assert exists(import_module(node.module), [alias.name]), line
 
 
 def test_the_reference_documents_every_public_name_once() -> None:

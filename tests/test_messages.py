@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from public_names import COMMAND, DOTTED, OPTION, commands, found, public
+from public_names import COMMAND, DOTTED, OPTION, commands, exists, public
 
 import salve_plugin
 import salve_timm
@@ -66,9 +66,9 @@ def callable_by_reader(name: str) -> bool:
     """Tell whether a reader of a message can call this."""
     first, *rest = name.removeprefix("salve.").removeprefix("salve_plugin.").split(".")
     if first in OWNERS:
-        return bool(rest) and found(OWNERS[first], rest)
+        return bool(rest) and exists(OWNERS[first], rest)
     if first in ("timm", "torch"):
-        return found(import_module(first), rest)
+        return exists(import_module(first), rest)
     return public([first, *rest])
 
 
@@ -87,7 +87,8 @@ def test_docstrings_name_only_what_exists() -> None:
         f"{place}: {match[0]}"
         for place, text in docstrings()
         for match in DOTTED.finditer(text)
-        if match[0] != ENTRY_POINT_GROUP and not found(salve_plugin, match[1].strip(".").split("."))
+        if match[0] != ENTRY_POINT_GROUP
+        and not exists(salve_plugin, match[1].strip(".").split("."))
     }
     assert not wrong
 

@@ -18,31 +18,31 @@ ActivationLike = Site | ModuleSide | nn.Module
 """A site of the model, a place in it, or a module, which stands for its output."""
 
 
-def as_module_side(where: ActivationLike, forward_func: Any, argument: str) -> ModuleSide:
+def as_module_side(activation: ActivationLike, forward_func: Any, argument: str) -> ModuleSide:
     """Return the module and side that are meant.
 
     Args:
-        where: a site's path is looked up in the model that `forward_func` is or wraps.
+        activation: a site's path is looked up in the model that `forward_func` is or wraps.
         forward_func: the model, attached, in DataParallel or bare; or any function.
-        argument: what `where` is called, for a message.
+        argument: what `activation` is called, for a message.
 
     Raises:
         InputError: if it is none of the three, or a site of no such model.
     """
-    if isinstance(where, nn.Module):
-        return where, "out"
-    if isinstance(where, Site):
-        return _module_of_site(where, forward_func, argument), where.side
+    if isinstance(activation, nn.Module):
+        return activation, "out"
+    if isinstance(activation, Site):
+        return _module_of_site(activation, forward_func, argument), activation.side
     if (
-        isinstance(where, tuple)
-        and len(where) == 2
-        and isinstance(where[0], nn.Module)
-        and where[1] in ("in", "out")
+        isinstance(activation, tuple)
+        and len(activation) == 2
+        and isinstance(activation[0], nn.Module)
+        and activation[1] in ("in", "out")
     ):
-        return where
+        return activation
     raise InputError(
-        f"{argument} {where!r} must be one module, or a module and 'in' or 'out', or a salve.Site; "
-        "loop over several"
+        f"{argument} {activation!r} must be one module, or a module and 'in' or 'out', or a "
+        "salve.Site; loop over several"
     )
 
 

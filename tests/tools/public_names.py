@@ -18,7 +18,7 @@ COMMAND = re.compile(r"`salve ([a-z-]+)([^`]*)`")
 """A command in backticks, and what follows it there."""
 
 
-def found(owner: object, names: list[str]) -> bool:
+def exists(owner: object, names: list[str]) -> bool:
     """Tell whether the chain of attributes exists, fields of dataclasses included."""
     for name in names:
         fields = getattr(owner, "__annotations__", {})
@@ -35,7 +35,7 @@ def found(owner: object, names: list[str]) -> bool:
 
 def public(names: list[str]) -> bool:
     """Tell whether the chain starts at a public name and exists."""
-    return names[0] in salve_plugin.__all__ and found(salve_plugin, names)
+    return names[0] in salve_plugin.__all__ and exists(salve_plugin, names)
 
 
 def commands() -> dict[str, set[str]]:
