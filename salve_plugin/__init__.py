@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from salve_plugin.adapter import Adapter as Adapter
     from salve_plugin.adapter import attach as attach
+    from salve_plugin.control.application import BaseMatch as BaseMatch
+    from salve_plugin.control.application import forget_ as forget_
     from salve_plugin.control.applied_edits import status as status
     from salve_plugin.control.critical import AlphaCrit as AlphaCrit
     from salve_plugin.control.critical import alpha_crit as alpha_crit
@@ -27,12 +29,17 @@ if TYPE_CHECKING:
     from salve_plugin.control.operators import joint_map as joint_map
     from salve_plugin.control.recipe import Exactness as Exactness
     from salve_plugin.control.recipe import Provenance as Provenance
+    from salve_plugin.control.recipe import Recipe as Recipe
     from salve_plugin.control.select import Choice as Choice
     from salve_plugin.control.select import choose as choose
+    from salve_plugin.control.targets import Target as Target
     from salve_plugin.discover.dictionary import Dictionary as Dictionary
     from salve_plugin.discover.features import Features as Features
     from salve_plugin.discover.features import profile as profile
     from salve_plugin.discover.learners import learners as learners
+    from salve_plugin.discover.learners import register as register
+    from salve_plugin.discover.learners.base import Learner as Learner
+    from salve_plugin.discover.learners.topk import TopK as TopK
     from salve_plugin.discover.recording.activations import Activations as Activations
     from salve_plugin.discover.recording.stream import record as record
     from salve_plugin.discover.saelens import load_saelens as load_saelens
@@ -47,16 +54,32 @@ if TYPE_CHECKING:
     from salve_plugin.hooks import HookedModel as HookedModel
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
     from salve_plugin.share.audit import Audit as Audit
+    from salve_plugin.share.audited_tensor import AuditedTensor as AuditedTensor
     from salve_plugin.share.bundle import EditBundle as EditBundle
+    from salve_plugin.share.composition import ComposedTensor as ComposedTensor
+    from salve_plugin.share.composition import Composition as Composition
+    from salve_plugin.share.composition import MemberOverlap as MemberOverlap
+    from salve_plugin.share.difference import Difference as Difference
+    from salve_plugin.share.difference import FieldDifference as FieldDifference
+    from salve_plugin.share.difference import TensorDifference as TensorDifference
     from salve_plugin.share.lora import load_lora as load_lora
     from salve_plugin.share.lora import save_lora as save_lora
     from salve_plugin.share.merged import push_edited_model as push_edited_model
     from salve_plugin.share.merged import save_edited_model as save_edited_model
     from salve_plugin.site import Site as Site
+    from salve_plugin.store.digest import state_digest as state_digest
+    from salve_plugin.store.hub.address import Origin as Origin
+    from salve_plugin.store.hub.push import How as How
+    from salve_plugin.store.hub.push import Pushed as Pushed
+    from salve_plugin.store.reference import Reference as Reference
+    from salve_plugin.store.source import Where as Where
     from salve_plugin.validate.grad_fam import GradFAM as GradFAM
     from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
+    from salve_plugin.validate.heat_maps import grad_fam_pictures as grad_fam_pictures
     from salve_plugin.validate.maximization import Maximization as Maximization
     from salve_plugin.validate.maximization import maximize as maximize
+    from salve_plugin.validate.measures import Measures as Measures
+    from salve_plugin.validate.pictures import overlay as overlay
     from salve_plugin.validate.quality import Quality as Quality
     from salve_plugin.validate.quality import quality as quality
 
@@ -69,6 +92,9 @@ _HOME = {
     "fit": "discover.training.fit",
     "head_gradient": "discover.training.head_gradient",
     "learners": "discover.learners",
+    "Learner": "discover.learners.base",
+    "register": "discover.learners",
+    "TopK": "discover.learners.topk",
     "Progress": "discover.training.progress",
     "Run": "discover.training.run",
     "load_saelens": "discover.saelens",
@@ -81,9 +107,13 @@ _HOME = {
     "GradFAM": "validate.grad_fam",
     "Maximization": "validate.maximization",
     "maximize": "validate.maximization",
+    "overlay": "validate.pictures",
+    "grad_fam_pictures": "validate.heat_maps",
     "Quality": "validate.quality",
     "quality": "validate.quality",
+    "Measures": "validate.measures",
     "Edit": "control.edit",
+    "Recipe": "control.recipe",
     "suppress": "control.making",
     "enhance": "control.making",
     "edit_at": "control.making",
@@ -93,7 +123,10 @@ _HOME = {
     "joint_map": "control.operators",
     "Provenance": "control.recipe",
     "Exactness": "control.recipe",
+    "Target": "control.targets",
+    "BaseMatch": "control.application",
     "status": "control.applied_edits",
+    "forget_": "control.application",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
     "critical_strength": "control.critical",
@@ -103,11 +136,24 @@ _HOME = {
     "evaluate": "control.evaluate",
     "EditArtifact": "share.artifact",
     "EditBundle": "share.bundle",
+    "Composition": "share.composition",
+    "ComposedTensor": "share.composition",
+    "MemberOverlap": "share.composition",
     "load_lora": "share.lora",
     "save_lora": "share.lora",
     "Audit": "share.audit",
+    "AuditedTensor": "share.audited_tensor",
+    "Difference": "share.difference",
+    "FieldDifference": "share.difference",
+    "TensorDifference": "share.difference",
     "push_edited_model": "share.merged",
     "save_edited_model": "share.merged",
+    "Where": "store.source",
+    "Origin": "store.hub.address",
+    "How": "store.hub.push",
+    "Pushed": "store.hub.push",
+    "Reference": "store.reference",
+    "state_digest": "store.digest",
     "HookedModel": "hooks",
     "Site": "site",
     "SalveError": "errors",

@@ -44,7 +44,16 @@ class Adapter(ABC):
     ) -> nn.Module:
         """Build a model of this family by name, in eval mode, for the command line.
 
-        Without `checkpoint` the family's own pretrained weights are loaded.
+        Args:
+            name: as the family's own library calls it.
+            checkpoint: path of a state dict to load; without it the family's own pretrained
+                weights are loaded.
+            num_classes: size of the classifier, if it is not the family's own.
+
+        Raises:
+            UnsupportedModelError: if the family has no such model, or no weights for it.
+            ReadError: if the weights cannot be read.
+            InputError: if the checkpoint does not fit the model.
         """
 
     @abstractmethod
@@ -95,14 +104,14 @@ def missing_adapters() -> dict[str, str]:
 
 @cache
 def _discovered() -> tuple[dict[str, Adapter], dict[str, str]]:
-    found: dict[str, Adapter] = {}
+    loaded: dict[str, Adapter] = {}
     missing: dict[str, str] = {}
     for name, point in _by_name(list(entry_points(group=ENTRY_POINT_GROUP))).items():
         try:
-            found[name] = point.load()()
+            loaded[name] = point.load()()
         except ImportError as error:
             missing[name] = str(error)
-    return found, missing
+    return loaded, missing
 
 
 def _by_name(points: list[EntryPoint]) -> dict[str, EntryPoint]:
@@ -149,7 +158,9 @@ def adapter_of(model: nn.Module) -> Adapter:
     Raises:
         UnsupportedModelError: if none knows it, or several do.
     """
-    claims = {name: each for name, each in installed_adapters().items() if each.matches(model)}
+    claims = {
+        name: adapter for name, adapter in installed_adapters().items() if adapter.matches(model)
+    }
     if len(claims) > 1:
         raise UnsupportedModelError(
             f"the adapters {sorted(claims)} all claim {type(model).__name__}; uninstall all but one"

@@ -70,7 +70,7 @@ class HookPoint(nn.Module):
         return list(self._handles["bwd"].values())
 
     def forward(self, activation: Tensor) -> Tensor:
-        """Return what the functions that act here make of the activation.
+        """Return what the functions that act here make of the activation, of any shape.
 
         Functions on the gradient are chosen now and stay with this activation's graph: the
         backward pass may run in a thread that no longer knows whose it is.
@@ -78,7 +78,7 @@ class HookPoint(nn.Module):
         for handle in self._acting("fwd"):
             result = handle.function(activation, hook=self)
             activation = activation if result is None else result
-        return watched(activation, [self._on_gradient(each) for each in self._acting("bwd")])
+        return watched(activation, [self._on_gradient(handle) for handle in self._acting("bwd")])
 
     def _on_gradient(self, handle: HookHandle) -> Replace:
         def on_gradient(gradient: Tensor) -> Tensor | None:
@@ -114,7 +114,7 @@ class HookPoint(nn.Module):
         if dir not in ("fwd", "bwd"):
             raise InputError(f"dir is 'fwd' or 'bwd', not {dir!r}")
         handles = self._handles[dir]
-        with REGISTERING:
+        with REGISTERING:  # torch numbers its handles by a counter that all threads share
             removable = RemovableHandle(handles)
         handle = HookHandle(removable, is_permanent, level, hook, owner)
         handles[removable.id] = handle
@@ -135,6 +135,11 @@ class HookPoint(nn.Module):
         """Remove the functions of a direction, of one context level or of all.
 
         Those that belong to a call in another thread stay.
+
+        Args:
+            dir: "fwd", "bwd" or "both".
+            including_permanent: whether permanent ones go, too.
+            level: only those added with this level; None for all.
         """
         for handle in self._acting(dir):
             if handle.is_permanent and not including_permanent:

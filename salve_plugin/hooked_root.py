@@ -40,6 +40,14 @@ class HookedRoot(nn.Module):
     ) -> None:
         """Add a function at the named point, or at all whose names pass the test.
 
+        Args:
+            name: of a point, or a test of names.
+            hook: called as `hook(tensor, hook=point)`; a tensor that it returns takes its place.
+            dir: "fwd" for activations, "bwd" for their gradients.
+            is_permanent: whether `reset_hooks` leaves it.
+            level: of the caller's choice; `reset_hooks` can be limited to one.
+            prepend: whether it comes before the functions that are there.
+
         Raises:
             UnknownSiteError: if there is no point of that name.
         """
@@ -49,7 +57,11 @@ class HookedRoot(nn.Module):
     def add_perma_hook(
         self, name: NameOrTest, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd"
     ) -> None:
-        """Add a function that `reset_hooks` leaves in place."""
+        """Add a function that `reset_hooks` leaves in place; arguments as for `add_hook`.
+
+        Raises:
+            UnknownSiteError: if there is no point of that name.
+        """
         self.add_hook(name, hook, dir, is_permanent=True)
 
     def reset_hooks(
@@ -59,7 +71,14 @@ class HookedRoot(nn.Module):
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None:
-        """Remove the functions of all points."""
+        """Remove the functions of all points.
+
+        Args:
+            clear_contexts: whether to empty the points' `ctx`, too.
+            direction: "fwd", "bwd" or "both".
+            including_permanent: whether permanent ones go, too.
+            level: only those added with this level; None for all.
+        """
         for point in self.hook_dict.values():
             point.remove_hooks(direction, including_permanent=including_permanent, level=level)
             if clear_contexts:
@@ -84,8 +103,12 @@ class HookedRoot(nn.Module):
             reset_hooks_end: whether to remove them at the end of the context. If not, they are
                 everybody's from the start, as if `add_hook` had added them.
             clear_contexts: whether to empty the points' `ctx` then.
+
+        Raises:
+            UnknownSiteError: if there is no point of a name.
         """
         with opened() as mine, ExitStack() as stack:
+            # A function without an owner acts in every thread, as those of `add_hook` do.
             owner = mine if reset_hooks_end else None
             wanted: list[tuple[NameOrTest, HookFunction, Literal["fwd", "bwd"]]] = [
                 *((name, function, "fwd") for name, function in fwd_hooks),
@@ -113,7 +136,12 @@ class HookedRoot(nn.Module):
         """Return the model's output with functions in place for this one call.
 
         For `bwd_hooks` run the backward pass inside `hooks(...)` instead, or keep them with
-        `reset_hooks_end=False` and call `reset_hooks` after it.
+        `reset_hooks_end=False` and call `reset_hooks` after it. Arguments as for `hooks`; all
+        others are passed to the model.
+
+        Raises:
+            UnknownSiteError: if there is no point of a name.
+            HookNotFiredError: if the forward pass did not compute one.
         """
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*model_args, **model_kwargs)
@@ -149,8 +177,9 @@ class HookedRoot(nn.Module):
         cache: dict[str, Tensor] = {}
 
         def save(tensor: Tensor, hook: Any, suffix: str = "") -> None:
-            kept = tensor.detach().to(device) if device is not None else tensor.detach()
-            cache[f"{hook.name}{suffix}"] = (kept[0] if remove_batch_dim else kept).clone()
+            copied = tensor.detach().to(device) if device is not None else tensor.detach()
+            # A copy: TransformerLens keeps the tensor itself, which a later in-place ReLU rewrites.
+            cache[f"{hook.name}{suffix}"] = (copied[0] if remove_batch_dim else copied).clone()
 
         def save_gradient(tensor: Tensor, hook: Any) -> None:
             save(tensor, hook, "_grad")

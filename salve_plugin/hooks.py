@@ -103,6 +103,7 @@ class HookedModel(HookedRoot):
         return self._run(*args, **kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
+        # Taps are set only where somebody listens, so that an idle model pays nothing.
         listening = [name for name, point in self.hook_dict.items() if _has_listeners(point)]
         if not listening:
             return self.model(*args, **kwargs)
@@ -152,25 +153,26 @@ class HookedModel(HookedRoot):
                 is not given.
         """
         site = self.site(site) if isinstance(site, str) else site
-        here = [path for path in site.readers if path in self.heads]
-        elsewhere = sorted(set(self.heads) - set(here))
-        if not here:
+        own_heads = [path for path in site.readers if path in self.heads]
+        other_heads = sorted(set(self.heads) - set(own_heads))
+        if not own_heads:
             raise InputError(
                 f"the classifier does not read site '{site.name}'; it reads {self.head_sites}"
             )
-        if elsewhere and not partial:
+        if other_heads and not partial:
             raise InputError(
                 f"site '{site.name}' alone does not give the logits: they also depend on "
-                f"{elsewhere}, at the sites {self.head_sites}. unembed(site, partial=True) "
-                "returns one site's term; the logits are the sum of the terms"
+                f"{other_heads}, at the sites {self.head_sites}. "
+                "hooked.unembed(site, partial=True) returns one site's term; the logits are the "
+                "sum of the terms"
             )
-        terms = [(self._layer(path), self.heads[path]) for path in here]
+        terms = [(self._layer(path), self.heads[path]) for path in own_heads]
         weight = torch.stack([_float(layer.weight) * share for layer, share in terms]).sum(0)
         biases = [
             _float(layer.bias) * share for layer, share in terms if isinstance(layer.bias, Tensor)
         ]
         bias = torch.stack(biases).sum(0) if biases else weight.new_zeros(len(weight))
-        return weight.flatten(1), bias
+        return weight.flatten(1), bias  # that of a 1x1 convolution has two more axes
 
     @property
     def head_sites(self) -> tuple[str, ...]:

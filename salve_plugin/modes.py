@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 
-class _Span:
+class _EvalSpan:
     """One context in which a model is in eval mode, and the modes to put back at its end."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -16,7 +16,7 @@ class _Span:
 
 
 _lock = threading.Lock()
-_spans: WeakKeyDictionary[nn.Module, list[_Span]] = WeakKeyDictionary()
+_spans: WeakKeyDictionary[nn.Module, list[_EvalSpan]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     If several threads do so with one model, it stays in eval mode until the last is through.
     """
     with _lock:
-        span = _Span(model)
+        span = _EvalSpan(model)
         spans = _spans.setdefault(model, [])
         spans.append(span)
     try:

@@ -38,8 +38,10 @@ def network_digest(
         UnsupportedModelError: if a tensor has no plain elements, see `state_digest`.
     """
     tensors = hooked.model.state_dict() if state is None else state
+    # With the dot, or `head` would take `head_norm` along, which does decide what is read.
     layers = tuple(f"{path}." for path in hooked.heads)
-    return state_digest({n: each for n, each in tensors.items() if not n.startswith(layers)})
+    body = {name: tensor for name, tensor in tensors.items() if not name.startswith(layers)}
+    return state_digest(body)
 
 
 def check_one_network(
@@ -59,28 +61,44 @@ def check_one_network(
         BaseMismatchError: names the first two that differ and the way out.
     """
     check_choice(on_base_mismatch)
-    known = [(part, network) for part, network in parts.items() if network is not None]
-    for part, network in known[1:]:
+    known = [(name, network) for name, network in parts.items() if network is not None]
+    for name, network in known[1:]:
         if network != known[0][1]:
-            differ(*known[0], part, network, on_base_mismatch, remedy)
+            differ(*known[0], name, network, on_base_mismatch, remedy)
 
 
 def differ(
-    part: str,
+    name: str,
     network: str,
-    other: str,
-    others: str,
+    other_name: str,
+    other_network: str,
     on_base_mismatch: OnBaseMismatch,
     remedy: str = REMEDY,
 ) -> None:
-    """Refuse, or warn of, two things that are of different networks."""
-    message = f"{part} is of network {network[:12]}, {other} of {others[:12]}; {remedy}"
+    """Refuse, or warn of, two things that are of different networks.
+
+    Args:
+        name: what the first is, in a sentence.
+        network: its network's digest.
+        other_name: what the second is.
+        other_network: its network's digest.
+        on_base_mismatch: "error" or "warn".
+        remedy: what to do.
+
+    Raises:
+        BaseMismatchError: unless it is only warned of.
+    """
+    message = f"{name} is of network {network[:12]}, {other_name} of {other_network[:12]}; {remedy}"
     if on_base_mismatch == "error":
         raise BaseMismatchError(message)
     warnings.warn(message, stacklevel=4)
 
 
 def check_choice(on_base_mismatch: str) -> None:
-    """Raise InputError unless it is one of the choices."""
+    """Check a choice before anything is computed.
+
+    Raises:
+        InputError: unless it is one of `OnBaseMismatch`.
+    """
     if on_base_mismatch not in get_args(OnBaseMismatch):
         raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")

@@ -29,6 +29,8 @@ class Pass:
         self.line: Line = (*outer, self)
 
 
+# A new thread starts with an empty context, so that it sees no pass of another; an asyncio task
+# starts with a copy of the context that made it, so that it works for the passes open there.
 _open: ContextVar[Line] = ContextVar("salve_passes", default=())
 
 
@@ -46,7 +48,7 @@ def opened() -> Iterator[Pass]:
         yield mine
     finally:
         # Not a reset to what was before: contexts that overlap may end in any order.
-        _open.set(tuple(each for each in _open.get() if each is not mine))
+        _open.set(tuple(open_pass for open_pass in _open.get() if open_pass is not mine))
 
 
 @contextmanager
@@ -67,8 +69,9 @@ def lent(module: nn.Module) -> bool:
     the device's thread, which is not one of Python's. Neither is told whose context it is.
     """
     if _open.get():
-        return False
+        return False  # it has passes of its own, so it knows for whom it works
     if getattr(module, "_is_replica", False):
         return True
+    # A checkpointed segment runs its forward hooks once more, in the middle of a backward pass.
     in_backward = torch._C._current_graph_task_id() != -1
     return in_backward and isinstance(threading.current_thread(), threading._DummyThread)

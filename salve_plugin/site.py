@@ -66,6 +66,9 @@ class Site(Record):
     def rows(self, activation: Tensor) -> Float[Tensor, "rows width"]:
         """Return the activation as one row of features per image and position, prefix included.
 
+        Args:
+            activation: batch first, laid out as `layout` says.
+
         Raises:
             InputError: if the activation's feature axis is not `width` long.
         """

@@ -74,6 +74,10 @@ def watched(activation: Tensor, functions: Sequence[Replace]) -> Tensor:
 
     They run in whatever thread autograd uses, for the graph of this activation only. Where it
     requires no gradient, there is nothing to watch.
+
+    Args:
+        activation: of any shape.
+        functions: get the gradient, of the same shape; a tensor that one returns takes its place.
     """
     if not functions or not activation.requires_grad:
         return activation
@@ -94,19 +98,19 @@ def reading(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tenso
     Raises:
         HookNotFiredError: at the end of the context, if a site was never computed.
     """
-    seen: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
 
     def keep_as(name: str) -> Replace:
         def keep(activation: Tensor) -> None:
-            seen[name] = activation.clone()
+            activations[name] = activation.clone()
 
         return keep
 
     with ExitStack() as stack:
         for site in sites:
             stack.enter_context(tapped(model, site, keep_as(site.name)))
-        yield seen
-    check_fired([site.name for site in sites], seen)
+        yield activations
+    check_fired([site.name for site in sites], activations)
 
 
 def check_fired(wanted: Sequence[str], fired: Mapping[str, object]) -> None:
@@ -164,20 +168,22 @@ class _Tap:
     def _swapped(self, module: nn.Module, values: Any) -> Any:
         """Return `values` with its first tensor replaced, or None if it stays."""
         if isinstance(values, Tensor):
+            # A replica's thread has no context of its own; what the function does there, such as
+            # another forward pass, is done for the owner.
             with passes.inside(passes.open_passes() or self.owner.line):
                 return self.function(values)
         if not isinstance(values, (tuple, list)) or not values:
-            got = type(values).__name__
+            kind = type(values).__name__
             raise InputError(
-                f"the first {SIDE_NAMES[self.side]} of {_named(module)} is no tensor but {got}; "
+                f"the first {SIDE_NAMES[self.side]} of {_named(module)} is no tensor but {kind}; "
                 "choose another site"
             )
         first = self._swapped(module, values[0])
         if first is None:
             return None
-        made = (first, *values[1:])
+        elements = (first, *values[1:])
         make = getattr(type(values), "_make", type(values))  # a named tuple takes its fields apart
-        return make(made)
+        return make(elements)
 
     def _concerns(self, module: nn.Module) -> bool:
         """Say whether this call of the module belongs to the owner."""
@@ -185,6 +191,8 @@ class _Tap:
             return True
         if not passes.lent(module):
             return False
+        # Lent without saying to whom: if all taps on the module come of one outermost pass, it can
+        # only be that one.
         hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
         taps = [tap for hook in hooks if isinstance(tap := getattr(hook, "__self__", None), _Tap)]
         if len({tap.owner.line[0] for tap in taps}) > 1:

@@ -10,6 +10,7 @@ from salve_plugin.adapter import Adapter
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_timm.blocks import body_points
+from salve_timm.call_log import CallLog, log_calls, spatial_maps
 from salve_timm.create import (
     create_model,
     describe,
@@ -24,7 +25,6 @@ from salve_timm.look import attribution_point
 from salve_timm.measure import measured
 from salve_timm.points import Point
 from salve_timm.probe import probed, quiet
-from salve_timm.trace import Trace, spatial_maps, trace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,23 +57,23 @@ class TimmAdapter(Adapter):
         groups = candidates(model)
         with quiet(model):
             wanted = linear_paths(model, groups)
-            probe, seen = probed(model, lambda images: trace(model, images, wanted), probe)
-            heads = proven(model, groups, seen, probe)
+            probe, log = probed(model, lambda images: log_calls(model, images, wanted), probe)
+            heads = proven(model, groups, log, probe)
             # Tokens need their grid; maps show their own.
-            flat = len(seen.features_shape) != 4 or any(
-                len(call.result_shape) == 3 for call in seen.calls.values()
+            flat = len(log.features_shape) != 4 or any(
+                len(call.result_shape) == 3 for call in log.calls.values()
             )
-            maps = spatial_maps(model, probe) if flat else []
+            maps = spatial_maps(model, probe) if flat else []  # one more forward pass
             layouts = Layouts.of(model, maps, len(probe))
-            head_points = _head_points(heads, seen)
-            head_sites = [each.site for each in head_points]
-            look = attribution_point(model, seen, layouts, head_sites, probe)
-            body = measured(model, body_points(model, seen, layouts), seen, head_sites, probe)
+            head_points = _head_points(heads, log)
+            head_sites = [point.site for point in head_points]
+            look = attribution_point(model, log, layouts, head_sites, probe)
+            body = measured(model, body_points(model, log, layouts), log, head_sites, probe)
         points, attribution = _merged(body, look)
-        ordered = sorted([*points, *head_points], key=lambda each: each.at)
+        ordered = sorted([*points, *head_points], key=lambda point: point.at)
         return HookedModel(
             model,
-            [each.site for each in ordered],
+            [point.site for point in ordered],
             attribution_site=attribution,
             description=_description(model, heads, probe),
             heads={head.path: head.share for head in heads},
@@ -99,11 +99,11 @@ class TimmAdapter(Adapter):
         export_model(model, folder)
 
 
-def _head_points(heads: Sequence[Head], seen: Trace) -> list[Point]:
+def _head_points(heads: Sequence[Head], log: CallLog) -> list[Point]:
     """Return one point for each tensor that heads read; heads of one tensor share it."""
     by_input: dict[object, list[Head]] = {}
     for head in heads:
-        by_input.setdefault(seen.calls[head.path].source, []).append(head)
+        by_input.setdefault(log.calls[head.path].source, []).append(head)
     points: list[Point] = []
     taken: set[str] = set()
     for number, group in enumerate(by_input.values()):
@@ -115,7 +115,7 @@ def _head_points(heads: Sequence[Head], seen: Trace) -> list[Point]:
         taken.add(name)
         readers = tuple(head.path for head in group)
         site = Site(name, first.path, "in", "pooled", first.width, readers=readers)
-        points.append(Point(seen.calls[first.path].began, site, seen.calls[first.path].source))
+        points.append(Point(log.calls[first.path].began, site, log.calls[first.path].source))
     return points
 
 
@@ -127,7 +127,7 @@ def _merged(points: list[Point], look: Point | None) -> tuple[list[Point], Site 
     """
     if look is None:
         return points, None
-    same = [each.site for each in points if each.value is not None and each.value == look.value]
+    same = [point.site for point in points if point.value is not None and point.value == look.value]
     if same:
         return points, same[-1]
     return [*points, look], look.site

@@ -7,15 +7,15 @@ from torch import nn
 
 from salve_plugin.site import Side
 from salve_timm.branches import branch_points
+from salve_timm.call_log import Call, CallLog, ValueId
 from salve_timm.heads import is_linear
 from salve_timm.layout import Layouts
 from salve_timm.points import Point, point
-from salve_timm.trace import Call, Token, Trace
 
 _DIGITS = re.compile(r"\d+")
 
 
-def blocks_of(model: nn.Module, seen: Trace, layouts: Layouts) -> list[str]:
+def blocks_of(model: nn.Module, log: CallLog, layouts: Layouts) -> list[str]:
     """Return the paths of the model's blocks or stages, in forward order.
 
     They are a family of modules whose paths differ in numbers only (`blocks.0`, `blocks.1`, ...,
@@ -25,12 +25,12 @@ def blocks_of(model: nn.Module, seen: Trace, layouts: Layouts) -> list[str]:
     """
     families: dict[str, list[Call]] = {}
     body = 0
-    for path in seen.calls:
-        call = seen.once(path)
+    for path in log.calls:
+        call = log.once(path)
         if call is None or layouts.read(call.result_shape) is None:
             continue
         if _positions(call) > 1:
-            body += sum(each.numel() for each in call.module.parameters(recurse=False))
+            body += sum(weight.numel() for weight in call.module.parameters(recurse=False))
         if _DIGITS.search(path.rpartition(".")[2]):
             families.setdefault(_DIGITS.sub("#", path), []).append(call)
     sized = [
@@ -39,20 +39,23 @@ def blocks_of(model: nn.Module, seen: Trace, layouts: Layouts) -> list[str]:
         if len(calls) > 1
         and max(map(_positions, calls)) > 1
         and not all(is_linear(call.module) for call in calls)
-        and _is_chain(calls, seen)
+        and _is_chain(calls, log)
     ]
     most = max((size for size, _, _ in sized), default=0)
     if not sized or most < body / 2:
         return []
-    near = [each for each in sized if each[0] >= 0.95 * most]
-    calls = max(near, key=lambda each: (each[1], each[0]))[2]
+    # `stages.#` and `stages.#.blocks.#` hold nearly the same parameters: a stage adds only its
+    # downsampling. Within that margin the outer one is meant.
+    near = [family for family in sized if family[0] >= 0.95 * most]
+    calls = max(near, key=lambda family: (family[1], family[0]))[2]
     return [call.path for call in sorted(calls, key=lambda call: call.began)]
 
 
-def _is_chain(calls: list[Call], seen: Trace) -> bool:
+def _is_chain(calls: list[Call], log: CallLog) -> bool:
     """Say whether none read what was there before the one in front of it even began."""
-    born: dict[Token | None, int] = {}
-    for call in seen.calls.values():
+    # Several modules may return one tensor (an Identity); it exists since the first of them.
+    born: dict[ValueId | None, int] = {}
+    for call in log.calls.values():
         born[call.result] = min(call.ended, born.get(call.result, call.ended))
     ordered = sorted(calls, key=lambda call: call.began)
     return all(
@@ -61,25 +64,25 @@ def _is_chain(calls: list[Call], seen: Trace) -> bool:
     )
 
 
-def body_points(model: nn.Module, seen: Trace, layouts: Layouts) -> list[Point]:
+def body_points(model: nn.Module, log: CallLog, layouts: Layouts) -> list[Point]:
     """Return every hook point of the blocks and the final norm, unordered."""
     points: list[Point] = []
-    blocks = blocks_of(model, seen, layouts)
+    blocks = blocks_of(model, log, layouts)
     for index, path in enumerate(blocks):
         name = f"blocks.{index}"
         if index == 0:
-            points += _point(seen, layouts, f"{name}.hook_resid_pre", path, "in")
-        points += branch_points(seen, layouts, name, path)
-        points += _point(seen, layouts, f"{name}.hook_resid_post", path, "out")
+            points += _point(log, layouts, f"{name}.hook_resid_pre", path, "in")
+        points += branch_points(log, layouts, name, path)
+        points += _point(log, layouts, f"{name}.hook_resid_post", path, "out")
     norm = getattr(model, "norm", None)
     if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
-        points += _point(seen, layouts, "ln_final.hook_normalized", "norm", "out")
+        points += _point(log, layouts, "ln_final.hook_normalized", "norm", "out")
     return points
 
 
-def _point(seen: Trace, layouts: Layouts, name: str, path: str, side: Side) -> list[Point]:
-    made = point(seen, layouts, name, path, side)
-    return [] if made is None else [made]
+def _point(log: CallLog, layouts: Layouts, name: str, path: str, side: Side) -> list[Point]:
+    hook_point = point(log, layouts, name, path, side)
+    return [] if hook_point is None else [hook_point]
 
 
 def _positions(call: Call) -> int:

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from salve_plugin.site import Side, Site
+from salve_timm.call_log import Call, CallLog
 from salve_timm.heads import is_linear
 from salve_timm.layout import Layouts
 from salve_timm.points import Point, point
-from salve_timm.trace import Call, Trace
 
 _INNER = re.compile(r"\.(?:blocks\.)?(\d+)")
 _MLPS = (("norm2", "mlp"), ("norm2", "mlp_channels"), ("norm", "mlp"))
 
 
-def branch_points(seen: Trace, layouts: Layouts, name: str, path: str) -> list[Point]:
+def branch_points(log: CallLog, layouts: Layouts, name: str, path: str) -> list[Point]:
     """Return the points inside a block, or inside the blocks of a stage: `{name}.{index}.`...
 
     Pre-norm branches only, x + f(norm(x)), where f is attention or an MLP over features: anything
@@ -22,27 +22,27 @@ def branch_points(seen: Trace, layouts: Layouts, name: str, path: str) -> list[P
     that means something else there would mislead.
 
     Args:
-        seen: the forward pass.
+        log: the forward pass.
         layouts: of the model.
         name: of the block or stage, `blocks.3`.
         path: of its module.
     """
-    points = list(_points_within(seen, layouts, name, path))
+    points = list(_points_within(log, layouts, name, path))
     if points:
         return points
-    for inner in seen.calls:
+    for inner in log.calls:
         match = _INNER.fullmatch(inner, len(path)) if inner.startswith(path) else None
         if match is not None:
-            points += _points_within(seen, layouts, f"{name}.{match[1]}", inner)
+            points += _points_within(log, layouts, f"{name}.{match[1]}", inner)
     return points
 
 
-def _points_within(seen: Trace, layouts: Layouts, name: str, block: str) -> Iterator[Point]:
-    add = _Adder(seen, layouts)
+def _points_within(log: CallLog, layouts: Layouts, name: str, block: str) -> Iterator[Point]:
+    add = _Adder(log, layouts)
     attention = list(_attention_points(add, name, block))
     yield from attention
     for norm_name, mlp_name in _MLPS:
-        norm, mlp = seen.once(f"{block}.{norm_name}"), seen.once(f"{block}.{mlp_name}")
+        norm, mlp = log.once(f"{block}.{norm_name}"), log.once(f"{block}.{mlp_name}")
         if norm is not None and mlp is not None and mlp.source == norm.result:
             if attention:
                 yield from add(f"{name}.hook_resid_mid", norm.path, "in")
@@ -52,14 +52,16 @@ def _points_within(seen: Trace, layouts: Layouts, name: str, block: str) -> Iter
 
 def _attention_points(add: "_Adder", name: str, block: str) -> Iterator[Point]:
     """Yield the points around the attention that follows `norm1`, behind windows perhaps."""
-    norm, attn = add.seen.once(f"{block}.norm1"), add.seen.once(f"{block}.attn")
-    whole = add.seen.once(block)
-    if whole is None or norm is None or attn is None or norm.source != whole.source:
+    # Pre-norm only: the norm must get the very tensor that the block gets.
+    norm, attn = add.log.once(f"{block}.norm1"), add.log.once(f"{block}.attn")
+    block_call = add.log.once(block)
+    if block_call is None or norm is None or attn is None or norm.source != block_call.source:
         return
+    # What lies between norm and attention (windows) may move positions, never the features.
     if attn.began < norm.ended or attn.source_shape[-1:] != norm.result_shape[-1:]:
         return
     z = f"{attn.path}.proj"
-    readers = _all_reading(norm, [call for call in _linears(add.seen, attn) if call.path != z])
+    readers = _all_reading(norm, [call for call in _linears(add.log, attn) if call.path != z])
     yield from add(f"{name}.ln1.hook_normalized", norm.path, "out", readers)
     yield from _pattern(add, f"{name}.attn.hook_pattern", f"{attn.path}.attn_drop")
     yield from add(f"{name}.attn.hook_z", z, "in", (z,))
@@ -67,7 +69,7 @@ def _attention_points(add: "_Adder", name: str, block: str) -> Iterator[Point]:
 
 
 def _mlp_points(add: "_Adder", name: str, norm: Call, mlp: Call) -> Iterator[Point]:
-    layers = _linears(add.seen, mlp)
+    layers = _linears(add.log, mlp)
     last = max(layers, key=lambda call: call.ended).path if layers else f"{mlp.path}.fc2"
     readers = _all_reading(norm, [call for call in layers if call.path != last])
     yield from add(f"{name}.ln2.hook_normalized", norm.path, "out", readers)
@@ -79,7 +81,7 @@ def _mlp_points(add: "_Adder", name: str, norm: Call, mlp: Call) -> Iterator[Poi
 class _Adder:
     """Makes points of one traced model; linear readers and writers must really be linear."""
 
-    seen: Trace
+    log: CallLog
     layouts: Layouts
 
     def __call__(
@@ -90,10 +92,10 @@ class _Adder:
         readers: tuple[str, ...] = (),
         writers: tuple[str, ...] = (),
     ) -> list[Point]:
-        calls = [self.seen.once(each) for each in readers]
+        calls = [self.log.once(reader) for reader in readers]
         readers = tuple(call.path for call in calls if call is not None and is_linear(call.module))
-        made = point(self.seen, self.layouts, name, path, side, readers, writers)
-        return [] if made is None else [made]
+        hook_point = point(self.log, self.layouts, name, path, side, readers, writers)
+        return [] if hook_point is None else [hook_point]
 
 
 def _branch_out(add: _Adder, name: str, branch: Call, number: str, last: str) -> list[Point]:
@@ -106,15 +108,15 @@ def _branch_out(add: _Adder, name: str, branch: Call, number: str, last: str) ->
     block = branch.path.rpartition(".")[0]
     kinds = ("drop_path", "ls", "layer_scale")
     names = [f"{block}.{kind}{suffix}" for kind in kinds for suffix in (number, "")]
-    behind = [call for path in names if (call := add.seen.once(path)) is not None]
+    behind = [call for path in names if (call := add.log.once(path)) is not None]
     call = max(
         [branch, *(call for call in behind if call.began > branch.ended)],
         key=lambda call: call.ended,
     )
-    own = dict(add.seen.calls[block].module.named_parameters(recurse=False))
-    if call is branch and own.keys() & {f"gamma{number}", f"gamma_{number}", "gamma"}:
+    parameters = dict(add.log.calls[block].module.named_parameters(recurse=False))
+    if call is branch and parameters.keys() & {f"gamma{number}", f"gamma_{number}", "gamma"}:
         return []  # scaled by a parameter on its way: no module returns what is added
-    writer = add.seen.once(last)
+    writer = add.log.once(last)
     certain = writer is not None and writer.result == call.result and is_linear(writer.module)
     return add(name, call.path, "out", (), (last,) if certain else ())
 
@@ -124,7 +126,7 @@ def _pattern(add: _Adder, name: str, path: str) -> list[Point]:
 
     Fused attention never calls `attn_drop`; with `attn.fused_attn = False` it does.
     """
-    call = add.seen.once(path)
+    call = add.log.once(path)
     if call is None or len(call.result_shape) != 4:
         return []
     if call.result_shape[0] != add.layouts.images:
@@ -133,10 +135,10 @@ def _pattern(add: _Adder, name: str, path: str) -> list[Point]:
     return [Point(call.ended, site, call.result)]
 
 
-def _linears(seen: Trace, parent: Call) -> list[Call]:
+def _linears(log: CallLog, parent: Call) -> list[Call]:
     return [
         call
-        for path, call in seen.calls.items()
+        for path, call in log.calls.items()
         if path.startswith(f"{parent.path}.") and is_linear(call.module)
     ]
 

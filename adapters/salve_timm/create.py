@@ -34,7 +34,10 @@ def create_model(
         InputError: if the checkpoint does not fit the model.
     """
     if checkpoint is not None and not Path(checkpoint).is_file():
-        raise ReadError(f"checkpoint '{checkpoint}' is not a file")
+        raise ReadError(
+            f"checkpoint '{checkpoint}' is not a file; give the path of a state dict, .safetensors "
+            "or .pth"
+        )
     _check_name(name)
     extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:

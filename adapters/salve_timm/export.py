@@ -50,12 +50,12 @@ def export_model(model: nn.Module, folder: Path) -> None:
 def _write_weights(model: nn.Module, path: Path) -> None:
     """Write the state dict; the elements go to the file without a copy of the whole."""
     tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    storages: set[int] = set()
     for name, tensor in model.state_dict().items():
         # The format holds neither strides (channels_last) nor tensors that share memory.
         storage = tensor.untyped_storage().data_ptr()
-        shared = storage in seen
-        seen.add(storage)
+        shared = storage in storages
+        storages.add(storage)
         tensors[name] = tensor.contiguous().clone() if shared else tensor.contiguous()
     save_file(tensors, path, metadata={"format": "pt"})  # transformers wants to be told
 
@@ -96,14 +96,14 @@ def _rebuilt(model: nn.Module, config: dict[str, Any], folder: Path) -> nn.Modul
 
 
 def _compare_tensors(model: nn.Module, rebuilt: nn.Module, weights: Path) -> None:
-    state, found = model.state_dict(), rebuilt.state_dict()
+    state, rebuilt_state = model.state_dict(), rebuilt.state_dict()
     with safe_open(weights, framework="pt") as file:
         wrong = [
             name
-            for name in sorted({*state, *found, *file.keys()})
-            if name not in found
+            for name in sorted({*state, *rebuilt_state, *file.keys()})
+            if name not in rebuilt_state
             or name not in state
-            or not _same(found[name], file.get_tensor(name), state[name])
+            or not _same(rebuilt_state[name], file.get_tensor(name), state[name])
         ]
     if wrong:
         doubles = any(tensor.dtype == torch.float64 for tensor in state.values())
@@ -113,12 +113,12 @@ def _compare_tensors(model: nn.Module, rebuilt: nn.Module, weights: Path) -> Non
         )
 
 
-def _same(found: Tensor, written: Tensor, wanted: Tensor) -> bool:
+def _same(loaded: Tensor, written: Tensor, wanted: Tensor) -> bool:
     """Tell whether a loaded tensor, in the dtype that is wanted, is what was wanted and written."""
-    if found.shape != wanted.shape or written.dtype != wanted.dtype:
+    if loaded.shape != wanted.shape or written.dtype != wanted.dtype:
         return False
     wanted = wanted.cpu()
-    return torch.equal(_bits(found.to(wanted.dtype)), _bits(wanted)) and torch.equal(
+    return torch.equal(_bits(loaded.to(wanted.dtype)), _bits(wanted)) and torch.equal(
         _bits(written), _bits(wanted)
     )
 
@@ -132,12 +132,16 @@ def _compare_logits(model: nn.Module, rebuilt: nn.Module) -> None:
     first = next(model.parameters())
     rebuilt = rebuilt.to(first.device, first.dtype)
     with quiet(model), quiet(rebuilt):
-        images, wanted = probed(model, model)
-        found = rebuilt(images)
-    wanted, found = (each[0] if isinstance(each, tuple) else each for each in (wanted, found))
+        images, logits = probed(model, model)
+        rebuilt_logits = rebuilt(images)
+    logits, rebuilt_logits = (
+        output[0] if isinstance(output, tuple) else output for output in (logits, rebuilt_logits)
+    )
     # On one device the same operations on the same numbers; the rest is for its own freedom.
-    most = 64 * torch.finfo(first.dtype).eps * wanted.abs().max()
-    if found.shape != wanted.shape or not bool(((found - wanted).abs() <= most).all()):
+    tolerance = 64 * torch.finfo(first.dtype).eps * logits.abs().max()
+    if rebuilt_logits.shape != logits.shape or not bool(
+        ((rebuilt_logits - logits).abs() <= tolerance).all()
+    ):
         raise UnsupportedModelError(_no_recipe(model, "it computes other logits"))
 
 

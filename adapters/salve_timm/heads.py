@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from salve_plugin.errors import UnsupportedModelError
+from salve_timm.call_log import CallLog
 from salve_timm.probe import pretrained_cfg
-from salve_timm.trace import Trace
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -66,7 +66,7 @@ def candidates(model: nn.Module) -> list[tuple[str, ...]]:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no classifier to read or edit: "
             f"num_classes={getattr(model, 'num_classes', None)}, classifier named "
-            f"{named or None!r} is {_found(model, named)}. Create the model with its classes "
+            f"{named or None!r} is {_kind_of(model, named)}. Create the model with its classes "
             "(num_classes=...), without features_only, and do not reset the classifier to 0"
         )
     return groups
@@ -78,7 +78,7 @@ def linear_paths(model: nn.Module, groups: list[tuple[str, ...]]) -> set[str]:
 
 
 def proven(
-    model: nn.Module, groups: list[tuple[str, ...]], seen: Trace, probe: Tensor
+    model: nn.Module, groups: list[tuple[str, ...]], log: CallLog, probe: Tensor
 ) -> tuple[Head, ...]:
     """Return the heads of the first group that reproduces the traced logits.
 
@@ -88,10 +88,16 @@ def proven(
     On the meta device there are no values, so that only calls and shapes are compared, and only
     the largest group is tried: that a part of it would do as well is for values to show.
 
+    Args:
+        model: in `quiet`.
+        groups: of paths, from `candidates`.
+        log: the forward pass on `probe`, with the inputs of the groups' linear layers.
+        probe: the batch (images, channels, height, width).
+
     Raises:
         UnsupportedModelError: if none does; the message says what was found.
     """
-    logits = seen.output
+    logits = log.output
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedModelError(
@@ -105,9 +111,9 @@ def proven(
         )
     refusals = []
     for group in [max(groups, key=len)] if logits.is_meta else groups:
-        layers = [_last_that_ran(model, path, seen) for path in group]
+        layers = [_last_that_ran(model, path, log) for path in group]
         paths = list(dict.fromkeys(path for path in layers if path))
-        outcome = _shares(model, paths, seen, probe)
+        outcome = _shares(model, paths, log, probe)
         if not isinstance(outcome, str):
             return tuple(
                 Head(path, width_of(model.get_submodule(path)), share)
@@ -121,20 +127,21 @@ def proven(
     )
 
 
-def _shares(model: nn.Module, paths: list[str], seen: Trace, probe: Tensor) -> list[float] | str:
+def _shares(model: nn.Module, paths: list[str], log: CallLog, probe: Tensor) -> list[float] | str:
     """Return each head's share of the logits, or why they are not the sum of the heads."""
     if not paths:
         return "no Linear or 1x1 Conv2d in it ran"
     outputs = []
     for path in paths:
-        output = _output(model.get_submodule(path), path, seen)
+        output = _output(model.get_submodule(path), path, log)
         if isinstance(output, str):
             return output
         outputs.append(output)
     if probe.is_meta:
         return [1 / len(paths)] * len(paths)
-    logits: Tensor = seen.output
+    logits: Tensor = log.output
     shares = [1.0]
+    # One head whose output is not zero is proven by its values alone, without further passes.
     if len(paths) > 1 or not bool(logits.any()):
         measured = [_measured(model, path, probe, logits, len(paths)) for path in paths]
         shares = [share for share in measured if share is not None]
@@ -145,9 +152,9 @@ def _shares(model: nn.Module, paths: list[str], seen: Trace, probe: Tensor) -> l
     return "no weighted sum of these layers' outputs equals the logits"
 
 
-def _output(layer: nn.Module, path: str, seen: Trace) -> Tensor | str:
+def _output(layer: nn.Module, path: str, log: CallLog) -> Tensor | str:
     """Return x W^T + b for the layer's traced input, or why it is no head."""
-    x, call, logits = seen.inputs.get(path), seen.calls[path], seen.output
+    x, call, logits = log.inputs.get(path), log.calls[path], log.output
     if x is None or call.times != 1:
         return f"'{path}' ran {call.times} times"
     if x.shape[1:].numel() != width_of(layer) or len(x) != len(logits):
@@ -179,10 +186,11 @@ def _measured(
         moved = (model(probe) - logits).double()
     finally:
         handle.remove()
-    given = pushes[-1].flatten(1).double()
-    share = float((moved * given).sum() / given.square().sum())
+    pushed = pushes[-1].flatten(1).double()
+    # The least-squares c of moved = c pushed; that it fits everywhere is checked, not assumed.
+    share = float((moved * pushed).sum() / pushed.square().sum())
     tolerance = TOLERANCE.get(logits.dtype, 1e-4)
-    if bool((moved - share * given).abs().max() > tolerance * size):
+    if bool((moved - share * pushed).abs().max() > tolerance * size):
         return None
     return 1 / heads if abs(share - 1 / heads) <= tolerance else share
 
@@ -198,13 +206,15 @@ def _linear_paths(model: nn.Module, path: str) -> list[str]:
         root = model.get_submodule(path)
     except AttributeError:
         return []
-    inner = [f"{path}.{name}".rstrip(".") for name, each in root.named_modules() if is_linear(each)]
+    inner = [
+        f"{path}.{name}".rstrip(".") for name, module in root.named_modules() if is_linear(module)
+    ]
     return [path] if is_linear(root) else inner
 
 
-def _last_that_ran(model: nn.Module, path: str, seen: Trace) -> str | None:
-    ran = [inner for inner in _linear_paths(model, path) if inner in seen.calls]
-    return max(ran, key=lambda inner: seen.calls[inner].ended, default=None)
+def _last_that_ran(model: nn.Module, path: str, log: CallLog) -> str | None:
+    ran = [inner for inner in _linear_paths(model, path) if inner in log.calls]
+    return max(ran, key=lambda inner: log.calls[inner].ended, default=None)
 
 
 def _from_method(model: nn.Module) -> tuple[str, ...]:
@@ -213,21 +223,21 @@ def _from_method(model: nn.Module) -> tuple[str, ...]:
     if method is None:
         return ()
     try:
-        found = method()
+        classifier = method()
     except (AttributeError, KeyError, TypeError):  # a pruned or half-built model
         return ()
-    parts = found if isinstance(found, (tuple, list, nn.ModuleList)) else (found,)
+    members = classifier if isinstance(classifier, (tuple, list, nn.ModuleList)) else (classifier,)
     flat = [
         inner
-        for part in parts
-        for inner in (part if isinstance(part, (tuple, list, nn.ModuleList)) else (part,))
+        for member in members
+        for inner in (member if isinstance(member, (tuple, list, nn.ModuleList)) else (member,))
     ]
     names = {id(module): path for path, module in model.named_modules()}
-    paths = [names[id(part)] for part in flat if id(part) in names]
+    paths = [names[id(member)] for member in flat if id(member) in names]
     return tuple(path for path in paths if _linear_paths(model, path))
 
 
-def _found(model: nn.Module, named: object) -> str:
+def _kind_of(model: nn.Module, named: object) -> str:
     try:
         return type(model.get_submodule(str(named))).__name__ if named else "not named"
     except AttributeError:

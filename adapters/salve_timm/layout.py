@@ -67,6 +67,8 @@ class Layouts:
 
     def _map(self, shape: tuple[int, ...]) -> Arrangement | None:
         _, a, b, c = shape
+        # What the model reports is certain; then maps are mostly square; last comes its word on its
+        # format, which is about what it returns, not about every module inside.
         if (a, b, c) in self.maps:
             return Arrangement("nchw", a)
         if (c, a, b) in self.maps or (a == b != c):
@@ -77,6 +79,8 @@ class Layouts:
 
     def _tokens(self, shape: tuple[int, ...]) -> Arrangement | None:
         _, length, width = shape
+        # Among grids that leave a believable number of prefix tokens, the best is one of the right
+        # width, then the one that leaves as many as the model says it has.
         fits = [
             (channels != width, abs(length - height * across - self.prefix), height, across)
             for channels, height, across in self.maps

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from salve_plugin.hooks import tapped
 from salve_plugin.site import Side, Site
+from salve_timm.call_log import CallLog
 from salve_timm.points import Point
-from salve_timm.trace import Trace
 from salve_timm.wiring import Wiring, scale_and_shift, widths_of, wirings_of
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -37,7 +37,7 @@ rounding is larger than that, is measured in float32.
 
 
 def measured(
-    model: nn.Module, points: Sequence[Point], seen: Trace, heads: Sequence[Site], probe: Tensor
+    model: nn.Module, points: Sequence[Point], log: CallLog, heads: Sequence[Site], probe: Tensor
 ) -> list[Point]:
     """Return the points with the readers and writers that the probe's gradients confirm.
 
@@ -46,14 +46,14 @@ def measured(
     Args:
         model: in `quiet`.
         points: of the body, with the readers and writers that structure alone makes certain.
-        seen: the traced forward pass on `probe`.
+        log: the forward pass on `probe`.
         heads: the sites that the classifier reads; the loss is a random sum of them, since logits
             may not depend on anything in a fresh model.
         probe: the batch; its first image is enough.
     """
     if probe.is_meta:
         return list(points)
-    wirings = wirings_of(model, points, seen, {path for site in heads for path in site.readers})
+    wirings = wirings_of(model, points, log, {path for site in heads for path in site.readers})
     sites = [
         replace(point.site, readers=wiring.readers)
         for point, wiring in zip(points, wirings, strict=True)
@@ -80,28 +80,31 @@ def _lent(model: nn.Module) -> Iterator[None]:
     model in float32 is not touched; in any case the tensors get their own memory back.
     """
     generator = torch.Generator().manual_seed(0)
-    own: list[tuple[Tensor, Tensor]] = []
+    originals: list[tuple[Tensor, Tensor]] = []
     try:
-        for tensor in {id(each): each for each in (*model.parameters(), *model.buffers())}.values():
+        for tensor in {
+            id(weight): weight for weight in (*model.parameters(), *model.buffers())
+        }.values():
             if not tensor.is_floating_point() or tensor.numel() == 0:
                 continue
             data = tensor.data
             value = data.to(torch.promote_types(data.dtype, torch.float32))
             flat = value.flatten()
+            # The ends first, which spares most tensors the comparison of every element.
             if bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all()):
                 noise = torch.rand(value.shape, generator=generator).to(value)
                 fan_in = value[0].numel() if value.ndim else 1
                 value = value * (noise + 0.5) if bool(flat[0]) else (noise - 0.5) * fan_in**-0.5
             if value is not data:
-                own.append((tensor, data))
+                originals.append((tensor, data))
                 tensor.data = value
         yield
     finally:
-        for tensor, data in own:
+        for tensor, data in originals:
             tensor.data = data
 
 
-_Rows = dict[tuple[str, str], tuple[Tensor, Tensor]]
+_RowPairs = dict[tuple[str, str], tuple[Tensor, Tensor]]
 """By (side or "site", path or name): values and gradients, each (rows, width)."""
 
 
@@ -111,7 +114,7 @@ def _gradients(
     wirings: Sequence[Wiring],
     heads: Sequence[Site],
     image: Tensor,
-) -> _Rows:
+) -> _RowPairs:
     """Run the model forward and backward once; return what passed the sites and the layers."""
     taps: dict[tuple[str, str], Site] = {("site", site.name): site for site in sites}
     for wiring in wirings:
@@ -119,17 +122,19 @@ def _gradients(
             taps["in", path] = _edge(model, path, "in")
         if wiring.writer is not None:
             taps["out", wiring.writer] = _edge(model, wiring.writer, "out")
-    kept: dict[tuple[str, str], Tensor] = {}
-    reads: dict[str, Tensor] = {}
+    activations: dict[tuple[str, str], Tensor] = {}
+    head_inputs: dict[str, Tensor] = {}
 
     def keep(key: tuple[str, str], activation: Tensor) -> Tensor:
-        kept[key] = activation.clone()
-        return kept[key].clone()  # an in-place operation that follows hits this copy
+        activations[key] = activation.clone()
+        return activations[key].clone()  # an in-place operation that follows hits this copy
 
     def read(name: str, activation: Tensor) -> None:
-        reads[name] = activation
+        head_inputs[name] = activation
 
     generator = torch.Generator().manual_seed(0)
+    # The heads' inputs, not the logits: those may be constant in a fresh model. A random sum, since
+    # the plain one is constant behind a layer norm.
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for key, site in taps.items():  # sites first, so that they come before their layers
             stack.enter_context(tapped(model, site, partial(keep, key)))
@@ -137,11 +142,12 @@ def _gradients(
             stack.enter_context(tapped(model, site, partial(read, site.name)))
         model(image.detach().clone().requires_grad_())
         loss = sum(
-            (x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in reads.values()
+            (x * torch.randn(x.shape, generator=generator).to(x)).sum()
+            for x in head_inputs.values()
         )
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             return {}
-        values = dict(kept)
+        values = dict(activations)
         gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
     return {
         key: (_rows(taps[key], value), _rows(taps[key], gradient))
@@ -162,22 +168,28 @@ def _rows(site: Site, activation: Tensor) -> Float[Tensor, "rows width"]:
     return activation.detach().movedim(axis, -1).reshape(-1, site.width).cpu()
 
 
-def _confirmed(model: nn.Module, site: Site, wiring: Wiring, rows: _Rows, tolerance: float) -> Site:
+def _confirmed(
+    model: nn.Module, site: Site, wiring: Wiring, rows: _RowPairs, tolerance: float
+) -> Site:
     """Return the site with the readers and writers at which its first-order effect comes out."""
     site = replace(site, readers=(), writers=(), affine=())
     if ("site", site.name) not in rows:
         return site
     value, gradient = rows["site", site.name]
     generator = torch.Generator().manual_seed(0)
+    # A is width x width; A v for one random v tells two of them apart with probability one, at
+    # the price of a vector.
     direction = torch.randn(site.width, generator=generator, dtype=torch.float64).to(value)
     effect = _effect(value @ direction, gradient)
+    # What rounding is relative to: the terms, not their sum, in which they may cancel.
     size = _effect((value @ direction).abs(), gradient.abs()).amax(1)
     if not bool((size > 0).all() and size.isfinite().all()):
         return site
 
-    def agrees(other: Tensor) -> bool:
-        return bool(((other - effect).abs().amax(1) <= tolerance * size).all())
+    def agrees(layers_effect: Tensor) -> bool:
+        return bool(((layers_effect - effect).abs().amax(1) <= tolerance * size).all())
 
+    # All readers together must account for the site; each alone gives only its own term.
     inputs = [rows[key] for path in wiring.readers if (key := ("in", path)) in rows]
     if len(inputs) == len(wiring.readers) > 0:
         read = torch.stack([_effect(x @ direction, pull) for x, pull in inputs]).sum(0)
@@ -185,6 +197,7 @@ def _confirmed(model: nn.Module, site: Site, wiring: Wiring, rows: _Rows, tolera
             site = replace(site, readers=wiring.readers)
     if wiring.writer is not None and ("out", wiring.writer) in rows:
         output, pull = rows["out", wiring.writer]
+        # x = s y + t at the site, so dL/dx = (dL/dy) / s: the same A and b from the writer's side.
         scale, shift = _composed(model, wiring.affine, output)
         if bool((scale != 0).all()) and agrees(
             _effect((output * scale + shift) @ direction, pull / scale)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from salve_plugin.site import Side, Site
+from salve_timm.call_log import CallLog, ValueId
 from salve_timm.layout import Layouts
-from salve_timm.trace import Token, Trace
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,11 @@ class Point:
 
     at: int
     site: Site
-    value: Token | None
+    value: ValueId | None
 
 
 def point(
-    seen: Trace,
+    log: CallLog,
     layouts: Layouts,
     name: str,
     path: str,
@@ -27,17 +27,27 @@ def point(
     readers: tuple[str, ...] = (),
     writers: tuple[str, ...] = (),
 ) -> Point | None:
-    """Return the named point, None unless the module ran once there with positions."""
-    call = seen.once(path)
+    """Return the named point, None unless the module ran once there with positions.
+
+    Args:
+        log: the forward pass.
+        layouts: of the model.
+        name: of the hook point.
+        path: of the module.
+        side: whether its input or its output is meant.
+        readers: paths of the layers that read it.
+        writers: paths of the layers that write it.
+    """
+    call = log.once(path)
     if call is None:
         return None
     shape = call.source_shape if side == "in" else call.result_shape
-    found = layouts.read(shape, features_last=_features_last(call.module))
-    if found is None:
+    arrangement = layouts.read(shape, features_last=_features_last(call.module))
+    if arrangement is None:
         return None
     site = Site(
-        name, path, side, found.layout, found.width, found.prefix_tokens, found.grid,
-        readers, writers,
+        name, path, side, arrangement.layout, arrangement.width, arrangement.prefix_tokens,
+        arrangement.grid, readers, writers,
     )  # fmt: skip
     if side == "in":
         return Point(call.began, site, call.source)

@@ -75,7 +75,7 @@ def probed(
         images = images.to(reference.device, reference.dtype)
         try:
             return images, run(images)
-        except Exception as error:
+        except Exception as error:  # models refuse a shape by asserts, RuntimeErrors and others
             complaint = complaint or error
     raise UnsupportedModelError(
         f"{type(model).__name__} accepts no probe batch of the shapes {shapes} "

@@ -9,8 +9,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear as CastingLinear
 from torch import Tensor, nn
 
+from salve_timm.call_log import Call, CallLog
 from salve_timm.points import Point
-from salve_timm.trace import Call, Trace
 
 LAYERS = (nn.Linear, CastingLinear, nn.Conv2d, Conv2dSame)
 """Layers that use their `weight` as it is; subclasses may standardize it on the way."""
@@ -32,7 +32,7 @@ class Wiring:
 
 
 def wirings_of(
-    model: nn.Module, points: Sequence[Point], seen: Trace, heads: set[str]
+    model: nn.Module, points: Sequence[Point], log: CallLog, heads: set[str]
 ) -> list[Wiring]:
     """Return what might surround each point; heads belong to their own sites.
 
@@ -41,14 +41,21 @@ def wirings_of(
     parameters may lie between, and no other module may get that tensor (a pooling, LeViT's
     subsampled queries), since its part in the gradient may be tiny. Nor is a shared weight taken,
     which would change another layer with it.
+
+    Args:
+        model: as it was when it ran.
+        points: of the body.
+        log: the forward pass.
+        heads: paths of the classifier's layers.
     """
+    # By identity: tied weights are one parameter under several modules.
     uses = Counter(
         id(weight)
         for module in model.modules()
         for weight in module._parameters.values()
         if weight is not None
     )
-    ran = [call for path in seen.calls if (call := seen.once(path)) is not None]
+    ran = [call for path in log.calls if (call := log.once(path)) is not None]
     layers = [
         call
         for call in ran
@@ -57,17 +64,19 @@ def wirings_of(
         and uses[id(call.module.get_parameter("weight"))] == 1
     ]
     weighted = [call for call in ran if any(True for _ in call.module.parameters(recurse=False))]
-    return [_wiring(point, seen, layers, weighted) for point in points]
+    return [_wiring(point, log, layers, weighted) for point in points]
 
 
 def is_plain(module: nn.Module) -> bool:
     """Say whether the layer applies its own weight as it is to all of its input's features."""
     grouped = isinstance(module, nn.Conv2d) and module.groups != 1
-    own = isinstance(module._parameters.get("weight"), nn.Parameter)
-    return type(module) in LAYERS and own and not grouped
+    has_weight = isinstance(module._parameters.get("weight"), nn.Parameter)
+    return type(module) in LAYERS and has_weight and not grouped
 
 
-def _wiring(point: Point, seen: Trace, layers: list[Call], weighted: list[Call]) -> Wiring:
+def _wiring(point: Point, log: CallLog, layers: list[Call], weighted: list[Call]) -> Wiring:
+    # Two ways to be a reader: the very tensor was passed, or it went through views that made new
+    # tensors of it (windows, a transpose), behind which the next layer gets the same features.
     later = [call for call in layers if call.began >= point.at]
     readers = [call for call in later if point.value is not None and call.source == point.value]
     if not readers and later:
@@ -75,27 +84,28 @@ def _wiring(point: Point, seen: Trace, layers: list[Call], weighted: list[Call])
         if not _between(weighted, point.at, following.began):
             readers = [following]
     misfit = any(widths_of(call.module)[0] != point.site.width for call in readers)
-    if misfit or _read_elsewhere(point, seen, readers):
+    if misfit or _read_elsewhere(point, log, readers):
         readers = []
     wiring = Wiring(tuple(call.path for call in readers))
     earlier = [call for call in layers if call.ended <= point.at]
     writer = max(earlier, key=lambda call: call.ended, default=None)
     if writer is None or widths_of(writer.module)[1] != point.site.width:
         return wiring
+    # What lies between must be foldable: s x + t, feature by feature.
     between = _between(weighted, writer.ended, point.at)
     if any(scale_and_shift(call.module) is None for call in between):
         return wiring
     return replace(wiring, writer=writer.path, affine=tuple(call.path for call in between))
 
 
-def _read_elsewhere(point: Point, seen: Trace, readers: list[Call]) -> bool:
+def _read_elsewhere(point: Point, log: CallLog, readers: list[Call]) -> bool:
     """Say whether a module that is no reader, holds none and is no identity got the tensor."""
     return any(
         call.source == point.value
         and call.began >= point.at
         and call.result != call.source
         and not any(f"{reader.path}.".startswith(f"{call.path}.") for reader in readers)
-        for call in seen.calls.values()
+        for call in log.calls.values()
         if call.path and call.source is not None
     )
 

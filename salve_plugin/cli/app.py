@@ -12,10 +12,10 @@ from salve_plugin.cli.options import (
     Classes,
     ClassName,
     EditRows,
+    HeadRows,
     Json,
     Latent,
     Out,
-    Rows,
     StudyFolder,
 )
 from salve_plugin.cli.output import show_error
@@ -72,9 +72,9 @@ def discover_command(
     as_json: Json = False,
 ) -> None:
     """Record a model's activations on an image folder and learn a dictionary; resumable."""
-    source = studies.source(model, checkpoint, num_classes)
+    spec = studies.model_spec(model, checkpoint, num_classes)
     studies.discover(
-        source, data, out, site=site, latents=latents, learner=learner, l0=l0,
+        spec, data, out, site=site, latents=latents, learner=learner, l0=l0,
         seed=seed, batch_size=batch_size, as_json=as_json,
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def alpha_crit_command(
     study: StudyFolder,
     class_name: ClassName = None,
     latent: Latent = None,
-    rows: Rows = "all",
+    rows: HeadRows = "all",
     target: Annotated[str, typer.Option("--target", help="zero, fraction or flip.")] = "flip",
     fraction: Annotated[float, typer.Option("--fraction", help="For --target fraction.")] = 0.5,
     as_json: Json = False,
@@ -156,7 +156,14 @@ app.add_typer(sharing.commands)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; an expected error ends it with its message and status 1."""
+    """Run the command; an expected error ends it with its message and status 1.
+
+    Args:
+        arguments: those of the command line by default.
+
+    Raises:
+        SystemExit: always, with the command's status.
+    """
     try:
         app(args=arguments, prog_name="salve", standalone_mode=True)
     except SalveError as error:

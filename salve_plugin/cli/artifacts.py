@@ -7,7 +7,7 @@ from torch import nn
 
 from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.shared import find
-from salve_plugin.cli.studies import source
+from salve_plugin.cli.studies import model_spec
 from salve_plugin.cli.study import OpenModel
 from salve_plugin.control.application import BaseMatch, match_all
 from salve_plugin.control.edit import Edit
@@ -32,7 +32,12 @@ def apply(
     *,
     as_json: bool,
 ) -> None:
-    """Apply the edit, or all edits of the bundle, to the base; write the edited state dict."""
+    """Apply the edit, or all edits of the bundle, to the base; write the edited state dict.
+
+    Raises:
+        InputError: if `out` has another suffix than .safetensors, or the base is not named.
+        SalveError: if anything cannot be read, applied or written; nothing is written then.
+    """
     kind, shared = edits_at(source, where)
     _check_out(out)
     opened = _base(shared, model, checkpoint, num_classes)
@@ -65,7 +70,11 @@ def revert(
     *,
     as_json: bool,
 ) -> None:
-    """Undo the edit, or all edits of the bundle, in a state dict; write the restored one."""
+    """Undo the edit, or all edits of the bundle, in a state dict; write the restored one.
+
+    Raises:
+        SalveError: as `apply`, and if the state dict does not hold what the edit made.
+    """
     kind, shared = edits_at(source, where)
     _check_out(out)
     opened = _base(shared, model, checkpoint, num_classes)
@@ -83,13 +92,17 @@ def revert(
 
 
 def inspect(source: str, where: Where, *, as_json: bool) -> None:
-    """Verify what lies at a place and show its summary."""
-    found = find(source, **where)
+    """Verify what lies at a place and show its summary.
+
+    Raises:
+        SalveError: as `find`.
+    """
+    item = find(source, **where)
     if as_json:
-        show_json({"kind": found.kind, **found.said})
+        show_json({"kind": item.kind, **item.description})
         return
-    rows = [(key, value) for key, value in _flat(found.said) if value not in (None, {}, [])]
-    show_table(f"{found.kind} {source}", ("field", "value"), rows)
+    rows = [(key, value) for key, value in _flat(item.description) if value not in (None, {}, [])]
+    show_table(f"{item.kind} {source}", ("field", "value"), rows)
     console().print("Verified: every byte is as it was written.", highlight=False)
 
 
@@ -100,13 +113,13 @@ def edits_at(source: str, where: Where) -> tuple[str, EditArtifact | EditBundle]
         InputError: if a dictionary lies there.
         SalveError: as `find`.
     """
-    found = find(source, **where)
-    if isinstance(found.shared, Dictionary):
+    item = find(source, **where)
+    if isinstance(item.shared, Dictionary):
         raise InputError(
             f"{source} holds a dictionary, which edits nothing by itself; give an edit that was "
             "made with it, or a bundle of edits"
         )
-    return found.kind, found.shared
+    return item.kind, item.shared
 
 
 def _edits(shared: EditArtifact | EditBundle) -> tuple[Edit, ...]:
@@ -143,7 +156,7 @@ def _base(
         recorded = description.get("num_classes")
         if num_classes is None and isinstance(recorded, int):
             num_classes = recorded
-    return source(model, checkpoint, num_classes).open()
+    return model_spec(model, checkpoint, num_classes).open()
 
 
 def _check_out(out: Path) -> None:
@@ -154,6 +167,7 @@ def _check_out(out: Path) -> None:
 def _save(model: nn.Module, out: Path) -> None:
     from safetensors.torch import save
 
+    # safetensors holds no strides, which a channels_last model has.
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     write_atomically(out, save(state, metadata={"format": "pt"}))
 
@@ -169,8 +183,8 @@ def _show(result: dict[str, object], match: BaseMatch, title: str, *, as_json: b
 def _flat(value: object, prefix: str = "") -> list[tuple[str, object]]:
     if isinstance(value, dict):
         return [
-            entry
+            pair
             for key, child in value.items()
-            for entry in _flat(child, f"{prefix}.{key}" if prefix else str(key))
+            for pair in _flat(child, f"{prefix}.{key}" if prefix else str(key))
         ]
     return [(prefix, value)]

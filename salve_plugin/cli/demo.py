@@ -9,7 +9,7 @@ from salve_plugin.demo.progress import Steps
 from salve_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from salve_plugin.demo.photographs import Outcome
+    from salve_plugin.demo.photographs import SubjectOutcome
 
 
 def run(
@@ -21,17 +21,22 @@ def run(
     seeds: int,
     as_json: bool,
 ) -> None:
-    """Run the demo on digits, on photographs, or on the user's own model and images."""
+    """Run the demo on digits, on photographs, or on the user's own model and images.
+
+    Raises:
+        InputError: if only one of `model` and `data` is given.
+        SalveError: if something cannot be read or written.
+    """
     if (model is None) != (data is None):
         raise InputError("--model and --data go together: a timm model and an image folder")
     made_folder(out)
     steps = Steps(to_stderr=as_json)
     if model is not None and data is not None:
-        from salve_plugin.cli.study import Source
+        from salve_plugin.cli.study import ModelSpec
         from salve_plugin.demo.photographs import run_own
 
         with steps.step(f"load {model} with its own weights"):
-            opened = Source(model).open()
+            opened = ModelSpec(model).open()
         images = opened.images(data)
         outcomes = run_own(out, opened.hooked, images.classes, images.batches(64), steps=steps)
         _show_outcomes(outcomes, as_json)
@@ -45,7 +50,7 @@ def run(
         console().print(f"Everything is in {out}/.", highlight=False)
 
 
-def _show_outcomes(outcomes: "list[Outcome]", as_json: bool) -> None:
+def _show_outcomes(outcomes: "list[SubjectOutcome]", as_json: bool) -> None:
     if as_json:
         show_json({"outcomes": [outcome.to_json() for outcome in outcomes]})
         return

@@ -32,16 +32,21 @@ def critical(
     *,
     as_json: bool,
 ) -> None:
-    """Show the critical strengths of the recorded images by class."""
+    """Show the critical strengths of the recorded images by class.
+
+    Raises:
+        InputError: if class, latent, rows or target cannot be used.
+        SalveError: if the study cannot be read or its model is another one by now.
+    """
     study = Study.load(folder)
-    acts, dictionary, found = study.parts()
-    chosen = latent_of(found, dictionary, class_name, latent)
-    label = None if class_name is None else label_of(found, class_name)
-    picked = _rows(rows, label)
-    if picked == "rivals":
+    acts, dictionary, features = study.parts()
+    chosen_latent = latent_of(features, dictionary, class_name, latent)
+    label = None if class_name is None else label_of(features, class_name)
+    row_choice = _rows(rows, label)
+    if row_choice == "rivals":
         raise InputError("alpha-crit takes --rows all, class or indices, not rivals")
     opened = study.open(acts)
-    edit = suppress(opened.hooked, dictionary, latent=chosen, strength=0.0, rows=picked)
+    edit = suppress(opened.hooked, dictionary, latent=chosen_latent, strength=0.0, rows=row_choice)
     crit = alpha_crit(
         opened.hooked,
         edit,
@@ -51,22 +56,22 @@ def critical(
         classes=None if label is None else [label],
     )
     if as_json:
-        show_json({"latent": chosen, "rows": picked, **crit.to_json()})
+        show_json({"latent": chosen_latent, "rows": row_choice, **crit.to_json()})
         return
-    _show(crit, f"critical strength of latent {chosen} (target {target}, rows {rows})")
+    _show(crit, f"critical strength of latent {chosen_latent} (target {target}, rows {rows})")
 
 
 def _show(crit: AlphaCrit, title: str) -> None:
     names = crit.classes
     rows = [
         (
-            names[entry.label] if names else str(entry.label),
-            entry.count,
-            entry.already,
-            entry.unreachable,
-            *entry.quantiles,
+            names[summary.label] if names else str(summary.label),
+            summary.count,
+            summary.already,
+            summary.unreachable,
+            *summary.quantiles,
         )
-        for entry in crit.summary()
+        for summary in crit.summary()
     ]
     levels = [f"{level:.0%}" for level in type(crit.summary()[0]).LEVELS]
     show_table(title, ("class", "images", "already", "never", *levels), rows)
@@ -80,7 +85,7 @@ def _rows(rows: str, label: int | None) -> RowChoice:
             raise InputError(f"--rows {rows} needs --class")
         return "rivals" if rows == "rivals" else (label,)
     try:
-        return tuple(int(part) for part in rows.split(","))
+        return tuple(int(index) for index in rows.split(","))
     except ValueError as error:
         raise InputError(
             f"--rows {rows!r} is unknown; use all, class, rivals, or indices such as 3,5"
@@ -99,19 +104,25 @@ def make(
     n_pictures: int,
     as_json: bool,
 ) -> None:
-    """Make the edit, measure it on the recorded images, and save the artifact."""
+    """Make the edit, measure it on the recorded images, and save the artifact.
+
+    Raises:
+        InputError: if class, latent, rows or strength cannot be used, or none can be chosen.
+        SalveError: if the study cannot be read, its model is another one by now, or the artifact
+            cannot be written.
+    """
     study = Study.load(folder)
-    acts, dictionary, found = study.parts()
-    label = None if class_name is None else label_of(found, class_name)
+    acts, dictionary, features = study.parts()
+    label = None if class_name is None else label_of(features, class_name)
     rows = rows or ("all" if label is None else "class" if enhance else "rivals")
     opened = study.open(acts)
     if enhance or latent is not None or strength is not None:
-        chosen = latent_of(found, dictionary, class_name, latent)
+        chosen_latent = latent_of(features, dictionary, class_name, latent)
         edit = _named(
-            opened, dictionary, acts, chosen, strength, _rows(rows, label), label, enhance
+            opened, dictionary, acts, chosen_latent, strength, _rows(rows, label), label, enhance
         )
     else:
-        edit = _chosen(opened, dictionary, acts, found, label, _rows(rows, label))
+        edit = _chosen(opened, dictionary, acts, features, label, _rows(rows, label))
     evaluation = _measured(opened, edit, acts, label)
     pictures, missing = of_study(study, opened, acts, dictionary, edit, label, n_pictures)
     artifact = EditArtifact.of(
@@ -153,13 +164,13 @@ def _chosen(
     opened: OpenModel,
     dictionary: Dictionary,
     acts: Activations,
-    found: Features,
+    features: Features,
     label: int | None,
     rows: RowChoice,
 ) -> Edit:
     if label is None:
         raise InputError("name a class (--class), or a latent and a strength")
-    return choose(opened.hooked, dictionary, found, acts, label, rows=rows).edit
+    return choose(opened.hooked, dictionary, features, acts, label, rows=rows).edit
 
 
 def _named(
@@ -194,7 +205,7 @@ def _named(
             f"no strength of latent {latent} on these rows breaks 95 % of the class's images; "
             "leave out --latent to have one chosen, or try other --rows"
         )
-    return edit.with_strength(needed * (1 + 1e-4))
+    return edit.with_strength(needed * (1 + 1e-4))  # just beyond: at the root itself logits tie
 
 
 def _evidence(
@@ -217,8 +228,8 @@ def _measured(
     }
     if label is not None and int((before.count > 0).sum()) > 1:
         effect = change(before, after, label)
-        seen = [i for i in range(len(before.count)) if before.count[i] > 0 and i != label]
-        others = float(before.accuracy[seen].mean())
+        other_labels = [i for i in range(len(before.count)) if before.count[i] > 0 and i != label]
+        others = float(before.accuracy[other_labels].mean())
         measures["before"] |= {"target accuracy": effect.target_before, "others": others}
         measures["after"] |= {
             "target accuracy": effect.target_after,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from salve_plugin.cli.output import show_json, show_table
-from salve_plugin.cli.shared import Found, find
+from salve_plugin.cli.shared import SharedItem, find
 from salve_plugin.store.hub.push import How
 from salve_plugin.store.source import Where
 
@@ -13,13 +13,13 @@ from salve_plugin.store.source import Where
 def verify(source: str, where: Where, *, as_json: bool) -> None:
     """Check every byte of what lies at a place and print its digest."""
     with _bars(shown=not as_json):
-        found = find(source, **where)
-        found.check_models()
+        item = find(source, **where)
+        item.check_models()
     result = {
-        "kind": found.kind,
-        "digest": found.digest,
-        "card": found.said.get("card"),
-        "commit": _commit(found),
+        "kind": item.kind,
+        "digest": item.digest,
+        "card": item.description.get("card"),
+        "commit": _commit(item),
     }
     _show(result, "verified: every byte is as it was written", as_json=as_json)
 
@@ -27,15 +27,15 @@ def verify(source: str, where: Where, *, as_json: bool) -> None:
 def pull(repo_id: str, where: Where, out: Path, *, as_json: bool) -> None:
     """Get what lies in a repository, verify it and write it into a folder."""
     with _bars(shown=not as_json):
-        found = find(repo_id, **where)
-    found.shared.save_pretrained(out)
+        item = find(repo_id, **where)
+    item.shared.save_pretrained(out)
     result: dict[str, object] = {
-        "kind": found.kind,
+        "kind": item.kind,
         "folder": str(out),
-        "digest": found.digest,
-        "commit": _commit(found),
+        "digest": item.digest,
+        "commit": _commit(item),
     }
-    origin = found.place.origin
+    origin = item.source.origin
     if origin is not None:
         result |= {"resolved": origin.resolved, "from_cache": origin.from_cache}
     _show(result, "pulled", as_json=as_json)
@@ -43,12 +43,12 @@ def pull(repo_id: str, where: Where, out: Path, *, as_json: bool) -> None:
 
 def push(folder: Path, repo_id: str, how: How, *, as_json: bool) -> None:
     """Verify what lies in a folder and put it on the Hub in one commit."""
-    found = find(folder)
+    item = find(folder)
     with _bars(shown=not as_json):
-        pushed = found.shared.push_to_hub(repo_id, **how)
+        pushed = item.shared.push_to_hub(repo_id, **how)
     result: dict[str, object] = {
-        "kind": found.kind,
-        "digest": found.digest,
+        "kind": item.kind,
+        "digest": item.digest,
         "repo_id": pushed.reference.repo_id,
         "commit": pushed.reference.commit,
         "pull_request": pushed.pull_request,
@@ -59,8 +59,8 @@ def push(folder: Path, repo_id: str, how: How, *, as_json: bool) -> None:
     _show(result, "pushed" if pushed.created else "already there", as_json=as_json)
 
 
-def _commit(found: Found) -> str | None:
-    origin = found.place.origin
+def _commit(item: SharedItem) -> str | None:
+    origin = item.source.origin
     return None if origin is None else origin.reference.commit
 
 

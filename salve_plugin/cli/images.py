@@ -151,6 +151,7 @@ def match_classes(
     numbers = {folder for folder in folders if folder.isascii() and folder.isdigit()}
     if all(folder in numbers and int(folder) < n for folder in folders):
         return [int(folder) for folder in folders]
+    # Numbers too large are named only if nothing else is wrong.
     unknown = [folder for folder in folders if folder.lower() not in index_of]
     unknown = [folder for folder in unknown if folder not in numbers] or unknown
     raise InputError(

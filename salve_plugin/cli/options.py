@@ -41,7 +41,7 @@ ClassName = Annotated[
 Latent = Annotated[
     int | None, typer.Option("--latent", help="Latent; by default chosen for the class.")
 ]
-Rows = Annotated[
+HeadRows = Annotated[
     str,
     typer.Option(
         "--rows",

@@ -43,9 +43,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
+        return {str(key): _finite(child) for key, child in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(entry) for entry in value]
+        return [_finite(child) for child in value]
     return value
 
 

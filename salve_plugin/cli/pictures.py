@@ -41,7 +41,7 @@ def of_study(
         return {}, None
     try:
         tree = opened.images(Path(study.data))
-        labels = torch.tensor([own for _, own in tree.samples])
+        labels = torch.tensor([image_label for _, image_label in tree.samples])
         chosen = _strongest(acts, dictionary, edit, labels, label)[:count]
         images = torch.stack([tree[index][0] for index in chosen])
         return grad_fam_pictures(opened.hooked, dictionary, edit, images), None
@@ -63,12 +63,15 @@ def _strongest(
     """
     recorded = acts.labels().long()
     if not torch.equal(recorded[:: acts.n_rows // acts.n_images], labels):
-        raise InputError("the images are not the ones that were recorded; run `salve discover`")
+        raise InputError(
+            "the study's images are not the ones that were recorded; put those back, or make a "
+            "study of these: `salve discover` with another --out"
+        )
     batches = acts.batches(_BATCH)
-    latents = torch.cat([dictionary.pre_activation(each.x)[:, edit.latent] for each in batches])
+    latents = torch.cat([dictionary.pre_activation(batch.x)[:, edit.latent] for batch in batches])
     latents = latents.detach().double().reshape(len(labels), -1).mean(1)
-    own = torch.arange(len(labels)) if label is None else (labels == label).nonzero()[:, 0]
-    sign = 1 if latents[own].mean() >= 0 else -1
-    order = (sign * latents[own]).argsort(descending=True, stable=True)
-    found: list[int] = own[order].tolist()
-    return found
+    candidates = torch.arange(len(labels)) if label is None else (labels == label).nonzero()[:, 0]
+    sign = 1 if latents[candidates].mean() >= 0 else -1
+    order = (sign * latents[candidates]).argsort(descending=True, stable=True)
+    ordered: list[int] = candidates[order].tolist()
+    return ordered

@@ -22,22 +22,22 @@ KINDS: dict[str, type[Shared]] = {
 
 
 @dataclass(frozen=True)
-class Found:
+class SharedItem:
     """What lies at a place, verified.
 
     Attributes:
         kind: "edit", "bundle" or "dictionary".
         shared: the thing itself.
-        said: what it says about itself, from the very bytes that `shared` was read from.
+        description: what it says about itself, from the very bytes that `shared` was read from.
         models: the edited models that it lists, entries of a manifest by path in the place.
-        place: the folder or the one commit that it was read from.
+        source: the folder or the one commit that it was read from.
     """
 
     kind: str
     shared: Shared
-    said: Json
+    description: Json
     models: Mapping[str, Any]
-    place: Source
+    source: Source
 
     @property
     def digest(self) -> str:
@@ -50,10 +50,10 @@ class Found:
         Raises:
             SalveError: as `EditArtifact.verify`.
         """
-        check_beside(self.place, self.models, self.shared.format.manifest)
+        check_beside(self.source, self.models, self.shared.format.manifest)
 
 
-def find(source: PathLike, **where: Unpack[Where]) -> Found:
+def find(source: PathLike, **where: Unpack[Where]) -> SharedItem:
     """Return what lies at a place; every file is read once, all of one commit.
 
     Raises:
@@ -61,30 +61,30 @@ def find(source: PathLike, **where: Unpack[Where]) -> Found:
         SalveError: as for reading it.
     """
     manifests = [kind.format.manifest for kind in KINDS.values()]
-    place = open_source(source, *manifests, **where)
+    opened_source = open_source(source, *manifests, **where)
     absent: MissingFileError | HubError | None = None
     for name, kind in KINDS.items():
 
         def read(reader: Reader, kind: type[Shared] = kind) -> tuple[Opened, Shared, Json]:
             opened = kind.opened(reader)
-            shared: Shared = kind.built(opened, kind.origin_at(place, opened.config))
-            return opened, shared, _said(shared, opened, reader)
+            shared: Shared = kind.built(opened, kind.origin_at(opened_source, opened.config))
+            return opened, shared, _description(shared, opened, reader)
 
         try:
-            opened, shared, said = place.use(read)
+            opened, shared, description = opened_source.use(read)
         except (MissingFileError, HubError) as error:
             if isinstance(error, HubError) and error.reason != "not_cached":
                 raise
             absent = absent or error
             continue
-        reference = None if place.origin is None else place.origin.reference
-        said["origin"] = None if reference is None else reference.to_json()
-        return Found(name, shared, said, kind.beside(opened), place)
+        reference = None if opened_source.origin is None else opened_source.origin.reference
+        description["origin"] = None if reference is None else reference.to_json()
+        return SharedItem(name, shared, description, kind.beside(opened), opened_source)
     assert absent is not None
     raise absent
 
 
-def _said(shared: Shared, opened: Opened, read: Reader) -> Json:
+def _description(shared: Shared, opened: Opened, read: Reader) -> Json:
     if not isinstance(shared, Dictionary):
         return shared.described(opened, read)
     # Not its card: `cfg.json` is mostly for SAELens, and a dictionary has little to tell.

@@ -6,7 +6,7 @@ from typing import Any
 
 from salve_plugin.cli.images import open_image
 from salve_plugin.cli.output import console, show_json, show_table
-from salve_plugin.cli.study import Source, Study, made_folder
+from salve_plugin.cli.study import ModelSpec, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.learners import learners
@@ -17,14 +17,14 @@ from salve_plugin.errors import InputError
 from salve_plugin.store.files import write_atomically
 
 
-def source(model: str, checkpoint: Path | None, num_classes: int | None) -> Source:
-    """Return the source of a model named on the command line."""
+def model_spec(model: str, checkpoint: Path | None, num_classes: int | None) -> ModelSpec:
+    """Return how to build a model named on the command line."""
     path = None if checkpoint is None else str(checkpoint.resolve())
-    return Source(model, path, num_classes)
+    return ModelSpec(model, path, num_classes)
 
 
 def discover(
-    source: Source,
+    spec: ModelSpec,
     data: Path,
     out: Path,
     *,
@@ -36,11 +36,16 @@ def discover(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Record, fit, profile, and leave a study in `out`."""
-    opened = source.open()
+    """Record, fit, profile, and leave a study in `out`.
+
+    Raises:
+        SalveError: if the model cannot be built, an image cannot be read, or the learner and its
+            settings do not go together.
+    """
+    opened = spec.open()
     opened.hooked.site(site)
     images = opened.images(data)
-    study = Study(made_folder(out), source, str(data.resolve()))
+    study = Study(made_folder(out), spec, str(data.resolve()))
     acts = record(
         opened.hooked,
         images.batches(batch_size),
@@ -53,15 +58,15 @@ def discover(
     )
     dictionary.save_pretrained(study.dictionary_folder)
     study.save()
-    found = profile(dictionary, acts)
+    class_features = profile(dictionary, acts)
     meta = dictionary.meta
     summary: dict[str, Any] = {
         "study": str(out),
-        "model": source.model,
+        "model": spec.model,
         "site": site,
         "images": acts.n_images,
         "rows": acts.n_rows,
-        "classes_with_images": int((found.counts > 0).sum()),
+        "classes_with_images": int((class_features.counts > 0).sum()),
         "learner": learner,
         "latents": dictionary.n_latents,
         "held_out_r2": meta["held_out_r2"],
@@ -89,62 +94,66 @@ def list_learners(*, as_json: bool) -> None:
 def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -> None:
     """Show dominant and ranked latents of one class or all."""
     study = Study.load(folder)
-    acts, dictionary, found = study.parts()
+    acts, dictionary, class_features = study.parts()
     study.check_checkpoint(acts)
     labels = (
-        [label_of(found, class_name)]
+        [label_of(class_features, class_name)]
         if class_name is not None
-        else [int(label) for label in (found.counts > 0).nonzero()[:, 0]]
+        else [int(label) for label in (class_features.counts > 0).nonzero()[:, 0]]
     )
-    entries = [_entry(found, label, min(top, dictionary.n_latents)) for label in labels]
+    summaries = [
+        _class_summary(class_features, label, min(top, dictionary.n_latents)) for label in labels
+    ]
     if as_json:
-        show_json({"study": str(folder), "classes": entries})
+        show_json({"study": str(folder), "classes": summaries})
         return
     rows = [
         (
-            entry["name"],
-            entry["images"],
-            entry["dominant"]["latent"],
-            entry["dominant"]["mean"],
-            ", ".join(f"{each['latent']} ({each['score']:.3f})" for each in entry["ranked"]),
+            summary["name"],
+            summary["images"],
+            summary["dominant"]["latent"],
+            summary["dominant"]["mean"],
+            ", ".join(
+                f"{ranked['latent']} ({ranked['score']:.3f})" for ranked in summary["ranked"]
+            ),
         )
-        for entry in entries
+        for summary in summaries
     ]
     columns = ("class", "images", "dominant latent", "its mean", "most specific (score)")
     show_table(f"latents of {folder}", columns, rows)
 
 
-def _entry(found: Features, label: int, top: int) -> dict[str, Any]:
-    dominant = found.dominant(label)
+def _class_summary(class_features: Features, label: int, top: int) -> dict[str, Any]:
+    dominant = class_features.dominant(label)
     return {
         "class": label,
-        "name": found.classes[label] if found.classes else str(label),
-        "images": int(found.counts[label]),
-        "dominant": {"latent": dominant, "mean": float(found.means[label, dominant])},
+        "name": class_features.classes[label] if class_features.classes else str(label),
+        "images": int(class_features.counts[label]),
+        "dominant": {"latent": dominant, "mean": float(class_features.means[label, dominant])},
         "ranked": [
             {
                 "latent": latent,
-                "mean": float(found.means[label, latent]),
-                "score": float(found.scores[label, latent]),
+                "mean": float(class_features.means[label, latent]),
+                "score": float(class_features.scores[label, latent]),
             }
-            for latent in found.ranked(label, top)
+            for latent in class_features.ranked(label, top)
         ],
     }
 
 
-def label_of(found: Features, class_name: str) -> int:
+def label_of(class_features: Features, class_name: str) -> int:
     """Return the class of a name, or of an index where no class has that name.
 
     Raises:
         InputError: if there is no such class, or it has no images.
     """
-    named = found.classes is not None and class_name in found.classes
+    named = class_features.classes is not None and class_name in class_features.classes
     plain_number = class_name.isascii() and class_name.isdigit()
-    return found.class_index(int(class_name) if plain_number and not named else class_name)
+    return class_features.class_index(int(class_name) if plain_number and not named else class_name)
 
 
 def latent_of(
-    found: Features, dictionary: Dictionary, class_name: str | None, latent: int | None
+    class_features: Features, dictionary: Dictionary, class_name: str | None, latent: int | None
 ) -> int:
     """Return the latent that was named, or the dominant one of the class.
 
@@ -154,7 +163,7 @@ def latent_of(
     if latent is None:
         if class_name is None:
             raise InputError("name a class (--class) or a latent (--latent)")
-        return found.dominant(label_of(found, class_name))
+        return class_features.dominant(label_of(class_features, class_name))
     if not 0 <= latent < dictionary.n_latents:
         raise InputError(
             f"latent {latent} does not exist: the dictionary has {dictionary.n_latents}, 0 to "
@@ -172,13 +181,19 @@ def explain(
     *,
     as_json: bool,
 ) -> None:
-    """Write one Grad-FAM overlay an image."""
+    """Write one Grad-FAM overlay an image.
+
+    Raises:
+        InputError: if there is no such class or latent.
+        AttributionError: if the model has no map or patch grid to look at.
+        SalveError: if the study or an image cannot be read, or an overlay cannot be written.
+    """
     from salve_plugin.validate.grad_fam import LayerGradFam
     from salve_plugin.validate.pictures import overlay, png_bytes
 
     study = Study.load(folder)
-    acts, dictionary, found = study.parts()
-    chosen = latent_of(found, dictionary, class_name, latent)
+    acts, dictionary, class_features = study.parts()
+    chosen = latent_of(class_features, dictionary, class_name, latent)
     opened = study.open(acts)
     fam = LayerGradFam.of(opened.hooked, dictionary)
     made_folder(out)
@@ -186,12 +201,12 @@ def explain(
     for number, path in enumerate(images):
         inputs = opened.transform(open_image(path))[None]
         heat = fam.attribute(inputs, target=chosen)[0]
-        target = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
-        write_atomically(target, png_bytes(overlay(inputs[0], heat)))
+        overlay_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
+        write_atomically(overlay_path, png_bytes(overlay(inputs[0], heat)))
         written.append(
             {
                 "image": str(path),
-                "overlay": str(target),
+                "overlay": str(overlay_path),
                 "most": float(heat.max()),
                 "least": float(heat.min()),
             }
@@ -199,5 +214,5 @@ def explain(
     if as_json:
         show_json({"latent": chosen, "images": written})
         return
-    rows = [tuple(entry.values()) for entry in written]
+    rows = [tuple(picture.values()) for picture in written]
     show_table(f"Grad-FAM of latent {chosen}", ("image", "overlay", "most", "least"), rows)

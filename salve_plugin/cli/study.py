@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSpec:
     """How to build the model again.
 
     Attributes:
@@ -86,12 +86,12 @@ class Study:
 
     Attributes:
         folder: of the study.
-        source: how to build its model.
+        spec: how to build its model.
         data: absolute path of the images that were recorded.
     """
 
     folder: Path
-    source: Source
+    spec: ModelSpec
     data: str
 
     def save(self) -> None:
@@ -101,7 +101,7 @@ class Study:
             WriteError: if the folder cannot be written.
         """
         fields = {
-            "format_version": FORMAT_VERSION, "source": asdict(self.source), "data": self.data,
+            "format_version": FORMAT_VERSION, "source": asdict(self.spec), "data": self.data,
         }  # fmt: skip
         write_atomically(
             self.folder / STUDY_FILE, json.dumps(fields, indent=1, sort_keys=True).encode() + b"\n"
@@ -118,7 +118,7 @@ class Study:
         try:
             fields = json.loads(path.read_text())
             version = fields["format_version"]
-            study = cls(folder, Source(**fields["source"]), str(fields["data"]))
+            study = cls(folder, ModelSpec(**fields["source"]), str(fields["data"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ReadError(
                 f"{folder} is not a study ({type(error).__name__}: {error}); make one with "
@@ -126,8 +126,9 @@ class Study:
             ) from error
         if version != FORMAT_VERSION:
             raise ReadError(
-                f"{path} has format version {version}; this version of salve_plugin reads "
-                f"{FORMAT_VERSION}: update salve_plugin"
+                f"{path} has format version {version!r}; this version of salve_plugin reads "
+                f"{FORMAT_VERSION}: update it (`pip install -U salve-plugin`), or make the study "
+                "again with `salve discover`"
             )
         return study
 
@@ -159,11 +160,11 @@ class Study:
 
         Raises:
             BaseMismatchError: if it is another one, because its checkpoint was overwritten, say.
-            SalveError: as for `Source.open`.
+            SalveError: as for `ModelSpec.open`.
         """
-        opened = self.source.open()
+        opened = self.spec.open()
         remedy = (
-            f"put back the weights of {self.source.checkpoint or self.source.model}, or make a "
+            f"put back the weights of {self.spec.checkpoint or self.spec.model}, or make a "
             "study of the new ones: `salve discover` with another --out"
         )
         networks = {
@@ -179,7 +180,7 @@ class Study:
         Raises:
             SalveError: as for `open`.
         """
-        if self.source.checkpoint is not None and Path(self.source.checkpoint).exists():
+        if self.spec.checkpoint is not None and Path(self.spec.checkpoint).exists():
             self.open(acts)
 
 

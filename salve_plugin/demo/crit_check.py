@@ -9,7 +9,7 @@ from torch import Tensor
 from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.knots import LIMIT
-from salve_plugin.demo.measures import Study
+from salve_plugin.demo.measures import Experiment
 
 SCAN = 400
 THROUGH_NETWORK = 5
@@ -41,23 +41,23 @@ class CritCheck:
     left_at_linear: float | None
 
 
-def check_crit(study: Study, edit: Edit, label: int, images: Tensor) -> CritCheck:
+def check_crit(experiment: Experiment, edit: Edit, label: int, images: Tensor) -> CritCheck:
     """Compare the exact roots of a class's test images with brute force.
 
     Args:
-        study: the network and its recordings.
+        experiment: the network and its recordings.
         edit: whose direction and rows are asked about.
         label: the class.
-        images: all test images, in the order of the recording.
+        images: all test images (images, channels, height, width), in the order of the recording.
     """
-    crit = alpha_crit(study.hooked, edit, study.test, target="zero", classes=[label])
-    own = study.test.labels() == label
-    weight, bias = (part.double() for part in study.hooked.unembed())
-    x = study.test.tensor()[own].double()
+    crit = alpha_crit(experiment.hooked, edit, experiment.test, target="zero", classes=[label])
+    of_class = experiment.test.labels() == label
+    weight, bias = (tensor.double() for tensor in experiment.hooked.unembed())
+    x = experiment.test.tensor()[of_class].double()
     logits = x @ weight[label] + bias[label]
-    seen = logits > 0
-    x, logits, images = x[seen], logits[seen], images[own][seen]
-    exact, linear = crit.values[seen], crit.linear[seen]
+    positive = logits > 0
+    x, logits, images = x[positive], logits[positive], images[of_class][positive]
+    exact, linear = crit.values[positive], crit.linear[positive]
 
     def left(strengths: Tensor) -> Tensor:
         """Logits of the edited head, one strength an image."""
@@ -71,7 +71,7 @@ def check_crit(study: Study, edit: Edit, label: int, images: Tensor) -> CritChec
         label=label,
         images=len(x),
         finite=int(finite.sum()),
-        worst_residual=_worst_residual(study, edit, label, images[finite], exact[finite]),
+        worst_residual=_worst_residual(experiment, edit, label, images[finite], exact[finite]),
         agree=int(agree.sum()),
         linear_ratio=_median((linear / exact)[usable]),
         left_at_linear=_median((left(linear.nan_to_num(posinf=0.0)) / logits)[usable]),
@@ -95,8 +95,10 @@ def _agrees(left: Callable[[Tensor], Tensor], exact: Tensor, last: float) -> Ten
     return above & (behind == finite)
 
 
-def _worst_residual(study: Study, edit: Edit, label: int, images: Tensor, roots: Tensor) -> float:
-    network = study.hooked.model
+def _worst_residual(
+    experiment: Experiment, edit: Edit, label: int, images: Tensor, roots: Tensor
+) -> float:
+    network = experiment.hooked.model
     worst = 0.0
     for image, root in zip(images[:THROUGH_NETWORK], roots[:THROUGH_NETWORK], strict=True):
         with torch.no_grad():

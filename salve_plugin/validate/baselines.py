@@ -69,29 +69,40 @@ def control(
         )
     if not 1 <= k <= dictionary.n_latents:
         raise InputError(f"k={k} must be from 1 to the number of latents, {dictionary.n_latents}")
-    meta = {"control": name, "k": k, "seed": seed, "initialization": _START[name]}
+    meta = {"control": name, "k": k, "seed": seed, "initialization": _INITIALIZATIONS[name]}
     if name == "frozen":
-        found = _frozen(acts, dictionary, k, seed, steps)
+        baseline = _frozen(acts, dictionary, k, seed, steps)
     elif name == "neurons":
-        found = neurons(acts.site)
+        baseline = neurons(acts.site)
     else:
         rows = _sample(acts, dictionary.n_latents, seed)
-        found = _MADE[name](rows, acts.site, dictionary.n_latents, k, seed)
-    found.meta = {**found.meta, **meta}
-    return found
+        baseline = _BUILDERS[name](rows, acts.site, dictionary.n_latents, k, seed)
+    baseline.meta = {**baseline.meta, **meta}
+    return baseline
 
 
 def random_dictionary(
     rows: Float[Tensor, "rows width"], site: Site, n_latents: int, k: int, seed: int
 ) -> Dictionary:
-    """Return the control `random` for these rows."""
+    """Return the control `random` for these rows.
+
+    Args:
+        rows: activations, which give the mean and the gain.
+        site: of which they are.
+        n_latents: number of atoms.
+        k: active latents of a row.
+        seed: of the atoms.
+    """
     return _tied(random_atoms(n_latents, site.width, seed=seed), rows, site, k)
 
 
 def kmeans_dictionary(
     rows: Float[Tensor, "rows width"], site: Site, n_latents: int, k: int, seed: int
 ) -> Dictionary:
-    """Return the control `kmeans` for these rows, whose order decides where it starts."""
+    """Return the control `kmeans` for these rows, whose order decides where it starts.
+
+    Arguments as for `random_dictionary`; nothing is random, so that `seed` is not used.
+    """
     centred = rows - rows.mean(0)
     centred = centred[torch.linalg.vector_norm(centred, dim=1) > 0]
     return _tied(spherical_kmeans(centred, n_latents), rows, site, k)
@@ -104,7 +115,10 @@ def pca_dictionary(
     k: int | None = None,
     seed: int = 0,
 ) -> Dictionary:
-    """Return the control `pca`, or with `k` `pca_topk`; nothing in it is random."""
+    """Return the control `pca`, or with `k` `pca_topk`; nothing in it is random.
+
+    Arguments as for `random_dictionary`; at most `site.width` atoms are made.
+    """
     axes = principal_axes(rows)[: min(n_latents, site.width)]
     learner = {"name": "l1", "options": {"l1": 0.0}}
     if k is not None:
@@ -124,8 +138,8 @@ def principal_axes(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "width wi
     """Return the eigenvectors of the rows' covariance, largest variance first, in rows."""
     centred = rows.double() - rows.double().mean(0)
     square = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-    for part in torch.split(centred, _CHUNK):
-        square += part.T @ part
+    for chunk in torch.split(centred, _CHUNK):
+        square += chunk.T @ chunk
     axes: Tensor = torch.linalg.eigh(square).eigenvectors.T.flip(0)
     return axes.float().contiguous()
 
@@ -134,9 +148,9 @@ def _frozen(
     acts: Activations, dictionary: Dictionary, k: int, seed: int, steps: int | None
 ) -> Dictionary:
     """Train an encoder for random atoms, as long as the dictionary was trained."""
-    known = dictionary.meta
+    meta = dictionary.meta
     budget: dict[str, Any] = {
-        name: known[name] for name in ("steps", "batch_size") if isinstance(known.get(name), int)
+        name: meta[name] for name in ("steps", "batch_size") if isinstance(meta.get(name), int)
     }
     if steps is not None:
         budget |= {"steps": steps, "learning_rate": 1e-3}  # else it is searched for
@@ -148,6 +162,7 @@ def _frozen(
 
 def _sample(acts: Activations, n_latents: int, seed: int) -> Tensor:
     """Return training rows in random order, 20 for each latent or feature."""
+    # k-means and the covariance need some rows for each thing that they estimate, not all.
     size = max(_LEAST_SAMPLE, 20 * max(n_latents, acts.width))
     rows = next(Rows(acts, None).training(size, shuffle_seed=seed), torch.zeros(0, acts.width))
     if len(rows) < 2:
@@ -160,11 +175,11 @@ def _tied(atoms: Tensor, rows: Tensor, site: Site, k: int) -> Dictionary:
     """Return the TopK dictionary with encoder gain · atoms, of the gain that reconstructs best."""
     mean = rows.mean(0)
     learner = {"name": "topk", "options": {"k": k}}
-    once = _dictionary(atoms, atoms, mean, site, learner)
+    unscaled = _dictionary(atoms, atoms, mean, site, learner)
     product = square = 0.0
-    for part in torch.split(rows, _CHUNK):
-        back = (once(part) - mean).double()
-        product += float((back * (part - mean)).sum())
+    for chunk in torch.split(rows, _CHUNK):
+        back = (unscaled(chunk) - mean).double()
+        product += float((back * (chunk - mean)).sum())
         square += float(back.square().sum())
     # The gain changes sizes, not which latents are the largest, so one pass finds it.
     gain = product / square if square > 0 else 1.0
@@ -188,17 +203,17 @@ def _all_axes(rows: Tensor, site: Site, n_latents: int, k: int, seed: int) -> Di
     return pca_dictionary(rows, site, n_latents)
 
 
-_MADE: Mapping[str, Callable[[Tensor, Site, int, int, int], Dictionary]] = {
+_BUILDERS: Mapping[str, Callable[[Tensor, Site, int, int, int], Dictionary]] = {
     "random": random_dictionary,
     "pca": _all_axes,
     "pca_topk": pca_dictionary,
     "kmeans": kmeans_dictionary,
 }
 
-_START = {
+_INITIALIZATIONS = {
     "random": "random", "frozen": "random", "pca": "none", "pca_topk": "none", "kmeans": "rows",
     "neurons": "none",
 }  # fmt: skip
 
-CONTROLS = tuple(_START)
+CONTROLS = tuple(_INITIALIZATIONS)
 """Names of the controls."""

@@ -103,6 +103,7 @@ def linear_fit(
         centred = rows.double() - mean_x
         square += centred.T @ centred
         cross += centred.T @ (targets.double() - mean_y)
+    # Unpenalized, a map from few rows would follow their noise and fail on those it is judged on.
     few = len(x) < ROWS_PER_FEATURE * width
     penalty = (RIDGE if few else NEARLY_NONE) * max(float(square.trace()) / width, 1e-300)
     weight = torch.linalg.solve(
@@ -114,6 +115,7 @@ def linear_fit(
 def _r2(truth: Tensor, predicted: Tensor) -> float:
     """Return 1 − Σ‖y − ŷ‖² / Σ‖y − mean(y)‖²; NaN if y is constant."""
     spread = float((truth - truth.mean(0)).square().sum())
+    # Relative to the size of y, since float64 leaves that much of a constant.
     if spread <= 1e-20 * float(truth.square().sum()):
         return math.nan
     return 1 - float((truth - predicted).square().sum()) / spread

@@ -23,7 +23,7 @@ from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
-from salve_plugin.validate.latents import Encoder, Stage, Target, image_latents, latent_index
+from salve_plugin.validate.latents import Encoder, LatentTarget, Stage, image_latents, latent_index
 from salve_plugin.validate.layout import (
     Tokens,
     as_map,
@@ -32,11 +32,11 @@ from salve_plugin.validate.layout import (
     likely_axis,
     site_axis,
 )
-from salve_plugin.validate.places import (
-    Place,
-    Where,
+from salve_plugin.validate.module_sides import (
+    ActivationLike,
+    ModuleSide,
+    as_module_side,
     layer_tokens,
-    placed,
     readable,
     side_name,
     trained_at,
@@ -72,10 +72,10 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Where,
+        layer: ActivationLike,
         dictionary: Encoder,
         *,
-        site: Where,
+        site: ActivationLike,
         stage: Stage = "pre",
         tokens: Tokens = None,
         device_ids: list[int] | None = None,
@@ -103,16 +103,17 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             InputError: if an argument is not of the form above, or two contradict each other.
             AttributionError: if the layer is a `Site` without positions.
         """
-        module, side = placed(layer, forward_func, "layer")
+        module, side = as_module_side(layer, forward_func, "layer")
         LayerAttribution.__init__(self, forward_func, module, device_ids)
         GradientAttribution.__init__(self, forward_func)
         if stage not in ("pre", "post"):
             raise InputError(f"stage {stage!r} is unknown; use 'pre' or 'post'")
         self.dictionary = dictionary
-        self.site = placed(site, forward_func, "site")
+        self.site = as_module_side(site, forward_func, "site")
         self._site = readable(site, dictionary) if isinstance(site, Site) else None
         self.stage: Stage = stage
         self.tokens = layer_tokens(layer, checked_tokens(tokens))
+        # Bound to this module: a layer that is assigned later, as TCAV does, means its output.
         self._explains_input_of = module if side == "in" else None
 
     @classmethod
@@ -153,11 +154,11 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         elif isinstance(layer, str):
             layer = hooked.site(layer)
         if layer is None or not has_positions(layer):
-            shown = [name for name, each in hooked.sites.items() if has_positions(each)]
-            what = f"site '{layer.name}' ({layer.layout})" if layer else "what the adapter knows"
+            shown = [name for name, site_shown in hooked.sites.items() if has_positions(site_shown)]
+            subject = f"site '{layer.name}' ({layer.layout})" if layer else "what the adapter knows"
             raise AttributionError(
-                f"{what} has no feature map or patch grid to show; pass layer=, one of {shown}, or "
-                "use the LayerGradFam constructor with the module of your choice"
+                f"{subject} has no feature map or patch grid to show; pass layer=, one of {shown}, "
+                "or use the LayerGradFam constructor with the module of your choice"
             )
         return cls(hooked.model, layer, dictionary, site=site, stage=stage)
 
@@ -165,7 +166,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: Target = None,
+        target: LatentTarget = None,
         additional_forward_args: object | None = None,
         attribute_to_layer_input: bool = False,
         relu_attributions: bool = False,
@@ -195,7 +196,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             HookNotFiredError: if the forward pass does not run the layer or the site.
         """
         explains_input = attribute_to_layer_input or self.layer is self._explains_input_of
-        layer: Place = (_one_module(self.layer), "in" if explains_input else "out")
+        layer: ModuleSide = (_one_module(self.layer), "in" if explains_input else "out")
         run = _forward(self.forward_func, inputs, additional_forward_args)
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         with traced(run, layer, self.site, device_ids) as graph:
@@ -204,6 +205,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         if layer_gradient is None:
             raise AttributionError(_no_dependence(layer))
         gradient = as_map(layer_gradient, self.tokens)
+        # Dead or off, a latent's own gradient is zero, and so is its map, rightly. But where the
+        # latent has one and no position of the layer does, a map would be a lie.
         if not gradient.any() and latent_gradient.any():
             raise AttributionError(_no_gradient(layer))
         heat = weighted_map(as_map(joined(graph.layer), self.tokens), gradient)
@@ -215,7 +218,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             )
         return heat.relu() if relu_attributions else heat
 
-    def _latent_gradient(self, graph: GraphSlice, target: Target, *, is_site: bool) -> Tensor:
+    def _latent_gradient(self, graph: GraphSlice, target: LatentTarget, *, is_site: bool) -> Tensor:
         """Return dz_l/dx at the site, for the whole batch, in float32 or wider."""
         features = joined(graph.site).detach()
         # In float16 the encoder row itself could overflow.
@@ -225,6 +228,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             latents = image_latents(self.dictionary, features, axis, self.stage)
             index = latent_index(target, len(latents), self.dictionary.n_latents)
             chosen = latents.gather(1, index.to(latents.device)[:, None])
+            # No image's latent depends on another image, so the sum's gradient is each one's own.
             (gradient,) = torch.autograd.grad(chosen.sum(), features, materialize_grads=True)
         return gradient
 
@@ -232,8 +236,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         """Return the axis of the features at the site; `is_site`: the layer is the site."""
         if self._site is not None:
             return site_axis(shape, self._site)
-        width, own = getattr(self.dictionary, "width", None), trained_at(self.dictionary)
-        return likely_axis(shape, width, self.tokens, own, is_layer=is_site)
+        width, trained_site = getattr(self.dictionary, "width", None), trained_at(self.dictionary)
+        return likely_axis(shape, width, self.tokens, trained_site, is_layer=is_site)
 
 
 GradFAM = LayerGradFam
@@ -267,7 +271,7 @@ def _forward(
     refuses, are copied.
     """
 
-    def own(value: object) -> object:
+    def detached(value: object) -> object:
         if not isinstance(value, Tensor):
             return value
         return value.clone() if value.is_inference() else value.detach()
@@ -276,17 +280,17 @@ def _forward(
         return tuple(values) if isinstance(values, (tuple, list)) else (values,)
 
     arguments = as_tuple(inputs) + (() if additional is None else as_tuple(additional))
-    return lambda: forward_func(*map(own, arguments))
+    return lambda: forward_func(*map(detached, arguments))
 
 
-def _no_dependence(layer: Place) -> str:
+def _no_dependence(layer: ModuleSide) -> str:
     return (
         f"the latent does not depend on the {side_name(layer)} of {type(layer[0]).__name__}; "
         "choose a layer that runs before the dictionary's site"
     )
 
 
-def _no_gradient(layer: Place) -> str:
+def _no_gradient(layer: ModuleSide) -> str:
     return (
         f"no position of the {side_name(layer)} of {type(layer[0]).__name__} has any influence on "
         "the latent, so a map would be all zero. With class-token pooling that is so after the "

@@ -36,26 +36,33 @@ def grad_fam_pictures(
         hooked: the attached model.
         dictionary: the one that the edit's direction is from.
         edit: whose latent is shown.
-        images: a few, as the model takes them.
+        images: a few, (images, channels, height, width) as the model takes them.
         on_base_mismatch: as for `LayerGradFam.of`.
 
     Returns:
         By name: "grad-fam-1", "grad-fam-2", ...; for `EditArtifact.of(..., pictures=...)`.
 
     Raises:
-        InputError: if the dictionary is another one.
+        InputError: if the edit is not about one latent, or the dictionary is not the one that the
+            latent is from.
         BaseMismatchError: if it was learned from another network than the model.
         AttributionError: if the model has no map or patch grid to look at.
     """
     from salve_plugin.validate.grad_fam import LayerGradFam  # imports captum
 
+    latent = edit.latent  # refuses an edit of none or of several before anything is run
+    if edit.dictionary_digest is None:
+        raise InputError(
+            f"edit {edit.digest[:12]} does not say which dictionary its latent is one of, so there "
+            "is no map to draw; make it with salve.suppress, salve.enhance or salve.choose"
+        )
     if dictionary.digest != edit.dictionary_digest:
         raise InputError(
-            f"the edit's latent is one of the dictionary {str(edit.dictionary_digest)[:12]}, this "
-            f"is {dictionary.digest[:12]}; pass the one that the edit was made with"
+            f"the edit's latent is one of the dictionary {edit.dictionary_digest[:12]}, this is "
+            f"{dictionary.digest[:12]}; pass the one that the edit was made with"
         )
     fam = LayerGradFam.of(hooked, dictionary, on_base_mismatch=on_base_mismatch)
-    maps = fam.attribute(images, target=edit.latent)
+    maps = fam.attribute(images, target=latent)
     return {
         f"grad-fam-{number}": png_bytes(_beside(image, heat), colours=256)
         for number, (image, heat) in enumerate(zip(images, maps, strict=True), start=1)

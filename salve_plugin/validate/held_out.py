@@ -70,26 +70,30 @@ class HeldOut:
         """
         data = Rows(acts, None)
         moments = Moments.of(data)
-        everyone = held_out(torch.arange(acts.n_images)).nonzero().flatten()
-        if not len(everyone):
+        held_out_images = held_out(torch.arange(acts.n_images)).nonzero().flatten()
+        if not len(held_out_images):
             raise InputError(
                 f"none of the recording's {acts.n_images} images is held out from training (one in "
                 "ten is), so there is nothing to measure on; record more images"
             )
         most_images = min(max_rows * acts.n_images / acts.n_rows, max_codes / n_latents)
-        share = max(1, math.ceil(len(everyone) / max(1, most_images)))
-        chosen = everyone[::share]
-        place = torch.full((acts.n_images,), -1)
-        place[chosen] = torch.arange(len(chosen))
-        batches = list(acts.batches(READ_ROWS, keep=lambda images: place[images] >= 0))
+        # By whole images, lest an image's strongest position be among those left out.
+        stride = max(1, math.ceil(len(held_out_images) / max(1, most_images)))
+        chosen = held_out_images[::stride]
+        # Of each image among the chosen; -1 for all others.
+        position = torch.full((acts.n_images,), -1)
+        position[chosen] = torch.arange(len(chosen))
+        batches = list(acts.batches(READ_ROWS, keep=lambda images: position[images] >= 0))
         x = torch.cat([batch.x for batch in batches])
         check_finite(x, f"held-out activations of '{acts.site.name}'")
-        images = place[torch.cat([batch.images for batch in batches])]
+        images = position[torch.cat([batch.images for batch in batches])]
         labels = torch.zeros(len(chosen), dtype=torch.int64)
         labels[images] = torch.cat([batch.labels for batch in batches])
         size = max(READ_ROWS, ROWS_PER_FEATURE * acts.width)
         fit_x = next(data.training(size, shuffle_seed=seed))
-        return cls(x, images, labels, chosen, len(everyone), moments.mean, moments.scale, fit_x)
+        return cls(
+            x, images, labels, chosen, len(held_out_images), moments.mean, moments.scale, fit_x
+        )
 
     @property
     def n_images(self) -> int:

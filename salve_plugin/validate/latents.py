@@ -12,7 +12,7 @@ from salve_plugin.errors import InputError
 Stage = Literal["pre", "post"]
 """Which value of a latent: `pre` its pre-activation (signed), `post` its code."""
 
-Target = int | Tensor | Sequence[int] | Sequence[tuple[int]] | None
+LatentTarget = int | Tensor | Sequence[int] | Sequence[tuple[int]] | None
 
 
 @runtime_checkable
@@ -60,6 +60,7 @@ def image_latents(
             f"{tuple(activation.shape)}, features on axis {channel_axis}; name the site that the "
             "dictionary was trained on"
         )
+    # To the dictionary's own dtype: sums over a thousand positions drown in half precision.
     rows = rows.to(_reference(dictionary, rows))
     # A dictionary run in an autocast region would round its latents to half precision.
     with torch.autocast(rows.device.type, enabled=False):
@@ -68,7 +69,7 @@ def image_latents(
     return latents.mean(1) if latents.ndim > 2 else latents
 
 
-def latent_index(target: Target, batch: int, n_latents: int) -> Int[Tensor, " batch"]:
+def latent_index(target: LatentTarget, batch: int, n_latents: int) -> Int[Tensor, " batch"]:
     """Return the latent of each image from a target in any of Captum's forms.
 
     Args:
@@ -93,6 +94,7 @@ def latent_index(target: Target, batch: int, n_latents: int) -> Int[Tensor, " ba
         raise InputError(f"target {target!r} is not a latent index or one per image") from error
     if index.dtype.is_floating_point or index.dtype in (torch.bool, torch.complex64):
         raise InputError(f"target {target!r} is not a latent index; pass integers")
+    # Captum passes a list of tuples where a class has several axes; a latent has one.
     index = index.detach().cpu().long().flatten()
     if len(index) not in (1, batch):
         raise InputError(f"target names {len(index)} latents for {batch} images; pass 1 or {batch}")

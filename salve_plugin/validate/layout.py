@@ -18,7 +18,11 @@ Tokens = Literal["NHWC"] | tuple[int, tuple[int, int]] | None
 
 
 def checked_tokens(tokens: Tokens) -> Tokens:
-    """Return `tokens` if it is one of the three forms."""
+    """Return `tokens` if it is one of the three forms.
+
+    Raises:
+        InputError: if it is none of them.
+    """
     if tokens is None or tokens == "NHWC":
         return tokens
     try:
@@ -36,6 +40,10 @@ def checked_tokens(tokens: Tokens) -> Tokens:
 
 def as_map(tensor: Tensor, tokens: Tokens) -> Float[Tensor, "batch channels h w"]:
     """Return a layer's activation as an NCHW map without prefix tokens, in float32 or wider.
+
+    Args:
+        tensor: (batch, K, h, w), (batch, h, w, K) or (batch, prefix + h w, K), as `tokens` says.
+        tokens: its layout.
 
     >>> as_map(torch.zeros(2, 5, 64), tokens=(1, (2, 2))).shape
     torch.Size([2, 64, 2, 2])
@@ -91,6 +99,7 @@ def site_axis(shape: Shape, site: Site) -> int:
         InputError: if the activation is not laid out as the site says.
     """
     fits = {
+        # Heads that are 1x1 convolutions pool to (batch, width, 1, 1).
         "pooled": len(shape) >= 2 and math.prod(shape[2:]) == 1,
         "tokens": len(shape) == 3,
         "nchw": len(shape) == 4,
@@ -125,6 +134,9 @@ def likely_axis(
     if len(shape) != 4:
         return len(shape) - 1
     by_tokens = 3 if tokens == "NHWC" else 1
+    # From the certain to the less certain: the shape, the dictionary's own site, what the caller
+    # said of this very activation. A guess between equal axes would draw a wrong map without a
+    # word, so what none of them settles is refused.
     fitting = [axis for axis in (1, 3) if shape[axis] == width]
     if len(fitting) == 1:
         axis = fitting[0]
@@ -132,7 +144,7 @@ def likely_axis(
         return by_tokens  # the dictionary itself refuses another width than its own
     elif trained_at is not None and trained_at.layout in ("nchw", "nhwc"):
         axis = trained_at.channel_axis
-    elif is_layer or math.prod(shape[2:]) == 1:
+    elif is_layer or math.prod(shape[2:]) == 1:  # a 1 x 1 map of width 1 reads alike both ways
         axis = by_tokens
     else:
         raise InputError(

@@ -123,7 +123,7 @@ def maximize(
         )
     Networks(hooked, on_base_mismatch).check_either("the dictionary", dictionary.network)
     shape = _shape(hooked, size)
-    most = max(shape[1:]) // 16 if jitter is None else jitter
+    largest_shift = max(shape[1:]) // 16 if jitter is None else jitter
     generator = torch.Generator().manual_seed(seed)
     with ExitStack() as stack:
         # First of all, since autograd refuses every constant that is made in inference mode.
@@ -132,12 +132,14 @@ def maximize(
         paint = image_of(parametrization, shape)
         measure = stack.enter_context(_measuring(hooked, dictionary, latent, bounds))
         noise = _noise(measure, paint, parametrization, shape)
+        # In units of its spread over noise, a latent's scale does not decide against tv_weight.
         unit = float(noise.std()) or 1.0
         activations: list[float] = []
 
         def gain(parameters: Tensor) -> Tensor:
             painted = paint(parameters)
-            activation = measure(shifted(painted, most, generator)[None])[0]
+            # Shifted anew in each step: what is tied to one pixel grid gains nothing in the mean.
+            activation = measure(shifted(painted, largest_shift, generator)[None])[0]
             activations.append(float(activation.detach()))
             return sign * activation / unit - tv_weight * total_variation(painted)
 
@@ -158,7 +160,7 @@ def maximize(
         settings={
             "steps": steps,
             "parametrization": parametrization,
-            "jitter": most,
+            "jitter": largest_shift,
             "tv_weight": tv_weight,
             "learning_rate": LEARNING_RATE,
         },
@@ -192,11 +194,11 @@ def _measuring(
     low, high = bounds
     example = next(hooked.model.parameters(), low)
 
-    with evaluating(hooked.model), reading(hooked.model, [site]) as seen:
+    with evaluating(hooked.model), reading(hooked.model, [site]) as activations:
 
         def measure(images: Tensor) -> Tensor:
             hooked.model((low + (high - low) * images).to(example))
-            latents = image_latents(dictionary, seen[site.name], site.channel_axis, "pre")
+            latents = image_latents(dictionary, activations[site.name], site.channel_axis, "pre")
             return latents[:, latent]
 
         yield measure
@@ -210,9 +212,10 @@ def _noise(
     shape: tuple[int, int, int],
 ) -> Tensor:
     """Return the latent of random images of full contrast, the same ones whatever the seed."""
+    # The same for every seed, so that activations of several seeds compare with one number.
     generator = torch.Generator().manual_seed(0)
     starts = [start(parametrization, shape, generator, 1.0) for _ in range(NOISE_IMAGES)]
-    return measure(torch.stack([paint(each) for each in starts])).cpu().double()
+    return measure(torch.stack([paint(parameters) for parameters in starts])).cpu().double()
 
 
 def _shape(

@@ -118,14 +118,15 @@ class Latents:
         active = torch.zeros(dictionary.n_latents, dtype=torch.float64)
         errors, l0, tolerance = [], [], L0_TOLERANCE * data.scale
         for start in range(0, len(data.x), READ_ROWS):
-            part = slice(start, start + READ_ROWS)
-            codes, error = coded(dictionary, data.x[part])
+            chunk = slice(start, start + READ_ROWS)
+            codes, error = coded(dictionary, data.x[chunk])
             errors.append(error)
             l0.append(reconstruction.l0(codes, tolerance))
             active += reconstruction.density(codes, tolerance) * len(codes)
-            place = data.images[part, None].expand_as(codes)
-            high.scatter_reduce_(0, place, codes, "amax")
-            low.scatter_reduce_(0, place, codes, "amin")
+            image_index = data.images[chunk, None].expand_as(codes)
+            high.scatter_reduce_(0, image_index, codes, "amax")
+            low.scatter_reduce_(0, image_index, codes, "amin")
+        # The larger in absolute value, with its sign; of equal ones the positive.
         by_image = torch.where(high >= -low, high, low)
         return cls(
             torch.cat(errors), torch.cat(l0), active / len(data.x), by_image, bool((low < 0).any())
@@ -133,7 +134,12 @@ class Latents:
 
 
 def coded(dictionary: Dictionary, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return codes and errors x − x̂ of rows, in float32 on the CPU."""
+    """Return codes (rows, latents) and errors x − x̂ (rows, width) in float32 on the CPU.
+
+    Args:
+        dictionary: on any device.
+        x: activations (rows, width), on the CPU.
+    """
     codes = dictionary.encode(x.to(dictionary.atoms.device))
     return codes.float().cpu(), x - dictionary.decode(codes).float().cpu()
 
@@ -160,7 +166,7 @@ def measures(
     """
     unexplained = reconstruction.fvu(data.x, latents.error)
     nearest = reconstruction.nearest_cosines(dictionary.atoms)
-    found = Measures(
+    measured = Measures(
         n_latents=dictionary.n_latents,
         r2=1 - unexplained,
         fvu=unexplained,
@@ -171,31 +177,31 @@ def measures(
         nearest_cosine=float(nearest.mean()),
         amortization_gap=_gap(dictionary, data, latents),
     )
-    found = _with_separability(found, latents, data, seed)
+    measured = _with_separability(measured, latents, data, seed)
     if embeddings is not None:
         scores = monosemanticity(latents.by_image, embeddings)
-        found = replace(
-            found,
+        measured = replace(
+            measured,
             monosemanticity=or_none(float(scores.nanmean())),
             monosemantic_latents=int(scores.isfinite().sum()),
         )
     if min(len(data.x), len(data.fit_x)) < 2:
-        return found
-    parts = torch.split(data.fit_x, READ_ROWS)
-    fit_error = torch.cat([coded(dictionary, part)[1] for part in parts])
+        return measured
+    chunks = torch.split(data.fit_x, READ_ROWS)
+    fit_error = torch.cat([coded(dictionary, chunk)[1] for chunk in chunks])
     dark = dark_matter(data.fit_x, fit_error, data.x, latents.error)
     return replace(
-        found,
+        measured,
         error_r2=or_none(dark.error_r2),
         error_norm_r2=or_none(dark.norm_r2),
         fvu_nonlinear=dark.fvu_nonlinear,
     )
 
 
-def with_splice(found: Measures, splice: Splice) -> Measures:
+def with_splice(measured: Measures, splice: Splice) -> Measures:
     """Return the measures with what the model does with reconstructions."""
     return replace(
-        found,
+        measured,
         cross_entropy=splice.spliced.cross_entropy,
         accuracy=splice.spliced.accuracy,
         kl=splice.spliced.kl,
@@ -205,19 +211,30 @@ def with_splice(found: Measures, splice: Splice) -> Measures:
 
 
 def with_stability(
-    found: Measures,
+    measured: Measures,
     dictionary: Dictionary,
     others: Sequence[Dictionary],
     *,
     signed: bool,
     seed: int,
 ) -> Measures:
-    """Return the measures with how alike other seeds' dictionaries are."""
+    """Return the measures with how alike other seeds' dictionaries are.
+
+    Args:
+        measured: so far.
+        dictionary: whose measures these are.
+        others: of the same site and size.
+        signed: whether an atom and its negative are different.
+        seed: of the random atoms that stability is compared with.
+
+    Raises:
+        InputError: as `stability`.
+    """
     alike = stability(
         dictionary.atoms.cpu(), [other.atoms.cpu() for other in others], signed=signed, seed=seed
     )
     return replace(
-        found,
+        measured,
         stability=alike.cosine,
         stable_share=alike.same,
         stability_null=alike.null_cosine,
@@ -225,23 +242,24 @@ def with_stability(
     )
 
 
-def _with_separability(found: Measures, latents: Latents, data: HeldOut, seed: int) -> Measures:
+def _with_separability(measured: Measures, latents: Latents, data: HeldOut, seed: int) -> Measures:
     """Return the measures with class separability, if there are classes to separate."""
     if int((torch.bincount(data.labels) >= 2).sum()) < 2:
-        return found
+        return measured
     apart = separability(latents.by_image, data.labels, seed=seed)
-    return replace(found, separability=or_none(apart.mean), constant_latents=apart.n_excluded)
+    return replace(measured, separability=or_none(apart.mean), constant_latents=apart.n_excluded)
 
 
 def _gap(dictionary: Dictionary, data: HeldOut, latents: Latents) -> float | None:
     """Return the amortization gap on some rows, None where codes are no sums of few atoms."""
     if float(latents.l0.mean()) > dictionary.width / 2:
-        return None
-    some = torch.linspace(0, len(data.x) - 1, min(len(data.x), PURSUIT_ROWS)).round().long()
-    x = data.x[some]
+        return None  # with about as many atoms as features, pursuit reaches any row exactly
+    sample = torch.linspace(0, len(data.x) - 1, min(len(data.x), PURSUIT_ROWS)).round().long()
+    x = data.x[sample]
     codes, error = coded(dictionary, x)
     atoms, offset = dictionary.atoms.float().cpu(), dictionary.decoder_bias.float().cpu()
-    bent = (x - error - (codes @ atoms + offset)).abs().max()
-    if float(bent) > _LINEAR * data.scale:
+    # Pursuit takes x̂ = z V + b_d for granted, which a decoder with other terms is not.
+    nonlinear = (x - error - (codes @ atoms + offset)).abs().max()
+    if float(nonlinear) > _LINEAR * data.scale:
         return None
     return amortization_gap(x, codes, atoms, offset, tolerance=L0_TOLERANCE * data.scale)

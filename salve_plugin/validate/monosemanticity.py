@@ -46,8 +46,8 @@ def monosemanticity(
         )
     check_finite(codes, "codes")
     unit = _unit(embeddings)
-    parts = torch.split(codes, _CHUNK, dim=1)
-    return torch.cat([_scores(part.double().to(unit.device), unit) for part in parts])
+    chunks = torch.split(codes, _CHUNK, dim=1)
+    return torch.cat([_scores(chunk.double().to(unit.device), unit) for chunk in chunks])
 
 
 def mean_cosine(embeddings: Float[Tensor, "images dim"]) -> float:
@@ -57,7 +57,7 @@ def mean_cosine(embeddings: Float[Tensor, "images dim"]) -> float:
         InputError: if there are fewer than two, a value is NaN or infinite, or one is zero.
     """
     if len(embeddings) < 2:
-        raise InputError(f"{len(embeddings)} embeddings make no pair of images")
+        raise InputError(f"{len(embeddings)} embeddings make no pair of images; give two or more")
     unit = _unit(embeddings)
     return (float(unit.sum(0).square().sum()) - len(unit)) / (len(unit) * (len(unit) - 1))
 
@@ -65,9 +65,13 @@ def mean_cosine(embeddings: Float[Tensor, "images dim"]) -> float:
 def _scores(codes: Tensor, unit: Tensor) -> Tensor:
     low, high = codes.amin(0), codes.amax(0)
     weights = (codes - low) / (high - low)  # NaN where a latent is constant
+    # (Σ a)² is the sum over all ordered pairs (i, j) with those of i = j, which are Σ a²; the rest
+    # counts each pair of different images twice. Likewise ‖Σ a e‖², where i = j gives a² ‖e‖² = a².
+    # So n images cost n, not n², and the factor ½ of both sums cancels in their ratio.
     squares = weights.square().sum(0)
     similar = (weights.T @ unit).square().sum(1) - squares
     pairs = weights.sum(0).square() - squares
+    # Active in one image alone, both differences are zero but for rounding; NaN compares false.
     return torch.where(pairs > _NEGLIGIBLE, similar / pairs, torch.nan)
 
 

@@ -49,6 +49,7 @@ def image_of(
         return torch.sigmoid
     scale = inverse_frequency(shape[1], shape[2])
     colours = torch.tensor(COLOURS)
+    # Only the proportions are wanted; the strength of colours belongs to `CONTRAST`.
     colours = colours / colours.norm(dim=1).mean()
 
     def image(spectrum: Tensor) -> Tensor:
@@ -72,6 +73,7 @@ def inverse_frequency(height: int, width: int) -> Float[Tensor, "height half"]:
     """
     rows, columns = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
     frequency = (rows[:, None] ** 2 + columns**2).sqrt()
+    # The constant term has frequency 0 and would be infinite.
     scale: Tensor = 1 / frequency.clamp(min=1 / max(height, width))
     return scale / scale.square().mean().sqrt() / 2**0.5
 
@@ -90,6 +92,9 @@ def total_variation(image: Float[Tensor, "channels h w"]) -> Float[Tensor, ""]:
 def shifted(
     image: Float[Tensor, "channels h w"], most: int, generator: torch.Generator
 ) -> Float[Tensor, "channels h w"]:
-    """Return the image rolled by a random offset of at most `most` pixels in each direction."""
+    """Return the image rolled by a random offset of at most `most` pixels in each direction.
+
+    Cyclic: what leaves on one side comes in on the other. `generator` is the source of chance.
+    """
     dy, dx = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
     return image.roll((dy, dx), (1, 2))

@@ -43,9 +43,9 @@ def overlay(
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha={alpha} must be between 0 and 1")
-    target = _target(image, size)
-    grey = _resized(_stretched(_checked(image, "image")).mean(0, keepdim=True), target)
-    levels = _resized(_checked(heat.reshape(-1, *heat.shape[-2:]), "heat map")[:1], target)
+    picture_size = _picture_size(image, size)
+    grey = _resized(_stretched(_checked(image, "image")).mean(0, keepdim=True), picture_size)
+    levels = _resized(_checked(heat.reshape(-1, *heat.shape[-2:]), "heat map")[:1], picture_size)
     if heat.ndim not in (2, 3) or heat.numel() != heat.shape[-2] * heat.shape[-1]:
         raise InputError(f"heat map of shape {tuple(heat.shape)} must be (h, w) or (1, h, w)")
     return to_picture((1 - alpha) * grey.expand(3, -1, -1) + alpha * coloured(levels[0], signed))
@@ -84,7 +84,9 @@ def to_picture(image: Float[Tensor, "channels height width"]) -> "Image":
 
     image = _checked(image, "image")
     if image.shape[0] not in (1, 3):
-        raise InputError(f"an image of {image.shape[0]} channels has no colours; expected 1 or 3")
+        raise InputError(
+            f"an image of {image.shape[0]} channels has no colours; choose one channel or three"
+        )
     levels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(levels[..., 0] if image.shape[0] == 1 else levels)
 
@@ -108,7 +110,10 @@ def _checked(values: Tensor, name: str) -> Tensor:
         raise InputError(f"{name} of shape {tuple(values.shape)} must be (channels, height, width)")
     if not values.isfinite().all():
         bad = int((~values.isfinite()).sum())
-        raise InputError(f"{name} has {bad} NaN or infinite of {values.numel()} values")
+        raise InputError(
+            f"{name} has {bad} NaN or infinite of {values.numel()} values; find what made "
+            "them, there is no colour for such values"
+        )
     return values.detach().float().cpu()
 
 
@@ -118,7 +123,7 @@ def _stretched(image: Tensor) -> Tensor:
     return (image - low) / (high - low) if high > low else torch.full_like(image, 0.5)
 
 
-def _target(image: Tensor, size: int | tuple[int, int] | None) -> tuple[int, int]:
+def _picture_size(image: Tensor, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Return the picture's height and width."""
     height, width = (
         image.shape[-2:] if size is None else (size, size) if isinstance(size, int) else size

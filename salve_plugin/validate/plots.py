@@ -84,7 +84,10 @@ def alpha_crit_picture(critical: AlphaCrit, edit: Edit) -> bytes:
         InputError: if there is no image.
     """
     if not len(critical.values):
-        raise InputError("critical strengths of no image cannot be drawn")
+        raise InputError(
+            "critical strengths of no image cannot be drawn; compute them for images of some "
+            "class, or leave the plot out (plot=False)"
+        )
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -126,7 +129,11 @@ def _most_concerned(values: Tensor, labels: Tensor, edit: Edit) -> list[int]:
     rows = set(edit.rows or ())
     ranked = sorted(
         zip(classes.tolist(), shares.tolist(), strict=True),
-        key=lambda entry: (entry[0] not in rows, -entry[1], entry[0]),
+        key=lambda label_and_share: (
+            label_and_share[0] not in rows,
+            -label_and_share[1],
+            label_and_share[0],
+        ),
     )
     return [label for label, _ in ranked]
 
@@ -160,7 +167,7 @@ def _draw(figure: "Figure", lines: Sequence[Curve], critical: AlphaCrit, edit: E
         text.set_parse_math(False)
 
 
-class _Span:
+class _StrengthSpan:
     """The horizontal axis: from `low` to `high`, with a band on either side for 0 and infinity."""
 
     def __init__(self, low: float, high: float) -> None:
@@ -170,16 +177,16 @@ class _Span:
         self.zero, self.infinity = low / math.sqrt(band), high * math.sqrt(band)
 
 
-def _span(lines: Sequence[Curve], strength: float) -> _Span:
+def _span(lines: Sequence[Curve], strength: float) -> _StrengthSpan:
     """Return the range of all positive finite strengths, with room at both ends."""
     shown = [value for line in lines for value in line.steps()[0]]
     shown = [min(max(value, 1e-12), 1e12) for value in [*shown, strength] if value > 0]
     low, high = min(shown, default=1.0), max(shown, default=1.0)
     room = max((high / low) ** 0.04, 1.05)
-    return _Span(low / room, high * room)
+    return _StrengthSpan(low / room, high * room)
 
 
-def _draw_curve(axes: "Axes", line: Curve, span: _Span) -> None:
+def _draw_curve(axes: "Axes", line: Curve, span: _StrengthSpan) -> None:
     strengths, shares = line.steps()
     reached = shares[-1] if shares else line.already
     x = [span.left, *strengths, span.right]
@@ -198,10 +205,11 @@ def _legend(line: Curve) -> str:
     return f"\u200a{line.name} ({', '.join(parts)})"
 
 
-def _draw_strength(axes: "Axes", edit: Edit, span: _Span) -> None:
+def _draw_strength(axes: "Axes", edit: Edit, span: _StrengthSpan) -> None:
     if edit.gate.strength <= 0:
         return
     axes.axvline(edit.gate.strength, color="#222222", linestyle="--", linewidth=1)
+    # On the side of the line that has room, halfway along the logarithmic axis.
     late = edit.gate.strength > (span.low * span.high) ** 0.5
     axes.annotate(
         f"this edit, α = {edit.gate.strength:.4g}",
@@ -210,7 +218,7 @@ def _draw_strength(axes: "Axes", edit: Edit, span: _Span) -> None:
     )  # fmt: skip
 
 
-def _label(axes: "Axes", critical: AlphaCrit, edit: Edit, span: _Span) -> None:
+def _label(axes: "Axes", critical: AlphaCrit, edit: Edit, span: _StrengthSpan) -> None:
     from matplotlib.ticker import NullLocator, PercentFormatter
 
     sign = {"suppress": "-", "enhance": "+"}[edit.gate.mode]
@@ -226,7 +234,7 @@ def _label(axes: "Axes", critical: AlphaCrit, edit: Edit, span: _Span) -> None:
     axes.set_axisbelow(True)
 
 
-def _round_values(span: _Span) -> list[float]:
+def _round_values(span: _StrengthSpan) -> list[float]:
     """Return about three to nine round values of the axis, evenly spaced if it is short."""
     from matplotlib.ticker import MaxNLocator
 

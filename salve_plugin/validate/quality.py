@@ -166,25 +166,30 @@ def quality(
     _check(dictionary, acts, others, embeddings, controls)
     _check_networks(dictionary, acts, hooked, others, on_base_mismatch)
     data = HeldOut.of(acts, n_latents=max(dictionary.n_latents, acts.width), seed=seed)
-    own = Latents.of(dictionary, data)
-    k = min(max(1, round(float(own.l0.mean()))), dictionary.n_latents)
-    everyone = {OWN: dictionary}
+    own_latents = Latents.of(dictionary, data)
+    # Controls spend as many latents as the dictionary does, or they would win by sparsity alone.
+    k = min(max(1, round(float(own_latents.l0.mean()))), dictionary.n_latents)
+    dictionaries = {OWN: dictionary}
     for name in controls:
-        everyone[name] = control(name, acts, dictionary, k=k, seed=seed)
-    splices = {} if hooked is None else _splices(everyone, acts, data, hooked, loader)
-    seen = None if embeddings is None else embeddings[data.chosen]
+        dictionaries[name] = control(name, acts, dictionary, k=k, seed=seed)
+    splices = {} if hooked is None else _splices(dictionaries, acts, data, hooked, loader)
+    chosen_embeddings = None if embeddings is None else embeddings[data.chosen]
     rows, histograms = {}, {}
-    for name, each in everyone.items():
-        latents = own if name == OWN else Latents.of(each, data)
-        found = measures(each, data, latents, embeddings=seen, seed=seed)
+    for name, measured_dictionary in dictionaries.items():
+        latents = own_latents if name == OWN else Latents.of(measured_dictionary, data)
+        measured = measures(
+            measured_dictionary, data, latents, embeddings=chosen_embeddings, seed=seed
+        )
         if name in splices:
-            found = with_splice(found, splices[name])
+            measured = with_splice(measured, splices[name])
         if others:
             reruns = others
             if name != OWN:  # the atoms of `frozen` are its initial ones: a step shows them
                 reruns = [control(name, acts, dictionary, k=k, seed=seed + 1, steps=1)]
-            found = with_stability(found, each, reruns, signed=not latents.signed, seed=seed)
-        rows[name] = found
+            measured = with_stability(
+                measured, measured_dictionary, reruns, signed=not latents.signed, seed=seed
+            )
+        rows[name] = measured
         histograms[name] = tuple(density_histogram(latents.density).tolist())
     return Quality(
         rows=rows,
@@ -197,11 +202,15 @@ def quality(
         k=k,
         l0_tolerance=L0_TOLERANCE,
         seed=seed,
-        initializations=tuple(_initialization(each) for each in (dictionary, *others)),
+        initializations=tuple(
+            _initialization(measured_dictionary) for measured_dictionary in (dictionary, *others)
+        ),
         clean=splices[OWN].clean if splices else None,
         mean_ablation=splices[OWN].mean if splices else None,
         zero_ablation=splices[OWN].zero if splices else None,
-        mean_cosine=mean_cosine(seen) if seen is not None and len(seen) > 1 else None,
+        mean_cosine=mean_cosine(chosen_embeddings)
+        if chosen_embeddings is not None and len(chosen_embeddings) > 1
+        else None,
     )
 
 
@@ -213,20 +222,20 @@ def _check(
     controls: Sequence[str],
 ) -> None:
     """Raise InputError for what can be seen before anything is computed."""
-    for each in (dictionary, *others):
-        if each.site != acts.site:
+    for checked in (dictionary, *others):
+        if checked.site != acts.site:
             raise InputError(
-                f"a dictionary reads site '{each.site.name}' ({each.width} features), the "
+                f"a dictionary reads site '{checked.site.name}' ({checked.width} features), the "
                 f"recording is of '{acts.site.name}' ({acts.width}); record the dictionary's site"
             )
-    wrong = [each.n_latents for each in others if each.n_latents != dictionary.n_latents]
+    wrong = [checked.n_latents for checked in others if checked.n_latents != dictionary.n_latents]
     if wrong:
         raise InputError(
             f"the dictionary has {dictionary.n_latents} latents, others have {wrong}; stability "
             "compares runs of one size: train them with the same n_latents"
         )
     # Not by content: learners that draw nothing find the same again, and that is a result.
-    if len({id(each) for each in (dictionary, *others)}) <= len(others):
+    if len({id(checked) for checked in (dictionary, *others)}) <= len(others):
         raise InputError(
             "the dictionary is among the others, or one of them is given twice: a dictionary is "
             "as stable as can be beside itself; train the others with other seeds"
@@ -255,7 +264,7 @@ def _check_networks(
         {
             "the recording": acts.network_sha256,
             "the dictionary": dictionary.network,
-            **{f"dictionary {n} of the others": each.network for n, each in enumerate(others)},
+            **{f"dictionary {n} of the others": other.network for n, other in enumerate(others)},
         },
         on_base_mismatch,
     )
@@ -278,7 +287,8 @@ def _splices(
             f"the model has no site '{site.name}' as it was recorded: it has "
             f"{hooked.sites.get(site.name, list(hooked.sites))}; attach the recorded model"
         )
-    rewrites = {name: _rewrite(each) for name, each in dictionaries.items()}
+    rewrites = {name: _rewrite(dictionary) for name, dictionary in dictionaries.items()}
+    # Where the classifier reads nothing else, the head is all of the model that is left to run.
     if site.layout == "pooled" and hooked.heads and set(hooked.heads) <= set(site.readers):
         weight, bias = hooked.unembed(site)
         return splice_head(weight, bias, data.x, data.labels, rewrites, mean=data.mean)
@@ -305,16 +315,20 @@ def _chosen(
     loader: Iterable[Any], acts: Activations, data: HeldOut
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the held-out images of the recorded loader; in the end, raise if it is another one."""
-    kept = torch.zeros(acts.n_images, dtype=torch.bool)
-    kept[data.chosen] = True
+    is_chosen = torch.zeros(acts.n_images, dtype=torch.bool)
+    is_chosen[data.chosen] = True
+    # The same labels in the same order are taken for the same images; pixels were not recorded.
     digest = hashlib.sha256()
     start = 0
     for batch in labelled_batches(loader, None):
         digest.update(batch.labels.numpy().tobytes())
-        mine = kept[start : start + len(batch.labels)]
+        chosen_in_batch = is_chosen[start : start + len(batch.labels)]
         start += len(batch.labels)
-        if len(mine) == len(batch.labels) and bool(mine.any()):
-            yield batch.images[mine.to(batch.images.device)], batch.labels[mine]
+        if len(chosen_in_batch) == len(batch.labels) and bool(chosen_in_batch.any()):
+            yield (
+                batch.images[chosen_in_batch.to(batch.images.device)],
+                batch.labels[chosen_in_batch],
+            )
     if start != acts.n_images or digest.hexdigest() != acts.labels_sha256:
         raise InputError(
             f"the loader yields {start} images, or other labels in another order, than the "

@@ -82,12 +82,14 @@ def notes(quality: "Quality") -> list[str]:
             "site at zero": quality.zero_ablation,
         }  # fmt: skip
         lines += [
-            f"Model {name}: cross-entropy {one.cross_entropy:.4f}, accuracy {one.accuracy:.4f}, "
-            f"KL {one.kl:.4f}."
-            for name, one in behaviours.items()
+            f"Model {name}: cross-entropy {behaviour.cross_entropy:.4f}, accuracy "
+            f"{behaviour.accuracy:.4f}, KL {behaviour.kl:.4f}."
+            for name, behaviour in behaviours.items()
         ]
     if quality.dictionary.stability is not None:
-        starts = ", ".join(each or "unknown" for each in quality.initializations)
+        starts = ", ".join(
+            initialization or "unknown" for initialization in quality.initializations
+        )
         lines.append(
             f"Stability: atoms matched one to one; the dictionaries' atoms started from: {starts}."
         )
@@ -100,7 +102,12 @@ def notes(quality: "Quality") -> list[str]:
 
 
 def figure(quality: "Quality", path: str | os.PathLike[str] | None = None) -> "Figure":
-    """Draw the density histogram and bars beside those of the controls; see `Quality.figure`."""
+    """Draw the density histogram and bars beside those of the controls; see `Quality.figure`.
+
+    Raises:
+        InputError: if matplotlib does not know the format of the path's suffix.
+        WriteError: if the file cannot be written.
+    """
     from matplotlib.figure import Figure
 
     drawn = [name for name in DRAWN if getattr(quality.dictionary, name) is not None]
@@ -109,8 +116,8 @@ def figure(quality: "Quality", path: str | os.PathLike[str] | None = None) -> "F
     result = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
     grid = result.add_gridspec(rows, columns)
     _draw_densities(result.add_subplot(grid[0, :2]), quality)
-    for place, name in enumerate(drawn, start=2):
-        _draw_bars(result.add_subplot(grid[place // columns, place % columns]), quality, name)
+    for slot, name in enumerate(drawn, start=2):
+        _draw_bars(result.add_subplot(grid[slot // columns, slot % columns]), quality, name)
     if path is not None:
         _write(result, Path(path))
     return result
@@ -118,11 +125,11 @@ def figure(quality: "Quality", path: str | os.PathLike[str] | None = None) -> "F
 
 def _draw_densities(axes: "Axes", quality: "Quality") -> None:
     """Draw which share of the latents has which density, dead ones left out."""
-    edges = [-DECADES + place / BINS_IN_DECADE for place in range(DECADES * BINS_IN_DECADE + 1)]
-    for place, (name, counts) in enumerate(quality.histograms.items()):
+    edges = [-DECADES + number / BINS_IN_DECADE for number in range(DECADES * BINS_IN_DECADE + 1)]
+    for number, (name, counts) in enumerate(quality.histograms.items()):
         shares = [count / quality.rows[name].n_latents for count in counts]
-        style: dict[str, Any] = {"fill": True, "alpha": 0.35} if place == 0 else {"linewidth": 1.2}
-        axes.stairs(shares, edges, label=name, color=f"C{place}", **style)
+        style: dict[str, Any] = {"fill": True, "alpha": 0.35} if number == 0 else {"linewidth": 1.2}
+        axes.stairs(shares, edges, label=name, color=f"C{number}", **style)
     places = zip(edges[:-1], *quality.histograms.values(), strict=True)
     filled = [edge for edge, *counts in places if any(counts)]
     axes.set_xlim(min(filled, default=-1) - 0.1, 0.1)
@@ -136,11 +143,11 @@ def _draw_bars(axes: "Axes", quality: "Quality", field: str) -> None:
     """Draw one measure of every dictionary that has it, the chance level as a line."""
     names = list(quality.rows)
     values = [getattr(quality.rows[name], field) for name in names]
-    for place, value in enumerate(values):
+    for row, value in enumerate(values):
         if value is None:
-            axes.text(0, place, " -", va="center", fontsize="x-small")
+            axes.text(0, row, " -", va="center", fontsize="x-small")
         else:
-            axes.barh(place, value, color=f"C{place}")
+            axes.barh(row, value, color=f"C{row}")
     chance = {
         "stability": quality.dictionary.stability_null, "monosemanticity": quality.mean_cosine,
     }.get(field)  # fmt: skip

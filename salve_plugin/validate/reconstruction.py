@@ -88,9 +88,9 @@ def density_histogram(densities: Float64[Tensor, " latents"]) -> Int64[Tensor, "
     of the counts is the number of living latents. After Bricken et al. 2023, "Towards
     Monosemanticity", who read two clusters of features off such a histogram.
     """
-    places = ((densities[densities > 0].log10() + DECADES) * BINS_IN_DECADE).ceil().long() - 1
+    bin_numbers = ((densities[densities > 0].log10() + DECADES) * BINS_IN_DECADE).ceil().long() - 1
     bins = DECADES * BINS_IN_DECADE
-    return torch.bincount(places.clamp(0, bins - 1), minlength=bins)
+    return torch.bincount(bin_numbers.clamp(0, bins - 1), minlength=bins)
 
 
 def nearest_cosines(atoms: Float[Tensor, "latents width"]) -> Float64[Tensor, " latents"]:
@@ -107,13 +107,17 @@ def nearest_cosines(atoms: Float[Tensor, "latents width"]) -> Float64[Tensor, " 
     for start in range(0, len(unit), _CHUNK):
         cosines = (unit[start : start + _CHUNK] @ unit.T).abs()
         rows = torch.arange(len(cosines), device=unit.device)
-        cosines[rows, rows + start] = 0
+        cosines[rows, rows + start] = 0  # an atom with itself
         nearest[start : start + _CHUNK] = cosines.amax(1)
     return nearest.clamp(max=1)
 
 
 def check_finite(values: Tensor, name: str) -> None:
-    """Raise InputError if a value is NaN or infinite."""
+    """Check that every value, of a tensor of any shape, is finite.
+
+    Raises:
+        InputError: if one is NaN or infinite; `name` says what the values are.
+    """
     if not bool(values.isfinite().all()):
         bad = int((~values.isfinite()).sum())
         raise InputError(

@@ -82,20 +82,25 @@ def separability(
     classes = (torch.bincount(labels) >= 2).nonzero().flatten()
     if len(classes) < 2:
         raise InputError(
-            f"{len(classes)} classes have two images or more; a distance between classes needs two"
+            f"{len(classes)} classes have two images or more; a distance between classes "
+            "needs two such classes"
         )
     random = torch.Generator().manual_seed(seed)
     pairs = classes[_pairs(len(classes), random)]
     members = {int(label): (labels == label).nonzero().flatten() for label in classes}
+    # The floor has to carry the same bias as the distance above it: with n images, histograms of
+    # one and the same distribution differ the more the smaller n is. So each pair is shuffled
+    # within itself, into groups of its own two sizes, and goes through the same histograms.
     true = _Groups.of([members[int(label)] for pair in pairs for label in pair])
     shuffled = [_Groups.of(_mixed(pairs, members, random)) for _ in range(permutations)]
-    kept = codes[torch.isin(labels, classes)]
-    low, high = kept.amin(0), kept.amax(0)
+    labelled = codes[torch.isin(labels, classes)]
+    # One range for all classes and for the shuffled ones, so that bins mean the same everywhere.
+    low, high = labelled.amin(0), labelled.amax(0)
     distances, floors = [], []
     size = max(1, _CODES // len(true.images))
     for start in range(0, codes.shape[1], size):
-        part = slice(start, start + size)
-        places = _places(codes[:, part].double(), low[part], high[part], bins)
+        chunk = slice(start, start + size)
+        places = _places(codes[:, chunk].double(), low[chunk], high[chunk], bins)
         distances.append(true.distances(places, bins))
         by_chance = [groups.distances(places, bins) for groups in shuffled]
         floors.append(torch.stack(by_chance).mean(0))
@@ -128,10 +133,12 @@ class _Groups:
     def distances(self, places: Tensor, bins: int) -> Tensor:
         """Return the mean over pairs of √JSD of each latent's histograms (latents,)."""
         latents = places.shape[1]
+        # Every (latent, group, bin) is one cell of one long count: bincount has no batches.
         cell = (torch.arange(latents) * self.n + self.group[:, None]) * bins + places[self.images]
         counts = torch.bincount(cell.flatten(), minlength=latents * self.n * bins).double()
         shares = counts.view(latents, self.n // 2, 2, bins)
         shares = shares / shares.sum(-1, keepdim=True)
+        # JSD = entropy of the mixture − mean entropy of the two; rounding may leave [0, 1].
         divergence = _entropy(shares.mean(2)) - _entropy(shares).mean(2)
         return divergence.clamp(0, 1).sqrt().mean(1)
 
@@ -139,10 +146,10 @@ class _Groups:
 def _mixed(pairs: Tensor, members: dict[int, Tensor], random: torch.Generator) -> list[Tensor]:
     """Return for each pair two groups of the same sizes, drawn from both classes' images."""
     groups = []
-    for one, other in pairs.tolist():
-        both = torch.cat([members[one], members[other]])
-        both = both[torch.randperm(len(both), generator=random)]
-        groups += [both[: len(members[one])], both[len(members[one]) :]]
+    for first, second in pairs.tolist():
+        images = torch.cat([members[first], members[second]])
+        images = images[torch.randperm(len(images), generator=random)]
+        groups += [images[: len(members[first])], images[len(members[first]) :]]
     return groups
 
 
@@ -151,6 +158,7 @@ def _pairs(n_classes: int, random: torch.Generator) -> Int[Tensor, "pairs 2"]:
     if n_classes * (n_classes - 1) // 2 <= PAIRS:
         return torch.tensor(list(combinations(range(n_classes), 2)))
     first = torch.randint(n_classes, (PAIRS,), generator=random)
+    # A distance from the first around the circle of classes, so that no pair is a class twice.
     further = torch.randint(1, n_classes, (PAIRS,), generator=random)
     return torch.stack([first, (first + further) % n_classes], dim=1)
 

@@ -105,7 +105,8 @@ def splice_head(
     if weight.shape != (len(bias), x.shape[1]) or len(labels) != len(x) or not len(x):
         raise InputError(
             f"a head of shape {tuple(weight.shape)} with {len(bias)} biases, inputs "
-            f"{tuple(x.shape)} and {len(labels)} labels do not fit together"
+            f"{tuple(x.shape)} and {len(labels)} labels do not fit together; expected (classes, "
+            "features), one bias a class, inputs (images, features) and one label an image"
         )
 
     def logits(rewrite: Rewrite) -> Tensor:
@@ -170,11 +171,12 @@ def replacing(site: Site, rewrite: Rewrite) -> Rewrite:
     def replace(activation: Tensor) -> Tensor:
         prefix = site.prefix_tokens if site.layout == "tokens" else 0
         if prefix:
-            kept, activation = activation[:, :prefix], activation[:, prefix:]
+            # Recordings leave them out, so no dictionary has learned to rebuild them.
+            prefix_tokens, activation = activation[:, :prefix], activation[:, prefix:]
         rows = site.rows(activation)
         moved = activation.movedim(site.channel_axis, -1)
         rewritten = rewrite(rows).to(activation).view(moved.shape).movedim(-1, site.channel_axis)
-        return torch.cat([kept, rewritten], dim=1) if prefix else rewritten
+        return torch.cat([prefix_tokens, rewritten], dim=1) if prefix else rewritten
 
     return replace
 
@@ -183,13 +185,13 @@ class _Tallies:
     """Sums over images of what every replacement does to the predictions."""
 
     def __init__(self, rewrites: Mapping[str, Rewrite], mean: Tensor) -> None:
-        own: dict[str, Rewrite] = {
+        ablations: dict[str, Rewrite] = {
             "clean": lambda rows: rows,
             "mean": lambda rows: mean.to(rows).expand_as(rows),
             "zero": torch.zeros_like,
         }
         # Names of rewrites are the caller's, so they are kept apart from these three.
-        self._rewrites = {("own", name): rewrite for name, rewrite in own.items()}
+        self._rewrites = {("own", name): rewrite for name, rewrite in ablations.items()}
         self._rewrites |= {("given", name): rewrite for name, rewrite in rewrites.items()}
         self._sums = {key: torch.zeros(3, dtype=torch.float64) for key in self._rewrites}
         self._n_images = 0
@@ -198,25 +200,25 @@ class _Tallies:
         """Take a batch into account; `logits` runs it with a replacement."""
         clean: Tensor | None = None
         for key, rewrite in self._rewrites.items():
-            found = logits(rewrite)
-            _check_logits(found, labels)
-            log_p = functional.log_softmax(found, dim=1)
+            batch_logits = logits(rewrite)
+            _check_logits(batch_logits, labels)
+            log_p = functional.log_softmax(batch_logits, dim=1)
             clean = log_p if clean is None else clean  # the untouched model comes first
             kl = functional.kl_div(log_p, clean, reduction="sum", log_target=True)
             entropy = functional.nll_loss(log_p, labels, reduction="sum")
-            right = (found.argmax(1) == labels).sum().double()
+            right = (batch_logits.argmax(1) == labels).sum().double()
             self._sums[key] += torch.stack([entropy, right, kl])
         self._n_images += len(labels)
 
     def splices(self) -> dict[str, Splice]:
         """Return the means."""
-        seen = {
+        behaviours = {
             key: Behaviour(*(sums / self._n_images).tolist()) for key, sums in self._sums.items()
         }
-        clean, mean, zero = (seen["own", name] for name in ("clean", "mean", "zero"))
+        clean, mean, zero = (behaviours["own", name] for name in ("clean", "mean", "zero"))
         return {
             name: Splice(clean, behaviour, mean, zero, self._n_images)
-            for (kind, name), behaviour in seen.items()
+            for (kind, name), behaviour in behaviours.items()
             if kind == "given"
         }
 
@@ -224,7 +226,8 @@ class _Tallies:
 def _check_logits(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or len(logits) != len(labels):
         raise InputError(
-            f"expected logits ({len(labels)}, classes), the model returned {tuple(logits.shape)}"
+            f"expected logits ({len(labels)}, classes), the model returned {tuple(logits.shape)}; "
+            "splicing needs a classifier with one row of logits an image"
         )
     check_labels(labels, logits.shape[1])
     check_finite(logits, "logits")

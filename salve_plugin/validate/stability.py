@@ -62,6 +62,7 @@ def matched_cosines(
             f"atoms of shape {tuple(one.shape)} and {tuple(other.shape)} cannot be matched one to "
             "one: train both runs at one site with the same number of latents"
         )
+    # One to one, since a dictionary in which one atom occurs often would match every other well.
     cosines = _unit(one) @ _unit(other).T
     cosines = (cosines if signed else cosines.abs()).clamp(-1, 1).cpu()
     rows, columns = linear_sum_assignment(cosines.numpy(), maximize=True)
@@ -79,6 +80,12 @@ def stability(
 
     Runs that start from the same atoms are alike for that reason too: state the initialization.
 
+    Args:
+        atoms: of one run.
+        others: of the other runs, each of the same shape.
+        signed: as for `matched_cosines`.
+        seed: of the random atoms.
+
     Raises:
         InputError: if there are no others, shapes differ, or an atom is zero, NaN or infinite.
     """
@@ -86,6 +93,7 @@ def stability(
         raise InputError("stability needs at least one dictionary of another seed to compare with")
     cosines = torch.stack([matched_cosines(atoms, other, signed=signed) for other in others])
     null = matched_cosines(
+        # Even and odd, so that no two seeds share random atoms.
         random_atoms(*atoms.shape, seed=2 * seed),
         random_atoms(*atoms.shape, seed=2 * seed + 1),
         signed=signed,
@@ -94,7 +102,7 @@ def stability(
 
 
 def random_atoms(latents: int, width: int, *, seed: int) -> Float[Tensor, "latents width"]:
-    """Return unit atoms of directions drawn uniformly from the sphere."""
+    """Return unit atoms of directions drawn uniformly from the sphere; a seed gives them again."""
     random = torch.Generator().manual_seed(SEED_OFFSET + seed)
     return torch.nn.functional.normalize(torch.randn(latents, width, generator=random), dim=1)
 
@@ -107,5 +115,8 @@ def _unit(atoms: Tensor) -> Float64[Tensor, "latents width"]:
     check_finite(atoms, "atoms")
     norms: Tensor = torch.linalg.vector_norm(atoms.double(), dim=1, keepdim=True)
     if bool((norms == 0).any()):
-        raise InputError(f"atom {int((norms == 0).int().argmax())} is zero and has no direction")
+        raise InputError(
+            f"atom {int((norms == 0).int().argmax())} is zero and has no direction; leave such "
+            "atoms out"
+        )
     return atoms.double() / norms

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from salve_plugin.errors import AttributionError, HookNotFiredError
 from salve_plugin.taps import Replace, tapping
-from salve_plugin.validate.places import Place, side_name
+from salve_plugin.validate.module_sides import ModuleSide, side_name
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class GraphSlice:
 
 @contextmanager
 def traced(
-    run: Callable[[], object], layer: Place, site: Place, device_ids: Sequence[int] | None
+    run: Callable[[], object], layer: ModuleSide, site: ModuleSide, device_ids: Sequence[int] | None
 ) -> Iterator[GraphSlice]:
     """Run `run` and keep the graph between `layer` and `site` for the length of the context.
 
@@ -56,10 +56,16 @@ def traced(
         _check_activation(activation, layer, leaves)
         # The graph starts here; the no_grad around the forward pass restores the mode after it.
         torch.set_grad_enabled(True)
+        # An input must stay the tensor that it is: a skip connection around the module holds the
+        # same one, and its share of the gradient counts. An output is nobody's yet, so a detached
+        # alias of it will do, which leaves the model's own tensor as it was.
         leaf = activation if layer[1] == "in" else activation.detach()
         if not leaf.requires_grad:
+            # It may be the caller's image; what is borrowed is given back at the end.
             borrowed.append(leaf.requires_grad_())
         leaves[activation.device] = leaf
+        # The model goes on with a copy: autograd refuses in-place operations on a leaf, and the
+        # values that the map is weighted by must not change under them.
         return leaf.clone()
 
     def end(activation: Tensor) -> None:
@@ -68,6 +74,7 @@ def traced(
 
     try:
         # The layer's hook first: where both are one activation, the site must see the leaf's copy.
+        # In inference mode no graph can be built, whatever the grad mode says.
         with torch.inference_mode(False):
             with torch.no_grad(), _tapping(layer, start), _tapping(site, end):
                 run()
@@ -92,14 +99,18 @@ def pull_back(graph: GraphSlice, cotangent: Tensor, grad_kwargs: dict[str, Any])
         cotangent: (batch, ...) as the site's activation.
         grad_kwargs: passed to `torch.autograd.grad`.
     """
+    # The site was computed before the layer, or from nothing that the layer made.
     if not all(value.requires_grad for value in graph.site):
         return None
     half = any(tensor.dtype == torch.float16 for tensor in (*graph.site, *graph.layer))
     for scale in _exact_scales(cotangent) if half else (1.0,):
-        parts = torch.split(cotangent * scale, [len(value) for value in graph.site])
-        parts = tuple(part.to(value) for part, value in zip(parts, graph.site, strict=True))
+        cotangents = torch.split(cotangent * scale, [len(value) for value in graph.site])
+        cotangents = tuple(
+            part.to(value) for part, value in zip(cotangents, graph.site, strict=True)
+        )
+        # In half precision another scale may have to be tried on the same graph.
         options = {"allow_unused": True, "retain_graph": half} | grad_kwargs
-        gradients = torch.autograd.grad(graph.site, graph.layer, parts, **options)
+        gradients = torch.autograd.grad(graph.site, graph.layer, cotangents, **options)
         if any(gradient is None for gradient in gradients):
             return None
         gradient = joined(gradients)
@@ -116,52 +127,57 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _exact_scales(cotangent: Tensor) -> tuple[float, ...]:
     """Return powers of two that bring the largest entry to 256, else 1, else 1/256."""
+    # The largest first: small gradients are lost without a trace, while one that is too large
+    # becomes infinite and is noticed.
     largest = cotangent.abs().max().item()
     unit = 2.0 ** -math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0
     return unit * 256, unit, unit / 256
 
 
-def _tapping(place: Place, function: Replace) -> AbstractContextManager[None]:
-    module, side = place
+def _tapping(module_side: ModuleSide, function: Replace) -> AbstractContextManager[None]:
+    module, side = module_side
     return tapping([module], side, function)
 
 
-def _check_activation(activation: object, place: Place, seen: dict[torch.device, Tensor]) -> None:
+def _check_activation(
+    activation: object, module_side: ModuleSide, by_device: dict[torch.device, Tensor]
+) -> None:
     """Refuse what cannot be differentiated or is not one activation."""
-    name = f"the {side_name(place)} of {type(place[0]).__name__}"
+    name = f"the {side_name(module_side)} of {type(module_side[0]).__name__}"
     if not isinstance(activation, Tensor) or not activation.is_floating_point():
-        got = activation.dtype if isinstance(activation, Tensor) else type(activation).__name__
-        raise AttributionError(f"{name} is {got}, not a floating-point tensor; choose another")
+        kind = activation.dtype if isinstance(activation, Tensor) else type(activation).__name__
+        raise AttributionError(f"{name} is {kind}, not a floating-point tensor; choose another")
     if torch.is_inference_mode_enabled():
         raise AttributionError(
             f"{name} is computed in inference mode, which forward_func turns on itself; "
             "pass the model, or a function without torch.inference_mode"
         )
-    if activation.device in seen:
+    if activation.device in by_device:
         raise AttributionError(
             f"{name} is computed more than once in a forward pass, so which one is meant is "
             "ambiguous; choose a module that runs once"
         )
 
 
-def _check_fired(place: Place, seen: dict[torch.device, Tensor]) -> None:
-    if not seen:
+def _check_fired(module_side: ModuleSide, by_device: dict[torch.device, Tensor]) -> None:
+    if not by_device:
         raise HookNotFiredError(
-            f"the forward pass never computed the {side_name(place)} of "
-            f"{type(place[0]).__name__}; is it a module of this model?"
+            f"the forward pass never computed the {side_name(module_side)} of "
+            f"{type(module_side[0]).__name__}; name a module of this very model that its forward "
+            "pass runs"
         )
 
 
 def _device_order(
-    seen: dict[torch.device, Tensor], device_ids: Sequence[int] | None
+    by_device: dict[torch.device, Tensor], device_ids: Sequence[int] | None
 ) -> list[torch.device]:
     """Return the devices in the order in which DataParallel split the batch."""
-    if len(seen) == 1:
-        return list(seen)
+    if len(by_device) == 1:
+        return list(by_device)
     if device_ids is None:
         raise AttributionError(
-            f"the model ran on {len(seen)} devices in an unknown order; pass device_ids, or the "
-            "DataParallel model itself as forward_func"
+            f"the model ran on {len(by_device)} devices in an unknown order; pass device_ids, or "
+            "the DataParallel model itself as forward_func"
         )
-    rank = {index: place for place, index in enumerate(device_ids)}
-    return sorted(seen, key=lambda device: rank[device.index])
+    rank = {index: module_side for module_side, index in enumerate(device_ids)}
+    return sorted(by_device, key=lambda device: rank[device.index])

@@ -212,7 +212,7 @@ def test_an_edit_is_made_without_its_images_too(
 def test_the_images_that_show_the_latent_most_are_taken(study: Path) -> None:
     loaded = Study.load(study)
     acts, dictionary, _ = loaded.parts()
-    opened = loaded.source.open()
+    opened = loaded.spec.open()
     edit = suppress(opened.hooked, dictionary, latent=2, strength=1.0)
     labels = acts.labels().long()
     latents = dictionary.pre_activation(acts.tensor())[:, 2]
@@ -241,7 +241,7 @@ def test_a_named_latent_gets_the_rivals_rows_that_it_needs(
 ) -> None:
     loaded = Study.load(study)
     acts, dictionary, _ = loaded.parts()
-    opened = loaded.source.open()
+    opened = loaded.spec.open()
     head = opened.hooked.unembed(opened.hooked.site("unembed.hook_in"))
     recorded = (acts.tensor(), acts.labels())
 

@@ -136,5 +136,5 @@ def test_what_is_told_is_of_the_bytes_that_were_read(tmp_path: Path) -> None:
     found = find(folder)
     for name in files:
         (folder / name).unlink()
-    assert found.said["bytes"] == sum(map(len, files.values())) - len(files["README.md"])
-    assert (found.digest, found.said["card"]) == (found.said["digest"], "as written")
+    assert found.description["bytes"] == sum(map(len, files.values())) - len(files["README.md"])
+    assert (found.digest, found.description["card"]) == (found.description["digest"], "as written")

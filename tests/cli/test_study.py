@@ -8,7 +8,7 @@ import timm
 import torch
 
 from salve_plugin.adapter import attach, installed_adapters
-from salve_plugin.cli.study import OpenModel, Source, Study
+from salve_plugin.cli.study import ModelSpec, OpenModel, Study
 from salve_plugin.errors import InputError, ReadError
 
 
@@ -20,12 +20,12 @@ def test_a_model_with_two_heads_on_different_tokens_has_its_classes_counted() ->
 
 def test_an_adapter_that_is_not_installed_is_named_with_those_that_are() -> None:
     with pytest.raises(InputError, match=r"no adapter 'keras' is installed; there are \['timm'\]"):
-        Source("resnet18", adapter="keras").open()
+        ModelSpec("resnet18", adapter="keras").open()
     assert list(installed_adapters()) == ["timm"]
 
 
 def test_a_study_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
-    study = Study(tmp_path, Source("test_vit", "weights.safetensors", 10), "images")
+    study = Study(tmp_path, ModelSpec("test_vit", "weights.safetensors", 10), "images")
     study.save()
     assert Study.load(tmp_path) == study
 

@@ -10,75 +10,79 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import change, evaluate
 from salve_plugin.demo import digits
 from salve_plugin.demo.crit_check import check_crit
-from salve_plugin.demo.measures import Study, cross_class, enhance_class, suppress_class
+from salve_plugin.demo.measures import Experiment, cross_class, enhance_class, suppress_class
 from salve_plugin.discover.features import profile
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
 
 
 @pytest.fixture(params=["resnet", "vit"])
-def study(
+def experiment(
     request: pytest.FixtureRequest, digits_train: digits.Split, digits_test: digits.Split
-) -> Study:
+) -> Experiment:
     network: nn.Module = request.getfixturevalue(f"digits_{request.param}")
     hooked = attach(network)
     train, test = (
         record(hooked, split.loader(), progress=False) for split in (digits_train, digits_test)
     )
     dictionary = fit(train, "l1", seed=0)
-    return Study(hooked, train, test, dictionary, profile(dictionary, train))
+    return Experiment(hooked, train, test, dictionary, profile(dictionary, train))
 
 
-def _really(study: Study, edit: Edit, label: int, test: digits.Split) -> tuple[float, float]:
-    before = evaluate(study.hooked, test.batches())
-    with edit.applied(study.hooked):
-        effect = change(before, evaluate(study.hooked, test.batches()), label)
+def _really(
+    experiment: Experiment, edit: Edit, label: int, test: digits.Split
+) -> tuple[float, float]:
+    before = evaluate(experiment.hooked, test.batches())
+    with edit.applied(experiment.hooked):
+        effect = change(before, evaluate(experiment.hooked, test.batches()), label)
     return effect.target_after, effect.others_mean
 
 
 def test_a_class_is_suppressed_on_named_rows_within_the_goal(
-    study: Study, digits_test: digits.Split
+    experiment: Experiment, digits_test: digits.Split
 ) -> None:
-    result = suppress_class(study, 3, seed=0)
+    result = suppress_class(experiment, 3, seed=0)
     named = result.named_change
     assert named.target_after <= 0.05
     assert named.others_mean >= -0.01
     for choice, effect in ((result.named, named), (result.recipe, result.recipe_change)):
-        target, others = _really(study, choice.edit, 3, digits_test)
+        target, others = _really(experiment, choice.edit, 3, digits_test)
         assert effect.target_after == target
         assert effect.others_mean == pytest.approx(others, abs=1e-12)
     assert result.recipe.edit.rows is None
     assert result.zero_row.target_before == named.target_before
 
 
-def test_exact_strengths_survive_the_brute_force(study: Study, digits_test: digits.Split) -> None:
-    result = suppress_class(study, 4, seed=0)
-    check = check_crit(study, result.recipe.edit, 4, digits_test.images)
+def test_exact_strengths_survive_the_brute_force(
+    experiment: Experiment, digits_test: digits.Split
+) -> None:
+    result = suppress_class(experiment, 4, seed=0)
+    check = check_crit(experiment, result.recipe.edit, 4, digits_test.images)
     assert check.images > 30
     assert check.agree == check.images
     assert check.worst_residual <= 1e-6
 
 
 def test_brute_force_ends_where_strengths_are_no_longer_asked_about(
-    study: Study, digits_test: digits.Split
+    experiment: Experiment, digits_test: digits.Split
 ) -> None:
     """Columns with almost no weight in the direction close at strengths beyond the limit."""
-    edit = suppress_class(study, 4, seed=0).recipe.edit
+    edit = suppress_class(experiment, 4, seed=0).recipe.edit
     direction = edit.gate.directions[0].clone()
     direction[::2] *= 1e-6
     faint = altered(edit, direction=direction / direction.norm())
-    check = check_crit(study, faint, 4, digits_test.images)
+    check = check_crit(experiment, faint, 4, digits_test.images)
     assert check.finite < check.images
     assert check.agree == check.images
 
 
-def test_enhancing_raises_the_confidence_of_the_class(study: Study) -> None:
-    result = enhance_class(study, 3)
+def test_enhancing_raises_the_confidence_of_the_class(experiment: Experiment) -> None:
+    result = enhance_class(experiment, 3)
     assert result.confidence[1] > result.confidence[0]
 
 
-def test_a_shared_latent_changes_more_than_one_class(study: Study) -> None:
-    result = cross_class(study)
+def test_a_shared_latent_changes_more_than_one_class(experiment: Experiment) -> None:
+    result = cross_class(experiment)
     assert result.classes[0] != result.classes[1]
     changed = torch.tensor(result.before) - torch.tensor(result.after)
     assert int((changed.abs() > 0.05).sum()) >= 2

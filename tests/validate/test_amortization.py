@@ -12,7 +12,7 @@ from torch import Tensor
 
 from salve_plugin.errors import InputError
 from salve_plugin.validate.amortization import (
-    Pursuit,
+    SparseCoder,
     amortization_gap,
     gradient_pursuit,
     orthogonal_pursuit,
@@ -20,7 +20,7 @@ from salve_plugin.validate.amortization import (
 from salve_plugin.validate.reconstruction import fvu
 from salve_plugin.validate.stability import random_atoms
 
-PURSUITS: list[Pursuit] = [gradient_pursuit, orthogonal_pursuit]
+PURSUITS: list[SparseCoder] = [gradient_pursuit, orthogonal_pursuit]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -35,7 +35,7 @@ def each(k: int, rows: int) -> Tensor:
 @given(seed=st.integers(0, 100), k=st.integers(0, 6), signed=st.booleans())
 @settings(deadline=None, max_examples=25, derandomize=True)
 def test_with_orthonormal_atoms_it_keeps_the_largest_projections(
-    pursuit: Pursuit, seed: int, k: int, signed: bool
+    pursuit: SparseCoder, seed: int, k: int, signed: bool
 ) -> None:
     atoms = torch.linalg.qr(draw(6, 6, seed=seed)).Q
     x = draw(10, 6, seed=seed + 1)
@@ -68,7 +68,7 @@ def by_loop(x: Tensor, atoms: Tensor, k: int, *, orthogonal: bool) -> np.ndarray
 
 
 @pytest.mark.parametrize("pursuit", PURSUITS)
-def test_it_is_the_published_algorithm(pursuit: Pursuit) -> None:
+def test_it_is_the_published_algorithm(pursuit: SparseCoder) -> None:
     atoms, x = random_atoms(12, 8, seed=0).double(), draw(6, 8, seed=1)
     found = pursuit(x, atoms, each(4, 6), True)
     for row, code in zip(x, found, strict=True):
@@ -79,7 +79,9 @@ def test_it_is_the_published_algorithm(pursuit: Pursuit) -> None:
 @pytest.mark.parametrize("pursuit", PURSUITS)
 @given(seed=st.integers(0, 100), signed=st.booleans())
 @settings(deadline=None, max_examples=10, derandomize=True)
-def test_more_atoms_never_make_the_error_larger(pursuit: Pursuit, seed: int, signed: bool) -> None:
+def test_more_atoms_never_make_the_error_larger(
+    pursuit: SparseCoder, seed: int, signed: bool
+) -> None:
     # Many atoms in few dimensions: cutting codes at zero would often make the error larger.
     atoms, x = random_atoms(12, 3, seed=seed).double(), draw(10, 3, seed=seed + 1)
     codes = [pursuit(x, atoms, each(k, 10), signed) for k in range(9)]

@@ -17,7 +17,7 @@ from salve_plugin.demo.digits import Split
 from salve_plugin.errors import AttributionError, HookNotFiredError, InputError
 from salve_plugin.validate.grad_fam import GradFAM, LayerGradFam, weighted_map
 from salve_plugin.validate.layout import Tokens
-from salve_plugin.validate.places import Place
+from salve_plugin.validate.module_sides import ModuleSide
 
 
 def seeded(build: Callable[[], Any], dtype: torch.dtype = torch.float64) -> Any:
@@ -123,7 +123,7 @@ def test_it_equals_brute_force_on_maps_of_either_layout(
     width = features.shape[-1 if nhwc else 1]
     dictionary = make_affine(width, dtype=torch.float64)
     layer = model.norm if nhwc else model.stages[-1]
-    site: Place = (model.get_classifier(), "in")
+    site: ModuleSide = (model.get_classifier(), "in")
     fam = LayerGradFam(model, layer, dictionary, site=site, tokens="NHWC" if nhwc else None)
     expected = []
     for image_features in features:
@@ -179,7 +179,7 @@ def test_with_class_token_pooling_it_looks_before_the_last_attention(
 ) -> None:
     model, x = seeded(build), images()
     dictionary = make_affine(32, dtype=torch.float64)
-    site: Place = (model.head, "in")
+    site: ModuleSide = (model.head, "in")
     last, tokens = model.blocks[-1], (prefix, (4, 4))
     fam = LayerGradFam(model, last.norm1, dictionary, site=site, tokens=tokens)
     entering: list[Tensor] = []
@@ -243,7 +243,7 @@ def test_the_code_of_a_latent_that_is_off_has_an_all_zero_map(
     digits_resnet: Any, digits_test: Split, make_affine: Any
 ) -> None:
     x, dictionary = digits_test.images[:6], make_affine(128)
-    site: Place = (digits_resnet.fc, "in")
+    site: ModuleSide = (digits_resnet.fc, "in")
     pre = LayerGradFam(digits_resnet, digits_resnet.layer4, dictionary, site=site)
     post = LayerGradFam(digits_resnet, digits_resnet.layer4, dictionary, site=site, stage="post")
     off = 0

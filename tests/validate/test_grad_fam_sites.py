@@ -13,7 +13,7 @@ from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Layout, Side, Site
 from salve_plugin.validate.grad_fam import LayerGradFam
-from salve_plugin.validate.places import Where, placed
+from salve_plugin.validate.module_sides import ActivationLike, as_module_side
 
 
 class Arranged(nn.Module):
@@ -151,7 +151,7 @@ def cube() -> Net:
 def test_a_cube_is_settled_by_either_site_and_refused_without(cube: Net) -> None:
     x, plain, trained = image(8, 8, 8), Encoding(8), Encoding(8, READ)
     right = expected(cube, x, plain, 2)
-    forms: list[tuple[Where, Encoding, Where]] = [
+    forms: list[tuple[ActivationLike, Encoding, ActivationLike]] = [
         (LAYER, plain, READ),
         (cube.layer, plain, READ),
         (LAYER, trained, (cube.site, "out")),
@@ -220,7 +220,7 @@ def test_what_cannot_be_meant_is_refused_at_once(
 @pytest.mark.parametrize("where", ["site.hook_out", [LAYER], (nn.Identity(), "middle")])
 def test_what_names_no_place_is_refused(cube: Net, where: Any) -> None:
     with pytest.raises(InputError, match=r"layer .* must be one module.*loop over several"):
-        unwrap(placed)(where, cube, "layer")  # past the run's type checks
+        unwrap(as_module_side)(where, cube, "layer")  # past the run's type checks
 
 
 def test_a_site_needs_the_model_that_it_is_in(cube: Net) -> None:

@@ -289,3 +289,10 @@ def test_another_dictionary_has_other_latents(digits_resnet: nn.Module) -> None:
     other = altered(edit, dictionary_digest="00" * 32)
     with pytest.raises(InputError, match="pass the one that the edit was made with"):
         grad_fam_pictures(hooked, dictionary, other, torch.rand(1, 1, 32, 32))
+
+
+def test_an_edit_that_knows_no_dictionary_has_no_map(digits_resnet: nn.Module) -> None:
+    hooked, dictionary, edit = edit_of(digits_resnet)
+    unknown = altered(edit, dictionary_digest=None)
+    with pytest.raises(InputError, match="does not say which dictionary"):
+        grad_fam_pictures(hooked, dictionary, unknown, torch.rand(1, 1, 32, 32))

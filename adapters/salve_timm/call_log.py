@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-Token = tuple[int, int]
+ValueId = tuple[int, int]
 """Names one value: which tensor object, and how many in-place operations it had seen."""
 
 
@@ -24,9 +24,9 @@ class Call:
         times: how often it ran; the other fields describe the latest run.
         began: when it was called, on a clock that all calls share.
         ended: when it returned.
-        source: token of its first positional argument, None if that is no tensor.
+        source: id of its first positional argument, None if that is no tensor.
         source_shape: shape of that argument.
-        result: token of its output, or of its first output, None if that is no tensor.
+        result: id of its output, or of its first output, None if that is no tensor.
         result_shape: shape of that output.
     """
 
@@ -35,27 +35,27 @@ class Call:
     times: int = 0
     began: int = 0
     ended: int = 0
-    source: Token | None = None
+    source: ValueId | None = None
     source_shape: tuple[int, ...] = ()
-    result: Token | None = None
+    result: ValueId | None = None
     result_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Trace:
-    """A traced forward pass.
+class CallLog:
+    """What one forward pass called.
 
     Attributes:
         calls: by path, only modules that ran.
         output: what the model returned.
-        features: token of what `forward_features` returned, None unless that is one tensor.
+        features: id of what `forward_features` returned, None unless that is one tensor.
         features_shape: shape of it.
         inputs: copies of the first argument of the modules that were asked for.
     """
 
     calls: dict[str, Call]
     output: Any
-    features: Token | None
+    features: ValueId | None
     features_shape: tuple[int, ...]
     inputs: dict[str, Tensor]
 
@@ -65,31 +65,34 @@ class Trace:
         return call if call is not None and call.times == 1 else None
 
 
-class _Tokens:
+class _ValueIds:
     """Gives every tensor object a number for as long as it lives."""
+
+    # Not id(): a tensor that is freed in the middle of the pass hands its address to the next one.
 
     def __init__(self) -> None:
         self._numbers = WeakIdKeyDictionary()
         self._next = count()
 
-    def of(self, value: Any) -> tuple[Token | None, tuple[int, ...]]:
-        """Return the value's token and shape; (None, ()) for anything but a tensor."""
+    def of(self, value: Any) -> tuple[ValueId | None, tuple[int, ...]]:
+        """Return the value's id and shape; (None, ()) for anything but a tensor."""
         if not isinstance(value, Tensor):
             return None, ()
         if value not in self._numbers:
             self._numbers[value] = next(self._next)
+        # Torch counts what is done in place: after an in-place ReLU it is another value.
         return (self._numbers[value], value._version), tuple(value.shape)
 
 
-def trace(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Trace:
+def log_calls(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> CallLog:
     """Run the model once and record its calls.
 
     Args:
         model: in `quiet`.
-        probe: the batch.
+        probe: the batch (images, channels, height, width).
         keep: paths of modules whose input is wanted.
     """
-    tokens, clock = _Tokens(), count()
+    ids, clock = _ValueIds(), count()
     calls: dict[str, Call] = {}
     inputs: dict[str, Tensor] = {}
 
@@ -97,13 +100,13 @@ def trace(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Trace:
         call = calls.setdefault(path, Call(path, module))
         call.times += 1
         call.began = next(clock)
-        call.source, call.source_shape = tokens.of(args[0] if args else None)
+        call.source, call.source_shape = ids.of(args[0] if args else None)
         if path in keep and call.source is not None:
             inputs[path] = args[0].clone()
 
     def after(path: str, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         first = output[0] if isinstance(output, tuple) and output else output
-        calls[path].result, calls[path].result_shape = tokens.of(first)
+        calls[path].result, calls[path].result_shape = ids.of(first)
         calls[path].ended = next(clock)
 
     with ExitStack() as stack:
@@ -112,9 +115,9 @@ def trace(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Trace:
             stack.callback(module.register_forward_hook(partial(after, path)).remove)
         features = stack.enter_context(_features_of(model))
         output = model(probe)
-        token, shape = tokens.of(features[-1] if features else None)
+        features_id, shape = ids.of(features[-1] if features else None)
     ran = {path: call for path, call in calls.items() if call.ended}
-    return Trace(ran, output, token, shape, inputs)
+    return CallLog(ran, output, features_id, shape, inputs)
 
 
 @contextmanager
@@ -125,7 +128,7 @@ def _features_of(model: nn.Module) -> Iterator[list[Any]]:
         yield collected
         return
     original: Any = model.forward_features
-    own = model.__dict__.get("forward_features")
+    instance_method = model.__dict__.get("forward_features")
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         collected.append(original(*args, **kwargs))
@@ -135,10 +138,10 @@ def _features_of(model: nn.Module) -> Iterator[list[Any]]:
     try:
         yield collected
     finally:
-        if own is None:
+        if instance_method is None:
             del model.__dict__["forward_features"]
         else:
-            model.__dict__["forward_features"] = own
+            model.__dict__["forward_features"] = instance_method
 
 
 def spatial_maps(model: nn.Module, probe: Tensor) -> list[tuple[int, int, int]]:
@@ -151,7 +154,7 @@ def spatial_maps(model: nn.Module, probe: Tensor) -> list[tuple[int, int, int]]:
     except Exception:  # timm's method is best effort in some families
         return []
     return [
-        (each.shape[1], each.shape[2], each.shape[3])
-        for each in maps
-        if isinstance(each, Tensor) and each.ndim == 4
+        (feature_map.shape[1], feature_map.shape[2], feature_map.shape[3])
+        for feature_map in maps
+        if isinstance(feature_map, Tensor) and feature_map.ndim == 4
     ]

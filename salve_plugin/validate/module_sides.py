@@ -11,42 +11,43 @@ from salve_plugin.taps import SIDE_NAMES
 from salve_plugin.validate.latents import Encoder
 from salve_plugin.validate.layout import Tokens, tokens_of
 
-Place = tuple[nn.Module, Side]
+ModuleSide = tuple[nn.Module, Side]
 """A module's first input or its (first) output."""
 
-Where = Site | Place | nn.Module
+ActivationLike = Site | ModuleSide | nn.Module
 """A site of the model, a place in it, or a module, which stands for its output."""
 
 
-def placed(where: Where, forward_func: Any, argument: str) -> Place:
+def as_module_side(activation: ActivationLike, forward_func: Any, argument: str) -> ModuleSide:
     """Return the module and side that are meant.
 
     Args:
-        where: a site's path is looked up in the model that `forward_func` is or wraps.
+        activation: a site's path is looked up in the model that `forward_func` is or wraps.
         forward_func: the model, attached, in DataParallel or bare; or any function.
-        argument: what `where` is called, for a message.
+        argument: what `activation` is called, for a message.
 
     Raises:
         InputError: if it is none of the three, or a site of no such model.
     """
-    if isinstance(where, nn.Module):
-        return where, "out"
-    if isinstance(where, Site):
-        return _found(where, forward_func, argument), where.side
+    if isinstance(activation, nn.Module):
+        return activation, "out"
+    if isinstance(activation, Site):
+        return _module_of_site(activation, forward_func, argument), activation.side
     if (
-        isinstance(where, tuple)
-        and len(where) == 2
-        and isinstance(where[0], nn.Module)
-        and where[1] in ("in", "out")
+        isinstance(activation, tuple)
+        and len(activation) == 2
+        and isinstance(activation[0], nn.Module)
+        and activation[1] in ("in", "out")
     ):
-        return where
+        return activation
     raise InputError(
-        f"{argument} {where!r} must be one module, or a module and 'in' or 'out', or a salve.Site; "
-        "loop over several"
+        f"{argument} {activation!r} must be one module, or a module and 'in' or 'out', or a "
+        "salve.Site; loop over several"
     )
 
 
-def _found(site: Site, forward_func: Any, argument: str) -> nn.Module:
+def _module_of_site(site: Site, forward_func: Any, argument: str) -> nn.Module:
+    # Sites name modules of the bare model; DataParallel and HookedModel put a prefix before them.
     model = forward_func
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
@@ -69,8 +70,8 @@ def _found(site: Site, forward_func: Any, argument: str) -> nn.Module:
 
 def trained_at(dictionary: Encoder) -> Site | None:
     """Return the site that a dictionary was trained at, if it says so."""
-    own = getattr(dictionary, "site", None)
-    return own if isinstance(own, Site) else None
+    site = getattr(dictionary, "site", None)
+    return site if isinstance(site, Site) else None
 
 
 def readable(site: Site, dictionary: Encoder) -> Site:
@@ -79,21 +80,27 @@ def readable(site: Site, dictionary: Encoder) -> Site:
     Raises:
         InputError: if its width is another, or its layout than where the dictionary was trained.
     """
-    own, width = trained_at(dictionary), getattr(dictionary, "width", site.width)
+    trained_site, width = trained_at(dictionary), getattr(dictionary, "width", site.width)
+    # Never broadcast: a dictionary of width 1 would "read" any site.
     if width != site.width:
         raise InputError(
             f"the dictionary reads {width} features, but site '{site.name}' of this model has "
             f"{site.width}; attach the model that it was trained on"
         )
-    if own is not None and own.name == site.name and own.layout != site.layout:
+    if (
+        trained_site is not None
+        and trained_site.name == site.name
+        and trained_site.layout != site.layout
+    ):
         raise InputError(
-            f"the dictionary was trained at '{site.name}' in layout '{own.layout}', but the site "
-            f"of that name here has layout '{site.layout}'; attach the model that it was trained on"
+            f"the dictionary was trained at '{site.name}' in layout '{trained_site.layout}', but "
+            f"the site of that name here has layout '{site.layout}'; attach the model that it was "
+            "trained on"
         )
     return site
 
 
-def layer_tokens(layer: Where, tokens: Tokens) -> Tokens:
+def layer_tokens(layer: ActivationLike, tokens: Tokens) -> Tokens:
     """Return the layer's layout; a site knows its own.
 
     Raises:
@@ -111,6 +118,6 @@ def layer_tokens(layer: Where, tokens: Tokens) -> Tokens:
     return known
 
 
-def side_name(place: Place) -> str:
+def side_name(module_side: ModuleSide) -> str:
     """Return `input` or `output`, for a message."""
-    return SIDE_NAMES[place[1]]
+    return SIDE_NAMES[module_side[1]]
