@@ -20,6 +20,7 @@ from salve_plugin.control.operators import Part, cast_factors, product, scaled
 from salve_plugin.control.operators.base import Index
 from salve_plugin.control.recipe import Recipe, Rows
 from salve_plugin.control.targets import Slot
+from salve_plugin.errors import EditStateError, InputError
 
 ATTRIBUTE = "_salve_ledgers"
 _BLOCK = 1 << 18  # elements compared at once
@@ -75,11 +76,15 @@ class Planned:
 
 def ledger_of(slot: Slot) -> Ledger | None:
     """Return the ledger of a parameter; None if no edit is on it."""
+    ledgers: list[Ledger] = []
     for module, name in slot.owners:  # a module that was tied later knows of none
         ledger = module.__dict__.get(ATTRIBUTE, {}).get(name)
-        if isinstance(ledger, Ledger):
-            return ledger
-    return None
+        if isinstance(ledger, Ledger) and all(ledger is not known for known in ledgers):
+            ledgers.append(ledger)
+    if len(ledgers) < 2:
+        return ledgers[0] if ledgers else None
+    # Modules that were edited one by one and tied later: one of them knows this very tensor.
+    return next((known for known in ledgers if holds(slot.parameter, known)), ledgers[0])
 
 
 def pristine_of(slot: Slot) -> Tensor:
@@ -87,6 +92,11 @@ def pristine_of(slot: Slot) -> Tensor:
     ledger = ledger_of(slot)
     if ledger is None:
         return slot.parameter.detach()
+    if not fits(slot.parameter, ledger):
+        raise EditStateError(
+            f"'{slot.path}' of shape {list(slot.parameter.shape)} has taken the place of an edited "
+            "parameter of another shape; forget_(model) accepts it as it is"
+        )
     whole = slot.parameter.detach().clone()
     whole[index_of(ledger.rows)] = ledger.pristine.to(whole)
     return whole
@@ -104,19 +114,22 @@ def composed(ledger: Ledger) -> Tensor:
 
 def commit(plan: Sequence[Planned]) -> None:
     """Bring every parameter and ledger to the planned state; on any error, back to the present."""
+    # What takes memory, and so may fail, comes before the first write.
+    records = [(each.slot, _trimmed(each.coming)) for each in plan]
     try:
         for each in plan:
             _write(each.slot, each.coming)
+        for slot, ledger in records:
+            _record(slot, ledger)
     except BaseException:  # an interrupt between two parameters must not leave half an edit either
         for each in plan:
             entries = () if each.present is None else each.present.entries
             _write(each.slot, replace(each.coming, entries=entries))
+            _record(each.slot, each.present)
         raise
     finally:
         # Autocast keeps casts of parameters that it would go on using inside its region.
         torch.clear_autocast_cache()
-    for each in plan:
-        _record(each.slot, each.coming)
 
 
 def forget(slot: Slot) -> None:
@@ -128,17 +141,23 @@ def forget(slot: Slot) -> None:
             module.__dict__.pop(ATTRIBUTE, None)
 
 
-def _record(slot: Slot, ledger: Ledger) -> None:
+def _trimmed(ledger: Ledger) -> Ledger | None:
+    """Return the ledger of no more rows than its entries touch; None if there are no entries."""
     if not ledger.entries:
+        return None
+    touched = union_of([entry.rows for entry in ledger.entries])
+    if touched is None or touched == ledger.rows:
+        return ledger
+    covered = range(len(ledger.pristine)) if ledger.rows is None else ledger.rows
+    position = {row: at for at, row in enumerate(covered)}
+    kept = take(ledger.pristine, tuple(position[row] for row in touched)).clone()
+    return Ledger(ledger.entries, touched, kept)
+
+
+def _record(slot: Slot, ledger: Ledger | None) -> None:
+    if ledger is None:
         forget(slot)
         return
-    touched = union_of([entry.rows for entry in ledger.entries])
-    if touched != ledger.rows:
-        assert touched is not None
-        covered = range(len(ledger.pristine)) if ledger.rows is None else ledger.rows
-        position = {row: at for at, row in enumerate(covered)}
-        kept = take(ledger.pristine, tuple(position[row] for row in touched)).clone()
-        ledger = Ledger(ledger.entries, touched, kept)
     for module, name in slot.owners:
         # Not setattr: a ledger is no parameter, buffer or submodule; some modules forbid others.
         module.__dict__.setdefault(ATTRIBUTE, {})[name] = ledger
@@ -150,14 +169,36 @@ def _write(slot: Slot, ledger: Ledger) -> None:
         values = ledger.pristine[source]
         same = values.dtype == parameter.dtype and values.device == parameter.device
         if formula.is_scaling and same and isinstance(rows, slice):
-            formula.of(values, out=parameter[rows])
+            written = formula.of(values, out=parameter[rows])
         else:
-            _put(parameter, rows, formula.of(values))
+            written = formula.of(values)
+            _put(parameter, rows, written)
+        if formula.may_overflow:
+            _check_finite(slot, values, written)
+
+
+def _check_finite(slot: Slot, values: Tensor, written: Tensor) -> None:
+    """Raise InputError if finite values became infinite or NaN."""
+    if bool(written.isfinite().all()) or not bool(values.isfinite().all()):
+        return  # what was not finite before is nobody's overflow
+    raise InputError(
+        f"the edit makes weights of '{slot.path}' that {written.dtype} cannot hold; use a smaller "
+        "strength or smaller directions. Nothing was written"
+    )
 
 
 def holds(tensor: Tensor, ledger: Ledger) -> bool:
     """Say whether a parameter is, bit for bit, what the ledger's formula gives."""
-    return all(held for held, *_ in _compared(tensor.detach(), ledger))
+    return fits(tensor, ledger) and all(held for held, *_ in _compared(tensor.detach(), ledger))
+
+
+def fits(tensor: Tensor, ledger: Ledger) -> bool:
+    """Say whether a parameter has the rows of the ledger: another may have taken its place."""
+    if not tensor.ndim or tensor.shape[1:] != ledger.pristine.shape[1:]:
+        return False
+    if ledger.rows is None:
+        return len(tensor) == len(ledger.pristine)
+    return ledger.rows[-1] < len(tensor)
 
 
 def restore(plan: Sequence[tuple[Slot, Ledger]]) -> Slot | None:
@@ -171,19 +212,25 @@ def restore(plan: Sequence[tuple[Slot, Ledger]]) -> Slot | None:
     try:
         for slot, ledger in plan:
             parameter = slot.parameter.detach()
+            if not fits(parameter, ledger):
+                _redo(done)
+                return slot
             for held, rows, source, formula in _compared(parameter, ledger):
                 if not held:
                     _redo(done)
                     return slot
+                # Noted before it is written: what is redone too often is still right.
                 done.append((slot, ledger, rows, source, formula))
                 _put(parameter, rows, ledger.pristine[source])
+        for slot, _ in plan:
+            forget(slot)
     except BaseException:
         _redo(done)
+        for slot, ledger in plan:
+            _record(slot, ledger)
         raise
     finally:
         torch.clear_autocast_cache()
-    for slot, _ in plan:
-        forget(slot)
     return None
 
 
@@ -213,6 +260,11 @@ class Formula:
     factors: Tensor | None
     cast: Tensor | None
     added: tuple[tuple[Part, Index], ...]
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether finite rows may become infinite: not where they only shrink."""
+        return bool(self.added) or (self.cast is not None and not bool((self.cast <= 1).all()))
 
     @property
     def is_scaling(self) -> bool:
