@@ -165,7 +165,11 @@ def _record(slot: Slot, ledger: Ledger | None) -> None:
 
 def _write(slot: Slot, ledger: Ledger) -> None:
     parameter = slot.parameter.detach()
-    for rows, source, formula in _pieces(_covered(parameter, ledger), ledger):
+    scales = all(entry.part.left is None for entry in ledger.entries)
+    in_place = scales and ledger.pristine.element_size() >= 4
+    # Whatever needs temporaries is done in pieces that stay in cache.
+    step = None if in_place else _step(ledger.pristine)
+    for rows, source, formula in _pieces(_covered(parameter, ledger), ledger, step):
         values = ledger.pristine[source]
         same = values.dtype == parameter.dtype and values.device == parameter.device
         if formula.is_scaling and same and isinstance(rows, slice):
@@ -278,13 +282,13 @@ class Formula:
         """
         if not self.added:
             return values if self.cast is None else scaled(values, self.cast, out=out)
-        total = values.double().cpu()
+        total = values.detach().to("cpu", torch.float64, copy=True)
         if self.factors is not None:
-            total = total * self.factors
+            total *= self.factors
         for part, rows in self.added:
             change = part.added_at(rows)
             assert change is not None
-            total = total + change
+            total += change
         return total.to(values.dtype).to(values.device)
 
 
@@ -293,14 +297,19 @@ def _compared(tensor: Tensor, ledger: Ledger) -> Iterator[tuple[bool, Index, Ind
     # One small piece of memory again and again: it stays in cache, and fresh pages cost more than
     # the arithmetic.
     pristine = ledger.pristine
-    per_row = max(1, pristine[0].numel()) if len(pristine) else 1
-    step = min(len(pristine), max(1, _BLOCK // per_row))
+    step = _step(pristine)
     room = pristine.new_empty(step, *pristine.shape[1:])
     for rows, source, formula in _pieces(_covered(tensor, ledger), ledger, step):
         values = pristine[source]
         room_here = room[: len(values)] if formula.is_scaling else None
         values = formula.of(values, out=room_here)
         yield same_bits(tensor[rows], values.to(tensor)), rows, source, formula
+
+
+def _step(pristine: Tensor) -> int:
+    """Return how many rows are worked on at once."""
+    per_row = max(1, pristine[0].numel()) if len(pristine) else 1
+    return min(len(pristine), max(1, _BLOCK // per_row))
 
 
 def _covered(tensor: Tensor, ledger: Ledger) -> Sequence[int]:
