@@ -255,12 +255,18 @@ def _elsewhere(
     A weight that was untied after the edit, or a copy of an edited layer, is a parameter of its
     own that no path of the edit leads to.
     """
+    paths = [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in module.__dict__.get(ATTRIBUTE, ())
+        if module._parameters.get(name) is not None and id(module._parameters[name]) not in plan
+    ]
+    if not paths:
+        return {}
     further: dict[int, tuple[Slot, Ledger]] = {}
-    for slot in edited_slots(model):
+    for slot in slots_of(model, paths).values():
         ledger = ledger_of(slot)
-        if id(slot.parameter) in plan or ledger is None:
-            continue
-        if any(edit in ledger.edits for edit in edits):
+        if ledger is not None and any(edit in ledger.edits for edit in edits):
             further[id(slot.parameter)] = (slot, ledger)
     return further
 
