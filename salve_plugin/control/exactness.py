@@ -1,11 +1,11 @@
 """Whether weights reproduce a change of a site's activation: measured on a probe, never assumed."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from salve_plugin.control.application import edited_slots
 from salve_plugin.control.base import Base, Fingerprint, dtype_name
 from salve_plugin.control.edited import entries_of
 from salve_plugin.control.ledger import ATTRIBUTE, Ledger, composed, index_of, pristine_of, take
-from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate, Operator
+from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate, Operator, Role
 from salve_plugin.control.recipe import Exactness, Recipe, Rows
 from salve_plugin.control.targets import Target, fold_of, slots_of, targets_at
 from salve_plugin.errors import InputError, SalveError, UnsupportedModelError
@@ -35,6 +35,9 @@ FAINT = 1e-10
 """An effect below this proves nothing in float64 either: a stronger edit is measured, too."""
 
 PROBE_IMAGES = 2
+
+TRIES, NAMED = 2, 2
+"""How many sites of one kind a refusal tries, and how many sites it names at most."""
 
 
 @torch.no_grad()
@@ -62,11 +65,12 @@ def measured(hooked: HookedModel, edit: Recipe, probe: Tensor | None = None) -> 
         _, exact = _measured(hooked, replace(edit, operator=_stronger(edit.operator)), images)
     if exact:
         return result
+    site = hooked.sites.get(edit.site.name, edit.site)
     raise UnsupportedModelError(
         f"no change of {list(edit.base.tensors)} reproduces this edit of '{edit.site.name}': the "
         f"logits differ by {result.difference:.2g} of their spread (the edit itself changes "
         f"them by {result.effect:.2g}), so something that is not linear uses the site too. "
-        f"{nearest(hooked, edit.site, edit.operator, images)}"
+        f"{nearest(hooked, site, edit.operator, edit.role, images)}"
     )
 
 
@@ -98,7 +102,11 @@ def _stronger(operator: Operator) -> Operator:
 
 @torch.no_grad()
 def nearest(
-    hooked: HookedModel, here: Site, operator: Operator, images: Tensor | None = None
+    hooked: HookedModel,
+    here: Site,
+    operator: Operator,
+    refused: Role | None = None,
+    images: Tensor | None = None,
 ) -> str:
     """Return a sentence that names the nearest sites where a permanent edit like it is exact.
 
@@ -106,26 +114,45 @@ def nearest(
 
     Args:
         hooked: the attached model.
-        here: the site that has none.
+        here: the site where the edit is not exact.
         operator: of the form that is wanted, with or without an offset.
+        refused: the role that was refused here; by default the one that is preferred.
         images: a probe; by default the model's own.
     """
     names = list(hooked.sites)
     position = names.index(here.name) if here.name in names else 0
-    # Sites of one kind share their reasons: one of each is enough to try.
-    kinds: dict[str, Site] = {}
+    refused = refused or _preferred(here)
+    tried: Counter[tuple[str, Role]] = Counter()
+    closest: list[str] = []
     for name in sorted(names, key=lambda name: abs(names.index(name) - position)):
         site = hooked.sites[name]
-        if name != here.name and (site.readers or site.writers):
-            kinds.setdefault(re.sub(r"[0-9]+", "", name), site)
-    takers = (site.name for site in kinds.values() if _takes(hooked, site, operator, images))
-    closest = list(islice(takers, 2))
+        roles: list[Role] = ["reader"] if site.readers else []
+        roles += ["writer"] if site.writers else []
+        for role in roles:
+            # Most sites of one kind share their reasons: a few are enough to try.
+            kind = re.sub(r"[0-9]+", "", name), role
+            if tried[kind] >= TRIES or (name == here.name and role == refused):
+                continue
+            tried[kind] += 1
+            if _takes(hooked, site, operator, role, images):
+                preferred = role == _preferred(site)
+                closest.append(name if preferred else f"{name} with role='{role}'")
+                break
+        if len(closest) == NAMED:
+            break
     if not closest:
         return "No other site of this model takes a permanent edit of this form"
     return f"For a permanent edit of this form near it choose one of {closest}"
 
 
-def _takes(hooked: HookedModel, site: Site, like: Operator, images: Tensor | None) -> bool:
+def _preferred(site: Site) -> Role:
+    """Return the side that is changed where nobody insists on one."""
+    return "reader" if site.readers else "writer"
+
+
+def _takes(
+    hooked: HookedModel, site: Site, like: Operator, role: Role, images: Tensor | None
+) -> bool:
     """Say whether an operator like this one is exact at a site."""
     ones = torch.ones(site.width, 1, dtype=torch.float64) / site.width**0.5
     operator: Operator = LowRankMap(ones, ones, torch.zeros(1))
@@ -134,7 +161,7 @@ def _takes(hooked: HookedModel, site: Site, like: Operator, images: Tensor | Non
     elif like.moves_origin and not isinstance(like, LowRankUpdate):
         operator = LowRankMap(ones, ones, torch.ones(1))
     try:
-        targets = targets_at(hooked.model, site, operator)
+        targets = targets_at(hooked.model, site, operator, role)
         slots = slots_of(hooked.model, {path for target in targets for path in target.paths})
         prints = {
             path: Fingerprint(tuple(slot.parameter.shape), dtype_name(slot.parameter), "0" * 64)
@@ -145,7 +172,7 @@ def _takes(hooked: HookedModel, site: Site, like: Operator, images: Tensor | Non
             without_tied(hooked.model, site), operator, targets, Base({}, prints),
             fold=fold_of(hooked.model, affine, bias, site.width) if affine else None,
         )  # fmt: skip
-        if set(site.readers) <= set(hooked.heads) and edit.role == "reader":
+        if set(site.readers) <= set(hooked.heads) and role == "reader":
             return True
         return _measured(hooked, edit, _probe(hooked, images))[1]
     except SalveError:

@@ -143,7 +143,9 @@ def edit_at(
         try:
             operator.writer_bias(edit.fold.shift, edit.fold)
         except InputError as error:
-            raise InputError(f"{error}. {nearest(hooked, place, operator, probe)}") from None
+            raise InputError(
+                f"{error}. {nearest(hooked, place, operator, edit.role, probe)}"
+            ) from None
     if set(place.readers) <= set(hooked.heads) and edit.role == "reader":
         return edit  # attach has proven that the logits are linear in this site
     return replace(edit, exactness=measured(hooked, edit, probe))
@@ -174,7 +176,7 @@ def _targets(
     try:
         return targets_at(hooked.model, site, operator, role, layer)
     except UnsupportedModelError as error:
-        way_out = nearest(hooked, site, operator, probe)
+        way_out = nearest(hooked, site, operator, role, probe)
         raise UnsupportedModelError(f"{error}. {way_out}") from None
 
 

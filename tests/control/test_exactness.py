@@ -1,17 +1,21 @@
 """Whether a site is exact is measured, and a weak edit or an idle model proves nothing."""
 
+import re
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
+from small_network import small
 from torch import Tensor, nn
 from torch.nn import functional
 
 from salve_plugin import Gate, HookedModel, LowRankMap, LowRankUpdate, Site, edit_at
-from salve_plugin.control.operators import Operator
-from salve_plugin.errors import UnsupportedModelError
+from salve_plugin.control.operators import Operator, Role
+from salve_plugin.errors import InputError, UnsupportedModelError
 
 AXIS = torch.full((6, 1), 6**-0.5)
+ORIGIN = torch.zeros(1)
 
 
 class Leaky(nn.Module):
@@ -127,3 +131,35 @@ def test_a_model_that_cannot_be_copied_says_so() -> None:
     hooked.model.cache = hooked.model.get_submodule("body")(torch.ones(1, 3))
     with pytest.raises(UnsupportedModelError, match="cannot be copied"):
         edit_at(hooked, "features", Gate(AXIS.T, 1.0))
+
+
+def test_what_a_refusal_names_really_takes_the_edit() -> None:
+    hooked = small()
+    refusals: list[tuple[str, Role, Operator, str]] = []
+    for name, site in hooked.sites.items():
+        axis = torch.full((site.width, 1), site.width**-0.5)
+        for operator in (Gate(axis.T, 1.0), LowRankMap(axis, axis, torch.ones(1))):
+            for role in get_args(Role):
+                try:
+                    edit_at(hooked, name, operator, role=role)
+                except (UnsupportedModelError, InputError) as error:
+                    refusals.append((name, role, operator, str(error)))
+    assert refusals
+    for name, role, refused, message in refusals:
+        assert named(message), message
+        for other, other_role in named(message):
+            assert (other, other_role) != (name, role)
+            edit_at(hooked, other, like(refused, hooked.site(other)), role=other_role)
+
+
+def named(message: str) -> list[tuple[str, Role | None]]:
+    """Return the sites, and the roles if they have to be given, that a refusal names."""
+    entries = re.findall(r"'([^']+?)(?: with role='(reader|writer)')?'", message.split("one of")[1])
+    entries += re.findall(r"\"([^\"]+?) with role='(reader|writer)'\"", message.split("one of")[1])
+    return [(site, role or None) for site, role in entries if site in small().sites]
+
+
+def like(operator: Operator, site: Site) -> Operator:
+    """Return an operator of the same form along another direction of another site."""
+    axis = torch.eye(site.width)[:, :1]
+    return Gate(axis.T, 1.0) if isinstance(operator, Gate) else LowRankMap(axis, axis, ORIGIN + 1)
