@@ -140,7 +140,7 @@ def status(model: nn.Module, artifacts: Iterable[CarriesEdit] = ()) -> Status:
 
 def _carriers(artifacts: object) -> tuple[CarriesEdit, ...]:
     several = tuple(artifacts) if isinstance(artifacts, Iterable) else (artifacts,)
-    if not all(isinstance(each, CarriesEdit) for each in several):
+    if not all(isinstance(artifact, CarriesEdit) for artifact in several):
         raise InputError(f"a list of EditArtifacts was expected; got {artifacts!r:.200}")
     return several
 

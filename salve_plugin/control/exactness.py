@@ -262,23 +262,23 @@ def _outputs(model: nn.Module, heads: Sequence[Site], images: Tensor) -> list[Te
         output = model(images)
     first = output[0] if isinstance(output, tuple | list) else output
     outputs = [first, *(inputs[site.name] for site in heads)]
-    if not all(isinstance(each, Tensor) and bool(each.isfinite().all()) for each in outputs):
+    if not all(isinstance(part, Tensor) and bool(part.isfinite().all()) for part in outputs):
         raise InputError(
             "the model returns no finite tensor for the probe, so that the edit cannot be "
             "measured; pass other images: probe=images"
         )
-    return [each.double() for each in outputs]
+    return [part.double() for part in outputs]
 
 
 @contextmanager
 def _pristine_copy(model: nn.Module, edit: Recipe, kind: torch.dtype) -> Iterator[nn.Module]:
     """Yield a copy in eval mode and without edits; it shares what it need not change."""
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    changing = [*slots_of(model, edit.base.tensors).values(), *edited_slots(model)]
-    own = {id(slot.parameter) for slot in changing}
+    slots = [*slots_of(model, edit.base.tensors).values(), *edited_slots(model)]
+    changing = {id(slot.parameter) for slot in slots}
     shared: dict[int, Any] = {}
     if dtypes <= {kind}:  # never buffers: some models write to theirs in eval mode
-        shared = {id(each): each for each in model.parameters() if id(each) not in own}
+        shared = {id(own): own for own in model.parameters() if id(own) not in changing}
     try:
         copy = deepcopy(model, shared)
     except Exception as error:

@@ -115,17 +115,18 @@ def composed(ledger: Ledger) -> Tensor:
 def commit(plan: Sequence[Planned]) -> None:
     """Bring every parameter and ledger to the planned state; on any error, back to the present."""
     # What takes memory, and so may fail, comes before the first write.
-    records = [(each.slot, _trimmed(each.coming)) for each in plan]
+    records = [(planned.slot, _trimmed(planned.coming)) for planned in plan]
     try:
-        for each in plan:
-            _write(each.slot, each.coming)
+        for planned in plan:
+            _write(planned.slot, planned.coming)
         for slot, ledger in records:
             _record(slot, ledger)
     except BaseException:  # an interrupt between two parameters must not leave half an edit either
-        for each in plan:
-            entries = () if each.present is None else each.present.entries
-            _write(each.slot, replace(each.coming, entries=entries))
-            _record(each.slot, each.present)
+        for planned in plan:
+            # The coming ledger has the pristine rows of all that may have been written.
+            entries = () if planned.present is None else planned.present.entries
+            _write(planned.slot, replace(planned.coming, entries=entries))
+            _record(planned.slot, planned.present)
         raise
     finally:
         # Autocast keeps casts of parameters that it would go on using inside its region.
@@ -321,7 +322,9 @@ def _pieces(
 ) -> Iterator[tuple[Index, Index, Formula]]:
     """Yield (rows of the parameter, their place in `pristine`, their formula), `step` at most."""
     for own, source, entries in _groups(rows, ledger):
+        # By digest, so that rounding does not depend on the order in which edits were applied.
         ordered = sorted(entries, key=lambda entry: entry.edit.digest)
+        # Factors that all rows share are multiplied once, not again for every piece.
         alike = all(entry.part.is_same_in_every_row for entry in ordered)
         formula = _formula(ordered, own[:1], ledger) if alike else None
         length = step or len(own)
@@ -333,7 +336,7 @@ def _pieces(
 
 def _formula(entries: Sequence[Entry], rows: Sequence[int], ledger: Ledger) -> Formula:
     parts = [(entry.part, _within(entry.rows, rows)) for entry in entries]
-    factors = [each for part, at in parts if (each := part.factors_at(at)) is not None]
+    factors = [own for part, at in parts if (own := part.factors_at(at)) is not None]
     whole = product(factors) if factors else None
     cast = None if whole is None else cast_factors(whole, ledger.pristine)
     return Formula(whole, cast, tuple(pair for pair in parts if pair[0].left is not None))
@@ -354,6 +357,7 @@ def _groups(
     if all(entry.rows == ledger.rows for entry in ledger.entries):
         yield rows, range(len(rows)), ledger.entries
         return
+    # Rows that the same edits are on have one formula; a row more or less is another group.
     touched = [(e, None if e.rows is None else set(e.rows)) for e in ledger.entries]
     groups: dict[tuple[Entry, ...], list[int]] = {}
     for at, row in enumerate(rows):
@@ -383,10 +387,10 @@ def take(tensor: Tensor, rows: Rows) -> Tensor:
 def union_of(several: Sequence[Rows]) -> Rows:
     """Return the rows in any of several; None means all."""
     rows: set[int] = set()
-    for one in several:
-        if one is None:
+    for part in several:
+        if part is None:
             return None
-        rows.update(one)
+        rows.update(part)
     return tuple(sorted(rows))
 
 
@@ -406,7 +410,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
         bits = size[first.element_size()]
         return torch.equal(first.view(bits), second.to(first.device).view(bits))
     # NumPy compares whole words with vector instructions; torch.equal takes five times a copy.
-    words = [each.contiguous().reshape(-1).view(torch.uint8).numpy() for each in (first, second)]
-    if words[0].nbytes % 8 == 0:
-        words = [each.view("i8") for each in words]
-    return bool((words[0] == words[1]).all())
+    raw = [tensor.contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in (first, second)]
+    if raw[0].nbytes % 8 == 0:
+        raw = [octets.view("i8") for octets in raw]
+    return bool((raw[0] == raw[1]).all())

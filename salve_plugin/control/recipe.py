@@ -114,7 +114,7 @@ class Recipe:
             )
         self._check_targets()
         outputs = tuple(
-            each.n_outputs(self.base.tensors[each.weight].shape) for each in self.targets
+            target.n_outputs(self.base.tensors[target.weight].shape) for target in self.targets
         )
         _check_rows(self.rows, min(outputs), self.role)
         changing = None if self.rows is None else len(self.rows)
@@ -272,7 +272,7 @@ class Recipe:
         targets, exactness, rows = fields["targets"], fields["exactness"], fields["rows"]
         if not isinstance(targets, list) or not (rows is None or isinstance(rows, list)):
             raise InputError(f"ill-typed targets or rows of an edit: {targets!r}, {rows!r}"[:500])
-        own = tuple(Target.from_json(each) for each in targets)
+        own = tuple(Target.from_json(target) for target in targets)
         plain = {name: value for name, value in tensors.items() if not name.startswith("fold_")}
         return cls(
             Site.from_json(fields["site"]),
