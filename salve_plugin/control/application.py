@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, RLock
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -32,6 +32,7 @@ from salve_plugin.control.ledger import (
     Ledger,
     Planned,
     commit,
+    fits,
     holds,
     ledger_of,
     pristine_of,
@@ -65,7 +66,15 @@ _locks_lock = Lock()
 
 @contextmanager
 def locked(model: nn.Module) -> Iterator[nn.Module]:
-    """Hold the one lock of a model while its weights and ledgers change; yield the bare model."""
+    """Hold the one lock of a model while its weights and ledgers change; yield the bare model.
+
+    Raises:
+        InputError: if it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"a model was expected, the bare one or the attached one; got {model!r:.200}"
+        )
     network = bare(model)
     with _locks_lock:
         lock = _locks.setdefault(network, RLock())
@@ -107,6 +116,7 @@ def apply_all_(
         SalveError: as `apply_`, for any of the edits; then the model is as it was.
     """
     check_choice(on_base_mismatch)
+    _check_edits(edits)
     with locked(model) as network:
         slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
         plan: dict[int, Planned] = {}
@@ -119,6 +129,11 @@ def apply_all_(
             for path, entry in _entries(edit, pristine):
                 _extend(plan, own[path], entry, pristine[path])
         commit(list(plan.values()))
+
+
+def _check_edits(edits: object) -> None:
+    if not isinstance(edits, Sequence) or not all(isinstance(edit, Recipe) for edit in edits):
+        raise InputError(f"a list of edits was expected; got {edits!r:.200}")
 
 
 def _check_room(slot: Slot, plan: Mapping[int, Planned], edit: Recipe) -> None:
@@ -152,13 +167,15 @@ def _check_fold(model: nn.Module, edit: Recipe, on_base_mismatch: OnBaseMismatch
 def _entries(edit: Recipe, pristine: Mapping[str, Tensor]) -> list[tuple[str, Entry]]:
     """Return what the edit makes of the parameters; computed once for the same pristine ones."""
     key = tuple(id(tensor) for tensor in pristine.values())
-    if key not in edit._made:
-        edit._made.clear()
-        made = entries_of(edit, lambda path, rows: take(pristine[path], rows))
+    made: tuple[Any, list[tuple[str, Entry]]] | None = edit._made.get(key)
+    if made is None:
         # With the tensors themselves, so that no other tensor gets one of their ids.
-        edit._made[key] = (tuple(pristine.values()), made)
-    entries: list[tuple[str, Entry]] = edit._made[key][1]
-    return entries
+        entries = entries_of(edit, lambda path, rows: take(pristine[path], rows))
+        made = (tuple(pristine.values()), entries)
+        # Of another model's thread that uses the same edit nothing is lost but a little time.
+        edit._made.clear()
+        edit._made[key] = made
+    return made[1]
 
 
 def _extend(plan: dict[int, Planned], slot: Slot, entry: Entry, pristine: Tensor) -> None:
@@ -200,6 +217,9 @@ def revert_all_(
     Raises:
         EditStateError: as `revert_`, for any of the edits; then the model is as it was.
     """
+    if on_changed not in get_args(OnChanged):  # not checked, a slip would discard changes
+        raise InputError(f"on_changed {on_changed!r} is neither 'error' nor 'discard'")
+    _check_edits(edits)
     with locked(model) as network:
         slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
         plan: dict[int, tuple[Slot, Ledger]] = {}
@@ -213,6 +233,7 @@ def revert_all_(
                         "with its EditArtifact, which carries the pristine rows"
                     )
                 plan[id(slots[path].parameter)] = (slots[path], ledger)
+        plan |= _elsewhere(network, edits, plan)
         planned = list(plan.values())
         nothing_left = all(set(ledger.edits) <= set(edits) for _, ledger in planned)
         if on_changed == "error" and nothing_left:
@@ -220,10 +241,49 @@ def revert_all_(
             if changed is not None:
                 raise EditStateError(_changed(changed))
             return
-        if on_changed == "error":
-            for slot, ledger in planned:
+        for slot, ledger in planned:
+            if on_changed == "error" or not fits(slot.parameter, ledger):
                 check_unchanged(slot, ledger)
         commit([Planned(slot, ledger, ledger.without(*edits)) for slot, ledger in planned])
+
+
+def _elsewhere(
+    model: nn.Module, edits: Sequence[Recipe], plan: Mapping[int, tuple[Slot, Ledger]]
+) -> dict[int, tuple[Slot, Ledger]]:
+    """Return further parameters that carry the edits.
+
+    A weight that was untied after the edit, or a copy of an edited layer, is a parameter of its
+    own that no path of the edit leads to.
+    """
+    paths = [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in module.__dict__.get(ATTRIBUTE, ())
+        if module._parameters.get(name) is not None and id(module._parameters[name]) not in plan
+    ]
+    if not paths:
+        return {}
+    further: dict[int, tuple[Slot, Ledger]] = {}
+    for slot in slots_of(model, paths).values():
+        ledger = ledger_of(slot)
+        if ledger is not None and any(edit in ledger.edits for edit in edits):
+            further[id(slot.parameter)] = (slot, ledger)
+    return further
+
+
+def edited_slots(model: nn.Module) -> list[Slot]:
+    """Return every parameter that a ledger lies at, by its first name.
+
+    Raises:
+        UnsupportedModelError: if one has been parametrized or pruned since.
+    """
+    paths = [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in module.__dict__.get(ATTRIBUTE, ())
+    ]
+    slots = slots_of(model, paths).values()
+    return list({id(slot.parameter): slot for slot in slots}.values())
 
 
 def forget_(model: nn.Module) -> None:
@@ -328,14 +388,8 @@ def pristine_fingerprint(slot: Slot) -> Fingerprint:
 
 def pristine_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of the bare model's state dict without any edit, by name."""
-    ledgers: dict[int, Slot] = {}
-    for module in model.modules():
-        for name in module.__dict__.get(ATTRIBUTE, ()):
-            parameter = module._parameters.get(name)
-            if parameter is not None:
-                ledgers[id(parameter)] = Slot(name, parameter, ((module, name),))
     # Once each: the names of a tied weight are one tensor here, too.
-    pristine = {key: pristine_of(slot) for key, slot in ledgers.items()}
+    pristine = {id(slot.parameter): pristine_of(slot) for slot in edited_slots(model)}
     return {
         name: pristine.get(id(tensor), tensor.detach())
         for name, tensor in model.state_dict(keep_vars=True).items()

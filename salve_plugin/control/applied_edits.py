@@ -15,6 +15,7 @@ from salve_plugin.control.edited import touched_rows
 from salve_plugin.control.ledger import ATTRIBUTE, Ledger, common_rows
 from salve_plugin.control.operators import Gate, LowRankMap
 from salve_plugin.control.recipe import Recipe, Rows
+from salve_plugin.errors import InputError
 
 Meeting = Literal["factors multiply", "changes add", "shared subspace"]
 """What it means that two edits are on the same rows: gates multiply; changes of low rank add, each
@@ -113,7 +114,11 @@ def status(model: nn.Module, artifacts: Iterable[CarriesEdit] = ()) -> Status:
         model: bare or hooked.
         artifacts: edits with pristine rows (`salve.EditArtifact`) that the model may have been
             saved with, each alone on its parameters.
+
+    Raises:
+        InputError: if this is no model, or something else than artifacts is given.
     """
+    artifacts = _carriers(artifacts)
     tensors: dict[Edit, list[str]] = {}
     overlaps: list[Overlap] = []
     with locked(model) as network:
@@ -133,22 +138,36 @@ def status(model: nn.Module, artifacts: Iterable[CarriesEdit] = ()) -> Status:
     return Status(applied, tuple(overlaps), saved)
 
 
+def _carriers(artifacts: object) -> tuple[CarriesEdit, ...]:
+    several = tuple(artifacts) if isinstance(artifacts, Iterable) else (artifacts,)
+    if not all(isinstance(artifact, CarriesEdit) for artifact in several):
+        raise InputError(f"a list of EditArtifacts was expected; got {artifacts!r:.200}")
+    return several
+
+
 def _ledgers(model: nn.Module) -> Iterator[tuple[str, Ledger]]:
-    """Yield every ledger once, with the first name of its parameter."""
+    """Yield every ledger once a parameter, with the parameter's first name."""
     seen: set[int] = set()
     for name, module in model.named_modules():
         for own, ledger in module.__dict__.get(ATTRIBUTE, {}).items():
-            if id(ledger) not in seen:
-                seen.add(id(ledger))
+            parameter = module._parameters.get(own)  # None if it was parametrized since
+            key = id(ledger) if parameter is None else id(parameter)
+            if key not in seen:
+                seen.add(key)
                 yield f"{name}.{own}" if name else own, ledger
 
 
 def overlaps_on(tensor: str, edits: Sequence[Edit]) -> Iterator[Overlap]:
     """Yield the pairs of edits of one parameter that change the same rows of it."""
     for first, second in combinations(edits, 2):
-        rows = common_rows(touched_rows(first, tensor), touched_rows(second, tensor))
+        rows = common_rows(_rows_of(first, tensor), _rows_of(second, tensor))
         if rows is None or rows:
             yield Overlap(first, second, tensor, rows, *_meeting(first, second))
+
+
+def _rows_of(edit: Recipe, tensor: str) -> Rows:
+    # An untied or copied parameter has a path that no target knows; then any row may be meant.
+    return touched_rows(edit, tensor) if tensor in edit.base.tensors else None
 
 
 def _meeting(first: Recipe, second: Recipe) -> tuple[Meeting, float | None]:
@@ -166,5 +185,17 @@ def _meeting(first: Recipe, second: Recipe) -> tuple[Meeting, float | None]:
 
 def _largest_cosine(one: LowRankMap, other: LowRankMap) -> float:
     """Return the cosine of the smallest principal angle between what two maps read."""
-    bases = [torch.linalg.qr(each.read.double()).Q for each in (one, other)]
+    bases = [_basis(low_rank_map.read.double()) for low_rank_map in (one, other)]
+    if not all(basis.shape[1] for basis in bases):
+        return 0.0
     return float(torch.linalg.matrix_norm(bases[0].T @ bases[1], ord=2))
+
+
+def _basis(directions: Tensor) -> Tensor:
+    """Return an orthonormal basis of what the columns span, dependent columns counted once.
+
+    QR would make up a direction for each dependent column, which then meets whatever it likes.
+    """
+    left, sizes, _ = torch.linalg.svd(directions, full_matrices=False)
+    basis: Tensor = left[:, sizes > 1e-7 * sizes.max()]
+    return basis

@@ -1,22 +1,26 @@
 """Whether weights reproduce a change of a site's activation: measured on a probe, never assumed."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from salve_plugin.control.application import pristine_state
+from salve_plugin.control.application import edited_slots
+from salve_plugin.control.base import Base, Fingerprint, dtype_name
 from salve_plugin.control.edited import entries_of
-from salve_plugin.control.ledger import ATTRIBUTE, Ledger, composed, index_of, take
-from salve_plugin.control.operators import LowRankUpdate
+from salve_plugin.control.hooked_change import changed_by_hooks
+from salve_plugin.control.ledger import ATTRIBUTE, Ledger, composed, index_of, pristine_of, take
+from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate, Operator, Role
 from salve_plugin.control.recipe import Exactness, Recipe, Rows
-from salve_plugin.control.targets import Target, slots_of
-from salve_plugin.errors import InputError, UnsupportedModelError
-from salve_plugin.hooks import HookedModel, reading, tapped
+from salve_plugin.control.targets import fold_of, slots_of, targets_at
+from salve_plugin.errors import InputError, SalveError, UnsupportedModelError
+from salve_plugin.hooks import HookedModel, reading
 from salve_plugin.site import Site
 
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -25,7 +29,16 @@ LIMIT = {torch.float32: 1e-5, torch.float64: 1e-9}
 SHARE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """How far it may be off relative to the edit's own effect: a weak edit proves nothing by itself."""
 
+FLOOR = {torch.float32: 0.0, torch.float64: 1e-13}
+"""What rounding alone may do: where float32 rounds more than its share, float64 has to tell."""
+
+FAINT = 1e-10
+"""An effect below this proves nothing in float64 either: a stronger edit is measured, too."""
+
 PROBE_IMAGES = 2
+
+TRIES, NAMED = 2, 2
+"""How many sites of one kind a refusal tries, and how many sites it names at most."""
 
 
 @torch.no_grad()
@@ -34,7 +47,8 @@ def measured(hooked: HookedModel, edit: Recipe, probe: Tensor | None = None) -> 
 
     Both run on a copy without edits, in eval mode. Models in half precision, and those whose
     rounding hides the answer in float32, are compared in float64. Compared are the logits, and what
-    the classifier reads: a fresh one, whose weights are zero, would hide everything.
+    the classifier reads: a fresh one, whose weights are zero, would hide everything. Where the edit
+    does next to nothing, as at strength 0, one of the same directions that does is compared, too.
 
     Args:
         hooked: the model that the edit was made for.
@@ -44,9 +58,25 @@ def measured(hooked: HookedModel, edit: Recipe, probe: Tensor | None = None) -> 
     Raises:
         UnsupportedModelError: if the weights do not reproduce the change: something that is not
             linear uses the site too.
-        InputError: if the model does not return logits for the probe.
+        InputError: if the probe is no batch of images, or the model does not return logits for it.
     """
     images = _probe(hooked, probe)
+    result, exact = _measured(hooked, edit, images)
+    if exact and result.effect < FAINT:
+        _, exact = _measured(hooked, replace(edit, operator=_stronger(edit.operator)), images)
+    if exact:
+        return result
+    site = hooked.sites.get(edit.site.name, edit.site)
+    raise UnsupportedModelError(
+        f"no change of {list(edit.base.tensors)} reproduces this edit of '{edit.site.name}': the "
+        f"logits differ by {result.difference:.2g} of their spread (the edit itself changes "
+        f"them by {result.effect:.2g}), so something that is not linear uses the site too. "
+        f"{nearest(hooked, site, edit.operator, edit.role, images)}"
+    )
+
+
+def _measured(hooked: HookedModel, edit: Recipe, images: Tensor) -> tuple[Exactness, bool]:
+    """Return what was measured, and whether it is exact: in float32 if that can tell."""
     own = next((p.dtype for p in hooked.model.parameters() if p.is_floating_point()), torch.float32)
     kinds = [own, torch.float64] if own == torch.float32 else [torch.float64]
     # The edit's own site names tied weights once; hooks have to be on all readers.
@@ -54,28 +84,108 @@ def measured(hooked: HookedModel, edit: Recipe, probe: Tensor | None = None) -> 
     results: list[Exactness] = []
     for kind in kinds:
         outputs = _compared(hooked, edit, site, images, kind)
-        results.append(next((each for each in outputs if each.effect), outputs[0]))
-        if all(_is_exact(each, kind) for each in outputs):
-            return results[0]
-    raise UnsupportedModelError(
-        f"no change of {list(edit.base.tensors)} reproduces this edit of '{edit.site.name}': the "
-        f"logits differ by {results[-1].difference:.2g} of their spread (the edit itself changes "
-        f"them by {results[-1].effect:.2g}), so something that is not linear uses the site too. "
-        f"{nearest(hooked, edit.site)}"
-    )
+        results.append(next((output for output in outputs if output.effect), outputs[0]))
+        if all(_is_exact(output, kind) for output in outputs):
+            return results[0], True
+    return results[-1], False
 
 
-def nearest(hooked: HookedModel, here: Site) -> str:
-    """Return a sentence that names the sites nearest by where permanent edits may be exact."""
+def _stronger(operator: Operator) -> Operator:
+    """Return the operator with the same directions that does as much as it can."""
+    if isinstance(operator, Gate):
+        return replace(operator, strength=1 / float(operator.reach.max()))
+    if isinstance(operator, LowRankMap):
+        # At scale 1 no bias was asked for, so that an offset could not be taken over.
+        offset = operator.offset if operator.moves_origin else torch.zeros_like(operator.offset)
+        return replace(operator, scale=0.0, offset=offset)
+    return operator
+
+
+@torch.no_grad()
+def nearest(
+    hooked: HookedModel,
+    here: Site,
+    operator: Operator,
+    refused: Role | None = None,
+    images: Tensor | None = None,
+) -> str:
+    """Return a sentence that names the nearest sites where a permanent edit like it is exact.
+
+    Found by making one with a direction of its own; nothing is named that was only supposed to be.
+
+    Args:
+        hooked: the attached model.
+        here: the site where the edit is not exact.
+        operator: of the form that is wanted, with or without an offset.
+        refused: the role that was refused here; by default the one that is preferred.
+        images: a probe; by default the model's own.
+    """
     names = list(hooked.sites)
     position = names.index(here.name) if here.name in names else 0
-    able = [
-        (abs(at - position), name)
-        for at, (name, site) in enumerate(hooked.sites.items())
-        if name != here.name and (site.readers or site.writers)
-    ]
-    closest = [name for _, name in sorted(able)[:3]]
-    return f"For a permanent edit near it choose one of {closest}"
+    refused = refused or _preferred(here)
+    tried: Counter[tuple[str, Role]] = Counter()
+    closest: list[str] = []
+    for name in sorted(names, key=lambda name: abs(names.index(name) - position)):
+        site = hooked.sites[name]
+        roles: list[Role] = ["reader"] if site.readers else []
+        roles += ["writer"] if site.writers else []
+        for role in roles:
+            # Most sites of one kind share their reasons: a few are enough to try.
+            kind = re.sub(r"[0-9]+", "", name), role
+            if tried[kind] >= TRIES or (name == here.name and role == refused):
+                continue
+            tried[kind] += 1
+            if _takes(hooked, site, operator, role, images):
+                preferred = role == _preferred(site)
+                closest.append(name if preferred else f"{name} with role='{role}'")
+                break
+        if len(closest) == NAMED:
+            break
+    if not closest:
+        return "No other site of this model takes a permanent edit of this form"
+    return f"For a permanent edit of this form near it choose one of {closest}"
+
+
+def _preferred(site: Site) -> Role:
+    """Return the side that is changed where nobody insists on one."""
+    return "reader" if site.readers else "writer"
+
+
+def _takes(
+    hooked: HookedModel, site: Site, like: Operator, role: Role, images: Tensor | None
+) -> bool:
+    """Say whether an operator like this one is exact at a site."""
+    ones = torch.ones(site.width, 1, dtype=torch.float64) / site.width**0.5
+    operator: Operator = LowRankMap(ones, ones, torch.zeros(1))
+    if isinstance(like, Gate):
+        operator = Gate(ones.T, 1.0)
+    elif like.moves_origin and not isinstance(like, LowRankUpdate):
+        operator = LowRankMap(ones, ones, torch.ones(1))
+    try:
+        targets = targets_at(hooked.model, site, operator, role)
+        slots = slots_of(hooked.model, {path for target in targets for path in target.paths})
+        prints = {
+            path: Fingerprint(tuple(slot.parameter.shape), dtype_name(slot.parameter), "0" * 64)
+            for path, slot in slots.items()
+        }
+        affine, bias = targets[0].affine, targets[0].bias
+        edit = Recipe(
+            without_tied(hooked.model, site), operator, targets, Base({}, prints),
+            fold=fold_of(hooked.model, affine, bias, site.width) if affine else None,
+        )  # fmt: skip
+        if set(site.readers) <= set(hooked.heads) and role == "reader":
+            return True
+        return _measured(hooked, edit, _probe(hooked, images))[1]
+    except SalveError:
+        return False
+
+
+def without_tied(model: nn.Module, site: Site) -> Site:
+    """Return the site with each tied weight's reader named once."""
+    names: dict[int, str] = {}
+    for path in site.readers:
+        names.setdefault(id(model.get_submodule(path)._parameters.get("weight")), path)
+    return replace(site, readers=tuple(names.values()))
 
 
 def _probe(hooked: HookedModel, probe: Tensor | None) -> Tensor:
@@ -83,6 +193,12 @@ def _probe(hooked: HookedModel, probe: Tensor | None) -> Tensor:
     if probe is None:
         probe = getattr(hooked, "probe", None)
     if probe is not None:
+        usable = isinstance(probe, Tensor) and probe.ndim and len(probe) and not probe.is_meta
+        if not usable:
+            raise InputError(
+                f"probe {probe!r:.200} is no batch of images; give a tensor (n, channels, height, "
+                "width) with at least one image"
+            )
         return probe[:PROBE_IMAGES]
     size = hooked.description.get("input_size")
     if not isinstance(size, list | tuple):
@@ -94,8 +210,7 @@ def _probe(hooked: HookedModel, probe: Tensor | None) -> Tensor:
 
 
 def _is_exact(measured: Exactness, kind: torch.dtype) -> bool:
-    # Where an edit has no effect at all, as at strength 0, there is nothing to compare.
-    small = measured.difference <= max(SHARE[kind] * measured.effect, torch.finfo(kind).eps)
+    small = measured.difference <= max(SHARE[kind] * measured.effect, FLOOR[kind])
     return small and measured.difference <= LIMIT[kind]
 
 
@@ -114,8 +229,16 @@ def _compared(
         parameter = next(copy.parameters())
         batch = images.to(parameter.device)
         batch = batch.to(kind) if batch.is_floating_point() else batch
-        plain = _outputs(copy, heads, batch)
-        with _changed(copy, edit, site):
+        try:
+            plain = _outputs(copy, heads, batch)
+        except SalveError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+            raise InputError(
+                f"the model does not accept the probe of shape {list(batch.shape)}, on which the "
+                f"edit is measured: {error}; pass others: probe=images"
+            ) from error
+        with changed_by_hooks(copy, edit, site):
             changed = _outputs(copy, heads, batch)
         _write(copy, edit)
         edited = _outputs(copy, heads, batch)
@@ -140,32 +263,32 @@ def _outputs(model: nn.Module, heads: Sequence[Site], images: Tensor) -> list[Te
         output = model(images)
     first = output[0] if isinstance(output, tuple | list) else output
     outputs = [first, *(inputs[site.name] for site in heads)]
-    if not all(isinstance(each, Tensor) and bool(each.isfinite().all()) for each in outputs):
+    if not all(isinstance(part, Tensor) and bool(part.isfinite().all()) for part in outputs):
         raise InputError(
             "the model returns no finite tensor for the probe, so that the edit cannot be "
             "measured; pass other images: probe=images"
         )
-    return [each.double() for each in outputs]
+    return [part.double() for part in outputs]
 
 
 @contextmanager
 def _pristine_copy(model: nn.Module, edit: Recipe, kind: torch.dtype) -> Iterator[nn.Module]:
     """Yield a copy in eval mode and without edits; it shares what it need not change."""
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    touched = {id(slot.parameter) for slot in slots_of(model, edit.base.tensors).values()}
+    slots = [*slots_of(model, edit.base.tensors).values(), *edited_slots(model)]
+    changing = {id(slot.parameter) for slot in slots}
     shared: dict[int, Any] = {}
-    if dtypes <= {kind}:
-        shared = {
-            id(tensor): tensor
-            for tensor in (*model.parameters(), *model.buffers())
-            if id(tensor) not in touched
-        }
-    edited = {id(module) for module in model.modules() if ATTRIBUTE in module.__dict__}
-    if edited:
-        shared = {}
-    copy = deepcopy(model, shared)
-    if edited:
-        copy.load_state_dict(pristine_state(copy))
+    if dtypes <= {kind}:  # never buffers: some models write to theirs in eval mode
+        shared = {id(own): own for own in model.parameters() if id(own) not in changing}
+    try:
+        copy = deepcopy(model, shared)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be copied, so that no edit of a hidden site can be "
+            f"measured: {error}; drop what hooks or caches have left in it"
+        ) from error
+    for slot in edited_slots(copy):
+        slot.parameter.detach().copy_(pristine_of(slot))
     for module in copy.modules():
         module.__dict__.pop(ATTRIBUTE, None)
     yield (copy if dtypes <= {kind} else copy.to(kind)).eval()
@@ -182,83 +305,3 @@ def _write(model: nn.Module, edit: Recipe) -> None:
         parameter = slots[path].parameter.detach()
         ledger = Ledger((entry,), entry.rows, take(parameter, entry.rows).clone())
         parameter[index_of(entry.rows)] = composed(ledger)
-
-
-@contextmanager
-def _changed(model: nn.Module, edit: Recipe, site: Site) -> Iterator[None]:
-    """Make the edit's change by hooks: of the site, or of what some outputs of its readers see."""
-    if isinstance(edit.operator, LowRankUpdate):
-        with _layer_changed(model, edit.targets[0], _update(edit, edit.operator)):
-            yield
-        return
-    operator, axis = edit.operator, site.channel_axis
-    if edit.rows is None and all(target.outputs is None for target in edit.targets):
-        with tapped(model, site, lambda x: operator.activation(x, axis)):
-            yield
-        return
-    with _rows_changed(model, edit, site, lambda x: operator.activation(x, axis)):
-        yield
-
-
-@contextmanager
-def _rows_changed(
-    model: nn.Module, edit: Recipe, site: Site, change: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    """Let only the edit's outputs of its readers see the changed site."""
-    handles = []
-    sliced = [target for target in edit.targets if target.outputs is not None]
-    layers = dict.fromkeys(site.readers, edit.rows)  # tied ones too, which have no target
-    layers |= {target.weight.rpartition(".")[0]: target.rows(edit.rows) for target in sliced}
-    for path, rows in layers.items():
-        layer = model.get_submodule(path)
-
-        def mixed(
-            module: nn.Module, inputs: tuple[Any, ...], output: Tensor, rows: Rows = rows
-        ) -> Tensor:
-            seen = module.forward(change(inputs[0]))
-            axis = 1 if isinstance(module, nn.Conv2d) else output.ndim - 1
-            at = torch.tensor(list(range(output.shape[axis]) if rows is None else rows))
-            return output.index_copy(axis, at.to(output.device), seen.index_select(axis, at))
-
-        handles.append(layer.register_forward_hook(mixed))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _update(edit: Recipe, operator: LowRankUpdate) -> tuple[Tensor, Tensor | None, Rows]:
-    matrix = operator.left.double() @ operator.right.double().T
-    return matrix, operator.shift, edit.targets[0].rows(edit.rows)
-
-
-@contextmanager
-def _layer_changed(
-    model: nn.Module, target: Target, update: tuple[Tensor, Tensor | None, Rows]
-) -> Iterator[None]:
-    """Add what an update adds to a layer's output, computed from its input."""
-    matrix, shift, rows = update
-    layer = model.get_submodule(target.weight.rpartition(".")[0])
-    weight = layer.get_parameter("weight")
-    change = torch.zeros_like(weight)
-    index = index_of(rows)
-    change[index] = matrix.reshape(-1, *weight.shape[1:]).to(weight)
-    moved = None
-    if shift is not None:
-        moved = weight.new_zeros(len(weight))
-        moved[index] = shift.to(moved)
-
-    def added(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        change_of_output: Tensor = (
-            module._conv_forward(inputs[0], change, moved)
-            if isinstance(module, nn.Conv2d)
-            else functional.linear(inputs[0], change, moved)
-        )
-        return output + change_of_output
-
-    handle = layer.register_forward_hook(added)
-    try:
-        yield
-    finally:
-        handle.remove()

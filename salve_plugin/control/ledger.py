@@ -20,6 +20,7 @@ from salve_plugin.control.operators import Part, cast_factors, product, scaled
 from salve_plugin.control.operators.base import Index
 from salve_plugin.control.recipe import Recipe, Rows
 from salve_plugin.control.targets import Slot
+from salve_plugin.errors import EditStateError, InputError
 
 ATTRIBUTE = "_salve_ledgers"
 _BLOCK = 1 << 18  # elements compared at once
@@ -75,11 +76,15 @@ class Planned:
 
 def ledger_of(slot: Slot) -> Ledger | None:
     """Return the ledger of a parameter; None if no edit is on it."""
+    ledgers: list[Ledger] = []
     for module, name in slot.owners:  # a module that was tied later knows of none
         ledger = module.__dict__.get(ATTRIBUTE, {}).get(name)
-        if isinstance(ledger, Ledger):
-            return ledger
-    return None
+        if isinstance(ledger, Ledger) and all(ledger is not known for known in ledgers):
+            ledgers.append(ledger)
+    if len(ledgers) < 2:
+        return ledgers[0] if ledgers else None
+    # Modules that were edited one by one and tied later: one of them knows this very tensor.
+    return next((known for known in ledgers if holds(slot.parameter, known)), ledgers[0])
 
 
 def pristine_of(slot: Slot) -> Tensor:
@@ -87,6 +92,11 @@ def pristine_of(slot: Slot) -> Tensor:
     ledger = ledger_of(slot)
     if ledger is None:
         return slot.parameter.detach()
+    if not fits(slot.parameter, ledger):
+        raise EditStateError(
+            f"'{slot.path}' of shape {list(slot.parameter.shape)} has taken the place of an edited "
+            "parameter of another shape; forget_(model) accepts it as it is"
+        )
     whole = slot.parameter.detach().clone()
     whole[index_of(ledger.rows)] = ledger.pristine.to(whole)
     return whole
@@ -104,19 +114,23 @@ def composed(ledger: Ledger) -> Tensor:
 
 def commit(plan: Sequence[Planned]) -> None:
     """Bring every parameter and ledger to the planned state; on any error, back to the present."""
+    # What takes memory, and so may fail, comes before the first write.
+    records = [(planned.slot, _trimmed(planned.coming)) for planned in plan]
     try:
-        for each in plan:
-            _write(each.slot, each.coming)
+        for planned in plan:
+            _write(planned.slot, planned.coming)
+        for slot, ledger in records:
+            _record(slot, ledger)
     except BaseException:  # an interrupt between two parameters must not leave half an edit either
-        for each in plan:
-            entries = () if each.present is None else each.present.entries
-            _write(each.slot, replace(each.coming, entries=entries))
+        for planned in plan:
+            # The coming ledger has the pristine rows of all that may have been written.
+            entries = () if planned.present is None else planned.present.entries
+            _write(planned.slot, replace(planned.coming, entries=entries))
+            _record(planned.slot, planned.present)
         raise
     finally:
         # Autocast keeps casts of parameters that it would go on using inside its region.
         torch.clear_autocast_cache()
-    for each in plan:
-        _record(each.slot, each.coming)
 
 
 def forget(slot: Slot) -> None:
@@ -128,17 +142,23 @@ def forget(slot: Slot) -> None:
             module.__dict__.pop(ATTRIBUTE, None)
 
 
-def _record(slot: Slot, ledger: Ledger) -> None:
+def _trimmed(ledger: Ledger) -> Ledger | None:
+    """Return the ledger of no more rows than its entries touch; None if there are no entries."""
     if not ledger.entries:
+        return None
+    touched = union_of([entry.rows for entry in ledger.entries])
+    if touched is None or touched == ledger.rows:
+        return ledger
+    covered = range(len(ledger.pristine)) if ledger.rows is None else ledger.rows
+    position = {row: at for at, row in enumerate(covered)}
+    kept = take(ledger.pristine, tuple(position[row] for row in touched)).clone()
+    return Ledger(ledger.entries, touched, kept)
+
+
+def _record(slot: Slot, ledger: Ledger | None) -> None:
+    if ledger is None:
         forget(slot)
         return
-    touched = union_of([entry.rows for entry in ledger.entries])
-    if touched != ledger.rows:
-        assert touched is not None
-        covered = range(len(ledger.pristine)) if ledger.rows is None else ledger.rows
-        position = {row: at for at, row in enumerate(covered)}
-        kept = take(ledger.pristine, tuple(position[row] for row in touched)).clone()
-        ledger = Ledger(ledger.entries, touched, kept)
     for module, name in slot.owners:
         # Not setattr: a ledger is no parameter, buffer or submodule; some modules forbid others.
         module.__dict__.setdefault(ATTRIBUTE, {})[name] = ledger
@@ -146,18 +166,44 @@ def _record(slot: Slot, ledger: Ledger) -> None:
 
 def _write(slot: Slot, ledger: Ledger) -> None:
     parameter = slot.parameter.detach()
-    for rows, source, formula in _pieces(_covered(parameter, ledger), ledger):
+    scales = all(entry.part.left is None for entry in ledger.entries)
+    in_place = scales and ledger.pristine.element_size() >= 4
+    # Whatever needs temporaries is done in pieces that stay in cache.
+    step = None if in_place else _step(ledger.pristine)
+    for rows, source, formula in _pieces(_covered(parameter, ledger), ledger, step):
         values = ledger.pristine[source]
         same = values.dtype == parameter.dtype and values.device == parameter.device
         if formula.is_scaling and same and isinstance(rows, slice):
-            formula.of(values, out=parameter[rows])
+            written = formula.of(values, out=parameter[rows])
         else:
-            _put(parameter, rows, formula.of(values))
+            written = formula.of(values)
+            _put(parameter, rows, written)
+        if formula.may_overflow:
+            _check_finite(slot, values, written)
+
+
+def _check_finite(slot: Slot, values: Tensor, written: Tensor) -> None:
+    """Raise InputError if finite values became infinite or NaN."""
+    if bool(written.isfinite().all()) or not bool(values.isfinite().all()):
+        return  # what was not finite before is nobody's overflow
+    raise InputError(
+        f"the edit makes weights of '{slot.path}' that {written.dtype} cannot hold; use a smaller "
+        "strength or smaller directions. Nothing was written"
+    )
 
 
 def holds(tensor: Tensor, ledger: Ledger) -> bool:
     """Say whether a parameter is, bit for bit, what the ledger's formula gives."""
-    return all(held for held, *_ in _compared(tensor.detach(), ledger))
+    return fits(tensor, ledger) and all(held for held, *_ in _compared(tensor.detach(), ledger))
+
+
+def fits(tensor: Tensor, ledger: Ledger) -> bool:
+    """Say whether a parameter has the rows of the ledger: another may have taken its place."""
+    if not tensor.ndim or tensor.shape[1:] != ledger.pristine.shape[1:]:
+        return False
+    if ledger.rows is None:
+        return len(tensor) == len(ledger.pristine)
+    return ledger.rows[-1] < len(tensor)
 
 
 def restore(plan: Sequence[tuple[Slot, Ledger]]) -> Slot | None:
@@ -171,19 +217,25 @@ def restore(plan: Sequence[tuple[Slot, Ledger]]) -> Slot | None:
     try:
         for slot, ledger in plan:
             parameter = slot.parameter.detach()
+            if not fits(parameter, ledger):
+                _redo(done)
+                return slot
             for held, rows, source, formula in _compared(parameter, ledger):
                 if not held:
                     _redo(done)
                     return slot
+                # Noted before it is written: what is redone too often is still right.
                 done.append((slot, ledger, rows, source, formula))
                 _put(parameter, rows, ledger.pristine[source])
+        for slot, _ in plan:
+            forget(slot)
     except BaseException:
         _redo(done)
+        for slot, ledger in plan:
+            _record(slot, ledger)
         raise
     finally:
         torch.clear_autocast_cache()
-    for slot, _ in plan:
-        forget(slot)
     return None
 
 
@@ -215,6 +267,11 @@ class Formula:
     added: tuple[tuple[Part, Index], ...]
 
     @property
+    def may_overflow(self) -> bool:
+        """Whether finite rows may become infinite: not where they only shrink."""
+        return bool(self.added) or (self.cast is not None and not bool((self.cast <= 1).all()))
+
+    @property
     def is_scaling(self) -> bool:
         """Whether rows are only multiplied."""
         return self.cast is not None and not self.added
@@ -226,13 +283,13 @@ class Formula:
         """
         if not self.added:
             return values if self.cast is None else scaled(values, self.cast, out=out)
-        total = values.double().cpu()
+        total = values.detach().to("cpu", torch.float64, copy=True)
         if self.factors is not None:
-            total = total * self.factors
+            total *= self.factors
         for part, rows in self.added:
             change = part.added_at(rows)
             assert change is not None
-            total = total + change
+            total += change
         return total.to(values.dtype).to(values.device)
 
 
@@ -241,14 +298,19 @@ def _compared(tensor: Tensor, ledger: Ledger) -> Iterator[tuple[bool, Index, Ind
     # One small piece of memory again and again: it stays in cache, and fresh pages cost more than
     # the arithmetic.
     pristine = ledger.pristine
-    per_row = max(1, pristine[0].numel()) if len(pristine) else 1
-    step = min(len(pristine), max(1, _BLOCK // per_row))
+    step = _step(pristine)
     room = pristine.new_empty(step, *pristine.shape[1:])
     for rows, source, formula in _pieces(_covered(tensor, ledger), ledger, step):
         values = pristine[source]
         room_here = room[: len(values)] if formula.is_scaling else None
         values = formula.of(values, out=room_here)
         yield same_bits(tensor[rows], values.to(tensor)), rows, source, formula
+
+
+def _step(pristine: Tensor) -> int:
+    """Return how many rows are worked on at once."""
+    per_row = max(1, pristine[0].numel()) if len(pristine) else 1
+    return min(len(pristine), max(1, _BLOCK // per_row))
 
 
 def _covered(tensor: Tensor, ledger: Ledger) -> Sequence[int]:
@@ -260,7 +322,9 @@ def _pieces(
 ) -> Iterator[tuple[Index, Index, Formula]]:
     """Yield (rows of the parameter, their place in `pristine`, their formula), `step` at most."""
     for own, source, entries in _groups(rows, ledger):
+        # By digest, so that rounding does not depend on the order in which edits were applied.
         ordered = sorted(entries, key=lambda entry: entry.edit.digest)
+        # Factors that all rows share are multiplied once, not again for every piece.
         alike = all(entry.part.is_same_in_every_row for entry in ordered)
         formula = _formula(ordered, own[:1], ledger) if alike else None
         length = step or len(own)
@@ -272,7 +336,7 @@ def _pieces(
 
 def _formula(entries: Sequence[Entry], rows: Sequence[int], ledger: Ledger) -> Formula:
     parts = [(entry.part, _within(entry.rows, rows)) for entry in entries]
-    factors = [each for part, at in parts if (each := part.factors_at(at)) is not None]
+    factors = [own for part, at in parts if (own := part.factors_at(at)) is not None]
     whole = product(factors) if factors else None
     cast = None if whole is None else cast_factors(whole, ledger.pristine)
     return Formula(whole, cast, tuple(pair for pair in parts if pair[0].left is not None))
@@ -293,6 +357,7 @@ def _groups(
     if all(entry.rows == ledger.rows for entry in ledger.entries):
         yield rows, range(len(rows)), ledger.entries
         return
+    # Rows that the same edits are on have one formula; a row more or less is another group.
     touched = [(e, None if e.rows is None else set(e.rows)) for e in ledger.entries]
     groups: dict[tuple[Entry, ...], list[int]] = {}
     for at, row in enumerate(rows):
@@ -322,10 +387,10 @@ def take(tensor: Tensor, rows: Rows) -> Tensor:
 def union_of(several: Sequence[Rows]) -> Rows:
     """Return the rows in any of several; None means all."""
     rows: set[int] = set()
-    for one in several:
-        if one is None:
+    for part in several:
+        if part is None:
             return None
-        rows.update(one)
+        rows.update(part)
     return tuple(sorted(rows))
 
 
@@ -345,7 +410,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
         bits = size[first.element_size()]
         return torch.equal(first.view(bits), second.to(first.device).view(bits))
     # NumPy compares whole words with vector instructions; torch.equal takes five times a copy.
-    words = [each.contiguous().reshape(-1).view(torch.uint8).numpy() for each in (first, second)]
-    if words[0].nbytes % 8 == 0:
-        words = [each.view("i8") for each in words]
-    return bool((words[0] == words[1]).all())
+    raw = [tensor.contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in (first, second)]
+    if raw[0].nbytes % 8 == 0:
+        raw = [octets.view("i8") for octets in raw]
+    return bool((raw[0] == raw[1]).all())

@@ -1,17 +1,19 @@
 """Making edits of an attached model: a latent suppressed or enhanced, or any operator at a site."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
+import numpy as np
+from torch import Tensor
 
 from salve_plugin.control.application import base_of
 from salve_plugin.control.base import Base
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.exactness import measured, nearest
+from salve_plugin.control.exactness import measured, nearest, without_tied
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import Gate, Mode, Operator, Role
-from salve_plugin.control.recipe import Provenance
+from salve_plugin.control.operators.base import whole
+from salve_plugin.control.recipe import Provenance, row_tuple
 from salve_plugin.control.targets import Target, fold_of, targets_at
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
@@ -114,40 +116,68 @@ def edit_at(
         UnsupportedModelError: if no weights can take the change over exactly; the message names the
             nearest sites where some can.
     """
-    place = hooked.site(site if isinstance(site, str) else site.name)
-    targets = _targets(hooked, place, operator, role, layer)
+    place = _site(hooked, site)
+    if not isinstance(operator, Operator):
+        raise InputError(
+            f"operator {operator!r:.200} is none; give a Gate, a LowRankMap or a LowRankUpdate"
+        )
+    if not isinstance(base, Base | None) or not isinstance(provenance, Provenance | None):
+        raise InputError(
+            f"base {base!r:.200} and provenance {provenance!r:.200} are to be those of an edit, "
+            "edit.base and edit.provenance, or None"
+        )
+    targets = _targets(hooked, place, operator, role, layer, probe)
     paths = [path for target in targets for path in target.paths]
     known = base is not None and set(base.tensors) == set(paths)
     affine = targets[0].affine
     edit = Edit(
-        _without_tied(hooked.model, place),
+        without_tied(hooked.model, place),
         operator,
         targets,
         base if base is not None and known else base_of(hooked, paths),
-        None if rows is None else tuple(rows),
+        row_tuple(rows),
         provenance or Provenance(),
         fold_of(hooked.model, affine, targets[0].bias, place.width) if affine else None,
     )
+    if edit.fold is not None and isinstance(operator, Gate):
+        try:
+            operator.writer_bias(edit.fold.shift, edit.fold)
+        except InputError as error:
+            raise InputError(
+                f"{error}. {nearest(hooked, place, operator, edit.role, probe)}"
+            ) from None
     if set(place.readers) <= set(hooked.heads) and edit.role == "reader":
         return edit  # attach has proven that the logits are linear in this site
     return replace(edit, exactness=measured(hooked, edit, probe))
 
 
-def _without_tied(model: nn.Module, site: Site) -> Site:
-    """Return the site with each tied weight's reader named once."""
-    names: dict[int, str] = {}
-    for path in site.readers:
-        names.setdefault(id(model.get_submodule(path)._parameters.get("weight")), path)
-    return replace(site, readers=tuple(names.values()))
+def _site(hooked: HookedModel, site: Site | str) -> Site:
+    """Return the model's own site of that name."""
+    if not isinstance(hooked, HookedModel):
+        raise InputError(
+            f"an edit is made of an attached model; got {type(hooked).__name__}: pass "
+            "salve.attach(model)"
+        )
+    if not isinstance(site, Site | str):
+        raise InputError(f"site {site!r:.200} is no name; choose one of {list(hooked.sites)}")
+    own = hooked.site(site if isinstance(site, str) else site.name)
+    if isinstance(site, Site) and site.width != own.width:
+        raise BaseMismatchError(
+            f"site '{site.name}' is given with {site.width} features, but has {own.width} in this "
+            "model; pass its name"
+        )
+    return own
 
 
 def _targets(
-    hooked: HookedModel, site: Site, operator: Operator, role: Role | None, layer: str | None
-) -> tuple[Target, ...]:
+    hooked: HookedModel, site: Site, operator: Operator, role: Role | None, layer: str | None,
+    probe: Tensor | None,
+) -> tuple[Target, ...]:  # fmt: skip
     try:
         return targets_at(hooked.model, site, operator, role, layer)
     except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{error}. {nearest(hooked, site)}") from None
+        way_out = nearest(hooked, site, operator, role, probe)
+        raise UnsupportedModelError(f"{error}. {way_out}") from None
 
 
 def latent_gate(
@@ -164,7 +194,9 @@ def latent_gate(
     Raises:
         SalveError: as for `suppress`.
     """
-    site = hooked.site(dictionary.site.name)
+    if not isinstance(dictionary, Dictionary):
+        raise InputError(f"a dictionary was expected, got {type(dictionary).__name__}")
+    site = _site(hooked, dictionary.site.name)
     if not site.width == dictionary.site.width == dictionary.width:
         raise BaseMismatchError(
             f"the dictionary reads {dictionary.width} features at '{site.name}', where this model "
@@ -187,15 +219,16 @@ def _check_dictionary(
 
 
 def _latents(latent: int | Sequence[int], dictionary: Dictionary) -> tuple[int, ...]:
-    several = tuple(latent) if isinstance(latent, Sequence) else (latent,)
-    for one in several:
-        if isinstance(one, bool) or not hasattr(one, "__index__"):
-            raise InputError(f"latent {one!r} is no integer")
-        if not 0 <= one.__index__() < dictionary.n_latents:
+    several: Iterable[object] = [latent]
+    if isinstance(latent, Sequence) or (isinstance(latent, Tensor | np.ndarray) and latent.ndim):
+        several = latent
+    latents = tuple(whole(index, "latent") for index in several)
+    for index in latents:
+        if not 0 <= index < dictionary.n_latents:
             raise InputError(
-                f"latent {one} is out of range: the dictionary has {dictionary.n_latents}, "
+                f"latent {index} is out of range: the dictionary has {dictionary.n_latents}, "
                 f"0 to {dictionary.n_latents - 1}"
             )
-    if not several or len(set(several)) < len(several):
-        raise InputError(f"latents {list(several)} must be at least one, each once")
-    return tuple(one.__index__() for one in several)
+    if not latents or len(set(latents)) < len(latents):
+        raise InputError(f"latents {list(latents)} must be at least one, each once")
+    return latents

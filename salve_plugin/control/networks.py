@@ -5,6 +5,7 @@ from functools import cached_property
 import torch
 
 from salve_plugin.control.application import locked, pristine_state
+from salve_plugin.control.ledger import ATTRIBUTE
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch, check_choice, differ, network_digest
 
@@ -41,7 +42,9 @@ class Networks:
     @torch.no_grad()
     def present(self) -> str:
         """The network as it is, edits of hidden layers included."""
-        with locked(self._hooked):
+        with locked(self._hooked) as model:
+            if not any(ATTRIBUTE in vars(module) for module in model.modules()):
+                return self.pristine  # often hashed already, with the base of an edit
             return network_digest(self._hooked)
 
     @cached_property

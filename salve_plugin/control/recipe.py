@@ -19,6 +19,7 @@ from salve_plugin.control.operators import (
     operator_fields,
     operator_of,
 )  # fmt: skip
+from salve_plugin.control.operators.base import whole
 from salve_plugin.control.targets import Target
 from salve_plugin.errors import InputError
 from salve_plugin.site import Count, Site
@@ -106,13 +107,20 @@ class Recipe:
         """
         object.__setattr__(self, "rows", row_tuple(self.rows))
         object.__setattr__(self, "targets", tuple(self.targets))
+        if not isinstance(self.operator, Operator) or not isinstance(self.provenance, Provenance):
+            raise InputError(
+                f"operator {self.operator!r:.200} and provenance {self.provenance!r:.200} are to "
+                "be a Gate, LowRankMap or LowRankUpdate, and a Provenance"
+            )
         self._check_targets()
         outputs = tuple(
-            each.n_outputs(self.base.tensors[each.weight].shape) for each in self.targets
+            target.n_outputs(self.base.tensors[target.weight].shape) for target in self.targets
         )
         _check_rows(self.rows, min(outputs), self.role)
         changing = None if self.rows is None else len(self.rows)
         self.operator.check(self.site.width, changing, outputs)
+        if isinstance(self.operator, LowRankUpdate):
+            self.operator.check_inputs(self.base.tensors[self.targets[0].weight].shape)
         self._check_fold()
         latents = self.provenance.latents
         gate = self.operator if isinstance(self.operator, Gate) else None
@@ -264,7 +272,7 @@ class Recipe:
         targets, exactness, rows = fields["targets"], fields["exactness"], fields["rows"]
         if not isinstance(targets, list) or not (rows is None or isinstance(rows, list)):
             raise InputError(f"ill-typed targets or rows of an edit: {targets!r}, {rows!r}"[:500])
-        own = tuple(Target.from_json(each) for each in targets)
+        own = tuple(Target.from_json(target) for target in targets)
         plain = {name: value for name, value in tensors.items() if not name.startswith("fold_")}
         return cls(
             Site.from_json(fields["site"]),
@@ -278,12 +286,12 @@ class Recipe:
         )
 
     def with_strength(self: R, strength: float) -> R:
-        """Return the edit with a gate of another strength.
+        """Return the edit with a gate of another strength; nobody has measured that one.
 
         Raises:
             InputError: if the edit is no gate, or this is no strength.
         """
-        return replace(self, operator=replace(self.gate, strength=strength))
+        return replace(self, operator=replace(self.gate, strength=strength), exactness=None)
 
     def __eq__(self, other: object) -> bool:
         """Compare by digest."""
@@ -311,10 +319,13 @@ def row_tuple(rows: Sequence[Any] | None) -> Rows:
     """
     if rows is None:
         return None
-    wrong = [row for row in rows if isinstance(row, bool) or not hasattr(row, "__index__")]
-    if wrong:
-        raise InputError(f"rows must be output indices; got {wrong[:5]}")
-    return tuple(sorted(row.__index__() for row in rows))
+    try:
+        given = tuple(rows)
+    except TypeError:
+        raise InputError(
+            f"rows {rows!r:.200} are no list; give output indices, e.g. rows=[3], or None for all"
+        ) from None
+    return tuple(sorted(whole(row, "a row (rows must be output indices)") for row in given))
 
 
 def _check_rows(rows: Rows, outputs: int, role: Role) -> None:

@@ -158,7 +158,9 @@ def choose(
     """
     if not 0 <= max_target_accuracy < 1:
         raise InputError(f"max_target_accuracy {max_target_accuracy} is not in [0, 1)")
-    networks = Networks(hooked, on_base_mismatch)
+    # The base of one edit is that of all: what can be told of the model is hashed once.
+    base = latent_gate(hooked, dictionary, "suppress", 0, 0.0, None, None).base
+    networks = Networks(hooked, on_base_mismatch, pristine=base.network)
     networks.check_present("the recording", acts.network_sha256)
     networks.check_either("the dictionary", dictionary.network)
     networks.check_either("the profile", features.network)
@@ -171,12 +173,11 @@ def choose(
     own = _of_class(acts, index)
     tried: list[Candidate] = []
     unreachable: list[int] = []
-    done, wave, base = 0, candidates + 1, None
+    done, wave = 0, candidates + 1
     while done < len(order) and not any(one.met(max_target_accuracy) for one in tried):
         edits: list[Edit] = []
         for latent in order[done : done + wave]:
             edit = latent_gate(hooked, dictionary, "suppress", latent, 0.0, _fixed(rows), base)
-            base = edit.base  # of one model: hashed once
             if recorded is not None:
                 edit = with_rivals(edit, weight, bias, recorded, index)
             crit = strengths_of(hooked, edit, acts, None, target="flip", classes=[index])

@@ -127,6 +127,15 @@ def _parameter(model: nn.Module, path: str) -> nn.Parameter:
             f"'{path}' is no plain parameter of {type(module).__name__} (quantized, pruned or "
             "parametrized?), so writing to it would not last; remove the parametrization first"
         )
+    if parameter.is_meta:
+        raise UnsupportedModelError(
+            f"'{path}' is on the meta device, where weights have no values; load the model first"
+        )
+    if parameter.is_inference() and not torch.is_inference_mode_enabled():
+        raise UnsupportedModelError(
+            f"'{path}' was made in inference mode and cannot be written outside of it; load the "
+            "model outside of torch.inference_mode(), or edit it within"
+        )
     return parameter
 
 

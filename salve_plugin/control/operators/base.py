@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -177,12 +178,47 @@ def owned(tensor: Tensor, name: str, axes: int) -> Tensor:
     """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim != axes:
         found = f"{tensor.dtype}{list(tensor.shape)}" if isinstance(tensor, Tensor) else tensor
-        raise InputError(f"{name} is {found}; expected a floating tensor with {axes} axes")
+        raise InputError(f"{name} is {found!r:.200}; expected a floating tensor with {axes} axes")
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise InputError(
+            f"{name} is on the device '{tensor.device}' with the layout {tensor.layout}; expected "
+            "a dense tensor that has values"
+        )
     kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     copy = tensor.detach().to("cpu", kind, copy=True).contiguous()
     if not bool(copy.isfinite().all()):
         raise InputError(f"{name} holds NaN or infinite values")
     return torch.where(copy == 0, torch.zeros((), dtype=kind), copy)  # equal values, equal bytes
+
+
+def real(value: object, name: str) -> float:
+    """Return a single real number, of Python, NumPy or torch, as a float.
+
+    Raises:
+        InputError: if it is something else: text, a truth value, several numbers.
+    """
+    kind = str(getattr(value, "dtype", type(value).__name__))
+    if not isinstance(value, str | bytes) and "bool" not in kind and not getattr(value, "ndim", 0):
+        try:
+            return float(value)  # type: ignore[arg-type] # what cannot be one raises
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            pass
+    raise InputError(f"{name} is {value!r:.200}; expected a number")
+
+
+def whole(value: object, name: str) -> int:
+    """Return a single integer, of Python, NumPy or torch.
+
+    Raises:
+        InputError: if it is something else: a truth value, a fraction, several integers.
+    """
+    kind = str(getattr(value, "dtype", type(value).__name__))
+    if "bool" not in kind and not getattr(value, "ndim", 0):
+        try:
+            return index(value)  # type: ignore[arg-type] # what is none raises
+        except (TypeError, RuntimeError):
+            pass
+    raise InputError(f"{name} is {value!r:.200}; expected an integer")
 
 
 def check_fields(

@@ -22,6 +22,7 @@ from salve_plugin.control.operators.base import (
     check_fields,
     number,
     owned,
+    real,
 )  # fmt: skip
 from salve_plugin.errors import InputError
 
@@ -58,16 +59,12 @@ class Gate(Operator):
             InputError: naming the field that cannot be used.
         """
         _check_mode(self.mode)
-        check_strength(self.strength)
-        if self.directions.ndim != 2 or not len(self.directions):
-            raise InputError(
-                f"directions of shape {tuple(self.directions.shape)} are not one row a latent; "
-                "expected (latents, width)"
-            )
+        object.__setattr__(self, "strength", check_strength(self.strength) + 0.0)  # no -0
+        object.__setattr__(self, "directions", owned(self.directions, "directions", 2))
+        if not len(self.directions):
+            raise InputError("directions are none; expected one row a latent, (latents, width)")
         for direction in self.directions:
             check_direction(direction)
-        object.__setattr__(self, "directions", owned(self.directions, "directions", 2))
-        object.__setattr__(self, "strength", float(self.strength) + 0.0)
 
     @cached_property
     def reach(self) -> Float64[Tensor, " width"]:
@@ -148,7 +145,7 @@ class Gate(Operator):
 
 
 def _check_mode(mode: object) -> None:
-    if mode not in get_args(Mode):
+    if not isinstance(mode, str) or mode not in get_args(Mode):
         raise InputError(f"unknown mode {mode!r}: choose 'suppress' or 'enhance'")
 
 
@@ -171,17 +168,19 @@ def check_direction(direction: Tensor) -> None:
         )
 
 
-def check_strength(strength: float) -> None:
-    """Refuse a strength that is not a finite number >= 0.
+def check_strength(strength: object) -> float:
+    """Return a strength as a float; refuse one that is not a finite number >= 0.
 
     Raises:
         InputError: with the strength found.
     """
-    if not (math.isfinite(strength) and strength >= 0):
+    value = real(strength, "strength")
+    if not (math.isfinite(value) and value >= 0):
         raise InputError(
-            f"strength {strength} is not a finite number >= 0; the mode ('suppress' or 'enhance') "
+            f"strength {value} is not a finite number >= 0; the mode ('suppress' or 'enhance') "
             "gives the sign"
         )
+    return value
 
 
 def multiplier(
@@ -203,9 +202,8 @@ def multiplier(
         InputError: if the direction is no unit vector or the strength is negative or not finite.
     """
     check_direction(direction)
-    check_strength(strength)
     _check_mode(mode)
-    return _multiplier(direction.detach().double().abs(), strength, mode)
+    return _multiplier(direction.detach().double().abs(), check_strength(strength), mode)
 
 
 def _multiplier(reach: Tensor, strength: float, mode: Mode) -> Tensor:

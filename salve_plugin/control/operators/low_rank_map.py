@@ -20,6 +20,7 @@ from salve_plugin.control.operators.base import (
     check_fields,
     number,
     owned,
+    real,
 )  # fmt: skip
 from salve_plugin.errors import InputError
 
@@ -59,7 +60,7 @@ class LowRankMap(Operator):
             )
         if not 1 <= rank <= width:
             raise InputError(f"rank {rank} is not from 1 to the site's width {width}")
-        scale = float(self.scale) + 0.0
+        scale = real(self.scale, "scale") + 0.0
         if not -1e6 <= scale <= 1e6:  # also refuses NaN
             raise InputError(f"scale {scale} is not a number of reasonable size; 0 removes")
         object.__setattr__(self, "scale", scale)
@@ -174,18 +175,22 @@ def joint_map(maps: Sequence[LowRankMap]) -> LowRankMap:
     Raises:
         InputError: if there is none, the scales differ, or what they read is linearly dependent.
     """
-    if not maps or len({each.scale for each in maps}) > 1:
+    if not isinstance(maps, Sequence) or not all(isinstance(part, LowRankMap) for part in maps):
+        raise InputError(f"a joint map is of a list of LowRankMaps; got {maps!r:.200}")
+    scales, widths = [part.scale for part in maps], [len(part.read) for part in maps]
+    if len(set(scales)) != 1 or len(set(widths)) != 1:
         raise InputError(
-            f"a joint map is of at least one map with one scale; got the scales "
-            f"{[each.scale for each in maps]}"
+            f"a joint map is of at least one map, all with one scale and of one site; got the "
+            f"scales {scales} and widths {widths}"
         )
-    write = torch.cat([each.write.double() for each in maps], 1)
-    read = torch.cat([each.read.double() for each in maps], 1)
-    offset = torch.cat([each.offset.double() for each in maps])
+    write = torch.cat([part.write.double() for part in maps], 1)
+    read = torch.cat([part.read.double() for part in maps], 1)
+    offset = torch.cat([part.offset.double() for part in maps])
     mixing = read.T @ write
-    if float(torch.linalg.cond(mixing)) > 1e8:
+    finite = bool(mixing.isfinite().all())
+    if not finite or not float(torch.linalg.cond(mixing)) <= 1e8:  # of a zero matrix it is NaN
         raise InputError(
             "the maps read or write linearly dependent directions, so that no joint map sets every "
             "reading; leave out the map whose directions the others already have"
         )
-    return LowRankMap(torch.linalg.solve(mixing.T, write.T).T, read, offset, maps[0].scale)
+    return LowRankMap(torch.linalg.solve(mixing.T, write.T).T, read, offset, scales[0])

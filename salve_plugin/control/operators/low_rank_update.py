@@ -4,14 +4,15 @@ What ROME, MEMIT and CoAR-Edit write, what masks a row (d alone lowers its bias)
 is: with LoRA's own names, A is its `lora_B` times the scaling and B the transpose of its `lora_A`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from salve_plugin.control.operators.base import Fold, Operator, Part, check_fields, owned
+from salve_plugin.control.operators.base import Fold, Operator, Part, check_fields, owned, real
 from salve_plugin.errors import InputError
 
 
@@ -58,8 +59,13 @@ class LowRankUpdate(Operator):
             lora_a: (rank, inputs).
             lora_b: (outputs, rank).
             scaling: `lora_alpha` / rank, or / sqrt(rank) where the adapter is rank-stabilized.
+
+        Raises:
+            InputError: if one is no finite tensor of two axes, the ranks differ, or the scaling is
+                no finite number.
         """
-        return cls(scaling * lora_b.double(), lora_a.T.double())
+        down, up = owned(lora_a, "lora_a", 2), owned(lora_b, "lora_b", 2)
+        return cls(real(scaling, "scaling") * up.double(), down.T.double())
 
     def lora(self) -> tuple[Tensor, Tensor]:
         """Return (lora_A, lora_B) of the same update, for `lora_alpha` = rank.
@@ -106,6 +112,15 @@ class LowRankUpdate(Operator):
                 f"left has {len(self.left)} rows for {expected} outputs that change; give one each"
             )
 
+    def check_inputs(self, shape: Sequence[int]) -> None:
+        """Raise InputError unless B has a row for each input of a weight of this shape."""
+        inputs = prod(shape[1:])
+        if len(self.right) != inputs:
+            raise InputError(
+                f"right has {len(self.right)} rows for {inputs} inputs of the layer (features "
+                "times kernel positions); give one each"
+            )
+
     @property
     def moves_origin(self) -> bool:
         """Whether there is a shift."""
@@ -127,9 +142,7 @@ class LowRankUpdate(Operator):
 
     def reader_weight(self, weight: Tensor) -> Part:
         """Return W + A Bᵀ; see `Operator.reader_weight`."""
-        inputs = weight[0].numel()
-        if len(self.right) != inputs:
-            raise InputError(f"right has {len(self.right)} rows for {inputs} inputs of the layer")
+        self.check_inputs(weight.shape)
         if not self.rank:
             return Part(None, None, None, tuple(weight.shape[1:]))
         left, right = self.left.double()[:, None], self.right.double()
