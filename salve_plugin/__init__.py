@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from salve_plugin.adapter import Adapter as Adapter
     from salve_plugin.adapter import attach as attach
-    from salve_plugin.control.application import BaseMatch as BaseMatch
     from salve_plugin.control.application import forget_ as forget_
     from salve_plugin.control.applied_edits import status as status
     from salve_plugin.control.critical import AlphaCrit as AlphaCrit
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from salve_plugin.control.making import edit_at as edit_at
     from salve_plugin.control.making import enhance as enhance
     from salve_plugin.control.making import suppress as suppress
+    from salve_plugin.control.matching import BaseMatch as BaseMatch
     from salve_plugin.control.operators import Gate as Gate
     from salve_plugin.control.operators import LowRankMap as LowRankMap
     from salve_plugin.control.operators import LowRankUpdate as LowRankUpdate
@@ -124,7 +124,7 @@ _HOME = {
     "Provenance": "control.recipe",
     "Exactness": "control.recipe",
     "Target": "control.targets",
-    "BaseMatch": "control.application",
+    "BaseMatch": "control.matching",
     "status": "control.applied_edits",
     "forget_": "control.application",
     "AlphaCrit": "control.critical",

@@ -9,9 +9,9 @@ from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.shared import find
 from salve_plugin.cli.studies import model_spec
 from salve_plugin.cli.study import OpenModel
-from salve_plugin.control.application import BaseMatch, match_all
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import evaluate
+from salve_plugin.control.matching import BaseMatch, match_all
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact

@@ -6,80 +6,38 @@ order, and a parameter that somebody else changed meanwhile is noticed.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import Lock, RLock
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.base import Base, Fingerprint, bare, plain_json
+from salve_plugin.control.base import Fingerprint
 from salve_plugin.control.edited import (
-    check_edited,
     check_shape,
     entries_of,
     fold_matches,
-    ledgers_over,
     mismatch,
-    touched_rows,
 )  # fmt: skip
-from salve_plugin.control.ledger import (
-    ATTRIBUTE,
-    Entry,
-    Ledger,
-    Planned,
-    commit,
-    fits,
-    holds,
-    ledger_of,
-    pristine_of,
-    restore,
-    same_bits,
-    take,
-    union_of,
-)  # fmt: skip
+from salve_plugin.control.formula import Entry, Ledger, fits, holds
+from salve_plugin.control.ledger import ATTRIBUTE, Planned, commit, ledger_of, pristine_of, restore
+from salve_plugin.control.locks import locked
 from salve_plugin.control.recipe import Recipe
+from salve_plugin.control.rows import same_bits, take, union_of
 from salve_plugin.control.targets import Slot, slots_of
 from salve_plugin.errors import (
     BaseMismatchError,
     EditStateError,
     InputError,
-    SalveError,
-    UnsupportedModelError,
 )
-from salve_plugin.hooks import HookedModel
-from salve_plugin.network import OnBaseMismatch, check_choice, network_digest
-from salve_plugin.store.digest import fingerprints, state_digest
+from salve_plugin.network import OnBaseMismatch, check_choice
 
 OnChanged = Literal["error", "discard"]
 
 # Verified pristine parameters, shared by all edits of the same base: they let the next application
 # compare instead of hashing again. Alive only while an edit that was verified with them is.
 _verified: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
-
-_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-_locks_lock = Lock()
-
-
-@contextmanager
-def locked(model: nn.Module) -> Iterator[nn.Module]:
-    """Hold the one lock of a model while its weights and ledgers change; yield the bare model.
-
-    Raises:
-        InputError: if it is no model.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"a model was expected, the bare one or the attached one; got {model!r:.200}"
-        )
-    network = bare(model)
-    with _locks_lock:
-        lock = _locks.setdefault(network, RLock())
-    with lock:
-        yield network
 
 
 def apply_(model: nn.Module, edit: Recipe, *, on_base_mismatch: OnBaseMismatch = "error") -> None:
@@ -271,21 +229,6 @@ def _elsewhere(
     return further
 
 
-def edited_slots(model: nn.Module) -> list[Slot]:
-    """Return every parameter that a ledger lies at, by its first name.
-
-    Raises:
-        UnsupportedModelError: if one has been parametrized or pruned since.
-    """
-    paths = [
-        f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
-        for name in module.__dict__.get(ATTRIBUTE, ())
-    ]
-    slots = slots_of(model, paths).values()
-    return list({id(slot.parameter): slot for slot in slots}.values())
-
-
 def forget_(model: nn.Module) -> None:
     """Accept the weights as they are: drop the record of all applied edits, change nothing else.
 
@@ -294,194 +237,6 @@ def forget_(model: nn.Module) -> None:
     with locked(model) as network:
         for module in network.modules():
             module.__dict__.pop(ATTRIBUTE, None)
-
-
-@torch.no_grad()
-def pristine_rows(model: nn.Module, edit: Recipe) -> dict[str, Tensor]:
-    """Return copies of the rows that `edit` touches, without any edit, by parameter path.
-
-    Enough, with the edit, to undo it in a model that was saved in edited form.
-    """
-    with locked(model) as network:
-        slots = slots_of(network, edit.base.tensors)
-        for path, slot in slots.items():
-            check_shape(path, slot.parameter, edit)
-        return {
-            path: take(pristine_of(slot), touched_rows(edit, path)).clone()
-            for path, slot in slots.items()
-        }
-
-
-def restore_rows_(model: nn.Module, edit: Recipe, pristine: Mapping[str, Tensor]) -> None:
-    """Undo `edit` in a model that was saved in edited form and so carries no ledger.
-
-    Nothing is written unless the current rows are exactly what the edit makes of `pristine`, and
-    the parameters become exactly those of the edit's base; others are not compared, see `match`.
-
-    Args:
-        model: the bare model or the hooked one.
-        edit: the only edit in its parameters.
-        pristine: by parameter path, the rows from `pristine_rows`.
-
-    Raises:
-        InputError: if a parameter is missing or unknown, or has another shape or dtype.
-        EditStateError: if the model has a ledger (use `revert_`), or its rows are not the edit's.
-        BaseMismatchError: if putting the rows back would not give the base's parameters.
-    """
-    restore_all_(model, [edit], pristine)
-
-
-@torch.no_grad()
-def restore_all_(model: nn.Module, edits: Sequence[Recipe], pristine: Mapping[str, Tensor]) -> None:
-    """Undo several edits in a model that was saved with all of them; see `restore_rows_`.
-
-    Args:
-        model: the bare model or the hooked one.
-        edits: all that are in its parameters.
-        pristine: by parameter path, the rows that any of the edits touches.
-
-    Raises:
-        SalveError: as `restore_rows_`; then the model is as it was.
-    """
-    with locked(model) as network:
-        commit(
-            [
-                Planned(slot, ledger, ledger.without(*edits))
-                for slot, ledger in saved_ledgers(network, edits, pristine)
-            ]
-        )
-
-
-def saved_ledgers(
-    model: nn.Module, edits: Sequence[Recipe], pristine: Mapping[str, Tensor]
-) -> list[tuple[Slot, Ledger]]:
-    """Return the ledgers of a model that was saved with all of the edits, everything compared.
-
-    Raises:
-        SalveError: as `restore_rows_`.
-    """
-    touched = sorted({path for edit in edits for path in edit.base.tensors})
-    if sorted(pristine) != touched:
-        raise InputError(
-            f"pristine rows are given for {sorted(pristine)}, but what is to be undone touches "
-            f"{touched}"
-        )
-    slots = slots_of(model, touched)
-    if any(ledger_of(slot) is not None for slot in slots.values()):
-        held = [path for path, slot in slots.items() if ledger_of(slot) is not None]
-        raise EditStateError(
-            f"{held} has a ledger of its edits: use revert_ of the edit or the bundle"
-        )
-    for edit in edits:
-        for path in edit.base.tensors:
-            check_shape(path, slots[path].parameter, edit)
-    ledgers = ledgers_over(edits, pristine)
-    for path, slot in slots.items():
-        check_edited(path, slot.parameter.detach(), ledgers[path])
-    return [(slots[path], ledgers[path]) for path in touched]
-
-
-def pristine_fingerprint(slot: Slot) -> Fingerprint:
-    """Return the fingerprint of a parameter without the edits on it."""
-    return Fingerprint.of(pristine_of(slot))
-
-
-def pristine_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of the bare model's state dict without any edit, by name."""
-    # Once each: the names of a tied weight are one tensor here, too.
-    pristine = {id(slot.parameter): pristine_of(slot) for slot in edited_slots(model)}
-    return {
-        name: pristine.get(id(tensor), tensor.detach())
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if isinstance(tensor, Tensor)
-    }
-
-
-@torch.no_grad()
-def base_of(hooked: HookedModel, paths: Sequence[str]) -> Base:
-    """Return the base of an edit of some parameters; all is hashed, once, as it is without edits.
-
-    Raises:
-        BaseMismatchError: if there is no such parameter.
-        UnsupportedModelError: if one is no plain parameter.
-    """
-    with locked(hooked) as network:
-        slots, prints = slots_of(network, paths), fingerprints(pristine_state(network))
-        return Base(
-            plain_json(hooked.description),
-            {path: prints.get(path) or pristine_fingerprint(slot) for path, slot in slots.items()},
-            state_digest(prints),
-            network_digest(hooked, prints),
-        )
-
-
-@dataclass(frozen=True)
-class BaseMatch:
-    """How far a model, without the edits on it, is the base that an edit was made for.
-
-    Attributes:
-        touched: whether every parameter that the edit touches is the base's, so that it applies.
-        rest: whether everything else is, too; None if the edit does not know its whole base, or the
-            touched parameters differ already.
-    """
-
-    touched: bool
-    rest: bool | None
-
-    def __bool__(self) -> bool:
-        """Return whether the edit applies."""
-        return self.touched
-
-    def to_json(self) -> dict[str, bool | None]:
-        """Return plain JSON values."""
-        return {"touched": self.touched, "rest": self.rest}
-
-    def __str__(self) -> str:
-        """Say in one sentence what was compared and found."""
-        if not self.touched:
-            return "the model is not the one that the edit was made for"
-        rest = {
-            True: "and everything else is that of its base",
-            False: "but something else in the model is not that of its base",
-            None: "the rest was not compared: the edit does not know its whole base",
-        }
-        return f"the parameters that the edit touches are those it was made for, {rest[self.rest]}"
-
-
-@torch.no_grad()
-def match(model: nn.Module, edit: Recipe) -> BaseMatch:
-    """Compare a model with an edit's base; hashes every tensor of the model.
-
-    Edits that are on the model do not count: what it was without them is compared.
-    """
-    return match_all(model, [edit])
-
-
-@torch.no_grad()
-def match_all(model: nn.Module, edits: Sequence[Recipe]) -> BaseMatch:
-    """Compare a model with the base of several edits; see `match`."""
-    with locked(model) as network:
-        try:
-            slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
-        except (BaseMismatchError, UnsupportedModelError):
-            return BaseMatch(False, None)
-        prints = {path: pristine_fingerprint(slot) for path, slot in slots.items()}
-        if any(prints[path] != own for e in edits for path, own in e.base.tensors.items()):
-            return BaseMatch(False, None)
-        states = {edit.base.state for edit in edits}
-        if None in states:
-            return BaseMatch(True, None)
-        return BaseMatch(True, states == {state_digest(pristine_state(network))})
-
-
-def is_saved_with(model: nn.Module, edit: Recipe, pristine: Mapping[str, Tensor]) -> bool:
-    """Tell whether a model that knows of no edit holds exactly this one in its parameters."""
-    with locked(model) as network:
-        try:
-            saved_ledgers(network, [edit], pristine)
-        except SalveError:
-            return False
-    return True
 
 
 def _verify(slot: Slot, edit: Recipe, on_base_mismatch: OnBaseMismatch) -> Tensor:

@@ -9,12 +9,15 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.application import is_saved_with, locked
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import touched_rows
-from salve_plugin.control.ledger import ATTRIBUTE, Ledger, common_rows
+from salve_plugin.control.formula import Ledger
+from salve_plugin.control.ledger import ATTRIBUTE
+from salve_plugin.control.locks import locked
 from salve_plugin.control.operators import Gate, LowRankMap
-from salve_plugin.control.recipe import Recipe, Rows
+from salve_plugin.control.recipe import Recipe
+from salve_plugin.control.rows import Rows, common_rows
+from salve_plugin.control.saved import is_saved_with
 from salve_plugin.errors import InputError
 
 Meeting = Literal["factors multiply", "changes add", "shared subspace"]

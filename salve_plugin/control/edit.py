@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from salve_plugin.control import application
-from salve_plugin.control.application import BaseMatch, OnChanged
+from salve_plugin.control import application, matching
+from salve_plugin.control.application import OnChanged
+from salve_plugin.control.matching import BaseMatch
 from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.network import OnBaseMismatch
@@ -37,8 +38,8 @@ class Edit(Recipe):
         application.revert_(model, self, on_changed=on_changed)
 
     def match(self, model: nn.Module) -> BaseMatch:
-        """Say how far a model is the edit's base; see `salve_plugin.control.application.match`."""
-        return application.match(model, self)
+        """Say how far a model is the edit's base; see `salve_plugin.control.matching.match`."""
+        return matching.match(model, self)
 
     @contextmanager
     def applied(

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.control.base import Fingerprint, dtype_name
-from salve_plugin.control.ledger import Entry, Ledger, holds, index_of, take, union_of
+from salve_plugin.control.formula import Entry, Ledger, holds
 from salve_plugin.control.operators import Fold
-from salve_plugin.control.recipe import Recipe, Rows
+from salve_plugin.control.recipe import Recipe
+from salve_plugin.control.rows import Rows, index_of, take, union_of
 from salve_plugin.control.targets import fold_of
 from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
 

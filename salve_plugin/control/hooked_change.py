@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.ledger import index_of
 from salve_plugin.control.operators import LowRankUpdate
-from salve_plugin.control.recipe import Recipe, Rows
+from salve_plugin.control.recipe import Recipe
+from salve_plugin.control.rows import Rows, index_of
 from salve_plugin.control.targets import Target
 from salve_plugin.hooks import tapped
 from salve_plugin.site import Site

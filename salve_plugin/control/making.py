@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from salve_plugin.control.application import base_of
 from salve_plugin.control.base import Base
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.exactness import measured, nearest, without_tied
+from salve_plugin.control.matching import base_of
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import Gate, Mode, Operator, Role
 from salve_plugin.control.operators.base import whole

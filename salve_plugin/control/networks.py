@@ -4,8 +4,9 @@ from functools import cached_property
 
 import torch
 
-from salve_plugin.control.application import locked, pristine_state
 from salve_plugin.control.ledger import ATTRIBUTE
+from salve_plugin.control.locks import locked
+from salve_plugin.control.matching import pristine_state
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch, check_choice, differ, network_digest
 

@@ -20,6 +20,7 @@ from salve_plugin.control.operators import (
     operator_of,
 )  # fmt: skip
 from salve_plugin.control.operators.base import whole
+from salve_plugin.control.rows import Rows
 from salve_plugin.control.targets import Target
 from salve_plugin.errors import InputError
 from salve_plugin.site import Count, Site
@@ -27,8 +28,6 @@ from salve_plugin.store.digest import content_digest
 from salve_plugin.store.record import Record, Sha256
 
 R = TypeVar("R", bound="Recipe")
-Rows = tuple[int, ...] | None
-"""Ascending outputs; None means all of them."""
 
 
 @dataclass(frozen=True)

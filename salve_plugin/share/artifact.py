@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
-from salve_plugin.control.application import pristine_rows, restore_rows_
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.saved import pristine_rows, restore_rows_
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import ArtifactError, BaseMismatchError, EditStateError, InputError
 from salve_plugin.hooks import HookedModel

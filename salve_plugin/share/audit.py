@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.control.edited import ledgers_over, touched_rows
-from salve_plugin.control.ledger import Ledger, composed, index_of, same_bits, take, union_of
+from salve_plugin.control.formula import Ledger, composed
 from salve_plugin.control.recipe import Recipe
+from salve_plugin.control.rows import index_of, same_bits, take, union_of
 from salve_plugin.errors import InputError, UnsupportedModelError, printable
 from salve_plugin.share.audited_tensor import AuditedTensor, cast_between, compared, hinted, how
 from salve_plugin.share.model_state import (

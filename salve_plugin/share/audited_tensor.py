@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from salve_plugin.control.base import dtype_name
-from salve_plugin.control.ledger import same_bits
+from salve_plugin.control.rows import same_bits
 from salve_plugin.share.model_state import State, in_short
 
 Verdict = Literal["identical", "changed as the edit says", "changed otherwise", "missing", "added"]

@@ -5,17 +5,13 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from salve_plugin.control.application import (
-    apply_all_,
-    check_unchanged,
-    locked,
-    restore_all_,
-    revert_all_,
-)
+from salve_plugin.control.application import apply_all_, check_unchanged, revert_all_
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.base import Fingerprint
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.ledger import ledger_of
+from salve_plugin.control.locks import locked
+from salve_plugin.control.saved import restore_all_
 from salve_plugin.control.targets import slots_of
 from salve_plugin.errors import EditStateError
 from salve_plugin.share.artifact import EditArtifact

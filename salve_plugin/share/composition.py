@@ -12,19 +12,14 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from salve_plugin.control.application import locked
 from salve_plugin.control.applied_edits import Meeting, overlaps_on
 from salve_plugin.control.base import Fingerprint
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import ledgers_over, mismatch, touched_rows
-from salve_plugin.control.ledger import (
-    composed,
-    index_of,
-    pristine_of,
-    same_bits,
-    take,
-    union_of,
-)
+from salve_plugin.control.formula import composed
+from salve_plugin.control.ledger import pristine_of
+from salve_plugin.control.locks import locked
+from salve_plugin.control.rows import index_of, same_bits, take, union_of
 from salve_plugin.control.targets import slots_of
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
 from salve_plugin.share.artifact import EditArtifact

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from salve_plugin.control.base import same_base
-from salve_plugin.control.ledger import same_bits
+from salve_plugin.control.rows import same_bits
 from salve_plugin.share.edit_manifest import tensors_of
 from salve_plugin.store.json import Json, dump, place_of, shortened
 from salve_plugin.store.tensors import describe

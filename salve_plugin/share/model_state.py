@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from salve_plugin.control.application import pristine_state
 from salve_plugin.control.base import bare
+from salve_plugin.control.matching import pristine_state
 from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
 
 State = Mapping[str, Tensor]

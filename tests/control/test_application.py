@@ -15,16 +15,11 @@ from torch import Tensor, nn
 
 from salve_plugin import Dictionary, HookedModel, enhance, status, suppress
 from salve_plugin.control import application, ledger
-from salve_plugin.control.application import (
-    BaseMatch,
-    apply_all_,
-    forget_,
-    pristine_rows,
-    restore_rows_,
-    revert_all_,
-)
+from salve_plugin.control.application import apply_all_, forget_, revert_all_
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.matching import BaseMatch
+from salve_plugin.control.saved import pristine_rows, restore_rows_
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import BaseMismatchError, EditStateError, InputError

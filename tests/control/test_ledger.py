@@ -12,8 +12,10 @@ from torch.nn.utils import parametrize, prune
 
 from salve_plugin import Dictionary, HookedModel, LowRankMap, edit_at, enhance, status, suppress
 from salve_plugin.control import ledger
-from salve_plugin.control.application import forget_, pristine_state
+from salve_plugin.control.application import forget_
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.formula import Ledger
+from salve_plugin.control.matching import pristine_state
 from salve_plugin.errors import EditStateError, InputError, UnsupportedModelError
 from salve_plugin.site import HEAD_INPUT
 
@@ -73,7 +75,7 @@ def test_modules_edited_apart_and_tied_later_know_which_weight_it_is(
     tiny.model.side = twin
     first.apply_(tiny)
     twin.__dict__[ledger.ATTRIBUTE] = {  # an edit of its own, of a weight that is gone
-        "weight": ledger.Ledger((), None, torch.zeros(4, 6))
+        "weight": Ledger((), None, torch.zeros(4, 6))
     }
     twin.weight = tiny.model.get_submodule("head").weight
     tiny.model._modules = dict(reversed(list(tiny.model._modules.items())))

@@ -16,9 +16,11 @@ from torch import nn
 
 from salve_plugin import HookedModel, LowRankMap, Site, edit_at, status
 from salve_plugin.control import ledger
-from salve_plugin.control.application import apply_all_, pristine_rows, restore_all_, revert_all_
+from salve_plugin.control.application import apply_all_, revert_all_
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import touched_rows
+from salve_plugin.control.rows import take, union_of
+from salve_plugin.control.saved import pristine_rows, restore_all_
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 chances = st.randoms(use_true_random=False)
@@ -128,8 +130,8 @@ def test_a_model_saved_with_a_stack_is_restored_from_the_pristine_rows(
     for path in {path for edit in edits for path in edit.base.tensors}:
         own = [edit for edit in edits if path in edit.base.tensors]
         whole = small(dtype).model.get_parameter(path).detach()
-        touched = ledger.union_of([touched_rows(edit, path) for edit in own])
-        rows[path] = ledger.take(whole, touched).clone()
+        touched = union_of([touched_rows(edit, path) for edit in own])
+        rows[path] = take(whole, touched).clone()
     loaded = small(dtype)
     loaded.model.load_state_dict(hooked.model.state_dict())
     restore_all_(loaded, edits, rows)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import salve_plugin as salve
 from salve_plugin import EditArtifact, EditBundle
-from salve_plugin.control.application import pristine_rows
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.saved import pristine_rows
 from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
 from salve_plugin.share.audit import audit
 from salve_plugin.store.digest import sha256_tensor, state_digest

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin import Gate, HookedModel, LowRankMap, LowRankUpdate, Site, edit_at
-from salve_plugin.control.application import base_of
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.matching import base_of
 from salve_plugin.control.targets import Target
 
 WIDTH = 6

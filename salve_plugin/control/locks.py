@@ -1,0 +1,33 @@
+"""One lock a model: two threads that change its weights at once would lose some of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, RLock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from salve_plugin.control.base import bare
+from salve_plugin.errors import InputError
+
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_locks_lock = Lock()
+
+
+@contextmanager
+def locked(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold the one lock of a model while its weights and ledgers change; yield the bare model.
+
+    Raises:
+        InputError: if it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"a model was expected, the bare one or the attached one; got {model!r:.200}"
+        )
+    network = bare(model)
+    with _locks_lock:
+        lock = _locks.setdefault(network, RLock())
+    with lock:
+        yield network
