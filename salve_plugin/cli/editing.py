@@ -7,7 +7,7 @@ from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.pictures import of_study
 from salve_plugin.cli.studies import label_of, latent_of
 from salve_plugin.cli.study import OpenModel, Study
-from salve_plugin.control.critical import AlphaCrit, Target, alpha_crit
+from salve_plugin.control.critical import AlphaCrit, CritGoal, alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import change, evaluate_heads
 from salve_plugin.control.making import enhance, suppress
@@ -51,7 +51,7 @@ def critical(
         opened.hooked,
         edit,
         acts,
-        target=cast(Target, target),  # checked there
+        target=cast(CritGoal, target),  # checked there
         fraction=fraction,
         classes=None if label is None else [label],
     )

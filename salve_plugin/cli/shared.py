@@ -8,7 +8,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import HubError, MissingFileError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.store.files import Reader
+from salve_plugin.store.files import FileReader
 from salve_plugin.store.json import Json
 from salve_plugin.store.source import PathLike, Source, Where, open_source
 from salve_plugin.store.stored import Opened, check_beside
@@ -65,7 +65,7 @@ def find(source: PathLike, **where: Unpack[Where]) -> SharedItem:
     absent: MissingFileError | HubError | None = None
     for name, kind in KINDS.items():
 
-        def read(reader: Reader, kind: type[Shared] = kind) -> tuple[Opened, Shared, Json]:
+        def read(reader: FileReader, kind: type[Shared] = kind) -> tuple[Opened, Shared, Json]:
             opened = kind.opened(reader)
             shared: Shared = kind.built(opened, kind.origin_at(opened_source, opened.config))
             return opened, shared, _description(shared, opened, reader)
@@ -84,7 +84,7 @@ def find(source: PathLike, **where: Unpack[Where]) -> SharedItem:
     raise absent
 
 
-def _description(shared: Shared, opened: Opened, read: Reader) -> Json:
+def _description(shared: Shared, opened: Opened, read: FileReader) -> Json:
     if not isinstance(shared, Dictionary):
         return shared.described(opened, read)
     # Not its card: `cfg.json` is mostly for SAELens, and a dictionary has little to tell.

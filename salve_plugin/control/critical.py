@@ -28,7 +28,7 @@ from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import HEAD_INPUT
 
-Target = Literal["zero", "fraction", "flip"]
+CritGoal = Literal["zero", "fraction", "flip"]
 Against = Literal["label", "predicted"]
 _BATCH = 4096
 
@@ -88,7 +88,7 @@ class AlphaCrit:
     linear: Float64[Tensor, " images"]
     labels: Int64[Tensor, " images"]
     predicted: Int64[Tensor, " images"]
-    target: Target
+    target: CritGoal
     fraction: float
     against: Against
     family: str
@@ -140,7 +140,7 @@ def alpha_crit(
     edit: Edit,
     acts: Activations,
     *,
-    target: Target = "zero",
+    target: CritGoal = "zero",
     fraction: float = 0.5,
     against: Against = "label",
     classes: Iterable[int] | None = None,
@@ -186,7 +186,7 @@ def strengths_of(
     acts: Activations,
     network: str | None,
     *,
-    target: Target,
+    target: CritGoal,
     fraction: float = 0.5,
     against: Against = "label",
     classes: Iterable[int] | None = None,
@@ -238,7 +238,7 @@ def _of_batch(
     x: Tensor,
     asked: Tensor,
     logits: Tensor,
-    target: Target,
+    target: CritGoal,
     fraction: float,
 ) -> tuple[Tensor, Tensor]:
     gate = edit.gate
@@ -275,7 +275,7 @@ def _position(count: int, share: float) -> int:
 
 
 def _check_options(
-    edit: Edit, acts: Activations, target: Target, fraction: float, against: Against
+    edit: Edit, acts: Activations, target: CritGoal, fraction: float, against: Against
 ) -> None:
     if edit.site.name != HEAD_INPUT or acts.site.name != HEAD_INPUT:
         raise InputError(
@@ -283,9 +283,9 @@ def _check_options(
             f"known function of the edit; the edit is at '{edit.site.name}', the activations are "
             f"of '{acts.site.name}'"
         )
-    if target not in get_args(Target) or against not in get_args(Against):
+    if target not in get_args(CritGoal) or against not in get_args(Against):
         raise InputError(
-            f"target is one of {list(get_args(Target))} and against one of "
+            f"target is one of {list(get_args(CritGoal))} and against one of "
             f"{list(get_args(Against))}; got {target!r} and {against!r}"
         )
     if not 0 <= fraction < 1:

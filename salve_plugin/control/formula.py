@@ -143,6 +143,7 @@ def step_of(pristine: Tensor) -> int:
 
 
 def covered(tensor: Tensor, ledger: Ledger) -> Sequence[int]:
+    """Return the rows of a parameter that a ledger covers."""
     return range(len(tensor)) if ledger.rows is None else ledger.rows
 
 

@@ -232,7 +232,7 @@ class Dictionary(Stored, nn.Module):
         except (InputError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"this is no dictionary of learner {learner[:100]!r}: {str(error)[:500]}. If the "
-                "learner is your own, call salve_plugin.discover.learners.register first"
+                "learner is your own, register it first with salve_plugin.register"
             ) from error
         if dictionary.digest != digest:
             raise ArtifactError(

@@ -29,7 +29,7 @@ from salve_plugin.share.edit_manifest import CONFIG_FILE, Measures, check_measur
 from salve_plugin.share.model_state import StateSource
 from salve_plugin.store.card import CARD_FILE, card_at
 from salve_plugin.store.digest import content_digest
-from salve_plugin.store.files import Reader
+from salve_plugin.store.files import FileReader
 from salve_plugin.store.hub.address import Origin
 from salve_plugin.store.json import Json
 from salve_plugin.store.place import Content, Existing, ExistingPart
@@ -233,7 +233,7 @@ class EditBundle(Stored):
         self._assembled(self.format.read(manifest), self.members, None)
 
     @classmethod
-    def opened(cls, read: Reader) -> Opened:
+    def opened(cls, read: FileReader) -> Opened:
         """Return what lies at a place, with its members; see `Stored.opened`."""
         whole = super().opened(read)
         config = whole.config
@@ -284,7 +284,7 @@ class EditBundle(Stored):
         }
 
 
-def _inside(name: str, whole: Opened, read: Reader) -> Reader:
+def _inside(name: str, whole: Opened, read: FileReader) -> FileReader:
     """Return a reader of a member's files, which gives the manifest that the bundle lists."""
 
     def read_member(file: str, limit: int) -> bytes:

@@ -14,7 +14,7 @@ from salve_plugin.share.composition import Composition, MemberName
 from salve_plugin.share.edit_manifest import (
     CONFIG_FILE,
     Data,
-    Evaluation,
+    EvaluationRecord,
     Labels,
     evaluation_fields,
 )
@@ -48,7 +48,7 @@ class MemberSummary(Record):
 
     digest: Sha256
     edit: EditFields
-    evaluation: Evaluation | None
+    evaluation: EvaluationRecord | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class BundleManifest(Record):
     composition: Composition
     data: Data
     digest: Sha256
-    evaluation: Evaluation | None
+    evaluation: EvaluationRecord | None
     files: Annotated[dict[MemberFile, FileEntry], Meta(min_length=1, max_length=MAX_MEMBERS)]
     format_version: Version
     labels: Labels | None

@@ -61,7 +61,7 @@ FileName = Annotated[
 
 
 @dataclass(frozen=True)
-class Evaluation(Record):
+class EvaluationRecord(Record):
     """The same measures before and after the edit."""
 
     after: Annotated[dict[Name, int | float], Meta(max_length=10_000)]
@@ -128,7 +128,7 @@ class EditManifest(Record):
     dictionary: DictionaryReference | None
     digest: Sha256
     edit: EditFields
-    evaluation: Evaluation | None
+    evaluation: EvaluationRecord | None
     files: Annotated[
         dict[FileName, FileEntry],
         Meta(max_length=65, extra_json_schema={"required": [TENSOR_FILE]}),

@@ -33,8 +33,8 @@ from salve_plugin.share.edit_manifest import MODEL_FILES
 from salve_plugin.share.model_state import in_short, state_of, tied_to
 from salve_plugin.store.digest import state_digest
 from salve_plugin.store.files import replace_files
-from salve_plugin.store.hub.push import How, Pushed, Target, push
-from salve_plugin.store.place import Change, Existing, ExistingFolder
+from salve_plugin.store.hub.push import Destination, How, Pushed, push
+from salve_plugin.store.place import Existing, ExistingFolder, FileChange
 
 
 def save_edited_model(
@@ -113,13 +113,13 @@ def push_edited_model(
             f"subfolder {how['subfolder']!r} is given, but timm looks for a model at the root of a "
             "repository only; leave it out"
         )
-    target = Target.of(repo_id, **how)
+    target = Destination.of(repo_id, **how)
     with _exported(model, artifact, on_base_mismatch) as files:
         message = f"Add the model with edit {artifact.digest[:12]}"
         return push(target, partial(_planned, artifact, files), message)
 
 
-def _planned(artifact: EditArtifact, model: Mapping[str, Path], existing: Existing) -> Change:
+def _planned(artifact: EditArtifact, model: Mapping[str, Path], existing: Existing) -> FileChange:
     previous = artifact.format.previous(existing)
     return artifact.change(existing, previous, artifact.packed(existing, previous, model))
 

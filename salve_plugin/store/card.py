@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from salve_plugin.errors import ArtifactError, HubError, InputError, MissingFileError, WriteError
-from salve_plugin.store.files import Reader
+from salve_plugin.store.files import FileReader
 from salve_plugin.store.model_index import merged_index
 from salve_plugin.store.place import Existing
 from salve_plugin.store.reference import is_repo_id
@@ -89,7 +89,7 @@ def card_at(existing: Existing) -> bytes | None:
         ) from error
 
 
-def state_of_card(read: Reader, card: Card) -> CardState:
+def state_of_card(read: FileReader, card: Card) -> CardState:
     """Compare the card at a place with what its manifest calls for."""
     try:
         return card.state(read(CARD_FILE, MAX_CARD_BYTES))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from salve_plugin.errors import ArtifactError, MissingFileError, WriteError
 
-Reader = Callable[[str, int], bytes]
+FileReader = Callable[[str, int], bytes]
 """Returns the bytes of a named file, refusing more than the given number of them."""
 
 
@@ -65,7 +65,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def folder_reader(folder: Path) -> Reader:
+def folder_reader(folder: Path) -> FileReader:
     """Return a reader of the plain files in `folder`.
 
     The reader's callers pass names from a whitelist only, a file of a subfolder as "sub/file". A

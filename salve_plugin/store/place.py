@@ -15,7 +15,7 @@ Content = bytes | Path
 
 
 @dataclass(frozen=True)
-class Change:
+class FileChange:
     """What is to be in a folder afterwards.
 
     Attributes:

@@ -16,7 +16,7 @@ from msgspec import Meta
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.store.card import Card
 from salve_plugin.store.digest import sha256_bytes, sha256_file
-from salve_plugin.store.files import Reader
+from salve_plugin.store.files import FileReader
 from salve_plugin.store.json import Json, dump, parse_json, readable_json, shortened
 from salve_plugin.store.place import Existing
 from salve_plugin.store.producer import producer
@@ -156,7 +156,7 @@ class Format:
         except ArtifactError:
             return None
 
-    def fetch(self, config: Mapping[str, Any], read: Reader) -> dict[str, bytes]:
+    def fetch(self, config: Mapping[str, Any], read: FileReader) -> dict[str, bytes]:
         """Return the bytes of every file that a manifest lists, each read once and then checked.
 
         No more than was written is read into memory, whatever a file has become.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
 from salve_plugin.errors import ArtifactError, InputError, MissingFileError
-from salve_plugin.store.files import Reader, folder_reader
+from salve_plugin.store.files import FileReader, folder_reader
 from salve_plugin.store.hub.access import Access, Token
 from salve_plugin.store.hub.address import Address, Origin
 from salve_plugin.store.hub.cached import CachedCommit
@@ -33,9 +33,9 @@ class Source:
     """
 
     name: str
-    reader: Reader
+    reader: FileReader
     existing: Existing
-    fresh_reader: Reader | None = None
+    fresh_reader: FileReader | None = None
     snapshot: Snapshot | None = None
 
     @property
@@ -43,7 +43,7 @@ class Source:
         """The exact place on the Hub; None for a local folder."""
         return None if self.snapshot is None else self.snapshot.origin
 
-    def use(self, parse: Callable[[Reader], Result]) -> Result:
+    def use(self, parse: Callable[[FileReader], Result]) -> Result:
         """Return `parse(reader)`; what is refused is downloaded anew, once.
 
         The Hub client checks the size of what it downloads and keeps in its cache, never the

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, TypeVar, Unpack
 
 from salve_plugin.errors import ArtifactError, InputError, MissingFileError
 from salve_plugin.store.card import CARD_FILE, card_at, state_of_card
-from salve_plugin.store.files import Reader, replace_files
+from salve_plugin.store.files import FileReader, replace_files
 from salve_plugin.store.hub.address import Origin
-from salve_plugin.store.hub.push import How, Pushed, Target, push
+from salve_plugin.store.hub.push import Destination, How, Pushed, push
 from salve_plugin.store.json import Json
-from salve_plugin.store.place import Change, Content, Existing, ExistingFolder
+from salve_plugin.store.place import Content, Existing, ExistingFolder, FileChange
 from salve_plugin.store.seal import Format
 from salve_plugin.store.source import PathLike, Source, Where, open_source
 
@@ -94,7 +94,7 @@ class Stored(ABC):
         """
 
     @classmethod
-    def opened(cls, read: Reader) -> Opened:
+    def opened(cls, read: FileReader) -> Opened:
         """Return what lies at a place, the digest of every file checked, nothing else used.
 
         Raises:
@@ -111,17 +111,19 @@ class Stored(ABC):
         return {}
 
     @classmethod
-    def described(cls, opened: Opened, read: Reader) -> Json:
+    def described(cls, opened: Opened, read: FileReader) -> Json:
         """Return what a thing says about itself, see `inspect`, without where it is from."""
         card = state_of_card(read, cls.format.card(opened.config))
         return {**opened.config, "bytes": opened.size, "card": card}
 
-    def planned(self, existing: Existing) -> Change:
+    def planned(self, existing: Existing) -> FileChange:
         """Return what to write so that the place holds exactly this; see `change`."""
         previous = self.format.previous(existing)
         return self.change(existing, previous, self.packed(existing, previous))
 
-    def change(self, existing: Existing, previous: dict[str, Any] | None, packed: Packed) -> Change:
+    def change(
+        self, existing: Existing, previous: dict[str, Any] | None, packed: Packed
+    ) -> FileChange:
         """Return what to write so that the place holds exactly what was packed for it.
 
         The manifest is the last of the files: until it is in place, the digests in an older one
@@ -142,7 +144,7 @@ class Stored(ABC):
             card_at(existing), None if previous is None else form.card(previous)
         )
         files = {**packed.others, CARD_FILE: card, **packed.listed, form.manifest: manifest}
-        return Change(files, packed.obsolete)
+        return FileChange(files, packed.obsolete)
 
     def read_back(self, manifest: bytes, listed: Mapping[str, bytes]) -> None:
         """Raise ArtifactError unless the files can be read as they are going to be written."""
@@ -200,7 +202,7 @@ class Stored(ABC):
         return place.use(lambda reader: cls._read(reader, place))
 
     @classmethod
-    def _read(cls: type[S], reader: Reader, place: Source) -> S:
+    def _read(cls: type[S], reader: FileReader, place: Source) -> S:
         opened = cls.opened(reader)
         return cls.built(opened, cls.origin_at(place, opened.config))
 
@@ -231,7 +233,7 @@ class Stored(ABC):
             InputError: if an argument is ill-formed, or as for `save_pretrained`.
         """
         message = f"Add {self.format.title} {self.digest[:12]}"
-        return push(Target.of(repo_id, **how), self.planned, message)
+        return push(Destination.of(repo_id, **how), self.planned, message)
 
     @classmethod
     def verify(cls, source: PathLike, **where: Unpack[Where]) -> str:
@@ -245,7 +247,7 @@ class Stored(ABC):
         """
         place = open_source(source, cls.format.manifest, **where)
 
-        def read(reader: Reader) -> Opened:
+        def read(reader: FileReader) -> Opened:
             opened = cls.opened(reader)
             cls.built(opened, None)
             return opened

@@ -11,7 +11,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import LEARNERS, create
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.training.fit import fit
-from salve_plugin.discover.training.rows import Rows
+from salve_plugin.discover.training.rows import RowReader
 from salve_plugin.discover.training.start import spherical_kmeans
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
@@ -164,7 +164,7 @@ def _sample(acts: Activations, n_latents: int, seed: int) -> Tensor:
     """Return training rows in random order, 20 for each latent or feature."""
     # k-means and the covariance need some rows for each thing that they estimate, not all.
     size = max(_LEAST_SAMPLE, 20 * max(n_latents, acts.width))
-    rows = next(Rows(acts, None).training(size, shuffle_seed=seed), torch.zeros(0, acts.width))
+    rows = next(RowReader(acts, None).training(size, shuffle_seed=seed), torch.zeros(0, acts.width))
     if len(rows) < 2:
         raise InputError(f"{len(rows)} training rows are too few for a control; record more images")
     check_finite(rows, f"activations of '{acts.site.name}'")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from salve_plugin import Dictionary, HookedModel, enhance, status, suppress
-from salve_plugin.control import application, ledger
+from salve_plugin.control import application, formula, ledger
 from salve_plugin.control.application import apply_all_, forget_, revert_all_
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.edit import Edit
@@ -384,7 +384,7 @@ def test_weights_that_somebody_changed_are_never_overwritten(
 def test_a_change_found_late_leaves_the_rows_before_it_edited(
     tiny: HookedModel, atoms: Dictionary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "_BLOCK", 6)  # one row is compared at a time
+    monkeypatch.setattr(formula, "_BLOCK", 6)  # one row is compared at a time
     before = state(tiny.model)
     edit = suppress(tiny, atoms, latent=0, strength=1.0)
     edit.apply_(tiny)

@@ -50,7 +50,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import MissingFileError, SalveError, printable
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.store.files import Reader, folder_reader
+from salve_plugin.store.files import FileReader, folder_reader
 
 MAX_SECONDS = 1.0
 """Of the processor, for one artifact."""
@@ -162,7 +162,7 @@ def judged(files: Files, mutant: Mutant, folder: Path) -> Outcome:
     return _outcome(files, mutant, found)
 
 
-def _readers(files: Files) -> tuple[Callable[[Reader], object], Callable[[Reader], str]]:
+def _readers(files: Files) -> tuple[Callable[[FileReader], object], Callable[[FileReader], str]]:
     """Return what describes and what reads: each is given all mutants of what it is for."""
     form = form_of(files)
     kind: type[Shared] = EditArtifact
@@ -171,7 +171,7 @@ def _readers(files: Files) -> tuple[Callable[[Reader], object], Callable[[Reader
     return lambda reader: describe_as(kind, reader), lambda reader: read_as(kind, reader).digest
 
 
-def reader_of_mutant(mutant: Mutant, folder: Path) -> Reader:
+def reader_of_mutant(mutant: Mutant, folder: Path) -> FileReader:
     """Return a reader of the mutant, in memory where that says it all."""
     if mutant.arrange is not None:
         folder.mkdir()

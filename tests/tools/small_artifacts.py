@@ -27,7 +27,7 @@ from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import content_digest
-from salve_plugin.store.files import Reader
+from salve_plugin.store.files import FileReader
 from salve_plugin.store.seal import identity_fields
 from salve_plugin.store.stored import Stored
 
@@ -207,12 +207,12 @@ def reader_of(files: Mapping[str, bytes]) -> Callable[[str, int], bytes]:
 Thing = TypeVar("Thing", bound=Stored)
 
 
-def read_as(kind: type[Thing], read: Reader) -> Thing:
+def read_as(kind: type[Thing], read: FileReader) -> Thing:
     """Read a thing of some kind, everything checked."""
     return kind.built(kind.opened(read), None)
 
 
-def describe_as(kind: type[Stored], read: Reader) -> dict[str, Any]:
+def describe_as(kind: type[Stored], read: FileReader) -> dict[str, Any]:
     """Return what a thing of some kind says about itself."""
     return kind.described(kind.opened(read), read)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from salve_plugin.discover.training.rows import Moments, Rows, held_out
+from salve_plugin.discover.training.rows import Moments, RowReader, held_out
 from salve_plugin.errors import InputError
 from salve_plugin.validate.held_out import HeldOut
 
@@ -25,7 +25,7 @@ def test_rows_are_those_of_held_out_images_with_their_labels(
     assert torch.equal(data.chosen, apart.nonzero().flatten())
     assert torch.equal(data.images, torch.arange(int(apart.sum())))
     assert data.n_images == data.n_held_out == len(data.x)
-    moments = Moments.of(Rows(acts, None))
+    moments = Moments.of(RowReader(acts, None))
     torch.testing.assert_close(data.mean, planted.x[~apart].mean(0))
     assert data.scale == moments.scale
     ours = {tuple(row) for row in data.fit_x.tolist()}

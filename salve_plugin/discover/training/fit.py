@@ -12,7 +12,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.training.folding import folded
 from salve_plugin.discover.training.measures import quality_of, warn_of
 from salve_plugin.discover.training.plan import Plan
-from salve_plugin.discover.training.rows import Moments, Rows
+from salve_plugin.discover.training.rows import Moments, RowReader
 from salve_plugin.discover.training.run import Run
 from salve_plugin.discover.training.settings import FitSettings, check_number_type
 from salve_plugin.discover.training.start import start_of
@@ -92,7 +92,7 @@ def fit(
         target_l0, patience, train_atoms,
     )  # fmt: skip
     rule = asked.rule()
-    data = Rows(acts, site)
+    data = RowReader(acts, site)
     moments = Moments.of(data) if rule.centred else Moments.of(data).unshifted()
     n_latents = asked.latents_of(rule, moments)
     rule = asked.with_fitting_k(rule, n_latents)

@@ -7,14 +7,14 @@ import torch
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
-from salve_plugin.discover.training.rows import Rows, Spread, held_out
+from salve_plugin.discover.training.rows import RowReader, Spread, held_out
 
 OFF_TARGET = 0.25
 """Relative distance of L0 from its target from which on the target was missed."""
 
 
 @torch.no_grad()
-def quality_of(dictionary: Dictionary, data: Rows, scale: float) -> dict[str, object]:
+def quality_of(dictionary: Dictionary, data: RowReader, scale: float) -> dict[str, object]:
     """Return R² on training and held-out rows, held-out L0, and the share of dead latents."""
     rows_of = {"train": Spread(dictionary.width), "held_out": Spread(dictionary.width)}
     errors = dict.fromkeys(rows_of, 0.0)

@@ -29,7 +29,7 @@ def held_out(images: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
     return (images.double() * ((math.sqrt(5) - 1) / 2)) % 1 >= 0.9
 
 
-class Rows:
+class RowReader:
     """Activations to learn from.
 
     Attributes:
@@ -134,7 +134,7 @@ class Moments:
         return replace(self, shift=torch.zeros_like(self.mean))
 
     @classmethod
-    def of(cls, data: Rows) -> "Moments":
+    def of(cls, data: RowReader) -> "Moments":
         """Read the rows once; only the training rows count.
 
         Raises:

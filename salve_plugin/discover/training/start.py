@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.learners.base import CALIBRATION_ROWS, Learner, Start
-from salve_plugin.discover.training.rows import Moments, Rows
+from salve_plugin.discover.training.rows import Moments, RowReader
 from salve_plugin.errors import InputError
 
 INITIALIZATIONS = ("rows", "kmeans", "random")
@@ -21,7 +21,7 @@ KMEANS_ITERATIONS, KMEANS_SEED = 10, 0
 
 
 def start_of(
-    data: Rows,
+    data: RowReader,
     moments: Moments,
     rule: Learner,
     n_latents: int,

@@ -17,7 +17,7 @@ from salve_plugin.discover.training.loop import SEED_STRIDE, State, train
 from salve_plugin.discover.training.plan import Plan
 from salve_plugin.discover.training.progress import bar, held_out_r2, progress_of
 from salve_plugin.discover.training.rate import best_rate
-from salve_plugin.discover.training.rows import Moments, Rows
+from salve_plugin.discover.training.rows import Moments, RowReader
 from salve_plugin.discover.training.run import Run
 from salve_plugin.discover.training.settings import FitSettings
 from salve_plugin.discover.training.stopping import stop_if_still
@@ -46,7 +46,7 @@ class Work:
     """
 
     rule: Learner
-    data: Rows
+    data: RowReader
     moments: Moments
     start: Start
     settings: FitSettings

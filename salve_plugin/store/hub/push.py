@@ -13,7 +13,7 @@ from salve_plugin.store.hub.patience import WAITS, patiently, pause
 from salve_plugin.store.hub.reconcile import Landed, landed, open_pull_request
 from salve_plugin.store.hub.staged import Staged
 from salve_plugin.store.hub.tags import check_tag, set_tag
-from salve_plugin.store.place import Change, Existing
+from salve_plugin.store.place import Existing, FileChange
 from salve_plugin.store.reference import Reference, check_repo_id, check_subfolder
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class How(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """Where to push and how, see `How`.
 
     Raises:
@@ -82,7 +82,7 @@ class Target:
             )
 
     @classmethod
-    def of(cls, repo_id: str, **how: Unpack[How]) -> "Target":
+    def of(cls, repo_id: str, **how: Unpack[How]) -> "Destination":
         """Return the target that a caller's arguments name."""
         others: dict[str, Any] = {**how}
         access = Access(others.pop("endpoint", None), others.pop("token", None))
@@ -113,7 +113,7 @@ class Pushed:
     created: bool = True
 
 
-def push(target: Target, plan: Callable[[Existing], Change], message: str) -> Pushed:
+def push(target: Destination, plan: Callable[[Existing], FileChange], message: str) -> Pushed:
     """Make one commit with a change, on top of the branch's head and of nothing else.
 
     The repository is created if there is none. All files are hashed before anything is sent. The
@@ -159,7 +159,7 @@ def push(target: Target, plan: Callable[[Existing], Change], message: str) -> Pu
     )
 
 
-def _head(client: "HfApi", target: Target) -> str:
+def _head(client: "HfApi", target: Destination) -> str:
     """Return the head of the branch; create the repository if there is none."""
 
     def ask() -> tuple[str | None, bool | None]:
@@ -184,7 +184,7 @@ def _head(client: "HfApi", target: Target) -> str:
     return head
 
 
-def _create(client: "HfApi", target: Target) -> None:
+def _create(client: "HfApi", target: Destination) -> None:
     try:
         patiently(
             f"create the repository {target.repo_id}",
@@ -195,7 +195,7 @@ def _create(client: "HfApi", target: Target) -> None:
             raise
 
 
-def _already(client: "HfApi", target: Target, staged: Staged, head: str) -> Landed | None:
+def _already(client: "HfApi", target: Destination, staged: Staged, head: str) -> Landed | None:
     """Return where the change is on the Hub, if an earlier call brought it there."""
 
     def ask() -> Landed | None:
@@ -206,7 +206,9 @@ def _already(client: "HfApi", target: Target, staged: Staged, head: str) -> Land
     return patiently(f"compare {target.repo_id} with what is to be pushed", ask)
 
 
-def _committed(client: "HfApi", target: Target, staged: Staged, head: str, message: str) -> Landed:
+def _committed(
+    client: "HfApi", target: Destination, staged: Staged, head: str, message: str
+) -> Landed:
     """Make the commit; after a failure find out whether it was made before trying again."""
     doing = f"commit to '{target.branch}' of {target.repo_id}"
     for attempt in range(len(WAITS) + 1):
@@ -223,7 +225,9 @@ def _committed(client: "HfApi", target: Target, staged: Staged, head: str, messa
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _commit(client: "HfApi", target: Target, staged: Staged, head: str, message: str) -> Landed:
+def _commit(
+    client: "HfApi", target: Destination, staged: Staged, head: str, message: str
+) -> Landed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     # Made anew for each attempt: the client writes its progress into them.
@@ -243,7 +247,7 @@ def _commit(client: "HfApi", target: Target, staged: Staged, head: str, message:
 
 
 def _outcome(
-    client: "HfApi", target: Target, staged: Staged, head: str, failure: HubError
+    client: "HfApi", target: Destination, staged: Staged, head: str, failure: HubError
 ) -> Landed | None:
     """Return the commit if it was made in spite of the failure, None if it was not.
 
@@ -270,7 +274,7 @@ def _outcome(
         ) from error
 
 
-def _verify(client: "HfApi", target: Target, staged: Staged, done: Landed) -> None:
+def _verify(client: "HfApi", target: Destination, staged: Staged, done: Landed) -> None:
     """Make sure that the commit holds what was staged, by the Hub's own digests."""
     if not patiently(
         f"compare commit {done.commit} of {target.repo_id} with what was pushed",

@@ -17,7 +17,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.parts import join, part_folder, share_of
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.recording.team import Team
-from salve_plugin.discover.training.rows import Rows, held_out
+from salve_plugin.discover.training.rows import RowReader, held_out
 from salve_plugin.errors import InputError, ReadError
 
 WEIGHTS = Path(__file__).parents[2] / "fixtures" / "digits_resnet.safetensors"
@@ -88,7 +88,7 @@ def test_two_processes_record_the_rows_of_one(
     assert batch.images.tolist() == list(range(70))
     chosen = together.batches(100, keep=lambda images: images % 7 == 3)
     assert torch.cat([batch.images for batch in chosen]).tolist() == list(range(3, 70, 7))
-    training = torch.cat(list(Rows(together, None).training(100)))
+    training = torch.cat(list(RowReader(together, None).training(100)))
     torch.testing.assert_close(training, together.tensor()[~held_out(torch.arange(70))])
     assert (together.n_rows, together.n_images) == (70, 70)
     assert together.model_sha256 == alone.model_sha256

@@ -13,7 +13,7 @@ from torch.nn import functional
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.training.fit import fit as fit_any
-from salve_plugin.discover.training.rows import Moments, Rows, held_out
+from salve_plugin.discover.training.rows import Moments, RowReader, held_out
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
 
@@ -64,7 +64,7 @@ def test_a_mean_far_from_zero_costs_no_digits() -> None:
     rows, _ = planted(rows=500)
     rows = (rows + 1e6).float()
     kept = rows[~held_out(torch.arange(500))].double()
-    moments = Moments.of(Rows(rows, None))
+    moments = Moments.of(RowReader(rows, None))
     exact = (kept - kept.mean(0)).square().sum(1).mean().sqrt()
     assert moments.scale == pytest.approx(float(exact), rel=1e-9)
     torch.testing.assert_close(moments.mean, kept.mean(0).float(), rtol=1e-7, atol=0)
@@ -72,7 +72,7 @@ def test_a_mean_far_from_zero_costs_no_digits() -> None:
 
 def test_training_lowers_the_loss_and_keeps_atoms_at_unit_norm() -> None:
     rows, _ = planted(rows=1000)
-    scale = Moments.of(Rows(rows, None)).scale
+    scale = Moments.of(RowReader(rows, None)).scale
 
     def loss(dictionary: Dictionary) -> float:
         code = dictionary.encode(rows)

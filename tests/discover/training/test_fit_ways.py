@@ -18,7 +18,7 @@ from salve_plugin.discover.training import rate
 from salve_plugin.discover.training.checkpoint import FILE
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.discover.training.progress import Progress
-from salve_plugin.discover.training.rows import Moments, Rows, held_out
+from salve_plugin.discover.training.rows import Moments, RowReader, held_out
 from salve_plugin.discover.training.run import Run
 from salve_plugin.discover.training.start import start_of
 from salve_plugin.errors import InputError, ReadError
@@ -111,7 +111,7 @@ def test_the_range_test_takes_the_best_of_its_rates() -> None:
 
 
 def test_atoms_can_be_kept_while_the_encoder_learns() -> None:
-    data = Rows(rows(), None)
+    data = RowReader(rows(), None)
     moments = Moments.of(data)
     from salve_plugin.discover.learners import create
 

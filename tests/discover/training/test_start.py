@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.learners import create
-from salve_plugin.discover.training.rows import Moments, Rows
+from salve_plugin.discover.training.rows import Moments, RowReader
 from salve_plugin.discover.training.start import spherical_kmeans, start_of
 from salve_plugin.errors import InputError
 
@@ -61,7 +61,7 @@ def test_atoms_start_at_unit_norm_and_the_encoder_as_their_best_multiple(
 ) -> None:
     """No other multiple of the encoder reconstructs the calibration rows better."""
     rows, _ = bundles(5, 60, 8)
-    data = Rows(rows, None)
+    data = RowReader(rows, None)
     for name in ("l1", "relu_l1", "topk", "abs_topk"):
         rule = create(name, {"k": 2} if "topk" in name else {})
         start = start_of(data, Moments.of(data), rule, 5, initialization=initialization)
@@ -78,7 +78,7 @@ def test_atoms_start_at_unit_norm_and_the_encoder_as_their_best_multiple(
 
 
 def test_kmeans_atoms_do_not_depend_on_the_seed_and_others_do() -> None:
-    data = Rows(bundles(5, 60, 8)[0], None)
+    data = RowReader(bundles(5, 60, 8)[0], None)
     moments, rule = Moments.of(data), create("l1", {})
 
     def atoms(initialization: str, seed: int) -> Tensor:
@@ -93,7 +93,7 @@ def test_kmeans_atoms_do_not_depend_on_the_seed_and_others_do() -> None:
 @pytest.mark.parametrize("initialization", ["rows", "kmeans", "random"])
 def test_few_different_rows_give_different_atoms_the_same_each_time(initialization: str) -> None:
     rows = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]).repeat(40, 1)
-    data = Rows(rows, None)
+    data = RowReader(rows, None)
     one, again = (
         start_of(data, Moments.of(data), create("topk", {"k": 2}), 9, initialization=initialization)
         for _ in range(2)
@@ -105,13 +105,13 @@ def test_few_different_rows_give_different_atoms_the_same_each_time(initializati
 
 def test_different_centres_of_kmeans_are_left_where_they_are() -> None:
     rows, _ = bundles(5, 60, 8)
-    data, rule = Rows(rows, None), create("l1", {})
+    data, rule = RowReader(rows, None), create("l1", {})
     moments = Moments.of(data)
     start = start_of(data, moments, rule, 5, initialization="kmeans")
     assert torch.equal(start.atoms, functional.normalize(spherical_kmeans(start.rows, 5), dim=1))
 
 
 def test_an_unknown_initialization_is_refused() -> None:
-    data = Rows(torch.randn(20, 3), None)
+    data = RowReader(torch.randn(20, 3), None)
     with pytest.raises(InputError, match="no initialization 'svd'; choose one of"):
         start_of(data, Moments.of(data), create("l1", {}), 2, initialization="svd")

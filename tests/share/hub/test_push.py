@@ -13,9 +13,9 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.errors import HubConflictError, HubError, InputError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.hub.access import Access
-from salve_plugin.store.hub.push import Pushed, Target
+from salve_plugin.store.hub.push import Destination, Pushed
 from salve_plugin.store.hub.push import push as push_change
-from salve_plugin.store.place import Change, Existing
+from salve_plugin.store.place import Existing, FileChange
 
 Push = Callable[..., Pushed]
 Pull = Callable[..., EditArtifact]
@@ -191,13 +191,13 @@ def test_a_commit_in_between_is_a_conflict_that_names_it(
     tiny: EditArtifact, api: HfApi, repo_id: str, hub: LoopbackHub
 ) -> None:
     api.create_repo(repo_id)
-    target = Target(repo_id, access=Access(hub.url, "hf_alice"))
+    target = Destination(repo_id, access=Access(hub.url, "hf_alice"))
     theirs: list[str] = []
 
-    def plan(existing: Existing) -> Change:
+    def plan(existing: Existing) -> FileChange:
         operation = CommitOperationAdd("theirs.txt", b"theirs")
         theirs.append(api.create_commit(repo_id, [operation], commit_message="theirs").oid)
-        return Change({"ours.txt": b"ours"})
+        return FileChange({"ours.txt": b"ours"})
 
     with pytest.raises(HubConflictError, match="'theirs' by alice") as caught:
         push_change(target, plan, "ours")
@@ -209,7 +209,7 @@ def test_of_four_at_once_one_wins_and_three_learn_who(
     tiny: EditArtifact, tiny_edit: Edit, api: HfApi, repo_id: str, hub: LoopbackHub
 ) -> None:
     api.create_repo(repo_id)
-    target = Target(repo_id, access=Access(hub.url, "hf_alice"))
+    target = Destination(repo_id, access=Access(hub.url, "hf_alice"))
     start = threading.Barrier(4)
     won: list[Pushed] = []
     lost: list[HubConflictError] = []
@@ -217,7 +217,7 @@ def test_of_four_at_once_one_wins_and_three_learn_who(
     def run(strength: float) -> None:
         artifact = with_edit(tiny, altered(tiny_edit, strength=strength))
 
-        def plan(existing: Existing) -> Change:
+        def plan(existing: Existing) -> FileChange:
             change = artifact.planned(existing)
             start.wait()
             return change
