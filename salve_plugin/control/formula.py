@@ -198,6 +198,7 @@ def _groups(
 
 
 def put(tensor: Tensor, rows: Index, values: Tensor) -> None:
+    """Write values into rows, in the type and on the device of the parameter."""
     if isinstance(rows, slice):
         tensor[rows].copy_(values)  # casts and moves by itself, and needs no temporary
     else:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.training.rows import READ_ROWS, Moments, Rows, held_out
+from salve_plugin.discover.training.rows import READ_ROWS, Moments, RowReader, held_out
 from salve_plugin.errors import InputError
 from salve_plugin.validate.dark_matter import ROWS_PER_FEATURE
 from salve_plugin.validate.reconstruction import check_finite
@@ -22,7 +22,7 @@ MAX_CODES = 2**26
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Rows that no dictionary was trained on, of at least one image.
+    """RowReader that no dictionary was trained on, of at least one image.
 
     Attributes:
         x: activations (rows, width).
@@ -68,7 +68,7 @@ class HeldOut:
                 too few or constant.
             ReadError: if a shard is missing or damaged.
         """
-        data = Rows(acts, None)
+        data = RowReader(acts, None)
         moments = Moments.of(data)
         held_out_images = held_out(torch.arange(acts.n_images)).nonzero().flatten()
         if not len(held_out_images):
