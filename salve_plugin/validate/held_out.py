@@ -22,7 +22,7 @@ MAX_CODES = 2**26
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """RowReader that no dictionary was trained on, of at least one image.
+    """Rows that no dictionary was trained on, of at least one image.
 
     Attributes:
         x: activations (rows, width).
