@@ -179,7 +179,7 @@ def interrupting(
     return called
 
 
-@pytest.mark.parametrize("name", ["_write", "_record", "_put", "forget", "same_bits", "_trimmed"])
+@pytest.mark.parametrize("name", ["_write", "_record", "put", "forget", "take", "_trimmed"])
 @pytest.mark.parametrize("at", range(1, 7))
 @pytest.mark.parametrize("applied", [0, 1, 2])
 def test_an_interrupt_at_any_step_leaves_all_or_nothing(

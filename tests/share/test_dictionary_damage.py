@@ -156,7 +156,7 @@ def test_a_forgery_that_changes_nothing_is_accepted(files: dict[str, bytes]) -> 
         (own(format_version="3.0"), "upgrade"),
         (own(format_version=1), "expected for example '2.0'"),
         (own(learner="topk"), "no dictionary of learner 'topk': .* has no options"),
-        (own(learner="os.system"), "no learner 'os.system'; choose one of .*register first"),
+        (own(learner="os.system"), "no learner 'os.system'; choose one of .*register it first"),
         (own(learner="../x"), "matching regex"),
         (own(options={}), "contradicts"),  # the defaults, which are left out
         (own(options={"l0": 0.5}), "the dictionary is [0-9a-f]{64}, it should be"),

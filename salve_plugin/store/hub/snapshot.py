@@ -55,7 +55,7 @@ class Snapshot:
         )
 
     def read(self, name: str, limit: int) -> bytes:
-        """Return the bytes of a file; see `salve_plugin.store.files.Reader`.
+        """Return the bytes of a file; see `salve_plugin.store.files.FileReader`.
 
         Raises:
             ArtifactError: if there is no such file, it is too long, or the cache holds something
