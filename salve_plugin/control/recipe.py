@@ -153,6 +153,8 @@ class Recipe:
         A change of the site is one of all its readers (each tied weight once, so an edit's site
         does not name it again), or of its one writer; an update is of a layer of its own.
         """
+        # If one reader of several were left out, the site would be changed for some of what reads
+        # it and not for the rest: that is no change of the site.
         layers = {_layer(target.weight) for target in self.targets}
         known = set(self.site.readers if self.role == "reader" else self.site.writers)
         whole = self.role == "reader" and not isinstance(self.operator, LowRankUpdate)
@@ -272,6 +274,8 @@ class Recipe:
         if not isinstance(targets, list) or not (rows is None or isinstance(rows, list)):
             raise InputError(f"ill-typed targets or rows of an edit: {targets!r}, {rows!r}"[:500])
         own = tuple(Target.from_json(target) for target in targets)
+        # The operator refuses tensors that it does not know, so those of the fold are taken out
+        # first.
         plain = {name: value for name, value in tensors.items() if not name.startswith("fold_")}
         return cls(
             Site.from_json(fields["site"]),
@@ -306,6 +310,7 @@ class Recipe:
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle the fields, not what this process has verified or derived."""
+        # Another process must hash the weight itself before it believes that it is the base.
         names = type(self).__dataclass_fields__
         return {name: self.__dict__[name] for name in names} | {"_verified": {}, "_made": {}}
 

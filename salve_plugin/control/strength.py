@@ -136,6 +136,8 @@ def flip(
     for label in present(labels):
         own = (labels == label).nonzero()[:, 0]
         inputs = x[own]
+        # What does not depend on α is one number per image, so that each competitor is a problem of
+        # one line only.
         own_still = bias[label] + (inputs.double() * still[label]).sum(1)
         edited = range(len(weight)) if rows is None else rows
         problems = [
@@ -151,6 +153,7 @@ def flip(
             problems.append((moving[label], own_still - logits[own][:, fixed].amax(1)))
         for difference, height in problems:
             exact, line = solve(difference[None], direction, inputs, height, mode, None)
+            # The decision breaks at the first competitor that arrives.
             values[own] = torch.minimum(values[own], exact)
             linear[own] = torch.minimum(linear[own], line)
     return values, linear
@@ -166,6 +169,7 @@ def solve(
 ) -> tuple[Tensor, Tensor]:
     r"""Return where height + $\sum_j u_j m_j(\alpha)$ is 0: exactly, and on its first line."""
     _check_shapes(weight, direction, activations, chunk)
+    # A latent that reaches nothing moves no logit: below the target now, or never.
     if not bool(direction.any()):
         start = height + (activations.double() * weight).sum(1)
         never = torch.where(start <= 0, 0.0, torch.inf).double()
@@ -179,6 +183,8 @@ def solve(
         start = sums.total() + height[part]
         if not bool(start.isfinite().all()):
             raise InputError("a weight, bias or activation is not finite: record them again")
+        # Enhancing is a straight line, since factors only grow; suppressing starts as one, until
+        # the first column is used up, and that start is the paper's closed form.
         fall = sums.steepness() if mode == "suppress" else -sums.steepness()
         line = torch.where(fall > 0, start / fall, torch.inf)
         linear[part] = torch.where(start <= 0, 0.0, line)

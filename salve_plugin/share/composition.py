@@ -97,6 +97,8 @@ class Composition(Record):
         paths = sorted({path for edit in edits.values() for path in edit.base.tensors})
         with locked(model) as network:
             slots = slots_of(network, paths)
+            # By the parameter and not by the path: a tied weight under two names would be counted
+            # twice.
             names = {id(slot.parameter): path for path, slot in reversed(slots.items())}
             tied = [path for path, slot in slots.items() if names[id(slot.parameter)] != path]
             if tied:
@@ -104,6 +106,8 @@ class Composition(Record):
                     f"{tied} are other names of weights that are edited too (tied weights), which "
                     "edits of one bundle must call by one name; make them from one attached model"
                 )
+            # The model may carry edits, of these and of others: the composition is of the base
+            # below them.
             pristine = {path: pristine_of(slot) for path, slot in slots.items()}
             before = {path: Fingerprint.of(tensor) for path, tensor in pristine.items()}
             for edit in edits.values():
@@ -185,6 +189,8 @@ def _check_content(members: Mapping[str, EditArtifact], composition: Composition
     """Compute what the members make of the rows, where they carry all that is needed for it."""
     pristine = {path: carried_rows(path, members) for path in composition.tensors}
     known = {path: rows for path, rows in pristine.items() if rows is not None}
+    # An edit is computed over all its parameters or not at all, and a parameter is compared only
+    # where every member that touches it could be computed.
     edits = [each.edit for each in members.values() if set(each.edit.base.tensors) <= set(known)]
     complete = {path: rows for path, rows in known.items() if _all_known(path, edits, members)}
     for path, ledger in ledgers_over(edits, known).items():
@@ -231,6 +237,7 @@ def carried_rows(path: str, members: Mapping[str, EditArtifact]) -> Tensor | Non
     known = torch.zeros(len(place), dtype=torch.bool)
     for name, (rows, pristine) in carried.items():
         at = torch.tensor([place[row] for row in (range(len(place)) if rows is None else rows)])
+        # Rows that an earlier member brought already must be the same to the bit.
         again = known[at]
         if not same_bits(room[at][again], pristine[again]):
             raise InputError(

@@ -91,7 +91,10 @@ def drop(name: str) -> Change:
     ("change", "message"),
     [
         (put("edit.directions", torch.tensor([[1.0, 1, 0, 0]])), "norm"),
-        (put("edit.directions", torch.tensor([[torch.nan, 1, 0, 0]])), "holds NaN or infinite values"),
+        (
+            put("edit.directions", torch.tensor([[torch.nan, 1, 0, 0]])),
+            "holds NaN or infinite values",
+        ),
         (put("edit.directions", torch.tensor([[1, 0, 0, 0]])), "floating"),
         (put("edit.directions", torch.eye(1, 5)), "5 features .* site of 4"),
         (put("edit.directions", torch.eye(4)[0]), "expected a floating tensor with 2 axes"),

@@ -69,6 +69,8 @@ class Gate(Operator):
     @cached_property
     def reach(self) -> Float64[Tensor, " width"]:
         """How much the latents reach each feature: |c|, or the root of the sum of squares."""
+        # The plain |c| for one latent, not the root of its square: those differ in the last bit,
+        # and the paper's factors are reproduced exactly.
         atoms = self.directions.double()
         return atoms[0].abs() if len(atoms) == 1 else atoms.square().sum(0).sqrt()
 
@@ -217,6 +219,7 @@ def product(multipliers: Sequence[Tensor]) -> Float64[Tensor, "..."]:
     Rounding makes float multiplication depend on the order, so a caller who wants a result that
     does not depend on it gives the multipliers in an order of their own (edits: by digest).
     """
+    # One by one: a reduction over a stack could associate them differently on another machine.
     total = multipliers[0]
     for factor in multipliers[1:]:
         total = total * factor

@@ -60,6 +60,7 @@ class LowRankMap(Operator):
             )
         if not 1 <= rank <= width:
             raise InputError(f"rank {rank} is not from 1 to the site's width {width}")
+        # + 0.0 makes -0 a 0: two maps that do the same must have the same digest.
         scale = real(self.scale, "scale") + 0.0
         if not -1e6 <= scale <= 1e6:  # also refuses NaN
             raise InputError(f"scale {scale} is not a number of reasonable size; 0 removes")
@@ -119,12 +120,16 @@ class LowRankMap(Operator):
 
         Exact where every position of a kernel reads the site, never padding.
         """
+        # What every output receives of U c is summed over kernel positions: each of them reads the
+        # same constant.
         left = self._read_by(weight)
         shift = contracted(left.sum(1) if left.shape[1] > 1 else left[:, 0], self._offset_row())
         return _vector((1 - self.scale) * shift[:, 0])
 
     def writer_weight(self, weight: Tensor, fold: Fold) -> Part:
         r"""Return $W + (\lambda-1)S^{-1}U (SV)^T W$; see `Operator.writer_weight`."""
+        # The site is x = S y + t with y = W u + b from the layer: the map of x is solved for y, so
+        # that U is divided by S and V multiplied by it.
         write, read = self._behind(fold)
         columns = weight.double().reshape(len(weight), -1).T.contiguous()
         right = contracted(columns, read.T.contiguous())
@@ -135,6 +140,8 @@ class LowRankMap(Operator):
 
         With `fold.bias_last`, $b + (\lambda-1)U(V^T(b + t) - c)$.
         """
+        # The constant part of the site: a bias behind the affine map (a BatchNorm's own) reaches it
+        # as it is, one before the map is scaled on its way.
         constant = bias.double() if fold.bias_last else fold.scale * bias.double()
         reading = contracted((constant + fold.shift)[None], self.read.double().T.contiguous())
         amount = reading - self.offset.double()
@@ -186,6 +193,8 @@ def joint_map(maps: Sequence[LowRankMap]) -> LowRankMap:
     write = torch.cat([part.write.double() for part in maps], 1)
     read = torch.cat([part.read.double() for part in maps], 1)
     offset = torch.cat([part.offset.double() for part in maps])
+    # Vᵀx' = Vᵀx - (VᵀU) M (Vᵀx - c) is c for every x only if M is the inverse of VᵀU, which is
+    # folded into U; where VᵀU is nearly singular, that inverse would blow up what is written.
     mixing = read.T @ write
     finite = bool(mixing.isfinite().all())
     if not finite or not float(torch.linalg.cond(mixing)) <= 1e8:  # of a zero matrix it is NaN

@@ -98,6 +98,7 @@ class LowRankUpdate(Operator):
     @classmethod
     def rebuilt(cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "LowRankUpdate":
         """Return the update of these tensors; see `Operator.rebuilt`."""
+        # A shift is there or not; everything else is refused by name.
         names = {"left", "right"} | ({"shift"} & set(tensors))
         check_fields(cls.form, fields, set(), tensors, names)
         return cls(tensors["left"], tensors["right"], tensors.get("shift"))
@@ -145,6 +146,7 @@ class LowRankUpdate(Operator):
         self.check_inputs(weight.shape)
         if not self.rank:
             return Part(None, None, None, tuple(weight.shape[1:]))
+        # B is flat over inputs and kernel positions at once, so that A has one "position" only.
         left, right = self.left.double()[:, None], self.right.double()
         return Part(None, left, right, tuple(weight.shape[1:]))
 

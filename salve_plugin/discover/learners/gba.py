@@ -156,6 +156,8 @@ def moved(
         group: of each latent.
         rate: how far a bias moves at once.
     """
+    # A silent latent has no gate value of its own to go by, so it is lifted by what is usual among
+    # those of its group that do fire.
     positive = (peak > 0).to(peak)
     sums = torch.zeros_like(peak).index_add(0, group, peak)
     counts = torch.zeros_like(peak).index_add(0, group, positive)
@@ -166,6 +168,7 @@ def moved(
 
 def _observe(t: Tensors, pre: Tensor, team: Team) -> None:
     """Count in how many rows latents are active, and note their largest gate value."""
+    # The largest over all processes, not this one's: the rule must move every copy alike.
     peaks = team.gather(pre.amax(0)).view(team.size, -1).amax(0)
     t["peak"].copy_(torch.maximum(t["peak"], peaks.to(t["peak"])))
     t["fired"] += team.sum((pre > 0).sum(0))

@@ -113,6 +113,8 @@ def factorized(
     norms = torch.linalg.vector_norm(atoms, dim=1)
     vanished = norms < torch.finfo(rows.dtype).eps
     atoms = torch.where(vanished[:, None], fallback, atoms / norms.clamp(min=1e-30)[:, None])
+    # G V stays what it was when atoms are brought to unit norm; an atom that nothing uses gets a
+    # fallback and no code.
     code = code * norms.masked_fill(vanished, 0)
     upper, lower = _parts(rows @ atoms.T)
     gram_upper, gram_lower = _parts(atoms @ atoms.T)
@@ -140,6 +142,8 @@ def non_negative(
     pace = 1.0
     for _ in range(updates):
         moved = functional.relu(ahead - step * (ahead @ gram - pre))
+        # Momentum does not lower the error in every step, but after n of them by 1/n² and not by
+        # 1/n.
         next_pace = (1 + (1 + 4 * pace**2) ** 0.5) / 2
         ahead = moved + (pace - 1) / next_pace * (moved - code)
         code, pace = moved, next_pace
