@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from salve_plugin.control.operators import LowRankMap as LowRankMap
     from salve_plugin.control.operators import LowRankUpdate as LowRankUpdate
     from salve_plugin.control.operators import joint_map as joint_map
-    from salve_plugin.control.recipe import Exactness as Exactness
-    from salve_plugin.control.recipe import Provenance as Provenance
+    from salve_plugin.control.provenance import Exactness as Exactness
+    from salve_plugin.control.provenance import Provenance as Provenance
     from salve_plugin.control.recipe import Recipe as Recipe
     from salve_plugin.control.select import Choice as Choice
     from salve_plugin.control.select import choose as choose
@@ -121,8 +121,8 @@ _HOME = {
     "LowRankMap": "control.operators",
     "LowRankUpdate": "control.operators",
     "joint_map": "control.operators",
-    "Provenance": "control.recipe",
-    "Exactness": "control.recipe",
+    "Provenance": "control.provenance",
+    "Exactness": "control.provenance",
     "Target": "control.targets",
     "BaseMatch": "control.matching",
     "status": "control.applied_edits",

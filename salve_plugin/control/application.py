@@ -25,7 +25,7 @@ from salve_plugin.control.ledger import ATTRIBUTE, Planned, commit, ledger_of, p
 from salve_plugin.control.locks import locked
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.rows import same_bits, take, union_of
-from salve_plugin.control.targets import Slot, slots_of
+from salve_plugin.control.slots import Slot, slots_of
 from salve_plugin.errors import (
     BaseMismatchError,
     EditStateError,

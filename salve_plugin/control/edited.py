@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.control.base import Fingerprint, dtype_name
+from salve_plugin.control.folds import fold_of
 from salve_plugin.control.formula import Entry, Ledger, holds
 from salve_plugin.control.operators import Fold
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.rows import Rows, index_of, take, union_of
-from salve_plugin.control.targets import fold_of
 from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
 
 Pristine = Callable[[str, Rows], Tensor]

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from salve_plugin.control.base import Base, Fingerprint, dtype_name
 from salve_plugin.control.edited import entries_of
+from salve_plugin.control.folds import fold_of
 from salve_plugin.control.formula import Ledger, composed
 from salve_plugin.control.hooked_change import changed_by_hooks
 from salve_plugin.control.ledger import ATTRIBUTE, pristine_of
 from salve_plugin.control.matching import edited_slots
 from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate, Operator, Role
-from salve_plugin.control.recipe import Exactness, Recipe
+from salve_plugin.control.provenance import Exactness
+from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.rows import Rows, index_of, take
-from salve_plugin.control.targets import fold_of, slots_of, targets_at
+from salve_plugin.control.slots import slots_of
+from salve_plugin.control.targets import targets_at
 from salve_plugin.errors import InputError, SalveError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel, reading
 from salve_plugin.site import Site

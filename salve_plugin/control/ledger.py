@@ -29,7 +29,7 @@ from salve_plugin.control.formula import (
 )
 from salve_plugin.control.operators.base import Index
 from salve_plugin.control.rows import index_of, take, union_of
-from salve_plugin.control.targets import Slot
+from salve_plugin.control.slots import Slot
 from salve_plugin.errors import EditStateError, InputError
 
 ATTRIBUTE = "_salve_ledgers"

@@ -9,12 +9,14 @@ from torch import Tensor
 from salve_plugin.control.base import Base
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.exactness import measured, nearest, without_tied
+from salve_plugin.control.folds import fold_of
 from salve_plugin.control.matching import base_of
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import Gate, Mode, Operator, Role
 from salve_plugin.control.operators.base import whole
-from salve_plugin.control.recipe import Provenance, row_tuple
-from salve_plugin.control.targets import Target, fold_of, targets_at
+from salve_plugin.control.provenance import Provenance
+from salve_plugin.control.recipe import row_tuple
+from salve_plugin.control.targets import Target, targets_at
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel

@@ -10,7 +10,7 @@ from salve_plugin.control.base import Base, Fingerprint, plain_json
 from salve_plugin.control.ledger import ATTRIBUTE, pristine_of
 from salve_plugin.control.locks import locked
 from salve_plugin.control.recipe import Recipe
-from salve_plugin.control.targets import Slot, slots_of
+from salve_plugin.control.slots import Slot, slots_of
 from salve_plugin.errors import BaseMismatchError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import network_digest

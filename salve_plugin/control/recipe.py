@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from msgspec import Meta
 from torch import Tensor
 
 from salve_plugin.control.base import Base
@@ -20,54 +19,14 @@ from salve_plugin.control.operators import (
     operator_of,
 )  # fmt: skip
 from salve_plugin.control.operators.base import whole
+from salve_plugin.control.provenance import Exactness, Provenance
 from salve_plugin.control.rows import Rows
 from salve_plugin.control.targets import Target
 from salve_plugin.errors import InputError
-from salve_plugin.site import Count, Site
+from salve_plugin.site import Site
 from salve_plugin.store.digest import content_digest
-from salve_plugin.store.record import Record, Sha256
 
 R = TypeVar("R", bound="Recipe")
-
-
-@dataclass(frozen=True)
-class Provenance(Record):
-    """Where an edit's directions come from.
-
-    Attributes:
-        kind: "latents" of a dictionary, a fitted "concept", or "given" by the caller.
-        latents: which atoms of the dictionary, in the order of the operator's directions.
-        dictionary: the dictionary's digest, if it is known.
-        note: how a concept was fitted, in a few words.
-    """
-
-    kind: Literal["latents", "concept", "given"] = "given"
-    latents: tuple[Count, ...] = ()
-    dictionary: Sha256 | None = None
-    note: Annotated[str, Meta(max_length=1000)] = ""
-
-    def __post_init__(self) -> None:
-        """Raise InputError if latents are named without being what the edit comes from."""
-        if (self.kind == "latents") != bool(self.latents):
-            raise InputError(f"provenance '{self.kind}' has the latents {self.latents}")
-
-
-@dataclass(frozen=True)
-class Exactness(Record):
-    """The edited model's logits against those with the same change made by a hook at the site.
-
-    Attributes:
-        difference: the largest difference of a logit, relative to the spread of the logits.
-        effect: the largest change of a logit by the edit, relative to the same spread: without an
-            effect there is nothing that could differ.
-        images: how many probe images were compared.
-        dtype: in which the models ran, e.g. `float32`.
-    """
-
-    difference: Annotated[float, Meta(ge=0)]
-    effect: Annotated[float, Meta(ge=0)]
-    images: Count
-    dtype: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)

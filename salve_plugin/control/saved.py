@@ -11,7 +11,7 @@ from salve_plugin.control.ledger import Planned, commit, ledger_of, pristine_of
 from salve_plugin.control.locks import locked
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.rows import take
-from salve_plugin.control.targets import Slot, slots_of
+from salve_plugin.control.slots import Slot, slots_of
 from salve_plugin.errors import EditStateError, InputError, SalveError
 
 

@@ -18,7 +18,7 @@ from salve_plugin.control.evaluate import Change, change, evaluate_head, evaluat
 from salve_plugin.control.making import latent_gate
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import Gate, scaled
-from salve_plugin.control.recipe import Provenance
+from salve_plugin.control.provenance import Provenance
 from salve_plugin.control.rivals import with_rivals
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features

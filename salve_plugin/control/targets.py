@@ -1,15 +1,16 @@
 """What an edit writes to: parameters of layers that read a site, or of the layer that writes it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from salve_plugin.control.operators import Fold, LowRankUpdate, Operator, Role
-from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
+from salve_plugin.control.folds import affine_bias, fold_of
+from salve_plugin.control.operators import LowRankUpdate, Operator, Role
+from salve_plugin.control.slots import module_at, parameter_at
+from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.site import Count, Positive, Site
 from salve_plugin.store.record import Record
 
@@ -81,64 +82,6 @@ class Target(Record):
             )
 
 
-@dataclass(frozen=True)
-class Slot:
-    """A parameter with every module that holds it: tied weights are one.
-
-    Attributes:
-        path: the name that was asked for.
-        parameter: the tensor itself.
-        owners: every module that holds it, with its name there.
-    """
-
-    path: str
-    parameter: nn.Parameter
-    owners: tuple[tuple[nn.Module, str], ...]
-
-
-def slots_of(model: nn.Module, paths: Iterable[str]) -> dict[str, Slot]:
-    """Return the parameters of the bare model by path; several paths may lead to one parameter.
-
-    Raises:
-        BaseMismatchError: if there is no such layer.
-        UnsupportedModelError: if one is no plain parameter.
-    """
-    parameters = {path: _parameter(model, path) for path in paths}
-    owners: dict[int, list[tuple[nn.Module, str]]] = {id(p): [] for p in parameters.values()}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if id(parameter) in owners:
-                owners[id(parameter)].append((module, name))
-    return {path: Slot(path, p, tuple(owners[id(p)])) for path, p in parameters.items()}
-
-
-def _parameter(model: nn.Module, path: str) -> nn.Parameter:
-    owner, _, name = path.rpartition(".")
-    try:
-        module = model.get_submodule(owner)
-    except AttributeError:
-        raise BaseMismatchError(
-            f"{type(model).__name__} has no layer '{owner}', where this edit writes; apply it "
-            "to the model it was made for (for a wrapped model: to the model inside)"
-        ) from None
-    parameter = module._parameters.get(name)
-    if parameter is None:
-        raise UnsupportedModelError(
-            f"'{path}' is no plain parameter of {type(module).__name__} (quantized, pruned or "
-            "parametrized?), so writing to it would not last; remove the parametrization first"
-        )
-    if parameter.is_meta:
-        raise UnsupportedModelError(
-            f"'{path}' is on the meta device, where weights have no values; load the model first"
-        )
-    if parameter.is_inference() and not torch.is_inference_mode_enabled():
-        raise UnsupportedModelError(
-            f"'{path}' was made in inference mode and cannot be written outside of it; load the "
-            "model outside of torch.inference_mode(), or edit it within"
-        )
-    return parameter
-
-
 def targets_at(
     model: nn.Module,
     site: Site,
@@ -183,21 +126,12 @@ def targets_at(
     names: dict[int, str] = {}
     targets: list[Target] = []
     for path in paths:
-        target = _target(model, path, _module(model, path), chosen, operator, chain)
+        target = _target(model, path, module_at(model, path), chosen, operator, chain)
         # Tied weights are one parameter, called by its first name; their biases are not tied.
-        first = names.setdefault(id(_parameter(model, target.weight)), target.weight)
+        first = names.setdefault(id(parameter_at(model, target.weight)), target.weight)
         if first == target.weight or target.bias is not None:
             targets.append(replace(target, weight=first))
     return tuple(targets)
-
-
-def _module(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        raise BaseMismatchError(
-            f"{type(model).__name__} has no layer '{path}' any more; attach the model again"
-        ) from None
 
 
 def view_of(path: str, module: nn.Module) -> View:
@@ -230,7 +164,7 @@ def _target(
             raise UnsupportedModelError(_no_bias(path))
         return Target(weight, own, role, view)
     if own is None:
-        own = _affine_bias(model, affine)
+        own = affine_bias(model, affine)
     if isinstance(operator, LowRankUpdate) and operator.shift is None:
         own = None
     needs = operator.moves_origin or bool(fold_of(model, affine, None, 0).shift.any())
@@ -257,62 +191,4 @@ def _no_bias(path: str) -> str:
     return (
         f"'{path}' has no bias that could take over the constant part of this edit; use a map "
         "through the origin (offset 0), or a site whose layers have biases"
-    )
-
-
-def _affine_bias(model: nn.Module, affine: tuple[str, ...]) -> str | None:
-    """Return the bias that is added last, which reaches the site as it is."""
-    if not affine:
-        return None
-    last = _module(model, affine[-1])
-    return f"{affine[-1]}.bias" if last._parameters.get("bias") is not None else None
-
-
-@torch.no_grad()
-def fold_of(model: nn.Module, affine: tuple[str, ...], bias: str | None, width: int) -> Fold:
-    """Return the affine map of the modules between a writer and its site, in float64.
-
-    Args:
-        model: the bare model.
-        affine: paths of LayerScale-like modules and BatchNorms, in order.
-        bias: path of the bias that is edited; if it is the last module's, `shift` is without it.
-        width: of the site; used where there are no modules.
-
-    Raises:
-        UnsupportedModelError: if a module is not per feature, or scales a feature by zero.
-    """
-    if not affine:
-        return Fold.none(width)
-    scale, shift = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    last_is_edited = bias == f"{affine[-1]}.bias"
-    for path in affine:
-        own_scale, own_shift = _affine_map(path, _module(model, path))
-        scale, shift = own_scale * scale, own_scale * shift + own_shift
-    if last_is_edited:
-        shift = shift - _parameter(model, bias or "").double().cpu()
-    if not bool((scale.isfinite() & (scale != 0)).all()):
-        raise UnsupportedModelError(
-            f"{list(affine)} scale a feature by zero or by nothing finite, so what the layer "
-            "writes cannot be told from the site; choose another site"
-        )
-    return Fold(scale, shift, last_is_edited)
-
-
-def _affine_map(path: str, module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a BatchNorm in eval mode, or of a LayerScale."""
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
-        assert module.running_var is not None
-        mean, variance = module.running_mean.double().cpu(), module.running_var.double().cpu()
-        scale = 1 / (variance + module.eps).sqrt()
-        if module.weight is not None:
-            scale = module.weight.double().cpu() * scale
-        shift = -mean * scale
-        return scale, shift if module.bias is None else shift + module.bias.double().cpu()
-    gamma = module._parameters.get("gamma")
-    if isinstance(gamma, Tensor):
-        flat = gamma.double().cpu().reshape(-1)
-        return flat, torch.zeros_like(flat)
-    raise UnsupportedModelError(
-        f"'{path}' is a {type(module).__name__}; between a layer and its site only BatchNorm "
-        "(with running statistics) and LayerScale can be folded"
     )

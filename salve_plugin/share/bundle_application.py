@@ -12,7 +12,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.ledger import ledger_of
 from salve_plugin.control.locks import locked
 from salve_plugin.control.saved import restore_all_
-from salve_plugin.control.targets import slots_of
+from salve_plugin.control.slots import slots_of
 from salve_plugin.errors import EditStateError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.audit import Audit, audit

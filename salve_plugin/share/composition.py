@@ -20,7 +20,7 @@ from salve_plugin.control.formula import composed
 from salve_plugin.control.ledger import pristine_of
 from salve_plugin.control.locks import locked
 from salve_plugin.control.rows import index_of, same_bits, take, union_of
-from salve_plugin.control.targets import slots_of
+from salve_plugin.control.slots import slots_of
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.digest import sha256_tensor

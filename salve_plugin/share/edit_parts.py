@@ -16,7 +16,7 @@ from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import touched_rows
 from salve_plugin.control.operators import FORMS, Gate
-from salve_plugin.control.recipe import Exactness, Provenance
+from salve_plugin.control.provenance import Exactness, Provenance
 from salve_plugin.control.targets import Target
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError

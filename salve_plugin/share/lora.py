@@ -11,7 +11,7 @@ from torch import Tensor
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import LowRankUpdate, Role
-from salve_plugin.control.recipe import Provenance
+from salve_plugin.control.provenance import Provenance
 from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.store.files import write_atomically

@@ -18,7 +18,7 @@ from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import check_edited, ledgers_over
 from salve_plugin.control.rows import same_bits
-from salve_plugin.control.targets import slots_of
+from salve_plugin.control.slots import slots_of
 from salve_plugin.errors import (
     BaseMismatchError,
     EditStateError,

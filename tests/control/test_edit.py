@@ -13,7 +13,7 @@ import torch
 from salve_plugin import Dictionary, HookedModel, SalveError, Site, enhance, suppress
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import Gate
-from salve_plugin.control.recipe import Provenance
+from salve_plugin.control.provenance import Provenance
 from salve_plugin.control.targets import Target
 from salve_plugin.errors import (
     BaseMismatchError,

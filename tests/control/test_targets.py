@@ -9,7 +9,9 @@ from small_network import MAKERS, Small, small
 from torch import nn
 
 from salve_plugin import Gate, HookedModel, LowRankMap, Site, edit_at
-from salve_plugin.control.targets import Target, fold_of, slots_of
+from salve_plugin.control.folds import fold_of
+from salve_plugin.control.slots import slots_of
+from salve_plugin.control.targets import Target
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
 
 AXIS = torch.eye(6)[:, :1]

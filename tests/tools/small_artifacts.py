@@ -18,7 +18,7 @@ from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import Gate
-from salve_plugin.control.recipe import Provenance
+from salve_plugin.control.provenance import Provenance
 from salve_plugin.control.targets import Target
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create

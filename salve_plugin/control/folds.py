@@ -1,0 +1,66 @@
+"""What lies between a layer and the site that it writes: LayerScale and BatchNorm as one map."""
+
+import torch
+from torch import Tensor, nn
+
+from salve_plugin.control.operators import Fold
+from salve_plugin.control.slots import module_at, parameter_at
+from salve_plugin.errors import UnsupportedModelError
+
+
+def affine_bias(model: nn.Module, affine: tuple[str, ...]) -> str | None:
+    """Return the bias that is added last, which reaches the site as it is."""
+    if not affine:
+        return None
+    last = module_at(model, affine[-1])
+    return f"{affine[-1]}.bias" if last._parameters.get("bias") is not None else None
+
+
+@torch.no_grad()
+def fold_of(model: nn.Module, affine: tuple[str, ...], bias: str | None, width: int) -> Fold:
+    """Return the affine map of the modules between a writer and its site, in float64.
+
+    Args:
+        model: the bare model.
+        affine: paths of LayerScale-like modules and BatchNorms, in order.
+        bias: path of the bias that is edited; if it is the last module's, `shift` is without it.
+        width: of the site; used where there are no modules.
+
+    Raises:
+        UnsupportedModelError: if a module is not per feature, or scales a feature by zero.
+    """
+    if not affine:
+        return Fold.none(width)
+    scale, shift = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    last_is_edited = bias == f"{affine[-1]}.bias"
+    for path in affine:
+        own_scale, own_shift = _affine_map(path, module_at(model, path))
+        scale, shift = own_scale * scale, own_scale * shift + own_shift
+    if last_is_edited:
+        shift = shift - parameter_at(model, bias or "").double().cpu()
+    if not bool((scale.isfinite() & (scale != 0)).all()):
+        raise UnsupportedModelError(
+            f"{list(affine)} scale a feature by zero or by nothing finite, so what the layer "
+            "writes cannot be told from the site; choose another site"
+        )
+    return Fold(scale, shift, last_is_edited)
+
+
+def _affine_map(path: str, module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a BatchNorm in eval mode, or of a LayerScale."""
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
+        assert module.running_var is not None
+        mean, variance = module.running_mean.double().cpu(), module.running_var.double().cpu()
+        scale = 1 / (variance + module.eps).sqrt()
+        if module.weight is not None:
+            scale = module.weight.double().cpu() * scale
+        shift = -mean * scale
+        return scale, shift if module.bias is None else shift + module.bias.double().cpu()
+    gamma = module._parameters.get("gamma")
+    if isinstance(gamma, Tensor):
+        flat = gamma.double().cpu().reshape(-1)
+        return flat, torch.zeros_like(flat)
+    raise UnsupportedModelError(
+        f"'{path}' is a {type(module).__name__}; between a layer and its site only BatchNorm "
+        "(with running statistics) and LayerScale can be folded"
+    )

@@ -1,0 +1,50 @@
+"""What an edit says of itself beside what it does: its origin, and how exact it was measured."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from salve_plugin.errors import InputError
+from salve_plugin.site import Count
+from salve_plugin.store.record import Record, Sha256
+
+
+@dataclass(frozen=True)
+class Provenance(Record):
+    """Where an edit's directions come from.
+
+    Attributes:
+        kind: "latents" of a dictionary, a fitted "concept", or "given" by the caller.
+        latents: which atoms of the dictionary, in the order of the operator's directions.
+        dictionary: the dictionary's digest, if it is known.
+        note: how a concept was fitted, in a few words.
+    """
+
+    kind: Literal["latents", "concept", "given"] = "given"
+    latents: tuple[Count, ...] = ()
+    dictionary: Sha256 | None = None
+    note: Annotated[str, Meta(max_length=1000)] = ""
+
+    def __post_init__(self) -> None:
+        """Raise InputError if latents are named without being what the edit comes from."""
+        if (self.kind == "latents") != bool(self.latents):
+            raise InputError(f"provenance '{self.kind}' has the latents {self.latents}")
+
+
+@dataclass(frozen=True)
+class Exactness(Record):
+    """The edited model's logits against those with the same change made by a hook at the site.
+
+    Attributes:
+        difference: the largest difference of a logit, relative to the spread of the logits.
+        effect: the largest change of a logit by the edit, relative to the same spread: without an
+            effect there is nothing that could differ.
+        images: how many probe images were compared.
+        dtype: in which the models ran, e.g. `float32`.
+    """
+
+    difference: Annotated[float, Meta(ge=0)]
+    effect: Annotated[float, Meta(ge=0)]
+    images: Count
+    dtype: str
