@@ -113,6 +113,8 @@ def check_edited(path: str, tensor: Tensor, ledger: Ledger) -> None:
             f"the rows of '{path}' are not what edit {names} makes of the pristine rows: "
             "the model was not saved with exactly this, or was changed since"
         )
+    # The rows were shown to follow from the pristine ones; that those are the base's, and that no
+    # other row has changed, only the digest over the whole can tell.
     whole = tensor.detach().clone()
     whole[index_of(ledger.rows)] = rows.to(whole.device)
     fingerprint = Fingerprint.of(whole)
@@ -136,6 +138,8 @@ def fold_matches(model: nn.Module, edit: Recipe) -> bool:
     if edit.fold is None:
         return True
     (target,) = edit.targets
+    # An eraser behind a BatchNorm is exact for these statistics only: after more training the same
+    # weight would remove another direction.
     now = fold_of(model, target.affine, target.bias, edit.site.width)
     same = torch.equal(now.scale, edit.fold.scale) and torch.equal(now.shift, edit.fold.shift)
     return same and now.bias_last == edit.fold.bias_last

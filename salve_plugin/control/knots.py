@@ -56,13 +56,18 @@ class Knots:
         """Sort the columns of a direction that is not zero everywhere."""
         reach, order = direction.detach().double().abs().sort(stable=True)
         limit = LIMIT / float(reach[-1])
+        # Columns whose knot lies beyond the limit are never used up: straight lines, summed once.
         first = int((reach * limit <= 1).sum())
         padding = BLOCK - (len(reach) - first) % BLOCK
+        # Padding has weight zero and its knot at the limit, so it neither moves a logit nor bends
+        # one.
         columns = torch.cat([order[-1:].expand(padding), order[first:]])
         knotted = torch.cat([reach.new_full((padding,), 1 / limit), reach[first:]])
         strengths = torch.cat([reach.new_full((padding,), limit), 1 / reach[first:]])
         knotted, strengths = knotted.view(-1, BLOCK), strengths.view(-1, BLOCK)
         start, end = strengths[:, -1:], strengths[:, :1]
+        # A column is used up inside its block: the corner of 1 - α|c| lies below the chord from the
+        # block's start to its end by this much, at its own knot.
         gap = (1 - start * knotted) * (end - strengths) / (end - start).clamp(min=1e-300)
         return cls(
             columns, padding, knotted, strengths, gap.amax(1).clamp(min=0), order[:first],
@@ -148,6 +153,10 @@ class Contributions:
 
         Zero where that holds at once, infinite where it never does up to the limit.
         """
+        # A logit that ends at exactly zero must not be missed for its last bit: what is within
+        # rounding of zero counts as reached. The bound gets slack on top, since sums over blocks
+        # are rounded otherwise than sums up to a knot, and a block that is ruled out is never
+        # looked at again.
         knots, start = self.knots, self.total() + height
         near = start * _ROUNDING
         slack = near.abs() + self.rising.sum(-1) * _ROUNDING
@@ -191,5 +200,6 @@ class Contributions:
         end = flat[knot]
         start = torch.where(knot + 1 < len(flat), flat[(knot + 1).clamp(max=len(flat) - 1)], 0.0)
         top, fall = offset.gather(1, at)[:, 0], slope.gather(1, at)[:, 0]
+        # The quotient may leave its segment by rounding; the root does not.
         root = torch.where(fall > 0, top / fall, end).clamp(min=start).minimum(end)
         return torch.where(hit.any(1), root, torch.inf)

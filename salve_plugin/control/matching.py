@@ -57,6 +57,8 @@ def base_of(hooked: HookedModel, paths: Sequence[str]) -> Base:
         UnsupportedModelError: if one is no plain parameter.
     """
     with locked(hooked) as network:
+        # The digests over everything are made of those of single tensors, so that each is hashed
+        # once.
         slots, prints = slots_of(network, paths), fingerprints(pristine_state(network))
         return Base(
             plain_json(hooked.description),
@@ -119,6 +121,7 @@ def match_all(model: nn.Module, edits: Sequence[Recipe]) -> BaseMatch:
         prints = {path: pristine_fingerprint(slot) for path, slot in slots.items()}
         if any(prints[path] != own for e in edits for path, own in e.base.tensors.items()):
             return BaseMatch(False, None)
+        # Edits of one base all have its one digest; with two of them no model is the base of both.
         states = {edit.base.state for edit in edits}
         if None in states:
             return BaseMatch(True, None)

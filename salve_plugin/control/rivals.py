@@ -146,6 +146,8 @@ def _grown(judge: "_Judge", label: int, strength: float) -> Iterator[RowSet]:
     rows: tuple[int, ...] = (label,)
     target, loss = judge.of(rows)
     yield RowSet(rows, strength, target, loss, judge.margin(rows))
+    # Greedy: a row that helps only together with another is not found. Every set on the path is a
+    # candidate, since a smaller one may have the better margin.
     while target > AIM and len(rows) < MAX_ROWS:
         options = [
             (*judge.of((*rows, rival)), rival) for rival in judge.nearest if rival not in rows
@@ -168,6 +170,8 @@ class _Judge:
         self.before = before
         self.others = before.isfinite()
         self.others[label] = False
+        # The rows that stand highest once the own row is edited are those that may be pushed
+        # further; trying all would be as many recounts as classes.
         closeness = edited[labels == label].mean(0)
         closeness[label] = -torch.inf
         self.nearest = closeness.topk(min(NEAREST, len(before) - 1)).indices.tolist()

@@ -167,12 +167,15 @@ def choose(
     index = features.class_index(label)
     order = features.ranked(index, dictionary.n_latents)
     order = list(dict.fromkeys([*order[:candidates], features.dominant(index), *order]))
+    # Every candidate is judged on recorded head inputs, without the network: the head is linear.
     weight, bias = hooked.unembed(dictionary.site)
     recorded = (acts.tensor(), acts.labels()) if rows == "rivals" else None
     before = evaluate_head(weight, bias, acts)
     own = _of_class(acts, index)
     tried: list[Candidate] = []
     unreachable: list[int] = []
+    # The ranking knows nothing of what an edit costs, so that its first latents may all fail; waves
+    # that double keep the search to twice what was needed.
     done, wave = 0, candidates + 1
     while done < len(order) and not any(one.met(max_target_accuracy) for one in tried):
         edits: list[Edit] = []
@@ -262,6 +265,8 @@ def strength_to_break(
 
 def _strengths(crit: AlphaCrit, label: int, max_accuracy: float) -> list[float]:
     """Return the strengths worth trying: from just enough images to well beyond all that flip."""
+    # Some images never flip; twice the strength at which the last of the others does is as far as
+    # it is worth going.
     finite = crit.values[crit.values.isfinite()]
     if not bool((finite > 0).any()):
         return []

@@ -143,6 +143,7 @@ def _exported(
                 f"{type(adapter).__name__}.export did not write {missing}; this is an error of the "
                 "adapter"
             )
+        # The file itself is read back: what an adapter wrote is what people will load.
         _check(_written(files["model.safetensors"], artifact), artifact)
         _check_written(files["model.safetensors"], edited, type(adapter).__name__)
         yield files
@@ -193,6 +194,8 @@ def _has_edit(model: nn.Module, artifact: EditArtifact) -> bool:
 
 def _sparing_copy(model: nn.Module, artifact: EditArtifact) -> nn.Module:
     """Return a copy for reading that has its own touched weights and shares all other tensors."""
+    # deepcopy takes what `memo` holds as copied already: gigabytes are shared, and only what the
+    # edit writes to is the copy's own.
     own = {id(slot.parameter) for slot in slots_of(model, artifact.edit.base.tensors).values()}
     shared: dict[int, Any] = {
         id(tensor): tensor
@@ -223,6 +226,7 @@ def _check_rest(
     if edit.base.state is None:
         return
     state = state_of(model)
+    # The edit is taken out of the state, not the model: one digest then speaks for all the rest.
     ledgers = ledgers_over([edit], pristine)
     restored = put_back([edit], ledgers, state, tied_to(state, ledgers))
     if state_digest({**state, **restored}) == edit.base.state:
