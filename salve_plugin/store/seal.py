@@ -119,6 +119,8 @@ class Format:
 
     def written(self, config: Json) -> bytes:
         """Return the bytes of a manifest under a new seal."""
+        # The seal is over the bytes without its own line, so that a reader needs no parser to check
+        # it, and nothing about the layout is left open.
         own = {name: value for name, value in self.own(config).items() if name != SEAL}
         bare = _replaced(config, self.inside, own)
         return readable_json(self._with(bare, **{SEAL: sha256_bytes(readable_json(bare))}))

@@ -159,6 +159,8 @@ class Activations:
             return _cut(self._read(blocks, keep), size)
         random = torch.Generator().manual_seed(shuffle_seed)
         order = torch.randperm(len(blocks), generator=random).tolist()
+        # Blocks, since single rows drawn from all over a disk cost a seek each; a window of many
+        # blocks, since the rows of one block are neighbours, often of one image.
         window = min(WINDOW_ROWS, max(BLOCK_ROWS, WINDOW_BYTES // (4 * self.width)))
         windows = _cut(self._read([blocks[i] for i in order], keep), window)
         return _cut(
@@ -223,6 +225,8 @@ def _cut(parts: Iterable[Batch], size: int) -> Iterator[Batch]:
         if count < size:
             continue
         rows = Batch.joined(held)
+        # What does not fill a batch waits for the next part, so that batches do not end where
+        # shards do.
         whole = count - count % size
         for start in range(0, whole, size):
             yield rows[start : start + size]

@@ -112,6 +112,8 @@ class Index:
             "labels_sha256": self.labels_sha256,
             "network_sha256": self.network_sha256,
         }
+        # The index is replaced after its shard is on disk: whenever the process dies, the folder is
+        # a whole recording of fewer batches.
         text = json.dumps(fields, sort_keys=True, indent=1, allow_nan=False)
         write_atomically(folder / INDEX_FILE, text.encode() + b"\n")
 
@@ -149,6 +151,8 @@ class Index:
         )
         for number, shard in enumerate(shards):
             counts = (shard.rows, shard.images, shard.size, shard.images_from)
+            # Names are made, never taken as paths: an index from elsewhere must not point out of
+            # its folder.
             own = shard.file == Shard.name(number) or PART_SHARD.fullmatch(shard.file)
             if not own or not all(type(n) is int and n >= 0 for n in counts):
                 raise TypeError(f"bad entry for shard {number}: {shard.file!r}, {counts}")

@@ -120,6 +120,7 @@ def _record_together(
         hooked, share_of(loader, team), site, folder=part_folder(Path(folder), team.rank),
         classes=class_names(loader, classes), progress=progress and team.rank == 0, **options,
     )  # fmt: skip
+    # An index is joined from those of all parts, and nobody may read it before it is there.
     team.wait()
     if team.rank == 0:
         join(Path(folder), team.size)
@@ -147,6 +148,8 @@ def _fill(
         fingerprint = recorder.compared(batch)
         if recorder.index.finished:
             return
+        # Batches that are on disk already are read and compared, so that a data set that changed
+        # meanwhile is noticed, but cost no forward pass.
         if batch.number >= recorded:
             recorder.add(run(batch), batch, fingerprint)
         advance()
@@ -207,6 +210,7 @@ def _forward(
 def _folder(folder: str | os.PathLike[str] | None) -> Iterator[tuple[Path, bool]]:
     """Make the folder; a temporary one (True) is removed again if the recording fails."""
     if folder is None:
+        # Removed by the finalizer of what is returned, or here if nothing comes of it.
         target = Path(tempfile.mkdtemp(prefix="salve-activations-"))
         try:
             yield target, True

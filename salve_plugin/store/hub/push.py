@@ -135,12 +135,15 @@ def push(target: Destination, plan: Callable[[Existing], FileChange], message: s
     client = target.access.client()
     head = _head(client, target)
     address = Address(target.repo_id, head, target.subfolder, access=target.access)
+    # What is planned is planned for this very commit, and the Hub takes it on top of no other.
     change = plan(ExistingCommit(address))
     staged = Staged.of(
         {address.path_of(name): content for name, content in change.files.items()},
         [address.path_of(name) for name in change.obsolete],
     )
     check_tag(client, target.repo_id, target.tag, staged)
+    # An earlier call may have got through although its caller saw an error: then nothing is left
+    # to be done but the tag.
     done = _already(client, target, staged, head)
     created = done is None
     if done is None:
@@ -216,6 +219,8 @@ def _committed(
             with translated(doing):
                 return _commit(client, target, staged, head, message)
         except HubError as error:
+            # An error says that no answer came, not that nothing happened. Trying again without
+            # asking could make a second commit.
             found = _outcome(client, target, staged, head, error)
             if found is not None:
                 return found
