@@ -35,7 +35,6 @@ from salve_plugin.share.edit_parts import (
     check_networks,
     check_pristine,
     check_source,
-    dictionary_digest,
 )
 from salve_plugin.share.model_state import StateSource
 from salve_plugin.share.pictures import MAX_PICTURES, check_pictures, picture_file, picture_name
@@ -144,7 +143,7 @@ class EditArtifact(Stored):
             check_source(self.edit, self.dictionary)
         elif self.embed_dictionary:
             raise InputError("embed_dictionary=True needs the dictionary itself: pass dictionary=")
-        if self.dictionary_at is not None and dictionary_digest(self.edit) is None:
+        if self.dictionary_at is not None and self.edit.dictionary_digest is None:
             raise InputError("dictionary_at is given, but the edit does not come from a dictionary")
 
     @classmethod
@@ -284,7 +283,7 @@ class EditArtifact(Stored):
         """
         if self.dictionary is not None:
             return self.dictionary
-        digest, at = dictionary_digest(self.edit), self.dictionary_at
+        digest, at = self.edit.dictionary_digest, self.dictionary_at
         if digest is None:
             raise InputError("the edit does not come from a dictionary")
         if at is None:

@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 from torch import Tensor
 
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators import FORMS
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.dictionary_files import DictionaryFields, fields_of
 from salve_plugin.errors import InputError
 from salve_plugin.share import evidence
-from salve_plugin.share.edit_parts import FEATURES as EDIT_FEATURES
 from salve_plugin.share.edit_parts import (
     EditFields,
     class_count,
-    dictionary_digest,
-    edit_fields,
-    edit_of,
-    edit_tensors,
-    required_features,
 )
 from salve_plugin.store.json import Json, check_json
 from salve_plugin.store.producer import Producer
@@ -36,7 +32,8 @@ TENSOR_FILE = "edit.safetensors"
 MODEL_FILES = ("config.json", "model.safetensors")
 """The whole edited model in timm's layout, which may lie beside the artifact."""
 
-FEATURES = frozenset({"pristine", "alpha_crit", "dictionary"}) | EDIT_FEATURES
+FEATURES = frozenset({"pristine", "alpha_crit", "dictionary", *FORMS})
+"""What a reader must know: the parts that an artifact has, and the form of its operator."""
 
 Measures = Mapping[str, Mapping[str, int | float]]
 Value = Annotated[str, Meta(max_length=10_000)] | int | float | bool | None
@@ -165,7 +162,7 @@ def manifest_of(artifact: "EditArtifact") -> Json:
         "alpha_crit": None if critical is None else critical.to_json(),
         "data": dict(artifact.data or {}),
         "dictionary": _dictionary_fields(artifact),
-        "edit": edit_fields(artifact.edit),
+        "edit": artifact.edit.to_json(),
         "evaluation": evaluation_fields(artifact.evaluation),
         "labels": None if artifact.labels is None else list(artifact.labels),
         "requires": _requirements(artifact),
@@ -178,7 +175,7 @@ def manifest_of(artifact: "EditArtifact") -> Json:
 def tensors_of(artifact: "EditArtifact") -> dict[str, Tensor]:
     """Return every tensor of an artifact by its name in `edit.safetensors`."""
     parts: dict[str, Mapping[str, Tensor]] = {
-        "edit": edit_tensors(artifact.edit),
+        "edit": artifact.edit.tensors,
         "pristine": artifact.pristine or {},
         "alpha_crit": {} if artifact.alpha_crit is None else evidence.tensors(artifact.alpha_crit),
     }
@@ -202,7 +199,7 @@ def parts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
     at = reference and reference["at"]
     dictionary = _dictionary(reference, _part(tensors, "dictionary"))
     return {
-        "edit": edit_of(config["edit"], _part(tensors, "edit")),
+        "edit": Edit.from_json(config["edit"], _part(tensors, "edit")),
         "dictionary": dictionary,
         "embed_dictionary": dictionary is not None,
         "dictionary_learner": reference and reference["learner"],
@@ -271,11 +268,11 @@ def _requirements(artifact: "EditArtifact") -> list[str]:
         "pristine": artifact.pristine is not None,
     }
     used = [name for name, is_there in present.items() if is_there]
-    return sorted([*required_features(artifact.edit), *used])
+    return sorted([artifact.edit.operator.form, *used])
 
 
 def _dictionary_fields(artifact: "EditArtifact") -> Json | None:
-    digest = dictionary_digest(artifact.edit)
+    digest = artifact.edit.dictionary_digest
     if digest is None:
         return None
     dictionary, at = artifact.dictionary, artifact.dictionary_at

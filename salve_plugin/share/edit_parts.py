@@ -1,11 +1,8 @@
-"""All that sharing asks of an edit: what of it travels, as JSON and as tensors, and the way back.
-
-Nothing else here but the cards, which tell people what an edit does, looks into an edit's fields.
-"""
+"""The edit in a manifest: its typed fields, and whether edit and evidence belong together."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from msgspec import UNSET, Meta, UnsetType
@@ -15,7 +12,7 @@ from salve_plugin.control.base import Base
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import touched_rows
-from salve_plugin.control.operators import FORMS, Gate
+from salve_plugin.control.operators import Gate
 from salve_plugin.control.provenance import Exactness, Provenance
 from salve_plugin.control.targets import Target
 from salve_plugin.discover.dictionary import Dictionary
@@ -23,16 +20,13 @@ from salve_plugin.errors import InputError
 from salve_plugin.network import check_one_network
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import sha256_tensor
-from salve_plugin.store.json import Json, shortened
+from salve_plugin.store.json import shortened
 from salve_plugin.store.record import Index, Record
 
 Rows = Annotated[
     list[Index],
     Meta(min_length=1, max_length=1_000_000, extra_json_schema={"uniqueItems": True}),
 ]
-
-FEATURES = frozenset(FORMS)
-"""What a reader must know of edits: the form of the operator."""
 
 
 @dataclass(frozen=True)
@@ -97,35 +91,6 @@ class EditFields(Record):
         """
         if self.rows is not None and len(set(self.rows)) < len(self.rows):
             raise InputError("a row is named twice; expected rows that differ from each other")
-
-
-def edit_fields(edit: Edit) -> Json:
-    """Return everything but the tensors as JSON."""
-    return edit.to_json()
-
-
-def edit_tensors(edit: Edit) -> dict[str, Tensor]:
-    """Return the tensors that travel, by name."""
-    return edit.tensors
-
-
-def edit_of(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
-    """Return the edit that has these fields and tensors.
-
-    Raises:
-        InputError: if they do not make one.
-    """
-    return Edit.from_json(fields, tensors)
-
-
-def required_features(edit: Edit) -> list[str]:
-    """Return what a reader must know to use the edit."""
-    return [edit.operator.form]
-
-
-def dictionary_digest(edit: Edit) -> str | None:
-    """Return the identity of the dictionary that the edit comes from; None if from none."""
-    return edit.dictionary_digest
 
 
 def class_count(edit: Edit) -> int | None:
