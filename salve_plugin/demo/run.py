@@ -1,6 +1,7 @@
 """The demo on digits: train, discover, validate, control, share, for a CNN and a ViT."""
 
 import json
+import pickle
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -98,10 +99,19 @@ def run_digits(out: Path, *, seeds: int, steps: Steps) -> list[NetworkResult]:
     """
     spawn = get_context("spawn")
     with ProcessPoolExecutor(len(digits.NETWORKS), mp_context=spawn) as pool:
-        jobs = [pool.submit(run_network, name, out, seeds, steps) for name in digits.NETWORKS]
-        results = [job.result() for job in jobs]
+        jobs = [pool.submit(_packed_run, name, out, seeds, steps) for name in digits.NETWORKS]
+        results = [pickle.loads(job.result()) for job in jobs]
     write_atomically(out / "results.json", _json(results, seeds))
     return results
+
+
+def _packed_run(name: digits.NetworkName, out: Path, seeds: int, steps: Steps) -> bytes:
+    """Return the result of `run_network` as bytes, from one process to another.
+
+    Between processes torch sends every tensor as an open file, and a result has a tensor for each
+    edit that was tried: more than a process may open.
+    """
+    return pickle.dumps(run_network(name, out, seeds, steps))
 
 
 def run_network(name: digits.NetworkName, out: Path, seeds: int, steps: Steps) -> NetworkResult:

@@ -1,6 +1,8 @@
 """The demo as a user runs it: one command, both networks, everything written."""
 
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,17 @@ from salve_plugin.cli import main
 from salve_plugin.share.artifact import EditArtifact
 
 
+@pytest.fixture
+def few_open_files() -> Iterator[None]:
+    """Let this process and those that it starts open no more files than some machines do."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_open_files")
 @pytest.mark.timeout(900)
 def test_the_demo_on_digits_meets_its_goal_and_writes_everything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -100,6 +100,11 @@ class Operator(ABC):
     form: ClassVar[str]
     formula: ClassVar[str]
 
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle the fields, not what was derived from them."""
+        fields = type(self).__annotations__
+        return {name: value for name, value in self.__dict__.items() if name in fields}
+
     @property
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

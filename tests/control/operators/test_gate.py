@@ -1,6 +1,7 @@
 """The scale operator against Eq. 1, computed by hand and in float64."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from salve_plugin.control.operators import Mode, multiplier, product, scaled, scaled_weight
+from salve_plugin.control.operators import Gate, Mode, multiplier, product, scaled, scaled_weight
 from salve_plugin.errors import InputError
 
 UNIT = torch.tensor([0.6, -0.8, 0.0])
@@ -87,3 +88,11 @@ def test_what_is_no_unit_vector_or_strength_is_refused(
 def test_a_weight_of_another_width_is_refused() -> None:
     with pytest.raises(InputError, match="direction of 3 features"):
         scaled_weight(torch.ones(2, 4), UNIT, 1.0)
+
+
+def test_a_pickled_gate_is_its_fields_and_gives_the_same_factors() -> None:
+    gate = Gate(torch.tensor([[0.6, 0.8]]), 1.25)
+    factors = gate.factors
+    again = pickle.loads(pickle.dumps(gate))
+    assert set(vars(again)) == {"directions", "strength", "mode"}
+    assert torch.equal(again.factors, factors)
