@@ -17,7 +17,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Change, change, evaluate_head, evaluate_heads
 from salve_plugin.control.making import latent_gate
 from salve_plugin.control.networks import Networks
-from salve_plugin.control.operators import Gate, scaled
+from salve_plugin.control.operators import Gate, scaled_rows
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.control.rivals import with_rivals
 from salve_plugin.discover.dictionary import Dictionary
@@ -224,12 +224,7 @@ def _fixed(rows: Sequence[int] | Literal["rivals"] | None) -> Sequence[int] | No
 
 def edited_weight(weight: Tensor, edit: Edit) -> Tensor:
     """Return the head's weight as `edit` would make it; the input is left unchanged."""
-    factors = edit.gate.factors.to(weight.device)
-    if edit.rows is None:
-        return scaled(weight, factors)
-    result, index = weight.clone(), torch.tensor(edit.rows, device=weight.device)
-    result[index] = scaled(weight[index], factors)
-    return result
+    return scaled_rows(weight, edit.gate.factors, edit.rows)
 
 
 def without_class(weight: Tensor, label: int) -> Tensor:

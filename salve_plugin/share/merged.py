@@ -18,6 +18,7 @@ from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import check_edited, ledgers_over
 from salve_plugin.control.rows import same_bits
+from salve_plugin.control.saved import is_saved_with
 from salve_plugin.control.slots import slots_of
 from salve_plugin.errors import (
     BaseMismatchError,
@@ -26,7 +27,7 @@ from salve_plugin.errors import (
     UnsupportedModelError,
     WriteError,
 )
-from salve_plugin.network import OnBaseMismatch
+from salve_plugin.network import OnBaseMismatch, check_choice
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.audit import put_back
 from salve_plugin.share.edit_manifest import MODEL_FILES
@@ -129,8 +130,7 @@ def _exported(
     model: nn.Module, artifact: EditArtifact, on_base_mismatch: OnBaseMismatch
 ) -> Iterator[dict[str, Path]]:
     """Write the edited model's files to a temporary folder, and check them."""
-    if on_base_mismatch not in ("error", "warn"):
-        raise InputError(f"on_base_mismatch is 'error' or 'warn', not {on_base_mismatch!r}")
+    check_choice(on_base_mismatch)
     edited = _edited(bare(model), artifact)
     _check_rest(edited, artifact.edit, artifact.pristine or {}, on_base_mismatch)
     with _temporary_folder() as folder:
@@ -176,20 +176,11 @@ def _edited(model: nn.Module, artifact: EditArtifact) -> nn.Module:
             f"the model has other edits than the artifact's, {others}; revert them, or share a "
             "model that has only this one"
         )
-    if not applied and not _has_edit(model, artifact):
+    if not applied and not is_saved_with(model, edit, artifact.pristine):
         model = _sparing_copy(model, artifact)
         edit.apply_(model)
     _check(_touched(model, artifact), artifact)
     return model
-
-
-def _has_edit(model: nn.Module, artifact: EditArtifact) -> bool:
-    """Tell whether a model that knows of no edit was loaded in edited form."""
-    try:
-        _check(_touched(model, artifact), artifact)
-    except (BaseMismatchError, EditStateError, InputError):
-        return False
-    return True
 
 
 def _sparing_copy(model: nn.Module, artifact: EditArtifact) -> nn.Module:

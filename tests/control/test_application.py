@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_network import bits as state
+from small_network import ledgers
 from torch import Tensor, nn
 
 from salve_plugin import Dictionary, HookedModel, enhance, status, suppress
@@ -33,15 +35,6 @@ def head(hooked: HookedModel) -> nn.Parameter:
 
 def bits(tensor: Tensor) -> bytes:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def state(model: nn.Module) -> dict[str, bytes]:
-    return {name: bits(value) for name, value in model.state_dict().items()}
-
-
-def ledgers(model: nn.Module) -> list[object]:
-    kept = [vars(m)[ledger.ATTRIBUTE] for m in model.modules() if ledger.ATTRIBUTE in vars(m)]
-    return [each for names in kept for each in names.values()]
 
 
 def several(hooked: HookedModel, atoms: Dictionary) -> list[Edit]:

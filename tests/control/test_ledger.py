@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_network import bits as state
+from small_network import ledgers
+from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from salve_plugin import Dictionary, HookedModel, LowRankMap, edit_at, enhance, status, suppress
@@ -18,19 +20,6 @@ from salve_plugin.control.formula import Ledger
 from salve_plugin.control.matching import pristine_state
 from salve_plugin.errors import EditStateError, InputError, UnsupportedModelError
 from salve_plugin.site import HEAD_INPUT
-
-
-def bits(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def state(model: nn.Module) -> dict[str, bytes]:
-    return {name: bits(value) for name, value in model.state_dict().items()}
-
-
-def ledgers(model: nn.Module) -> list[object]:
-    kept = [vars(m)[ledger.ATTRIBUTE] for m in model.modules() if ledger.ATTRIBUTE in vars(m)]
-    return [each for names in kept for each in names.values()]
 
 
 @pytest.fixture

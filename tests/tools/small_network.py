@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin import Gate, HookedModel, LowRankMap, LowRankUpdate, Site, edit_at
+from salve_plugin.control import ledger
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.matching import base_of
 from salve_plugin.control.targets import Target
@@ -150,6 +151,12 @@ MAKERS: list[Callable[[HookedModel, random.Random], Edit]] = [
     lambda h, c: edit_at(h, "conv", _update(c, WIDTH, 9 * WIDTH), role="writer"),
     _slice,
 ]
+
+
+def ledgers(model: nn.Module) -> list[object]:
+    """Return every ledger that lies at a module, one a parameter and module."""
+    kept = [vars(m)[ledger.ATTRIBUTE] for m in model.modules() if ledger.ATTRIBUTE in vars(m)]
+    return [each for names in kept for each in names.values()]
 
 
 def bits(model: nn.Module) -> dict[str, bytes]:

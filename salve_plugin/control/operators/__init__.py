@@ -18,6 +18,7 @@ from salve_plugin.control.operators.gate import (
     multiplier,
     product,
     scaled,
+    scaled_rows,
     scaled_weight,
 )  # fmt: skip
 from salve_plugin.control.operators.low_rank_map import LowRankMap, joint_map
@@ -50,5 +51,5 @@ def operator_fields(operator: Operator) -> dict[str, Any]:
 __all__ = [
     "FORMS", "Fold", "Gate", "LowRankMap", "LowRankUpdate", "Mode", "Operator", "Part", "Role",
     "cast_factors", "check_direction", "check_strength", "joint_map", "multiplier",
-    "operator_fields", "operator_of", "product", "scaled", "scaled_weight",
+    "operator_fields", "operator_of", "product", "scaled", "scaled_rows", "scaled_weight",
 ]  # fmt: skip

@@ -282,6 +282,11 @@ def scaled_weight(
             f"a weight of shape {tuple(weight.shape)} does not fit a direction of "
             f"{len(factors)} features: expected (classes, {len(factors)})"
         )
+    return scaled_rows(weight, factors, rows)
+
+
+def scaled_rows(weight: Tensor, factors: Tensor, rows: Iterable[int] | None) -> Tensor:
+    """Return a new weight of which all rows, or only the named ones, have scaled columns."""
     if rows is None:
         return scaled(weight, factors)
     result, index = weight.clone(), torch.tensor(list(rows), device=weight.device)
