@@ -51,12 +51,13 @@ def leaky(leak: float) -> HookedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Leaky(leak).eval()
+        probe = torch.randn(2, 3)
     sites = [
         Site("features", "act", "out", "pooled", 6, readers=("fc",)),
         Site("hidden", "conv", "in", "nchw", 6, readers=("conv",)),
     ]
     return HookedModel(
-        model, sites, attribution_site=None, heads={}, probe=torch.randn(2, 3),
+        model, sites, attribution_site=None, heads={}, probe=probe,
         description={"family": "test"},
     )  # fmt: skip
 
