@@ -13,10 +13,17 @@ if TYPE_CHECKING:
     from salve_plugin.adapter import attach as attach
     from salve_plugin.control.application import forget_ as forget_
     from salve_plugin.control.applied_edits import status as status
+    from salve_plugin.control.concepts.concept import Concept as Concept
+    from salve_plugin.control.concepts.concept import ConceptLatent as ConceptLatent
+    from salve_plugin.control.concepts.evidence import ConceptEvidence as ConceptEvidence
+    from salve_plugin.control.concepts.finding import direction_concept as direction_concept
+    from salve_plugin.control.concepts.finding import find_concept as find_concept
+    from salve_plugin.control.concepts.finding import latent_concept as latent_concept
     from salve_plugin.control.critical import AlphaCrit as AlphaCrit
     from salve_plugin.control.critical import alpha_crit as alpha_crit
     from salve_plugin.control.critical import critical_strength as critical_strength
     from salve_plugin.control.edit import Edit as Edit
+    from salve_plugin.control.erasing import erase as erase
     from salve_plugin.control.evaluate import Evaluation as Evaluation
     from salve_plugin.control.evaluate import evaluate as evaluate
     from salve_plugin.control.making import edit_at as edit_at
@@ -127,6 +134,13 @@ _HOME = {
     "BaseMatch": "control.matching",
     "status": "control.applied_edits",
     "forget_": "control.application",
+    "Concept": "control.concepts.concept",
+    "ConceptLatent": "control.concepts.concept",
+    "ConceptEvidence": "control.concepts.evidence",
+    "find_concept": "control.concepts.finding",
+    "latent_concept": "control.concepts.finding",
+    "direction_concept": "control.concepts.finding",
+    "erase": "control.erasing",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
     "critical_strength": "control.critical",

@@ -126,6 +126,11 @@ class Dictionary(Stored, nn.Module):
         return self.atoms.shape[0]
 
     @property
+    def is_affine(self) -> bool:
+        """Whether codes are E x + b_e as they stand, as the paper's are."""
+        return self._learner.affine
+
+    @property
     def width(self) -> int:
         """Number of features D of the activations."""
         return self.atoms.shape[1]

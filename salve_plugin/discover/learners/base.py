@@ -135,6 +135,8 @@ class Learner(ABC):
         centred: whether it learns from centred rows; else the mean stays in them.
         saelens: the architecture of SAELens that codes as its finished dictionary does, if one
             does. A subclass codes in another way, and so does not inherit it.
+        affine: whether the code of a finished dictionary is E x + b_e as it stands, so that
+            ablating a latent is an affine map of x.
         costly: options that time and memory of coding one row grow with, and the most of each that
             is read from a file.
     """
@@ -149,6 +151,7 @@ class Learner(ABC):
     learning_rate: ClassVar[float | None] = None
     centred: ClassVar[bool] = True
     saelens: ClassVar[Architecture | None] = None
+    affine: ClassVar[bool] = False
     costly: ClassVar[Mapping[str, int]] = {}
 
     def __init_subclass__(cls, **named: Any) -> None:

@@ -30,6 +30,7 @@ class L1(Learner):
     expansion: ClassVar[float] = 0.5
     learning_rate: ClassVar[float | None] = 5e-3  # a lower loss is not what an edit needs
     centred: ClassVar[bool] = False  # the paper's autoencoder sees the activations as they are
+    affine: ClassVar[bool] = True
     l1: float = 0.1
 
     def __post_init__(self) -> None:

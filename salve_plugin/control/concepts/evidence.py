@@ -1,0 +1,118 @@
+"""How well a score tells pictures with a concept from those without, and how sure that is."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64
+from msgspec import Meta
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor
+
+from salve_plugin.site import Count
+from salve_plugin.store.record import Record
+
+RESAMPLES = 1000
+"""Bootstrap resamples for an interval."""
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class ConceptEvidence(Record):
+    """How well a concept is detected in images that its probe was not fitted on.
+
+    Attributes:
+        auc: area under the ROC curve over images: how often an image with it scores higher.
+        auc_low: lower end of its 95 % bootstrap interval over images.
+        auc_high: upper end.
+        null_auc: 95 % quantile of the same after the labels were permuted and all was fitted anew.
+        correlation: of the held-out scores with having the concept, over images.
+        n_with: images that have it.
+        n_without: images that do not.
+    """
+
+    auc: Share
+    auc_low: Share
+    auc_high: Share
+    null_auc: Share
+    correlation: Annotated[float, Meta(ge=-1, le=1)]
+    n_with: Count
+    n_without: Count
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the whole interval lies above what chance reaches."""
+        return self.auc_low > self.null_auc
+
+
+def auc(scores: Float64[Tensor, " images"], has: Bool[Tensor, " images"]) -> float:
+    """Return the area under the ROC curve; ties count half.
+
+    >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True]))
+    0.75
+
+    Args:
+        scores: of each image.
+        has: whether it has the concept; some must and some must not.
+    """
+    return float(_aucs(scores.double().numpy()[None], has.numpy())[0])
+
+
+def _aucs(scores: NDArray[np.float64], has: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the area for each row of scores (rows, images): the Mann-Whitney statistic."""
+    n_with = int(has.sum())
+    n_without = len(has) - n_with
+    ranks = rankdata(scores, axis=1)
+    areas: NDArray[np.float64] = (ranks[:, has].sum(1) - n_with * (n_with + 1) / 2) / (
+        n_with * n_without
+    )
+    return areas
+
+
+def evidence_of(
+    scores: Float64[Tensor, " images"],
+    has: Bool[Tensor, " images"],
+    null: Float64[Tensor, "images permutations"],
+    permuted: Bool[Tensor, "images permutations"],
+    *,
+    seed: int = 0,
+) -> ConceptEvidence:
+    """Return the evidence that held-out scores are.
+
+    Args:
+        scores: of each image, by a probe that has not seen it.
+        has: whether it has the concept.
+        null: scores by probes that were fitted to permuted labels.
+        permuted: those labels.
+        seed: of the resamples.
+    """
+    values, labels = scores.double().numpy(), has.numpy()
+    with_, without = values[labels], values[~labels]
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES):
+        # Resampled apart, so that every resample has images of both kinds.
+        one = random.choice(with_, len(with_)), random.choice(without, len(without))
+        flags = np.arange(len(values)) < len(with_)
+        drawn.append(float(_aucs(np.concatenate(one)[None], flags)[0]))
+    chance = [auc(null[:, column], permuted[:, column]) for column in range(permuted.shape[1])]
+    spread = float(values.std())
+    correlation = float(np.corrcoef(values, labels)[0, 1]) if spread > 0 else 0.0
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return ConceptEvidence(
+        auc(scores, has), float(low), float(high), float(np.quantile(chance, 0.95)),
+        max(-1.0, min(1.0, correlation)) if math.isfinite(correlation) else 0.0,
+        int(labels.sum()), int((~labels).sum()),
+    )  # fmt: skip
+
+
+def over_images(
+    row_scores: Float64[Tensor, " rows"], images: Tensor, n_images: int
+) -> Float64[Tensor, " images"]:
+    """Return the highest score over the positions of each image: a concept may be anywhere."""
+    best = torch.full((n_images,), -torch.inf, dtype=torch.float64)
+    return best.scatter_reduce(0, images, row_scores.double(), "amax")

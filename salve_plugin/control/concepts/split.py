@@ -1,0 +1,92 @@
+"""Images dealt to blocks, so that every probe is judged on images that it was not fitted on."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from salve_plugin.control.concepts.evidence import ConceptEvidence, evidence_of
+from salve_plugin.errors import InputError
+
+BLOCKS = 8
+"""Blocks of images: a probe that is judged on one block was fitted on the seven others, and halves
+of the blocks are the half-samples of the stability selection."""
+
+PERMUTATIONS = 20
+"""Permuted labellings, each fitted and judged as the real one: what chance reaches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images in blocks, with their real and their permuted labels.
+
+    Attributes:
+        labels: (images, 1 + permutations), 0 or 1; the first column is the real one.
+        block: of each image (images,).
+    """
+
+    labels: Float64[Tensor, "images columns"]
+    block: Int64[Tensor, " images"]
+
+    @classmethod
+    def of(cls, has: Tensor, groups: Tensor, random: torch.Generator) -> "Split":
+        """Deal the groups to blocks and permute the labels."""
+        permuted = [_permuted(has, groups, random) for _ in range(PERMUTATIONS)]
+        labels = torch.stack([has, *permuted], 1).double()
+        # Dealt apart, so that each block has images of both kinds wherever there are enough.
+        block = torch.empty_like(groups)
+        kind = torch.zeros(int(groups.max()) + 1, dtype=torch.int64)
+        kind[groups[has]] = 1
+        for value in (0, 1):
+            members = (kind == value).nonzero()[:, 0]
+            order = torch.empty_like(kind)
+            order[members] = torch.arange(len(members)) % BLOCKS
+            mine = kind[groups] == value
+            block[mine] = order[groups[mine]]
+        used = torch.unique(block)
+        return cls(labels, torch.searchsorted(used, block))
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return int(self.block.max()) + 1
+
+    def evidence(self, scores: Float64[Tensor, "images columns"], seed: int) -> ConceptEvidence:
+        """Return the evidence of held-out scores for each labelling."""
+        flags = self.labels > 0.5
+        return evidence_of(scores[:, 0], flags[:, 0], scores[:, 1:], flags[:, 1:], seed=seed)
+
+
+def group_indices(groups: object, n_images: int, *, paired: bool) -> Int64[Tensor, " images"]:
+    """Return the group of each image, from 0; by default each image, or pair, is one of its own.
+
+    Raises:
+        InputError: unless there is one integer an image.
+    """
+    if groups is None:
+        alone = torch.arange(n_images)
+        return alone % (n_images // 2) if paired and n_images % 2 == 0 else alone
+    given = torch.as_tensor(groups)
+    if given.shape != (n_images,) or given.is_floating_point():
+        raise InputError(
+            f"groups is {given.dtype}{list(given.shape)}; expected one integer for each of "
+            f"{n_images} images"
+        )
+    indices: Tensor = given.cpu().unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
+    return indices
+
+
+def _permuted(has: Tensor, groups: Tensor, random: torch.Generator) -> Bool[Tensor, " images"]:
+    """Return the labels permuted as chance could have dealt them."""
+    n_groups = int(groups.max()) + 1
+    share = torch.zeros(n_groups, dtype=torch.float64).index_add_(0, groups, has.double())
+    count = torch.bincount(groups, minlength=n_groups)
+    if bool(((share == 0) | (share == count)).all()):
+        # Whole groups have it or not: so must they under the null.
+        return (share > 0)[torch.randperm(n_groups, generator=random)][groups]
+    result = torch.empty_like(has)
+    for group in range(n_groups):
+        members = (groups == group).nonzero()[:, 0]
+        result[members] = has[members[torch.randperm(len(members), generator=random)]]
+    return result

@@ -1,0 +1,16 @@
+"""Closed-form erasers: ways to obtain the U, V and c of a low-rank map of a site."""
+
+from salve_plugin.control.erasers.ablation import (
+    Centre,
+    directional_ablation,
+    inlp,
+    safree,
+)
+from salve_plugin.control.erasers.fold import FoldedLatents, fold_latents, fold_posterior
+from salve_plugin.control.erasers.joint_moments import JointMoments, oas_shrinkage
+from salve_plugin.control.erasers.oblique import leace, splince
+
+__all__ = [
+    "Centre", "FoldedLatents", "JointMoments", "directional_ablation", "fold_latents",
+    "fold_posterior", "inlp", "leace", "oas_shrinkage", "safree", "splince",
+]  # fmt: skip

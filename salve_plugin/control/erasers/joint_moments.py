@@ -1,0 +1,210 @@
+"""Means and covariances of activations together with what is known of them, in one pass."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from salve_plugin.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class JointMoments:
+    """The first two moments of activations x and of values z that belong to them, in float64.
+
+    Every closed-form eraser is a function of these alone, so a recording of any length is read once
+    and never held. Covariances divide by the number of rows.
+
+    Attributes:
+        n_rows: number of rows that count.
+        x_mean: (width,).
+        z_mean: (values,).
+        xx: covariance of x, (width, width).
+        xz: covariance of x with z, (width, values).
+        zz: covariance of z, (values, values).
+    """
+
+    n_rows: int
+    x_mean: Float64[Tensor, " width"]
+    z_mean: Float64[Tensor, " values"]
+    xx: Float64[Tensor, "width width"]
+    xz: Float64[Tensor, "width values"]
+    zz: Float64[Tensor, "values values"]
+
+    @classmethod
+    def of(
+        cls, parts: Iterable[tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]]
+    ) -> "JointMoments":
+        """Read the rows once.
+
+        Args:
+            parts: (x (rows, width), z (rows, values)) pieces of the data; with a third tensor of
+                group indices (rows,), from 0, covariances are those *within* the groups: each row's
+                distance from the mean of its group counts, so that what tells the groups apart is
+                not seen.
+
+        Raises:
+            InputError: if there are fewer than two rows, a value is not finite, or shapes differ.
+        """
+        sums: _Sums | None = None
+        for x, z, *groups in parts:
+            if x.ndim != 2 or z.ndim != 2 or len(x) != len(z) or not x.shape[1] * z.shape[1]:
+                raise InputError(
+                    f"activations {tuple(x.shape)} and values {tuple(z.shape)} do not fit: "
+                    "expected (rows, width) and (rows, values)"
+                )
+            if not len(x):
+                continue
+            sums = sums or _Sums(x[0].double(), z[0].double())
+            sums.add(x.double(), z.double(), groups[0].long() if groups else None)
+        if sums is None or sums.n_rows < 2:
+            raise InputError(
+                f"{0 if sums is None else sums.n_rows} rows are too few for a covariance; record "
+                "more images"
+            )
+        return sums.moments()
+
+    @classmethod
+    def of_blocks(
+        cls, parts: Iterable[tuple[Tensor, Tensor, Tensor]], n_blocks: int
+    ) -> "list[JointMoments]":
+        """Return the moments of disjoint blocks of rows, which `merged` puts together again.
+
+        Args:
+            parts: (x, z, block of each row (rows,)) pieces.
+            n_blocks: how many.
+
+        Raises:
+            InputError: as for `of`, for any block.
+        """
+        sums: list[_Sums | None] = [None] * n_blocks
+        for x, z, blocks in parts:
+            for block in torch.unique(blocks).tolist():
+                mine = blocks == block
+                rows, values = x[mine].double(), z[mine].double()
+                so_far = sums[block] or _Sums(rows[0], values[0])
+                so_far.add(rows, values, None)
+                sums[block] = so_far
+        if any(one is None or one.n_rows < 2 for one in sums):
+            raise InputError(
+                f"{[0 if one is None else one.n_rows for one in sums]} rows in the blocks are too "
+                "few for covariances; record more images"
+            )
+        return [one.moments() for one in sums if one is not None]
+
+    @classmethod
+    def merged(cls, parts: "Sequence[JointMoments]") -> "JointMoments":
+        """Return the moments of all rows of several, none of them taken within groups.
+
+        Raises:
+            InputError: if there is none.
+        """
+        if not parts:
+            raise InputError("there are no moments to merge")
+        n = sum(part.n_rows for part in parts)
+        shares = [part.n_rows / n for part in parts]
+        # What the parts' means differ by lies between them, and is added to what lies within.
+        x_mean = torch.stack([s * part.x_mean for s, part in zip(shares, parts, strict=True)]).sum(
+            0
+        )
+        z_mean = torch.stack([s * part.z_mean for s, part in zip(shares, parts, strict=True)]).sum(
+            0
+        )
+        xx, xz = torch.zeros_like(parts[0].xx), torch.zeros_like(parts[0].xz)
+        zz = torch.zeros_like(parts[0].zz)
+        for share, part in zip(shares, parts, strict=True):
+            dx, dz = part.x_mean - x_mean, part.z_mean - z_mean
+            xx += share * (part.xx + torch.outer(dx, dx))
+            xz += share * (part.xz + torch.outer(dx, dz))
+            zz += share * (part.zz + torch.outer(dz, dz))
+        return cls(n, x_mean, z_mean, xx, xz, zz)
+
+    def columns(self, kept: slice) -> "JointMoments":
+        """Return the moments with some of the values z only."""
+        return replace(
+            self, z_mean=self.z_mean[kept], xz=self.xz[:, kept], zz=self.zz[kept, kept]
+        )  # fmt: skip
+
+    def covariance(self, shrinkage: float | None) -> Float64[Tensor, "width width"]:
+        r"""Return $(1-\gamma)\,\Sigma + \gamma\,\frac{tr\,\Sigma}{D} I$.
+
+        Args:
+            shrinkage: $\gamma$ in [0, 1]; None estimates it (`oas_shrinkage`).
+
+        Raises:
+            InputError: if it is out of range.
+        """
+        amount = oas_shrinkage(self.xx, self.n_rows) if shrinkage is None else float(shrinkage)
+        if not 0 <= amount <= 1:
+            raise InputError(f"shrinkage {shrinkage} is not from 0 to 1; None estimates it")
+        width = len(self.xx)
+        ridge = amount * self.xx.diagonal().sum() / width
+        return (1 - amount) * self.xx + ridge * torch.eye(width, dtype=torch.float64)
+
+
+def oas_shrinkage(covariance: Float64[Tensor, "width width"], n_rows: int) -> float:
+    """Return how far to shrink a covariance towards the identity's multiple of equal trace.
+
+    The oracle approximating shrinkage of Chen, Wiesel, Eldar & Hero, "Shrinkage algorithms for MMSE
+    covariance estimation" (2010), eq. 23 without its terms in 2 / width, as scikit-learn's OAS has
+    it. With fewer rows than features the sample covariance has directions of no variance at all,
+    along which an inverse would do anything.
+
+    Args:
+        covariance: divided by the number of rows.
+        n_rows: how many.
+    """
+    squares = float(covariance.square().sum())  # tr Σ², as Σ is symmetric
+    trace = float(covariance.diagonal().sum()) ** 2
+    excess = (n_rows + 1) * (squares - trace / len(covariance))
+    return 1.0 if excess <= 0 else min(1.0, (squares + trace) / excess)
+
+
+class _Sums:
+    """Sums over rows, of the distances from the first row: a mean far from zero costs no digits."""
+
+    def __init__(self, x: Tensor, z: Tensor) -> None:
+        self.n_rows = 0
+        self._x0, self._z0 = x, z
+        width, values = len(x), len(z)
+        self._xx = x.new_zeros(width, width)
+        self._xz = x.new_zeros(width, values)
+        self._zz = x.new_zeros(values, values)
+        self._counts = torch.zeros(0, dtype=torch.float64)
+        self._x = x.new_zeros(0, width)
+        self._z = x.new_zeros(0, values)
+
+    def add(self, x: Tensor, z: Tensor, groups: Tensor | None) -> None:
+        if not bool(x.isfinite().all()) or not bool(z.isfinite().all()):
+            raise InputError("activations or values hold NaN or infinite entries; record again")
+        if x.shape[1] != len(self._x0) or z.shape[1] != len(self._z0):
+            raise InputError("activations or values change their width between batches")
+        x, z = x - self._x0, z - self._z0
+        groups = torch.zeros(len(x), dtype=torch.int64) if groups is None else groups
+        more = int(groups.max()) + 1 - len(self._counts)
+        if more > 0:
+            self._counts = torch.cat([self._counts, self._counts.new_zeros(more)])
+            self._x = torch.cat([self._x, self._x.new_zeros(more, x.shape[1])])
+            self._z = torch.cat([self._z, self._z.new_zeros(more, z.shape[1])])
+        self.n_rows += len(x)
+        self._counts.index_add_(0, groups, torch.ones(len(x), dtype=torch.float64))
+        self._x.index_add_(0, groups, x)
+        self._z.index_add_(0, groups, z)
+        self._xx += x.T @ x
+        self._xz += x.T @ z
+        self._zz += z.T @ z
+
+    def moments(self) -> JointMoments:
+        n = self.n_rows
+        # Σ over groups of n_g (mean of the group)²: what lies between the groups, taken out.
+        x, z = (sums / self._counts.clamp(min=1).sqrt()[:, None] for sums in (self._x, self._z))
+        return JointMoments(
+            n,
+            self._x0 + self._x.sum(0) / n,
+            self._z0 + self._z.sum(0) / n,
+            (self._xx - x.T @ x) / n,
+            (self._xz - x.T @ z) / n,
+            (self._zz - z.T @ z) / n,
+        )

@@ -1,0 +1,131 @@
+"""Erasing a concept from trained networks: for good, exactly, and no more than was asked."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+import torch
+
+from salve_plugin import (
+    Dictionary,
+    HookedModel,
+    SalveError,
+    attach,
+    direction_concept,
+    erase,
+    find_concept,
+    record,
+)
+from salve_plugin.control.erasing import Eraser
+from salve_plugin.demo import digits
+
+
+@pytest.fixture(scope="module")
+def patched(
+    digits_test: digits.Split, digits_hooked: HookedModel, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """Digits with and without a bright bar at their upper edge, recorded at two sites."""
+    plain, labels = digits_test.images[:180], digits_test.labels[:180]
+    marked = plain.clone()
+    marked[:, :, :3] = marked.max()
+    folder: Path = tmp_path_factory.mktemp("patched")
+    hidden = next(
+        site.name for site in [*digits_hooked.sites.values()][-2::-1]
+        if site.writers or site.readers
+    )  # fmt: skip
+    recorded = {}
+    for site in ("unembed.hook_in", hidden):
+        for kind, images in (("with", marked), ("without", plain)):
+            loader = list(zip(torch.split(images, 60), torch.split(labels, 60), strict=True))
+            path = folder / f"{site}-{kind}"
+            recorded[site, kind] = record(
+                digits_hooked, loader, site=site, folder=path, progress=False
+            )
+    concept = find_concept(
+        recorded["unembed.hook_in", "with"], without=recorded["unembed.hook_in", "without"],
+        name="bar",
+    )  # fmt: skip
+    return SimpleNamespace(
+        hooked=digits_hooked, plain=plain, marked=marked, recorded=recorded, hidden=hidden,
+        concept=concept,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("eraser", ["leace", "mean_ablation"])
+def test_the_edited_head_no_longer_tells_marked_from_plain(
+    patched: SimpleNamespace, eraser: Eraser
+) -> None:
+    assert patched.concept.evidence.is_real
+    edit = erase(patched.hooked, patched.concept, eraser)
+    model = patched.hooked.model
+    with torch.no_grad():
+        before = (model(patched.marked) - model(patched.plain)).mean(0).norm()
+        with edit.applied(model):
+            after = (model(patched.marked) - model(patched.plain)).mean(0).norm()
+    assert float(after) < 0.1 * float(before)
+    assert "bar" in edit.provenance.note
+
+
+def test_named_rows_change_and_others_keep_every_bit(patched: SimpleNamespace) -> None:
+    edit = erase(patched.hooked, patched.concept, rows=[2, 7])
+    model = patched.hooked.model
+    pristine = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        before = model(patched.plain)
+        with edit.applied(model):
+            after = model(patched.plain)
+    moved = (before != after).any(0)
+    assert moved.nonzero()[:, 0].tolist() == [2, 7]
+    assert all(tensor.equal(pristine[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_hidden_site_is_erased_and_measured(patched: SimpleNamespace) -> None:
+    with_ = patched.recorded[patched.hidden, "with"]
+    concept = find_concept(with_, without=patched.recorded[patched.hidden, "without"])
+    # Through the origin: padded positions of the ResNet's kernels see no offset.
+    edit = erase(patched.hooked, concept, "directional_ablation")
+    assert edit.exactness is not None
+    assert edit.exactness.difference <= 1e-5
+    assert edit.exactness.effect > 0
+
+
+def test_a_scale_in_between_does_part_of_it(patched: SimpleNamespace) -> None:
+    model = patched.hooked.model
+    logits = {}
+    with torch.no_grad():
+        for scale in (1.0, 0.5, 0.0):
+            with erase(patched.hooked, patched.concept, scale=scale).applied(model):
+                logits[scale] = model(patched.plain).double()
+    half = (logits[1.0] + logits[0.0]) / 2
+    torch.testing.assert_close(logits[0.5], half, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("eraser", get_args(Eraser))
+def test_every_eraser_makes_an_edit_of_a_sparse_probe(
+    patched: SimpleNamespace, make_dictionary: Callable[..., Dictionary], eraser: Eraser
+) -> None:
+    with_ = patched.recorded["unembed.hook_in", "with"]
+    dictionary = make_dictionary(with_.site, 32)
+    concept = find_concept(
+        with_, without=patched.recorded["unembed.hook_in", "without"], dictionary=dictionary,
+        n_latents=4,
+    )  # fmt: skip
+    edit = erase(patched.hooked, concept, eraser)
+    with torch.no_grad(), edit.applied(patched.hooked.model):
+        assert bool(patched.hooked.model(patched.plain).isfinite().all())
+
+
+def test_what_an_eraser_needs_is_named(patched: SimpleNamespace) -> None:
+    with_ = patched.recorded["unembed.hook_in", "with"]
+    direction = direction_concept(with_, torch.ones(with_.width))
+    with pytest.raises(SalveError, match="dictionary="):
+        erase(patched.hooked, direction, "fold")
+    another = digits.load(
+        "resnet", Path(__file__).parents[1] / "fixtures/digits_resnet.safetensors"
+    )
+    with torch.no_grad():
+        next(another.parameters()).mul_(1.5)
+    with pytest.raises(SalveError):
+        erase(attach(another), direction)
