@@ -101,19 +101,19 @@ def coar(
         raise InputError(f"top {top} is to be from 1 to below the {components} components")
     of_target = _of_target(target, labels, head, data)
     with evaluating(hooked.model):
-        found = attribute(margins, components, masks=masks, keep=keep, ridge=ridge, seed=seed)
-    scores = separation(found.effects, of_target)
+        attribution = attribute(margins, components, masks=masks, keep=keep, ridge=ridge, seed=seed)
+    scores = separation(attribution.effects, of_target)
     order = scores.argsort(descending=effect == "lower", stable=True)
     chosen = order[:top].tolist()
     note = (
         f"written by COAR-Edit: {top} of {components} components of '{own.path}' zeroed to "
-        f"{effect} {int(of_target.sum())} images' margins; fidelity {found.fidelity:.3f}"
+        f"{effect} {int(of_target.sum())} images' margins; fidelity {attribution.fidelity:.3f}"
     )
     if layer is None:
         edit = zeroed_inputs(own, sorted(chosen), note)
     else:
         edit = zeroed_outputs(own, sorted(chosen), note, bias=True)
-    return ComponentEdit(edit, tuple(chosen), scores, found.fidelity)
+    return ComponentEdit(edit, tuple(chosen), scores, attribution.fidelity)
 
 
 def _head_margins(head: Layer, x: Tensor, labels: Tensor) -> Margins:
@@ -161,7 +161,8 @@ def _layer_of(hooked: HookedModel, path: str) -> Layer:
 def _images(data: Recorded, classes: int) -> tuple[Tensor, Tensor]:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(p, Tensor) for p in data):
         images, labels = data
-        if images.ndim == 4 and len(images) and labels.shape == images.shape[:1]:
+        fits = images.ndim == 4 and len(images) and labels.shape == images.shape[:1]
+        if fits and not labels.is_floating_point():
             check_labels(labels, classes)
             return images, labels.cpu().long()
     raise InputError(

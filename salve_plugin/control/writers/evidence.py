@@ -165,21 +165,15 @@ def _check_recording(layer: Layer, acts: Activations, on_base_mismatch: OnBaseMi
 
 def _pair(acts: object) -> tuple[Tensor, Tensor]:
     """Return inputs and labels that were given as two tensors."""
-    pair = acts if isinstance(acts, tuple) and len(acts) == 2 else (None, None)
-    x, labels = pair
-    usable = (
-        isinstance(x, Tensor)
-        and isinstance(labels, Tensor)
-        and x.ndim == 2
-        and labels.shape == x.shape[:1]
-        and x.is_floating_point()
-        and not labels.is_floating_point()
+    shapes: object = type(acts).__name__
+    if isinstance(acts, tuple) and len(acts) == 2 and all(isinstance(p, Tensor) for p in acts):
+        x, labels = acts
+        fits = x.ndim == 2 and len(x) and labels.shape == x.shape[:1]
+        kinds = x.is_floating_point() and not labels.is_floating_point()
+        if fits and kinds and bool(x.isfinite().all()):
+            return x.detach().cpu(), labels.detach().cpu()
+        shapes = [list(x.shape), list(labels.shape)]
+    raise InputError(
+        f"acts {shapes} are to be a recording, or finite inputs (images, width) and integer labels "
+        "(images,), of at least one image"
     )
-    if not usable or not len(x) or not bool(x.isfinite().all()):  # type: ignore[union-attr, arg-type] # usable says so
-        shapes = [list(part.shape) if isinstance(part, Tensor) else part for part in pair]
-        raise InputError(
-            f"acts {shapes if isinstance(acts, tuple) else type(acts).__name__!r} are to be a "
-            "recording, or finite inputs (images, width) and integer labels (images,), of at least "
-            "one image"
-        )
-    return x.detach().cpu(), labels.detach().cpu()  # type: ignore[union-attr] # as above

@@ -51,6 +51,9 @@ def mask(
     In a head without bias a constant is read off the features: g is the least-squares solution of
     $g^Tx = 1$ on every other image, and $w_y' = w_y - t g$ with t large enough for every image.
 
+    The logits are those of the classifier without edits on it: an edit that raises the class's
+    logit beyond the reserve can undo a mask beside it.
+
     Args:
         hooked: the attached model.
         label: the class, by index or by the recording's name, or several.
@@ -82,10 +85,11 @@ def mask(
         left = layer.weight.new_zeros(len(classes), 0)
         return layer.updated(LowRankUpdate(left, nothing, -lowering), note, classes)
     constant = _constant(layer, x)
-    reading = x @ constant
-    factor = ((leads + reserve + CLEARANCE).clamp(min=CLEARANCE) / reading[:, None]).amax(0)
+    # Where the least constant is read, the logit is lowered by just as much as a bias would.
+    factor = lowering / (x @ constant).min()
     update = LowRankUpdate(-factor[:, None], constant[:, None])
-    return layer.updated(update, note + "; by a constant read off the features", classes)
+    note += "; lowered by that or more, by a constant read off the features"
+    return layer.updated(update, note, classes)
 
 
 def _leads(

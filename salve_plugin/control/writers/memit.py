@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.folds import fold_of
 from salve_plugin.control.writers.associations import check_new, vectors, written_update
 from salve_plugin.control.writers.evidence import RIDGE, second_moment
 from salve_plugin.control.writers.layer import Layer, layer_at
@@ -86,10 +87,11 @@ def memit(
         if wanted is None:
             wanted = vectors(values, "values", current.shape[1], count=len(own_keys))
             check_new(layers[-1], wanted - current)
+        # What earlier layers failed to bring about is asked of the later ones.
+        residuals = (wanted - current) / (len(layers) - number)
         update = written_update(
             own_keys,
-            # What earlier layers failed to bring about is asked of the later ones.
-            (wanted - current) / (len(layers) - number),
+            residuals if at is None else residuals / _scale_behind(layer),
             second_moment(layer, moment, on_base_mismatch),
             preservation=preservation,
             ridge=ridge,
@@ -99,6 +101,14 @@ def memit(
     note = f"written by MEMIT: {len(own_keys)} keys in {len(layers)} layers, preservation "
     note += f"{preservation:g}, ridge {ridge:g}"
     return tuple(layer.updated(update, note) for layer, update in zip(layers, updates, strict=True))
+
+
+def _scale_behind(layer: Layer) -> Tensor:
+    """Return by what a LayerScale multiplies a layer's outputs on their way to the residual sum."""
+    for site in layer.hooked.sites.values():
+        if layer.path in site.writers and site.affine:
+            return fold_of(layer.hooked.model, site.affine, None, site.width).scale
+    return torch.ones(1, dtype=torch.float64)
 
 
 class _Reader:

@@ -81,7 +81,7 @@ def rome_value(
             f"'{target.path}' gives zero for this key, so that no change has a size relative to "
             "it; give rome a value of your own"
         )
-    with evaluating(hooked.model):
+    with evaluating(hooked.model), torch.enable_grad():
         change = _change(
             target, direction / (direction @ keys[0]), value, batches, label, steps, rate
         )

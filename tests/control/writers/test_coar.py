@@ -21,12 +21,12 @@ from salve_plugin.errors import InputError
 @given(st.integers(0, 2**20), st.integers(2, 20))
 def test_effects_of_a_linear_network_are_its_contributions(seed: int, components: int) -> None:
     parts, constant = draw(seed, components, 7), draw(seed + 1, 7)
-    found = attribute(
+    attribution = attribute(
         lambda mask: mask.double() @ parts + constant, components, masks=400, keep=0.7, ridge=0.0,
         seed=seed,
     )  # fmt: skip
-    torch.testing.assert_close(found.effects, parts, rtol=1e-8, atol=1e-8)
-    assert found.fidelity == pytest.approx(1, abs=1e-9)
+    torch.testing.assert_close(attribution.effects, parts, rtol=1e-8, atol=1e-8)
+    assert attribution.fidelity == pytest.approx(1, abs=1e-9)
 
 
 def test_one_factorization_is_ridge_regression_for_each_image() -> None:
@@ -36,7 +36,7 @@ def test_one_factorization_is_ridge_regression_for_each_image() -> None:
         left = mask.double()
         return left @ parts + (left @ bent).square()
 
-    found = attribute(margins, 9, masks=200, keep=0.8, ridge=0.1, seed=3)
+    attribution = attribute(margins, 9, masks=200, keep=0.8, ridge=0.1, seed=3)
     drawn = torch.rand(200, 9, generator=torch.Generator().manual_seed(3)) < 0.8
     design, response = drawn[20:].double(), torch.stack([margins(mask) for mask in drawn[20:]])
     # Brute force: the ridge as rows of data, and the free intercept as a column.
@@ -45,8 +45,8 @@ def test_one_factorization_is_ridge_regression_for_each_image() -> None:
     ones = torch.cat([torch.ones(180), torch.zeros(9)]).double()[:, None]
     full = torch.cat([response, torch.zeros(9, 4).double()])
     expected = torch.linalg.lstsq(torch.cat([rows, ones], 1), full).solution[:9]
-    torch.testing.assert_close(found.effects, expected)
-    assert 0.5 < found.fidelity < 1
+    torch.testing.assert_close(attribution.effects, expected)
+    assert 0.5 < attribution.fidelity < 1
 
 
 def test_margins_and_separation_by_hand() -> None:
@@ -91,12 +91,14 @@ def test_the_planted_component_comes_first(planted: tuple[HookedModel, torch.Ten
 def test_it_lowers_the_margins_of_a_class_more_than_others(
     digits_hooked: HookedModel, digits_acts: Activations
 ) -> None:
-    found = coar(digits_hooked, digits_acts, "3", top=20, masks=600)
-    assert found.fidelity > 0.9
+    attribution = coar(digits_hooked, digits_acts, "3", top=20, masks=600)
+    assert attribution.fidelity > 0.9
     x, labels = digits_acts.tensor().double(), digits_acts.labels()
     path = next(iter(digits_hooked.heads))
-    weight = found.edit.edited(digits_hooked.model).get_submodule(path).get_parameter("weight")
-    assert not bool(weight[:, list(found.components)].any())
+    weight = (
+        attribution.edit.edited(digits_hooked.model).get_submodule(path).get_parameter("weight")
+    )
+    assert not bool(weight[:, list(attribution.components)].any())
     before, bias = (part.double() for part in digits_hooked.unembed())
     change = margins_of(x @ weight.detach().double().T + bias, labels)
     change = change - margins_of(x @ before.T + bias, labels)
@@ -109,15 +111,15 @@ def test_filters_within_the_network(digits_test: digits.Split) -> None:
     keep = torch.isin(digits_test.labels, torch.tensor([3, 8]))
     images, labels = digits_test.images[keep][:16], digits_test.labels[keep][:16]
     layer = "layer4.0.downsample.0"
-    found = coar(hooked, (images, labels), 3, top=8, layer=layer, masks=60)
-    assert found.scores.shape == (128,)
-    assert isinstance(found.edit.operator, LowRankUpdate)
-    assert found.edit.rows == tuple(sorted(found.components))
-    weight = found.edit.edited(hooked.model).get_submodule(layer).get_parameter("weight")
-    assert not bool(weight[list(found.components)].any())
+    attribution = coar(hooked, (images, labels), 3, top=8, layer=layer, masks=60)
+    assert attribution.scores.shape == (128,)
+    assert isinstance(attribution.edit.operator, LowRankUpdate)
+    assert attribution.edit.rows == tuple(sorted(attribution.components))
+    weight = attribution.edit.edited(hooked.model).get_submodule(layer).get_parameter("weight")
+    assert not bool(weight[list(attribution.components)].any())
     with torch.no_grad():
         before = margins_of(hooked(images), labels)
-        with found.edit.applied(hooked):
+        with attribution.edit.applied(hooked):
             change = margins_of(hooked(images), labels) - before
     assert float(change[labels == 3].mean()) < float(change[labels == 8].mean())
 

@@ -116,6 +116,31 @@ def test_every_layer_makes_its_part(
     assert missing[2] < 1e-4
 
 
+def test_a_layer_scale_on_the_way_is_made_up_for(digits_test: digits.Split) -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VisionTransformer(
+            img_size=32, patch_size=8, in_chans=1, num_classes=10, embed_dim=16, depth=2,
+            num_heads=2, init_values=0.01,
+        ).eval()  # fmt: skip
+    hooked, images = attach(model), digits_test.images[:30]
+    assert any(site.affine for site in hooked.sites.values())
+    sites, at = ["blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post"], "blocks.1.hook_resid_post"
+    moments = [torch.eye(64).double()] * 2
+    with torch.no_grad(), reading(model, [hooked.sites[at]]) as activations:
+        model(images)
+    before = hooked.sites[at].rows(activations[at]).double().mean(0)
+    values = (before + draw(0, 16) / 10)[None]
+    for edit in memit(hooked, sites, [images], values, moments, at=at, preservation=1e-9):
+        edit.apply_(hooked)
+    with torch.no_grad(), reading(model, [hooked.sites[at]]) as activations:
+        model(images)
+    after = hooked.sites[at].rows(activations[at]).double().mean(0)
+    assert float((values[0] - after).norm()) < 1e-3 * float((values[0] - before).norm())
+
+
 def test_bad_input_is_named(
     vit: HookedModel, moments: list[Tensor], digits_test: digits.Split, untyped: None
 ) -> None:

@@ -1,6 +1,7 @@
 """The refitted head against another solver, and what its pull and its weights mean."""
 
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -107,6 +108,15 @@ def test_a_real_head_comes_back_from_a_broken_one(
         after = evaluate(digits_hooked, digits_test.batches())
     assert float(after.accuracy[3]) < float(before.accuracy[3])
     assert float(after.accuracy[[0, 1, 2, 4, 5, 6, 7, 8, 9]].min()) > 0.9
+
+
+def test_an_optimum_that_was_not_reached_is_told(
+    tiny: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("salve_plugin.control.writers.refit_head")
+    monkeypatch.setattr(module, "STEPS", 1)
+    with pytest.warns(UserWarning, match="after 1 steps a gradient"):
+        refit_head(tiny, (draw(0, 40, 6), torch.arange(40) % 4))
 
 
 @pytest.mark.parametrize(
