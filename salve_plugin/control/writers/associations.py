@@ -48,11 +48,13 @@ def written_update(
     if not float(overlaps.diagonal().min()) > 0:
         raise InputError("a key is zero, which no weight maps to anything else; give another key")
     system = overlaps / scale + preservation * torch.eye(len(keys)).double()
+    # Dependent keys leave rounding for a pivot: the solution would be huge instead of missing.
     if not float(torch.linalg.cond(system)) <= 1e12:
         raise InputError(
             f"the {len(keys)} keys are linearly dependent, so that they cannot all have values of "
             "their own; leave out one of those that are alike, or raise preservation"
         )
+    # The change of each key's output is shared out among all keys, since they overlap.
     left = torch.linalg.solve(system, residuals / scale).T
     return LowRankUpdate(left, whitened)
 

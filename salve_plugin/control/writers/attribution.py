@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from salve_plugin.control.writers.evidence import solved
 from salve_plugin.errors import InputError
 
 HELD_OUT = 0.1
@@ -44,34 +45,27 @@ def attribute(
         components: how many there are.
         masks: how many are drawn; a tenth is held out.
         keep: the probability with which a component is left.
-        ridge: of the regression, in units of a component's variance times the number of masks.
+        ridge: of the regression, in units of the mean variance of a mask's entries.
         seed: of the masks.
 
     Raises:
-        InputError: if a number is out of range.
+        InputError: if a number is out of range, or the ridge too small for so few masks.
     """
-    if not (0 < keep < 1 and 0 <= ridge < 1e6):
-        raise InputError(f"keep {keep} is to be between 0 and 1, and ridge {ridge} from 0")
+    if not 0 < keep < 1:
+        raise InputError(f"keep {keep} is to be between 0 and 1, e.g. 0.95")
     if masks < 20:
         raise InputError(f"{masks} masks are too few to regress and to judge; give hundreds")
     random = torch.Generator().manual_seed(seed)
     drawn = torch.rand(masks, components, generator=random) < keep
     outputs = torch.stack([margins(mask) for mask in drawn])
+    # Masks are independent, so that the first tenth is as good a sample as any.
     held_out = max(2, round(HELD_OUT * masks))
     design, response = drawn[held_out:].double(), outputs[held_out:]
     centre, level = design.mean(0), response.mean(0)
+    # Centred, the regression has its intercept without a penalty on it.
     design, response = design - centre, response - level
-    # The ridge bears on the problem's own scale, so that one default serves any number of masks.
-    gram = design.T @ design
-    gram += ridge * keep * (1 - keep) * len(design) * torch.eye(components).double()
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if int(failed):
-        raise InputError(
-            f"{len(design)} masks do not tell {components} components apart; give more masks, or "
-            "a ridge above 0"
-        )
     # One factorization serves all images: they differ in the right side only.
-    effects = torch.cholesky_solve(design.T @ response, factor)
+    effects = solved(design.T @ design, design.T @ response, ridge, counted="masks than components")
     predicted = (drawn[:held_out].double() - centre) @ effects + level
     return Attribution(effects, _correlation(predicted, outputs[:held_out]))
 
@@ -80,6 +74,7 @@ def _correlation(one: Tensor, other: Tensor) -> float:
     """Return the mean over columns of the correlation of two matrices' columns."""
     one, other = one - one.mean(0), other - other.mean(0)
     lengths = one.norm(dim=0) * other.norm(dim=0)
+    # An image that no ablation touches has no correlation; its rounding must not count as one.
     varies = lengths > 1e-12 * float(lengths.max())
     return float(((one * other).sum(0)[varies] / lengths[varies]).mean())
 
@@ -113,4 +108,5 @@ def separation(
     variances = [kind.var(1, correction=0) / kind.shape[1] for kind in kinds]
     difference = kinds[0].mean(1) - kinds[1].mean(1)
     error = (variances[0] + variances[1]).sqrt()
+    # A dead component has 0 / 0; it must neither come first nor spoil the order as NaN.
     return torch.where(difference == 0, 0.0, difference / error.clamp(min=1e-300))

@@ -88,7 +88,7 @@ def coar(
     """
     if effect not in ("lower", "raise"):
         raise InputError(f"effect {effect!r} is unknown; choose 'lower' or 'raise'")
-    head = head_of(hooked)
+    head = head_of(hooked)  # margins are differences of its outputs, whatever is ablated
     if layer is None:
         own = head
         x, labels = head_inputs(head, data, on_base_mismatch)
@@ -103,6 +103,7 @@ def coar(
     with evaluating(hooked.model):
         attribution = attribute(margins, components, masks=masks, keep=keep, ridge=ridge, seed=seed)
     scores = separation(attribution.effects, of_target)
+    # Stable, so that equal scores give the same edit everywhere.
     order = scores.argsort(descending=effect == "lower", stable=True)
     chosen = order[:top].tolist()
     note = (
@@ -139,6 +140,7 @@ def _network_margins(layer: Layer, images: Tensor, labels: Tensor) -> Margins:
 
     @torch.no_grad()
     def margins(mask: Tensor) -> Tensor:
+        # The network with other parameters, not with changed ones: nothing is to be put back.
         left = mask.to(device)
         ablated = {
             path: value * left.view(-1, *[1] * (value.ndim - 1)).to(value)

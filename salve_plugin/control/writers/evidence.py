@@ -113,6 +113,7 @@ def second_moment(
                 f"'{layer.path}' reads {inputs} inputs, features times kernel positions, and the "
                 f"recording has {given.width} features; give the second moment as a matrix"
             )
+        # In pieces: a recording of positions is far longer than one of images.
         total = torch.zeros(inputs, inputs, dtype=torch.float64)
         for batch in given.batches(_BATCH):
             rows = batch.x.double()
@@ -126,15 +127,26 @@ def second_moment(
             f"'{layer.path}', or a recording of '{layer.site.name}'"
         )
     moment = given.detach().to("cpu", torch.float64)
+    # Cholesky reads one triangle only: it would silently take another matrix for this one.
     if not torch.allclose(moment, moment.T, rtol=1e-5, atol=1e-8 * float(moment.abs().max())):
         raise InputError("the second moment is not symmetric; expected the mean of k kᵀ")
     return moment
 
 
 def solved(
-    moment: Float64[Tensor, "inputs inputs"], right: Float64[Tensor, "inputs keys"], ridge: float
+    moment: Float64[Tensor, "inputs inputs"],
+    right: Float64[Tensor, "inputs keys"],
+    ridge: float,
+    *,
+    counted: str = "samples than inputs",
 ) -> Float64[Tensor, "inputs keys"]:
     r"""Return $(C + \eta I)^{-1} B$ with $\eta$ = ridge times the mean second moment, tr C / D.
+
+    Args:
+        moment: C, positive semidefinite.
+        right: B.
+        ridge: relative, so that one value serves any scale and any number of samples.
+        counted: what an inverse needs more of than of what else, for the message.
 
     Raises:
         InputError: if the ridge is negative, or the matrix has no inverse.
@@ -147,8 +159,8 @@ def solved(
     diagonal = factor.diagonal()
     if int(failed) or float(diagonal.min()) <= 1e-7 * float(diagonal.max()):
         raise InputError(
-            f"the second moment of {len(moment)} inputs cannot be inverted with ridge {ridge:g}: "
-            f"give more samples than inputs, or a ridge such as {RIDGE}"
+            f"second moments, {len(moment)} x {len(moment)}, cannot be inverted with ridge "
+            f"{ridge:g}: give more {counted}, or a ridge such as {RIDGE}"
         )
     return torch.cholesky_solve(right, factor)
 

@@ -56,6 +56,7 @@ class Layer:
         rows: Sequence[int] | None = None,
     ) -> Edit:
         """Return the edit that updates this layer, `note` saying what wrote it."""
+        # A base names what its edit touches, and the bias is touched only where it moves.
         touched = self._paths if update.moves_origin else self._paths[:1]
         base = replace(self.base, tensors={path: self.base.tensors[path] for path in touched})
         return edit_at(
@@ -98,7 +99,7 @@ def layer_at(hooked: HookedModel, site: str, layer: str | None = None) -> Layer:
     path = own.readers[0] if layer is None else layer
     if path not in own.readers:
         raise InputError(f"layer {path!r} does not read site '{site}'; {list(own.readers)} do")
-    with locked(hooked) as model:
+    with locked(hooked) as model:  # an edit that is applied meanwhile must not be seen by half
         module = model.get_submodule(path)
         view_of(path, module)  # refuses what no edit can change
         names = [f"{path}.weight"]

@@ -87,7 +87,8 @@ def memit(
         if wanted is None:
             wanted = vectors(values, "values", current.shape[1], count=len(own_keys))
             check_new(layers[-1], wanted - current)
-        # What earlier layers failed to bring about is asked of the later ones.
+        # Missing is measured anew, since later layers react to what earlier ones have written: what
+        # those failed to bring about is asked of the rest.
         residuals = (wanted - current) / (len(layers) - number)
         update = written_update(
             own_keys,
@@ -96,6 +97,7 @@ def memit(
             preservation=preservation,
             ridge=ridge,
         )
+        # Later keys are what the network with this update gives.
         reader.write(layer, update.left @ update.right.T)
         updates.append(update)
     note = f"written by MEMIT: {len(own_keys)} keys in {len(layers)} layers, preservation "

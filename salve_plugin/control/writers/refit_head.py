@@ -89,6 +89,7 @@ def _fitted(
     if has_bias:
         inputs = torch.cat([inputs, inputs.new_ones(len(x), 1)], 1)
     shape = (base.shape[1], inputs.shape[1])
+    # Unknown is the change, not the weight: the pull is towards zero, and zero is the start.
     targets = functional.one_hot(labels, shape[0]).double()
 
     def loss(flat: Any) -> tuple[float, Any]:

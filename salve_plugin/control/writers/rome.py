@@ -106,6 +106,7 @@ def class_association(
     (index,) = classes
     key = x[labels == index].mean(0)
     value = layer.output(key[None])[0]
+    # The other logits are taken from the layer itself, so that nothing is written for them.
     others = torch.cat([value[:index], value[index + 1 :]])
     value[index] = others.mean() if logit is None else logit
     if not bool(value.isfinite().all()):

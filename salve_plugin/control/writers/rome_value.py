@@ -96,6 +96,7 @@ def _change(
     weight = model.get_submodule(target.path).get_parameter("weight").detach()
     batches = [batch.to(weight.device) for batch in batches]
     read, length = read.to(weight.device), value.norm()
+    # In the network as it is, other edits included; the change is added to what they make of it.
     with torch.no_grad():
         before = [model(batch).log_softmax(1) for batch in batches]
     if not 0 <= whole(label, "label") < before[0].shape[1]:
@@ -114,6 +115,7 @@ def _change(
                 now, base, log_target=True, reduction="batchmean"
             )
         lost = float(loss.detach())
+        # A rate that is too high overshoots: the last step need not be the best.
         if lost < least:
             least, best = lost, delta.detach().clone()
         if lost < STOP:

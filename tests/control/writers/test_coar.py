@@ -40,7 +40,7 @@ def test_one_factorization_is_ridge_regression_for_each_image() -> None:
     drawn = torch.rand(200, 9, generator=torch.Generator().manual_seed(3)) < 0.8
     design, response = drawn[20:].double(), torch.stack([margins(mask) for mask in drawn[20:]])
     # Brute force: the ridge as rows of data, and the free intercept as a column.
-    amount = math.sqrt(0.1 * 0.8 * 0.2 * 180)
+    amount = math.sqrt(0.1 * 180 * float(design.var(0, correction=0).mean()))
     rows = torch.cat([design, amount * torch.eye(9).double()])
     ones = torch.cat([torch.ones(180), torch.zeros(9)]).double()[:, None]
     full = torch.cat([response, torch.zeros(9, 4).double()])
@@ -135,7 +135,7 @@ def test_bad_input_is_named(tiny: HookedModel, untyped: None) -> None:
         ((acts, 1), {"top": 6}, "top 6"),
         ((acts, 1), {"masks": 5}, "too few"),
         ((acts, 1), {"keep": 1.0}, "keep 1.0"),
-        ((acts, 1), {"masks": 20, "ridge": 0.0, "keep": 0.99}, "more masks, or a ridge"),
+        ((acts, 1), {"masks": 20, "ridge": 0.0, "keep": 0.99}, "more masks than components"),
         ((acts, 1), {"layer": "body"}, "reads no site"),
         ((acts, 1), {"layer": "head"}, "ablated on images"),
     ]
