@@ -40,6 +40,16 @@ if TYPE_CHECKING:
     from salve_plugin.control.select import Choice as Choice
     from salve_plugin.control.select import choose as choose
     from salve_plugin.control.targets import Target as Target
+    from salve_plugin.control.writers.coar import ComponentEdit as ComponentEdit
+    from salve_plugin.control.writers.coar import coar as coar
+    from salve_plugin.control.writers.mask import mask as mask
+    from salve_plugin.control.writers.memit import memit as memit
+    from salve_plugin.control.writers.prune import prune as prune
+    from salve_plugin.control.writers.refit_head import refit_head as refit_head
+    from salve_plugin.control.writers.rome import class_association as class_association
+    from salve_plugin.control.writers.rome import rome as rome
+    from salve_plugin.control.writers.rome_value import rome_value as rome_value
+    from salve_plugin.control.writers.zeroing import zero_row as zero_row
     from salve_plugin.discover.dictionary import Dictionary as Dictionary
     from salve_plugin.discover.features import Features as Features
     from salve_plugin.discover.features import profile as profile
@@ -128,6 +138,16 @@ _HOME = {
     "LowRankMap": "control.operators",
     "LowRankUpdate": "control.operators",
     "joint_map": "control.operators",
+    "mask": "control.writers.mask",
+    "zero_row": "control.writers.zeroing",
+    "rome": "control.writers.rome",
+    "class_association": "control.writers.rome",
+    "rome_value": "control.writers.rome_value",
+    "memit": "control.writers.memit",
+    "coar": "control.writers.coar",
+    "ComponentEdit": "control.writers.coar",
+    "prune": "control.writers.prune",
+    "refit_head": "control.writers.refit_head",
     "Provenance": "control.provenance",
     "Exactness": "control.provenance",
     "Target": "control.targets",
