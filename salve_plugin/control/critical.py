@@ -11,16 +11,13 @@ from torch import Tensor
 
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.flips import flip
 from salve_plugin.control.networks import Networks
+from salve_plugin.control.solving import check_labels, present, solve
 from salve_plugin.control.strength import (
-    check_labels,
     critical_flip_strength,
     critical_strength,
     critical_strength_linear,
-    flip,
-    present,
-    solve,
-    split,
 )  # fmt: skip
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import EditStateError, InputError
@@ -247,15 +244,15 @@ def _of_batch(
     goal = torch.zeros(len(x), dtype=torch.float64)
     if target == "fraction":
         goal = fraction * logits.gather(1, asked[:, None])[:, 0]
-    moving, still = split(weight, edit.rows)
-    values, linear = torch.empty_like(goal), torch.empty_like(goal)
-    for label in present(asked):
-        own = (asked == label).nonzero()[:, 0]
-        height = bias[label] - goal[own] + (x[own].double() * still[label]).sum(1)
-        values[own], linear[own] = solve(
-            moving[label : label + 1], gate.reach, x[own], height, gate.mode, None
-        )
-    return values, linear
+    edited = torch.zeros(len(weight), dtype=torch.bool)
+    edited[slice(None) if edit.rows is None else torch.tensor(edit.rows)] = True
+    # One problem for all labels: the contributions themselves take the place of activations.
+    terms = x.double() * weight[asked]
+    moves = edited[asked, None]
+    height = bias[asked] - goal + (terms * ~moves).sum(1)
+    return solve(
+        terms.new_ones(1, terms.shape[1]), gate.reach, terms * moves, height, gate.mode, None
+    )
 
 
 def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
