@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from salve_plugin.adapter import attach as attach
     from salve_plugin.control.application import forget_ as forget_
     from salve_plugin.control.applied_edits import status as status
+    from salve_plugin.control.crit_search import SearchedCrit as SearchedCrit
+    from salve_plugin.control.crit_search import search_alpha_crit as search_alpha_crit
     from salve_plugin.control.critical import AlphaCrit as AlphaCrit
     from salve_plugin.control.critical import alpha_crit as alpha_crit
+    from salve_plugin.control.critical import alpha_crits as alpha_crits
     from salve_plugin.control.critical import critical_strength as critical_strength
     from salve_plugin.control.edit import Edit as Edit
     from salve_plugin.control.evaluate import Evaluation as Evaluation
@@ -129,6 +132,9 @@ _HOME = {
     "forget_": "control.application",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
+    "alpha_crits": "control.critical",
+    "search_alpha_crit": "control.crit_search",
+    "SearchedCrit": "control.crit_search",
     "critical_strength": "control.critical",
     "Choice": "control.select",
     "choose": "control.select",
