@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from salve_plugin.control.concepts.finding import direction_concept as direction_concept
     from salve_plugin.control.concepts.finding import find_concept as find_concept
     from salve_plugin.control.concepts.finding import latent_concept as latent_concept
+    from salve_plugin.control.crit_search import SearchedCrit as SearchedCrit
+    from salve_plugin.control.crit_search import search_alpha_crit as search_alpha_crit
     from salve_plugin.control.critical import AlphaCrit as AlphaCrit
     from salve_plugin.control.critical import alpha_crit as alpha_crit
+    from salve_plugin.control.critical import alpha_crits as alpha_crits
     from salve_plugin.control.critical import critical_strength as critical_strength
     from salve_plugin.control.edit import Edit as Edit
     from salve_plugin.control.erasing import erase as erase
@@ -169,6 +172,9 @@ _HOME = {
     "erase": "control.erasing",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
+    "alpha_crits": "control.critical",
+    "search_alpha_crit": "control.crit_search",
+    "SearchedCrit": "control.crit_search",
     "critical_strength": "control.critical",
     "Candidate": "control.choosing.candidate",
     "Choice": "control.choosing.candidate",

@@ -169,9 +169,10 @@ def _critical_strengths(config: Config) -> str:
         for entry in critical["classes"]
     ]
     head = ("class", "images", "there already", "never", "10 %", "median", "95 %")
+    symbol = "α" if config["edit"]["operator"]["form"] == "gate" else "amount 1 − λ"
     return (
-        "## Critical strength\n\nThe smallest α at which an image's logit "
-        f"{_target(critical)}, computed exactly; ∞ where no α does.\n\n{table(head, rows)}"
+        f"## Critical strength\n\nThe smallest {symbol} at which an image's logit "
+        f"{_target(critical)}, computed exactly; ∞ where no {symbol} does.\n\n{table(head, rows)}"
     )
 
 
