@@ -130,11 +130,11 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
     with evaluating(network):
         for batch in labelled_batches(loader, None):
             logits = network(batch.images.to(device))
-            _check_logits(logits, len(batch.labels))
+            check_logits(logits, len(batch.labels))
             if confusion is None:
                 confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64)
             check_labels(batch.labels, len(confusion))
-            _count(confusion, batch.labels, logits)
+            count_pairs(confusion, batch.labels, logits)
     assert confusion is not None  # labelled_batches refuses an empty loader
     return Evaluation(confusion)
 
@@ -172,8 +172,8 @@ def evaluate_heads(
         check_labels(labels, len(bias))
         for head, confusion in zip(heads, confusions, strict=True):
             logits = torch.addmm(bias.float(), x.float(), head.T)
-            _check_logits(logits, len(labels))
-            _count(confusion, labels, logits)
+            check_logits(logits, len(labels))
+            count_pairs(confusion, labels, logits)
         seen += len(x)
     if not seen:
         raise InputError("there are no images to evaluate")
@@ -192,12 +192,14 @@ def _rows(acts: Activations | tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, T
         yield batch.x, batch.labels
 
 
-def _count(confusion: Tensor, labels: Tensor, logits: Tensor) -> None:
+def count_pairs(confusion: Tensor, labels: Tensor, logits: Tensor) -> None:
+    """Add images to a confusion by their label and the class of their largest logit."""
     pairs = labels.cpu() * len(confusion) + logits.argmax(1).cpu()
     confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion)
 
 
-def _check_logits(logits: object, images: int) -> None:
+def check_logits(logits: object, images: int) -> None:
+    """Raise InputError unless these are finite logits (images, classes)."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"expected logits ({images}, classes) for {images} images, got {found}")

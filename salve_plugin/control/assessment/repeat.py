@@ -1,0 +1,87 @@
+"""Whether an assessment that was measured again says the same."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from salve_plugin.control.assessment.assessment import Assessment
+
+TOLERANCE = 1e-6
+"""How far a number may be off, relative to itself where it is beyond 1.
+
+Recorded inputs of the classifier are float32, whose last bits depend on the size of batches.
+"""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One value that came out otherwise.
+
+    Attributes:
+        field: its place in `Assessment.to_json`, such as `effect.ideal.runner_up`.
+        stored: what the artifact says.
+        measured: what was measured now.
+    """
+
+    field: str
+    stored: object
+    measured: object
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return dict(vars(self))
+
+
+def deviations(
+    stored: Assessment, measured: Assessment, tolerance: float = TOLERANCE
+) -> list[Deviation]:
+    """Return every value of an assessment that another one does not confirm.
+
+    The digest of the recorded inputs is not compared: they are floating-point numbers, and it is
+    what follows from them that has to be the same. Of the control along a random latent nothing is
+    compared where the dictionary was not there to measure it again.
+
+    Args:
+        stored: the one to confirm.
+        measured: the one measured now.
+        tolerance: see `TOLERANCE`.
+    """
+    first, second = (_comparable(each) for each in (stored, measured))
+    both = first["controls"].keys() & second["controls"].keys()
+    for each in (first, second):
+        each["controls"] = {
+            name: control for name, control in each["controls"].items()
+            if name in both or name != "random latent"
+        }  # fmt: skip
+    return list(_compared(first, second, "", tolerance))
+
+
+def _comparable(assessment: Assessment) -> dict[str, Any]:
+    fields = assessment.to_json()
+    fields["evidence"] = {
+        name: value
+        for name, value in fields["evidence"].items()
+        if name not in ("command", "recording")
+    }
+    # By name and label, so that one that is missing does not shift all that follow.
+    fields["controls"] = {each["name"]: each for each in fields["controls"]}
+    fields["classes"] = {str(each["label"]): each for each in fields["classes"]}
+    return fields
+
+
+def _compared(first: Any, second: Any, path: str, tolerance: float) -> Iterator[Deviation]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        for name in sorted(first.keys() | second.keys()):
+            place = f"{path}.{name}" if path else name
+            yield from _compared(first.get(name), second.get(name), place, tolerance)
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        for at, pair in enumerate(zip(first, second, strict=True)):
+            yield from _compared(*pair, f"{path}[{at}]", tolerance)
+    elif not _same(first, second, tolerance):
+        yield Deviation(path, first, second)
+
+
+def _same(first: Any, second: Any, tolerance: float) -> bool:
+    if isinstance(first, float) and isinstance(second, float):
+        return abs(first - second) <= tolerance * max(1.0, abs(first), abs(second))
+    return type(first) is type(second) and bool(first == second)
