@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from salve_plugin.control.assessment.controls import (
 from salve_plugin.control.assessment.outcomes import (
     Budget,
     ClassOutcome,
+    Command,
     ConceptOutcome,
     Control,
     Evidence,
@@ -43,8 +44,6 @@ Data = Activations | Iterable[Any]
 
 Flags = Sequence[bool] | Tensor
 
-COMMAND = "salve evaluate ARTIFACT --data FOLDER"
-
 
 @torch.no_grad()
 def assess(
@@ -58,7 +57,7 @@ def assess(
     dictionary: Dictionary | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
-    command: str = COMMAND,
+    command: Command = "salve evaluate ARTIFACT --data FOLDER",
     on_base_mismatch: OnBaseMismatch = "error",
 ) -> Assessment:
     """Measure what an edit achieves and what it costs, on images that it was not chosen on.
@@ -83,7 +82,7 @@ def assess(
         dictionary: for the control along one of its latents, drawn at random.
         classes: class names by label; by default the recording's or the data set's own.
         seed: of the random controls.
-        command: how to measure again, for the record.
+        command: how to measure again on the command line, for the record.
         on_base_mismatch: "warn" goes on with another base or recording of another network.
 
     Raises:
@@ -97,6 +96,8 @@ def assess(
             f"an attached model and an edit were expected, got {type(hooked).__name__} and "
             f"{type(edit).__name__}: pass salve.attach(model) and e.g. salve.suppress(...)"
         )
+    if command not in get_args(Command):
+        raise InputError(f"command {command!r:.200} is none of {list(get_args(Command))}")
     concept = has is not None or counterparts is not None
     if concept and target is not None:
         raise InputError(
@@ -226,13 +227,17 @@ def _recorded(
     return Recorded(acts, changes.head, changes.edited_head)
 
 
-class _Joined:
+class _Joined(Batches):
     """Several sources one after the other."""
 
     def __init__(self, sources: Sequence[Batches]) -> None:
         self._sources = sources
         self.images = _joined([source.images for source in sources])
-        self.recording = _joined([source.recording for source in sources])
+
+    @property
+    def recording(self) -> str | None:
+        """Digest of the recorded inputs of all of them."""
+        return _joined([source.recording for source in self._sources])
 
     def __iter__(self) -> Iterator[Batch]:
         for source in self._sources:

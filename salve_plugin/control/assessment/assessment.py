@@ -22,6 +22,9 @@ from salve_plugin.store.record import Index, Record, Sha256
 MAX_CLASSES = 10_000
 """Classes that an assessment lists at most; the file that it travels in is limited."""
 
+ROUNDING = 1e-9
+"""What a mean may be off by for the order in which it was summed."""
+
 
 @dataclass(frozen=True, repr=False)
 class Assessment(Record):
@@ -82,6 +85,7 @@ class Assessment(Record):
         concepts = [self.concept, *(each.concept for each in effects)]
         if len({part is None for part in concepts}) > 1:
             raise InputError("what a concept does is given before the edit or after it, not both")
+        self._check_accuracies()
         if self.target is not None and self.outcome(self.target).accuracy != (
             self.target_before,
             self.effect.target,
@@ -89,6 +93,31 @@ class Assessment(Record):
             raise InputError(
                 f"class {self.target} has the accuracies {self.outcome(self.target).accuracy}, as "
                 f"the target {(self.target_before, self.effect.target)}"
+            )
+
+    def _check_accuracies(self) -> None:
+        """Raise unless what is said of all images follows from what is said of the classes."""
+        seen = [(each.count, *each.accuracy) for each in self.classes if each.accuracy is not None]
+        overall = (self.accuracy, self.effect.accuracy)
+        for moment, stated in enumerate(overall, 1):
+            mean = sum(each[0] * each[moment] for each in seen) / self.images
+            if abs(mean - stated) > ROUNDING:
+                raise InputError(
+                    f"the classes' accuracies have the mean {mean:.6g}, that of all images "
+                    f"{stated:.6g}"
+                )
+        changes = [
+            each.accuracy[1] - each.accuracy[0]
+            for each in self.classes
+            if each.accuracy is not None and each.label != self.target
+        ]
+        worst = min(changes, default=None)
+        if (worst is None) != (self.effect.worst is None) or (
+            worst is not None and abs(worst - (self.effect.worst or 0.0)) > ROUNDING
+        ):
+            raise InputError(
+                f"the other classes' accuracies change by {worst} at worst, the effect says at "
+                f"worst {self.effect.worst}"
             )
 
     def outcome(self, label: int) -> ClassOutcome:

@@ -6,10 +6,11 @@ run once, and what they gave lies in a temporary file.
 
 import hashlib
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -73,22 +74,26 @@ class Batch:
     inputs: Tensor | None
 
 
-class Batches(Protocol):
-    """The images of one source, in its order."""
+class Batches(ABC):
+    """The images of one source, in its order.
 
-    @property
-    def images(self) -> str | None:
-        """Digest of the images; None if it is not known."""
+    Attributes:
+        images: digest of the images; None if it is not known.
+    """
+
+    images: str | None
 
     @property
     def recording(self) -> str | None:
         """Digest of the recorded inputs; None if the network ran."""
+        return None
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """Yield all batches, from the first on."""
 
 
-class Recorded:
+class Recorded(Batches):
     """The head inputs of a recording, through the classifier before and after."""
 
     def __init__(self, acts: Activations, before: Head, after: Head) -> None:
@@ -128,10 +133,8 @@ class Recorded:
             yield Batch(rows.labels.long(), before, after, rows.x)
 
 
-class Spooled:
+class Spooled(Batches):
     """What two networks gave for the images of a loader, in a temporary file."""
-
-    recording = None
 
     def __init__(self, file: IO[bytes], count: int, images: str) -> None:
         """Take over a file that `run` wrote."""
@@ -178,7 +181,7 @@ def run(
     digest, count = ImagesDigest(), 0
     file = tempfile.TemporaryFile()  # noqa: SIM115 # it is handed over
     try:
-        with evaluating(model), evaluating(edited), _kept(model):
+        with evaluating(model), evaluating(edited), kept(model):
             for batch in labelled_batches(loader, None):
                 images = batch.images.to(parameter.device)
                 if images.is_floating_point() and parameter.is_floating_point():
@@ -206,7 +209,7 @@ def run(
 
 
 @contextmanager
-def _kept(model: nn.Module) -> Iterator[None]:
+def kept(model: nn.Module) -> Iterator[None]:
     """Put buffers back afterwards: some models write to theirs in eval mode, too."""
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:

@@ -15,6 +15,12 @@ Shares = tuple[Share, Share]
 Amount = Annotated[float, Meta(ge=0)]
 Difference = Annotated[float, Meta(ge=-1, le=1)]
 
+Command = Literal[
+    "salve evaluate ARTIFACT --data FOLDER",
+    "salve evaluate ARTIFACT --data FOLDER --checkpoint FILE",
+]
+"""A closed vocabulary: cards show it to people as a line to type."""
+
 ControlName = Literal[
     "mask", "zero row", "difference of means", "random latent", "random direction"
 ]
@@ -200,8 +206,8 @@ class Evidence(Record):
     """What was measured on which model, so that anybody can measure again and compare.
 
     Attributes:
-        command: the command that does.
-        images: SHA-256 of the images, see `salve_plugin.Activations.images_sha256`; null if a
+        command: the command that does, with names in place of the user's own paths.
+        images: SHA-256 of the images, see `Activations.images_sha256`; null if a
             recording does not know it.
         labels: SHA-256 of their labels (int64, in order).
         model: digest over all tensors of the model before the edit, see `state_digest`.
@@ -210,7 +216,7 @@ class Evidence(Record):
         seed: of the random controls.
     """
 
-    command: Annotated[str, Meta(max_length=1000)]
+    command: Command
     images: Sha256 | None
     labels: Sha256
     model: Sha256

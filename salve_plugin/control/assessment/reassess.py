@@ -1,10 +1,16 @@
-"""Whether an assessment that was measured again says the same."""
+"""Measuring an assessment again, and whether it says the same."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.assessment.assessment import Assessment
+from salve_plugin.control.edit import Edit
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.recording.stream import record
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel
 
 TOLERANCE = 1e-6
 """How far a number may be off, relative to itself where it is beyond 1.
@@ -30,6 +36,53 @@ class Deviation:
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         return dict(vars(self))
+
+
+def reassess(
+    hooked: HookedModel,
+    edit: Edit,
+    stored: Assessment,
+    loader: Iterable[Any],
+    dictionary: Dictionary | None = None,
+) -> Assessment:
+    """Assess an edit again as it was assessed before: of what was recorded a recording is made.
+
+    Args:
+        hooked: the attached base model.
+        edit: the edit.
+        stored: what was measured before.
+        loader: (images, labels) batches.
+        dictionary: for the control along a random latent; without it that one is left out.
+
+    Raises:
+        InputError: if the assessment is about a concept, whose images a loader does not tell.
+        SalveError: as `assess`.
+    """
+    if stored.concept is not None:
+        raise InputError(
+            "the assessment is about a concept: only with it is it known which images have it. "
+            "Repeat it with assess(hooked, edit, data, has=..., counterparts=...)"
+        )
+    recorded = stored.evidence.recording is not None
+    data = record(hooked, loader, progress=False) if recorded else loader
+    return assess(
+        hooked,
+        edit,
+        data,
+        target=stored.target,
+        dictionary=dictionary,
+        classes=_names(stored),
+        seed=stored.evidence.seed,
+        command=stored.evidence.command,
+    )
+
+
+def _names(stored: Assessment) -> list[str] | None:
+    """Return the names that the classes had, so that those of the new data do not count."""
+    names = {each.label: each.name for each in stored.classes if each.name is not None}
+    if len(names) < len(stored.classes):
+        return None
+    return [names.get(label, "") for label in range(max(names) + 1)]
 
 
 def deviations(
