@@ -9,8 +9,12 @@ from torch import Tensor
 from salve_plugin.errors import InputError
 
 FOLDS = 5
-RIDGES = (1e-3, 1e-1, 10.0)
-"""Penalties tried, in units of the features' variance; the best is chosen inside of each fold."""
+CHOICES = tuple((ridge, alike) for alike in (False, True) for ridge in (1e-3, 1e-1, 10.0))
+"""Penalties tried, in units of the variance of each feature, or of all alike.
+
+The best is chosen inside of each fold: a mark that one large feature among many small ones carries
+is lost when all are scaled to the same size, and one of a small feature when they are not.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ def probe(
 ) -> Probed:
     """Fit a linear probe in five folds and return its balanced accuracy on what was held out.
 
-    Ridge regression on the mark, both kinds weighing the same; the penalty is chosen on a quarter
-    of each fold's own fitting images. The interval is of the mean of two proportions, with a
-    success and a failure added to each (Agresti and Caffo 2000), so that it has a width at 100 %.
+    Ridge regression on the mark, both kinds weighing the same; the penalty (`CHOICES`) is chosen on
+    a quarter of each fold's own fitting images. The interval is of the mean of two proportions,
+    with a success and a failure added to each (Agresti and Caffo 2000), so that it has a width at
+    100 %, too.
 
     Args:
         x: features.
@@ -81,23 +86,25 @@ def _told(x: Tensor, marked: Tensor, new: Tensor, seed: int) -> Tensor:
     """Fit on some images and say which of the new ones have the mark."""
     inner = _folds(marked, 4, seed + 1) == 0
     scores = []
-    for ridge in RIDGES:
-        weight, bias = _ridge(x[~inner], marked[~inner], ridge)
+    for choice in CHOICES:
+        weight, bias = _ridge(x[~inner], marked[~inner], *choice)
         told = x[inner] @ weight + bias > 0
         own = marked[inner]
         scores.append(float(told[own].double().mean() + (~told)[~own].double().mean()))
     # The strongest penalty among equals: it is the one that noise moves least.
-    best = max(range(len(RIDGES)), key=lambda at: (scores[at], RIDGES[at]))
-    weight, bias = _ridge(x, marked, RIDGES[best])
+    best = max(range(len(CHOICES)), key=lambda at: (scores[at], CHOICES[at]))
+    weight, bias = _ridge(x, marked, *CHOICES[best])
     return new @ weight + bias > 0
 
 
-def _ridge(x: Tensor, marked: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    weights = torch.where(marked, 0.5 / int(marked.sum()), 0.5 / int((~marked).sum())).double()
+def _ridge(x: Tensor, marked: Tensor, ridge: float, alike: bool) -> tuple[Tensor, Tensor]:
+    weights = 0.5 / torch.where(marked, marked.sum(), (~marked).sum()).double()
     goal = torch.where(marked, 1.0, -1.0).double()
     mean = weights @ x
     centred = x - mean
     spread = (weights @ centred.square()).sqrt()
+    if alike:
+        spread = spread.square().mean().sqrt().expand_as(spread)
     # A feature without spread tells nothing, and is not to be divided by.
     scale = torch.where(spread > 1e-12 * spread.max(), spread, torch.inf)
     scaled = centred / scale
