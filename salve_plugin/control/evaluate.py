@@ -92,23 +92,47 @@ def change(before: Evaluation, after: Evaluation, label: int) -> Change:
             "the evaluations are of different images: by class "
             f"{before.count.tolist()[:20]} and {after.count.tolist()[:20]}"
         )
-    difference = after.accuracy - before.accuracy
     seen = before.count > 0
-    if not 0 <= label < len(seen) or not bool(seen[label]) or int(seen.sum()) < 2:
+    others = None
+    if 0 <= label < len(seen) and bool(seen[label]):
+        others = change_of_others(before, after, label)
+    if others is None:
         raise InputError(
             f"class {label} or all others have no images: there are {before.count.tolist()[:20]}"
         )
-    others = seen.clone()
-    others[label] = False
-    worst = torch.where(others, difference, torch.inf).argmin()
+    mean, worst, worst_label = others
     return Change(
         label=label,
         target_before=float(before.accuracy[label]),
         target_after=float(after.accuracy[label]),
-        others_mean=float(difference[others].mean()),
-        others_worst=float(difference[worst]),
-        worst_label=int(worst),
+        others_mean=mean,
+        others_worst=worst,
+        worst_label=worst_label,
     )
+
+
+def change_of_others(
+    before: Evaluation, after: Evaluation, label: int | None
+) -> tuple[float, float, int] | None:
+    """Return how the accuracies of all classes but one change.
+
+    Args:
+        before: of some images.
+        after: of the same images.
+        label: the class to leave out, if any is.
+
+    Returns:
+        The mean change, each class counting once; the most negative one; the class where that is.
+        None if no other class has images.
+    """
+    others = before.count > 0
+    if label is not None:
+        others[label] = False
+    if not bool(others.any()):
+        return None
+    difference = after.accuracy - before.accuracy
+    worst = int(torch.where(others, difference, torch.inf).argmin())
+    return float(difference[others].mean()), float(difference[worst]), worst
 
 
 @torch.no_grad()

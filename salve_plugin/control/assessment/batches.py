@@ -50,7 +50,9 @@ class Head:
         if not terms:
             return None
         weight = torch.cat([weight for weight, _ in terms], 1)
-        return cls(weight.double(), torch.stack([bias.double() for _, bias in terms]).sum(0))
+        # On the CPU first: not every device has float64.
+        biases = torch.stack([bias.cpu().double() for _, bias in terms])
+        return cls(weight.cpu().double(), biases.sum(0))
 
     def logits(self, inputs: Tensor) -> Float64[Tensor, "images classes"]:
         """Return the logits of inputs (images, width)."""

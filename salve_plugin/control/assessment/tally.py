@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.assessment.outcomes import ConceptOutcome, Effect, Ideal
-from salve_plugin.control.evaluate import Evaluation, count_pairs
+from salve_plugin.control.evaluate import Evaluation, change_of_others, count_pairs
 
 
 class Tally:
@@ -110,15 +110,8 @@ class Tally:
     def effect(self, before: Evaluation, concept: ConceptOutcome | None) -> Effect:
         """Return what the labels, and the divergence on everything else, say of the change."""
         after = self.evaluation
-        others = after.count > 0
-        if self._target is not None:
-            others[self._target] = False
-        difference = after.accuracy - before.accuracy
-        worst = mean = label = None
-        if bool(others.any()):
-            mean = float(difference[others].mean())
-            label = int(torch.where(others, difference, torch.inf).argmin())
-            worst = float(difference[label])
+        others = change_of_others(before, after, self._target)
+        mean, worst, label = (None, None, None) if others is None else others
         target = None if self._target is None else float(after.accuracy[self._target])
         return Effect(
             after.overall, concept, self.ideal, self._others.value, mean, target, worst, label
