@@ -14,6 +14,7 @@ from torch import nn
 
 from salve_plugin.adapter import attach
 from salve_plugin.control.applied_edits import status
+from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Evaluation, evaluate
@@ -276,7 +277,6 @@ def _share(
     edit, label = result.named.edit, result.label
     path = folder / "artifacts" / digits.CLASSES[label]
     fresh = digits.load(name, folder / "weights.safetensors")
-    before = evaluate(fresh, test.batches())
     after = _evaluated(edit, fresh, test)
     crit = alpha_crit(experiment.hooked, edit, experiment.test, target="flip", classes=[label])
     artifact = EditArtifact.of(
@@ -284,7 +284,9 @@ def _share(
         edit,
         dictionary=experiment.dictionary,
         alpha_crit=crit,
-        evaluation={"before": _measures(before, label), "after": _measures(after, label)},
+        assessment=assess(
+            experiment.hooked, edit, experiment.test, target=label, dictionary=experiment.dictionary
+        ),
         labels=digits.CLASSES,
         data=DATA,
         pictures=pictures,
@@ -304,15 +306,6 @@ def _share(
 def _evaluated(edit: Edit, network: nn.Module, test: digits.Split) -> Evaluation:
     with edit.applied(network):
         return evaluate(network, test.batches())
-
-
-def _measures(evaluation: Evaluation, label: int) -> dict[str, float]:
-    others = [value for index, value in enumerate(evaluation.accuracy.tolist()) if index != label]
-    return {
-        "accuracy": evaluation.overall,
-        "target accuracy": float(evaluation.accuracy[label]),
-        "mean accuracy of the other classes": sum(others) / len(others),
-    }
 
 
 def _json(results: list[NetworkResult], seeds: int) -> bytes:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from salve_plugin.share.card_assessment import assessment_section
 from salve_plugin.share.card_metadata import Config, described_base, front_matter
 from salve_plugin.store.card import Card, plain, table
 
@@ -18,6 +19,7 @@ def _body(config: Config) -> str:
         f"# {plain(title(config))}",
         _what_changed(config),
         evaluation_table(config),
+        assessment_section(config["assessment"]),
         _critical_strengths(config),
         _pictures(config),
         _how_to_load(config),
