@@ -26,7 +26,7 @@ from salve_plugin.control.assessment.outcomes import (
     Control,
     Evidence,
 )
-from salve_plugin.control.assessment.tally import Tally, concept_outcome
+from salve_plugin.control.assessment.tally import Reference, Tally, concept_outcome
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.networks import Networks
@@ -111,17 +111,20 @@ def assess(
     with _opened(hooked, edit, changes, sources, on_base_mismatch) as batches:
         pairs = 0 if counterparts is None else _check_pairs(batches)
         joined = _Joined(batches)
-        flags = _flags(has, joined, pairs) if concept else None
-        marked = _marked(flags, label)
-        ground = ground_of(joined, changes.head, changes.edited_head, marked)
+        labels = joined.labels()
+        flags = _flags(has, pairs or len(labels), pairs) if concept else None
+        if label is not None and not bool((labels == label).any()):
+            raise InputError(f"there are no images of the target, class {label}; choose other data")
         made: list[Made] = []
-        if label is not None:
-            _check_target(joined, label)
-            made = controls_of_class(ground, label, seed, dictionary)
-        elif concept:
-            made = controls_of_concept(ground, seed, dictionary)
+        if concept or label is not None:
+            marked = _marked(flags, label)
+            ground = ground_of(joined, changes.head, changes.edited_head, marked)
+            made = (
+                controls_of_concept(ground, seed, dictionary)
+                if label is None
+                else controls_of_class(ground, label, seed, dictionary)
+            )
         tallies = _tallies(joined, made, label, keep=concept)
-        labels = torch.cat([batch.labels for batch in joined])
 
     def told(tally: Tally) -> ConceptOutcome | None:
         if flags is None:
@@ -234,6 +237,10 @@ class _Joined(Batches):
         self._sources = sources
         self.images = _joined([source.images for source in sources])
 
+    def labels(self) -> Tensor:
+        """Return the labels of all images."""
+        return torch.cat([source.labels() for source in self._sources])
+
     @property
     def recording(self) -> str | None:
         """Digest of the recorded inputs of all of them."""
@@ -258,7 +265,7 @@ def _check_pairs(sources: Sequence[Batches]) -> int:
     Raises:
         InputError: if the counterparts have other labels.
     """
-    first, second = (torch.cat([batch.labels for batch in source]) for source in sources)
+    first, second = (source.labels() for source in sources)
     if not torch.equal(first, second):
         raise InputError(
             f"{len(first)} images with {len(second)} counterparts of other labels: the "
@@ -267,14 +274,17 @@ def _check_pairs(sources: Sequence[Batches]) -> int:
     return len(first)
 
 
-def _flags(has: Flags | None, images: Batches, pairs: int) -> Tensor:
+def _flags(has: Flags | None, own: int, pairs: int) -> Tensor:
     """Return whether each image has the concept, the counterparts included.
+
+    Args:
+        has: what the caller says.
+        own: number of images without counterparts.
+        pairs: number of counterparts.
 
     Raises:
         InputError: if the flags are no truth values, not one an image, or all the same.
     """
-    count = sum(len(batch.labels) for batch in images)
-    own = pairs or count
     given = torch.ones(own, dtype=torch.bool) if has is None else torch.as_tensor(has).cpu()
     if given.dtype != torch.bool or given.shape != (own,):
         raise InputError(
@@ -299,17 +309,6 @@ def _marked(flags: Tensor | None, label: int | None) -> Callable[[Tensor, int], 
     return marked
 
 
-def _check_target(images: Batches, label: int) -> None:
-    classes, count = 0, 0
-    for batch in images:
-        classes = batch.before.shape[1]
-        count += int((batch.labels == label).sum())
-    if not 0 <= label < classes or classes < 2:
-        raise InputError(f"target {label} is none of the model's classes 0 to {classes - 1}")
-    if not count:
-        raise InputError(f"there are no images of the target, class {label}; choose other data")
-
-
 def _tallies(
     images: Batches, made: Sequence[Made], label: int | None, *, keep: bool
 ) -> list[Tally]:
@@ -318,10 +317,16 @@ def _tallies(
     for batch in images:
         if not tallies:
             classes = batch.before.shape[1]
+            if label is not None and classes < 2:
+                raise InputError(
+                    "a model of one class has no runner-up: leave out target, and assess its edits "
+                    "by accuracy"
+                )
             tallies = [Tally(classes, label, keep=keep) for _ in range(2 + len(made))]
+        reference = Reference(batch.labels, batch.before, label)
         several = (batch.before, batch.after, *(control.logits(batch) for control in made))
         for tally, logits in zip(tallies, several, strict=True):
-            tally.add(batch.labels, batch.before, logits)
+            tally.add(reference, logits)
     if not tallies:
         raise InputError("there are no images to assess")
     return tallies
