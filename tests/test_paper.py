@@ -1,9 +1,11 @@
 """The benchmark of the paper's claims: on both digits networks, on a folder, and on torchvision."""
 
+import hashlib
 import json
+import pickle
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from benchmarks.salve_paper import claims
 from benchmarks.salve_paper.common import Numbers
 from benchmarks.salve_paper.curves import suppression
 from benchmarks.salve_paper.latents import sharing
-from benchmarks.salve_paper.source import LOOPS, open_source, superclasses
+from benchmarks.salve_paper.source import LOOPS, _cifar100_superclasses, open_source, superclasses
 from salve_plugin.control.evaluate import change, evaluate
 from salve_plugin.demo import digits
 from salve_plugin.demo.measures import Experiment
@@ -272,6 +274,30 @@ def test_what_does_not_fit_is_refused() -> None:
         superclasses(("a", "b"), [["a", "z"]])
     with pytest.raises(SystemExit):
         paper.main(["--model", "digits-swin"])
+
+
+def test_superclasses_of_cifar100_are_read_from_its_files(tmp_path: Path) -> None:
+    """The reader of torchvision on a file of the same format: one image of each of six classes."""
+    from torchvision.datasets import CIFAR100
+
+    fine, coarse = [3, 1, 0, 2, 5, 4], [1, 0, 0, 1, 2, 2]
+    folder = tmp_path / CIFAR100.base_folder
+    folder.mkdir()
+    pixels = np.zeros((6, 3072), dtype=np.uint8)
+    content = {"data": pixels, "fine_labels": fine, "coarse_labels": coarse}
+    names = {"fine_label_names": list("abcdef")}
+    files = {}
+    for name, part in (("train", content), ("test", content), ("meta", names)):
+        (folder / name).write_bytes(pickle.dumps(part))
+        files[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    class Small(CIFAR100):  # type: ignore[misc] # torchvision has no types
+        train_list: ClassVar = [["train", files["train"]]]
+        test_list: ClassVar = [["test", files["test"]]]
+        meta: ClassVar = {"filename": "meta", "key": "fine_label_names", "md5": files["meta"]}
+
+    assert _cifar100_superclasses(Small(tmp_path)) == (0, 0, 1, 1, 2, 2)
+    assert _cifar100_superclasses([]) is None
 
 
 def test_a_folder_without_parts_is_halved_class_by_class(

@@ -192,7 +192,7 @@ CLAIMS: dict[str, Claim] = {
             "The latent with the largest |mean code| over a class, l(k), is that class's feature.",
             f"holds: {percent(MOST)} of the classes have a latent of their own, and it tells them "
             f"with a mean AUC of {MOST} or more, 1 - AUC at most half that of random directions; "
-            "in part: the latter alone",
+            "in part: that comparison alone",
             judge_dominant,
             lambda n: (
                 f"own latent {percent(n['own_dominant'])} of classes, AUC {n['auc_dominant']:.3f}"

@@ -282,7 +282,9 @@ def _first_of_each(data: Labelled, most: int) -> Labelled:
 
 def _cifar100_superclasses(data: Any) -> tuple[int, ...] | None:
     """Return CIFAR-100's own superclasses, which torchvision leaves in the file; None elsewhere."""
-    if type(data).__name__ != "CIFAR100":
+    from torchvision.datasets import CIFAR100
+
+    if not isinstance(data, CIFAR100):
         return None
     with (Path(data.root) / data.base_folder / "train").open("rb") as file:
         raw = pickle.load(file, encoding="latin1")  # torchvision has checked its digest
