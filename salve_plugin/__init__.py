@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from salve_plugin.adapter import attach as attach
     from salve_plugin.control.application import forget_ as forget_
     from salve_plugin.control.applied_edits import status as status
+    from salve_plugin.control.choosing.candidate import Candidate as Candidate
+    from salve_plugin.control.choosing.candidate import Choice as Choice
+    from salve_plugin.control.choosing.choose import choose as choose
+    from salve_plugin.control.choosing.goals import EnhanceClass as EnhanceClass
+    from salve_plugin.control.choosing.goals import MoveDecision as MoveDecision
+    from salve_plugin.control.choosing.goals import RemoveConcept as RemoveConcept
+    from salve_plugin.control.choosing.goals import RemoveShortcut as RemoveShortcut
+    from salve_plugin.control.choosing.goals import SuppressClass as SuppressClass
     from salve_plugin.control.concepts.concept import Concept as Concept
     from salve_plugin.control.concepts.concept import ConceptLatent as ConceptLatent
     from salve_plugin.control.concepts.evidence import ConceptEvidence as ConceptEvidence
@@ -37,8 +45,6 @@ if TYPE_CHECKING:
     from salve_plugin.control.provenance import Exactness as Exactness
     from salve_plugin.control.provenance import Provenance as Provenance
     from salve_plugin.control.recipe import Recipe as Recipe
-    from salve_plugin.control.select import Choice as Choice
-    from salve_plugin.control.select import choose as choose
     from salve_plugin.control.targets import Target as Target
     from salve_plugin.control.writers.coar import ComponentEdit as ComponentEdit
     from salve_plugin.control.writers.coar import coar as coar
@@ -164,8 +170,14 @@ _HOME = {
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
     "critical_strength": "control.critical",
-    "Choice": "control.select",
-    "choose": "control.select",
+    "Candidate": "control.choosing.candidate",
+    "Choice": "control.choosing.candidate",
+    "choose": "control.choosing.choose",
+    "SuppressClass": "control.choosing.goals",
+    "EnhanceClass": "control.choosing.goals",
+    "MoveDecision": "control.choosing.goals",
+    "RemoveConcept": "control.choosing.goals",
+    "RemoveShortcut": "control.choosing.goals",
     "Evaluation": "control.evaluate",
     "evaluate": "control.evaluate",
     "EditArtifact": "share.artifact",

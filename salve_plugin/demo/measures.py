@@ -4,18 +4,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from salve_plugin.control.edit import Edit
-from salve_plugin.control.evaluate import Change, change, evaluate_heads
-from salve_plugin.control.making import enhance, suppress
-from salve_plugin.control.rivals import strengths_by_closure
-from salve_plugin.control.select import (
-    Choice,
-    choose,
+from salve_plugin.control.choosing.candidate import Choice
+from salve_plugin.control.choosing.choose import choose
+from salve_plugin.control.choosing.goals import SuppressClass
+from salve_plugin.control.choosing.latent_edits import (
     edited_weight,
     random_control,
     strength_to_break,
     without_class,
 )
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import Change, change, evaluate_heads
+from salve_plugin.control.making import enhance, suppress
+from salve_plugin.control.rivals import strengths_by_closure
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
@@ -89,9 +90,15 @@ def _edit_json(edit: Edit) -> dict[str, object]:
 
 def suppress_class(experiment: Experiment, label: int, *, seed: int) -> ClassResult:
     """Choose the edits for a class on the training images and measure them on the test images."""
-    parts = (experiment.hooked, experiment.dictionary, experiment.features, experiment.train, label)
-    recipe = choose(*parts)
-    named = choose(*parts, rows="rivals")
+    # The paper's edit is shown for what it costs, so that nothing it costs is too much.
+    paper = SuppressClass(label, by="latents", rows=None, max_harm=1.0)
+    recipe, named = (
+        choose(
+            experiment.hooked, goal, experiment.train,
+            dictionary=experiment.dictionary, features=experiment.features,
+        )
+        for goal in (paper, SuppressClass(label, by="latents"))
+    )  # fmt: skip
     weight, bias = experiment.hooked.unembed()
     random = random_control(recipe.edit, seed)
     strength = strength_to_break(experiment.hooked, random, experiment.train, label)

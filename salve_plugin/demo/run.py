@@ -221,7 +221,7 @@ def _draw(
 ) -> dict[int, dict[str, bytes]]:
     """Write the two sheets; return each class's pictures by name."""
     examples = torch.stack([test.images[test.labels == result.label][0] for result in classes])
-    latents = [result.named.latent for result in classes]
+    latents = [result.named.edit.latent for result in classes]
     with steps.step(f"{name}: draw Grad-FAM overlays"):
         overlays = explained(experiment.hooked, experiment.dictionary, examples, latents)
     optimized, means = [], experiment.features.means
