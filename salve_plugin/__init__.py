@@ -13,6 +13,26 @@ if TYPE_CHECKING:
     from salve_plugin.adapter import attach as attach
     from salve_plugin.control.application import forget_ as forget_
     from salve_plugin.control.applied_edits import status as status
+    from salve_plugin.control.assessment.assess import assess as assess
+    from salve_plugin.control.assessment.assessment import Assessment as Assessment
+    from salve_plugin.control.assessment.forgetting import Forgetting as Forgetting
+    from salve_plugin.control.assessment.forgetting import Recovery as Recovery
+    from salve_plugin.control.assessment.forgetting import forgetting as forgetting
+    from salve_plugin.control.assessment.forgetting_table import (
+        forgetting_table as forgetting_table,
+    )
+    from salve_plugin.control.assessment.outcomes import Budget as Budget
+    from salve_plugin.control.assessment.outcomes import ClassOutcome as ClassOutcome
+    from salve_plugin.control.assessment.outcomes import ConceptOutcome as ConceptOutcome
+    from salve_plugin.control.assessment.outcomes import Control as Control
+    from salve_plugin.control.assessment.outcomes import Effect as Effect
+    from salve_plugin.control.assessment.outcomes import Evidence as Evidence
+    from salve_plugin.control.assessment.outcomes import Ideal as Ideal
+    from salve_plugin.control.assessment.outcomes import ParameterBudget as ParameterBudget
+    from salve_plugin.control.assessment.probe import Probed as Probed
+    from salve_plugin.control.assessment.reassess import Deviation as Deviation
+    from salve_plugin.control.assessment.reassess import deviations as deviations
+    from salve_plugin.control.assessment.reassess import reassess as reassess
     from salve_plugin.control.choosing.candidate import Candidate as Candidate
     from salve_plugin.control.choosing.candidate import Choice as Choice
     from salve_plugin.control.choosing.choose import choose as choose
@@ -27,8 +47,11 @@ if TYPE_CHECKING:
     from salve_plugin.control.concepts.finding import direction_concept as direction_concept
     from salve_plugin.control.concepts.finding import find_concept as find_concept
     from salve_plugin.control.concepts.finding import latent_concept as latent_concept
+    from salve_plugin.control.crit_search import SearchedCrit as SearchedCrit
+    from salve_plugin.control.crit_search import search_alpha_crit as search_alpha_crit
     from salve_plugin.control.critical import AlphaCrit as AlphaCrit
     from salve_plugin.control.critical import alpha_crit as alpha_crit
+    from salve_plugin.control.critical import alpha_crits as alpha_crits
     from salve_plugin.control.critical import critical_strength as critical_strength
     from salve_plugin.control.edit import Edit as Edit
     from salve_plugin.control.erasing import erase as erase
@@ -169,6 +192,9 @@ _HOME = {
     "erase": "control.erasing",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
+    "alpha_crits": "control.critical",
+    "search_alpha_crit": "control.crit_search",
+    "SearchedCrit": "control.crit_search",
     "critical_strength": "control.critical",
     "Candidate": "control.choosing.candidate",
     "Choice": "control.choosing.candidate",
@@ -180,6 +206,24 @@ _HOME = {
     "RemoveShortcut": "control.choosing.goals",
     "Evaluation": "control.evaluate",
     "evaluate": "control.evaluate",
+    "assess": "control.assessment.assess",
+    "Assessment": "control.assessment.assessment",
+    "ClassOutcome": "control.assessment.outcomes",
+    "ConceptOutcome": "control.assessment.outcomes",
+    "Control": "control.assessment.outcomes",
+    "Effect": "control.assessment.outcomes",
+    "Ideal": "control.assessment.outcomes",
+    "Budget": "control.assessment.outcomes",
+    "ParameterBudget": "control.assessment.outcomes",
+    "Evidence": "control.assessment.outcomes",
+    "reassess": "control.assessment.reassess",
+    "deviations": "control.assessment.reassess",
+    "Deviation": "control.assessment.reassess",
+    "forgetting": "control.assessment.forgetting",
+    "Forgetting": "control.assessment.forgetting",
+    "Recovery": "control.assessment.forgetting",
+    "forgetting_table": "control.assessment.forgetting_table",
+    "Probed": "control.assessment.probe",
     "EditArtifact": "share.artifact",
     "EditBundle": "share.bundle",
     "Composition": "share.composition",

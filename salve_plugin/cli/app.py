@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from salve_plugin.cli import demo, editing, sharing, studies
+from salve_plugin.cli import demo, editing, removing, sharing, studies
 from salve_plugin.cli.options import (
     Checkpoint,
     Classes,
@@ -19,7 +19,7 @@ from salve_plugin.cli.options import (
     StudyFolder,
 )
 from salve_plugin.cli.output import show_error
-from salve_plugin.errors import SalveError
+from salve_plugin.errors import InputError, SalveError
 
 app = typer.Typer(
     name="salve",
@@ -143,9 +143,29 @@ def edit_command(
             help="How many of the study's images travel in the artifact, with Grad-FAM maps.",
         ),
     ] = 3,
+    remove: Annotated[
+        Path | None,
+        typer.Option("--remove", help="Images with what shall go, one subfolder a class."),
+    ] = None,
+    without: Annotated[
+        Path | None,
+        typer.Option("--without", help="Images without it; the same names are pairs."),
+    ] = None,
+    max_harm: Annotated[
+        float, typer.Option("--max-harm", help="Accuracy that --remove may cost.")
+    ] = 0.01,
     as_json: Json = False,
 ) -> None:
     """Make an edit and save it as an artifact; the model itself is not changed."""
+    if remove is not None or without is not None:
+        if remove is None or without is None:
+            raise InputError("--remove and --without go together: images with and without it")
+        removing.check_alone(
+            **{"class": class_name, "latent": latent, "strength": strength, "rows": rows},
+            enhance=enhance,
+        )
+        removing.remove(study, out, removing.Removal(remove, without, max_harm), as_json=as_json)
+        return
     editing.make(
         study, out, class_name, latent, strength, rows,
         enhance=enhance, n_pictures=pictures, as_json=as_json,

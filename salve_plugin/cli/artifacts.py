@@ -5,10 +5,12 @@ from pathlib import Path
 
 from torch import nn
 
+from salve_plugin.cli.assessments import show_assessment
 from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.shared import find
 from salve_plugin.cli.studies import model_spec
 from salve_plugin.cli.study import OpenModel
+from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import evaluate
 from salve_plugin.control.matching import BaseMatch, match_all
@@ -40,12 +42,20 @@ def apply(
     """
     kind, shared = edits_at(source, where)
     _check_out(out)
-    opened = _base(shared, model, checkpoint, num_classes)
+    opened = base_of(shared, model, checkpoint, num_classes)
     network = opened.hooked.model
     loader = None if data is None else opened.images(data).batches(64)
-    before = None if loader is None else evaluate(network, loader)
+    assessment = before = after = None
+    if loader is not None and isinstance(shared, EditArtifact):
+        # Of the artifact's own target: what is applied is what was made for it.
+        target = None if shared.assessment is None else shared.assessment.target
+        assessment = assess(opened.hooked, shared.edit, loader, target=target)
+        before, after = assessment.accuracy, assessment.effect.accuracy
+    elif loader is not None:
+        before = evaluate(network, loader).overall
     (shared if isinstance(shared, EditBundle) else shared.edit).apply_(network)
-    after = None if loader is None else evaluate(network, loader)
+    if loader is not None and assessment is None:
+        after = evaluate(network, loader).overall
     _save(network, out)
     result: dict[str, object] = {
         "kind": kind,
@@ -55,8 +65,12 @@ def apply(
         "edited": _weights(shared),
     }
     match = match_all(network, _edits(shared))
-    if before is not None and after is not None:
-        result |= {"accuracy_before": before.overall, "accuracy_after": after.overall}
+    if loader is not None:
+        result |= {"accuracy_before": before, "accuracy_after": after}
+    if assessment is not None and as_json:
+        result |= {"assessment": assessment.to_json(), "verdict": assessment.verdict}
+    elif assessment is not None:
+        show_assessment(assessment, f"edit of {source} on {data}")
     _show(result, match, "applied", as_json=as_json)
 
 
@@ -77,7 +91,7 @@ def revert(
     """
     kind, shared = edits_at(source, where)
     _check_out(out)
-    opened = _base(shared, model, checkpoint, num_classes)
+    opened = base_of(shared, model, checkpoint, num_classes)
     shared.revert_(opened.hooked.model)
     _save(opened.hooked.model, out)
     result: dict[str, object] = {
@@ -131,13 +145,18 @@ def _weights(shared: EditArtifact | EditBundle) -> list[str]:
     return sorted({name for edit in _edits(shared) for name in edit.base.tensors})
 
 
-def _base(
+def base_of(
     shared: EditArtifact | EditBundle,
     model: str | None,
     checkpoint: Path | None,
     num_classes: int | None,
 ) -> OpenModel:
-    """Open the model named on the command line, or else the artifact's own base."""
+    """Open the model named on the command line, or else the artifact's own base.
+
+    Raises:
+        InputError: if the artifact does not name its base, or not by a plain name.
+        SalveError: if the model cannot be built or attached.
+    """
     description = _edits(shared)[0].base.description  # those of a bundle have one base
     if model is None:
         architecture, tag = description.get("architecture"), description.get("pretrained_tag")

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Literal, cast
 
+from salve_plugin.cli.assessments import show_assessment
 from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.pictures import of_study
 from salve_plugin.cli.studies import label_of, latent_of
 from salve_plugin.cli.study import OpenModel, Study
+from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.choosing.choose import choose
 from salve_plugin.control.choosing.goals import SuppressClass
-from salve_plugin.control.choosing.latent_edits import edited_weight
 from salve_plugin.control.critical import AlphaCrit, CritGoal, alpha_crit
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.evaluate import change, evaluate_heads
 from salve_plugin.control.making import enhance, suppress
 from salve_plugin.control.rivals import with_rivals
 from salve_plugin.discover.dictionary import Dictionary
@@ -125,14 +125,25 @@ def make(
         )
     else:
         edit = _chosen(opened, dictionary, acts, features, label, _rows(rows, label))
-    evaluation = _measured(opened, edit, acts, label)
+    assessment = assess(
+        opened.hooked,
+        edit,
+        acts,
+        target=None if enhance else label,
+        dictionary=dictionary,
+        command=(
+            "salve evaluate ARTIFACT --data FOLDER --checkpoint FILE"
+            if study.spec.checkpoint
+            else "salve evaluate ARTIFACT --data FOLDER"
+        ),
+    )
     pictures, missing = of_study(study, opened, acts, dictionary, edit, label, n_pictures)
     artifact = EditArtifact.of(
         opened.hooked,
         edit,
         dictionary=dictionary,
         alpha_crit=_evidence(opened, edit, acts, label),
-        evaluation=evaluation,
+        assessment=assessment,
         labels=acts.classes,
         data={
             "name": f"image folder '{Path(study.data).name}'",
@@ -147,15 +158,14 @@ def make(
         show_json(
             {"artifact": str(out), "sha256": artifact.digest, **edit.to_json(),
              "latent": edit.latent, "mode": edit.gate.mode, "strength": edit.gate.strength,
-             "evaluation": evaluation, "pictures": sorted(artifact.pictures or {})}
+             "assessment": assessment.to_json(), "evaluation": artifact.evaluation,
+             "verdict": assessment.verdict, "pictures": sorted(artifact.pictures or {})}
         )  # fmt: skip
         return
-    after = evaluation["after"]
-    show_table(
+    show_assessment(
+        assessment,
         f"edit of latent {edit.latent}: {edit.gate.mode}, α = {edit.gate.strength:.4g}, "
         f"rows {'all' if edit.rows is None else list(edit.rows)}",
-        ("measure", "before", "after"),
-        [(name, value, after[name]) for name, value in evaluation["before"].items()],
     )
     if missing is not None:
         console(stderr=True).print(missing, highlight=False, markup=False)
@@ -218,24 +228,3 @@ def _evidence(
         return None
     classes = None if label is None else [label]
     return alpha_crit(opened.hooked, edit, acts, target="flip", classes=classes)
-
-
-def _measured(
-    opened: OpenModel, edit: Edit, acts: Activations, label: int | None
-) -> dict[str, dict[str, float]]:
-    weight, bias = opened.hooked.unembed(edit.site)
-    before, after = evaluate_heads([weight, edited_weight(weight, edit)], bias, acts)
-    measures = {
-        "before": {"accuracy": before.overall},
-        "after": {"accuracy": after.overall},
-    }
-    if label is not None and int((before.count > 0).sum()) > 1:
-        effect = change(before, after, label)
-        other_labels = [i for i in range(len(before.count)) if before.count[i] > 0 and i != label]
-        others = float(before.accuracy[other_labels].mean())
-        measures["before"] |= {"target accuracy": effect.target_before, "others": others}
-        measures["after"] |= {
-            "target accuracy": effect.target_after,
-            "others": others + effect.others_mean,
-        }
-    return measures

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from salve_plugin.cli import artifacts, auditing, hub
+from salve_plugin.cli import artifacts, auditing, evaluating, hub
 from salve_plugin.cli.options import (
     Again,
     Artifact,
@@ -47,6 +47,28 @@ def apply_command(
     """Apply an edit or a bundle, all of it, to its base model and save the edited weights."""
     where = _where(revision, subfolder, offline)
     artifacts.apply(artifact, where, out, model, checkpoint, num_classes, data, as_json=as_json)
+
+
+@commands.command("evaluate")
+def evaluate_command(
+    artifact: Artifact,
+    data: Annotated[Path, typer.Option("--data", help="The images that it was assessed on.")],
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Assess an artifact's edit again and compare with what the artifact says.
+
+    Status 0 means that it is the same, 1 that it could not be measured, 2 that something differs.
+    """
+    where = _where(revision, subfolder, offline)
+    options = (model, checkpoint, num_classes)
+    if not evaluating.evaluate(artifact, where, data, *options, as_json=as_json):
+        raise typer.Exit(2)
 
 
 @commands.command("revert")

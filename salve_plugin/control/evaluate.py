@@ -92,23 +92,47 @@ def change(before: Evaluation, after: Evaluation, label: int) -> Change:
             "the evaluations are of different images: by class "
             f"{before.count.tolist()[:20]} and {after.count.tolist()[:20]}"
         )
-    difference = after.accuracy - before.accuracy
     seen = before.count > 0
-    if not 0 <= label < len(seen) or not bool(seen[label]) or int(seen.sum()) < 2:
+    others = None
+    if 0 <= label < len(seen) and bool(seen[label]):
+        others = change_of_others(before, after, label)
+    if others is None:
         raise InputError(
             f"class {label} or all others have no images: there are {before.count.tolist()[:20]}"
         )
-    others = seen.clone()
-    others[label] = False
-    worst = torch.where(others, difference, torch.inf).argmin()
+    mean, worst, worst_label = others
     return Change(
         label=label,
         target_before=float(before.accuracy[label]),
         target_after=float(after.accuracy[label]),
-        others_mean=float(difference[others].mean()),
-        others_worst=float(difference[worst]),
-        worst_label=int(worst),
+        others_mean=mean,
+        others_worst=worst,
+        worst_label=worst_label,
     )
+
+
+def change_of_others(
+    before: Evaluation, after: Evaluation, label: int | None
+) -> tuple[float, float, int] | None:
+    """Return how the accuracies of all classes but one change.
+
+    Args:
+        before: of some images.
+        after: of the same images.
+        label: the class to leave out, if any is.
+
+    Returns:
+        The mean change, each class counting once; the most negative one; the class where that is.
+        None if no other class has images.
+    """
+    others = before.count > 0
+    if label is not None:
+        others[label] = False
+    if not bool(others.any()):
+        return None
+    difference = after.accuracy - before.accuracy
+    worst = int(torch.where(others, difference, torch.inf).argmin())
+    return float(difference[others].mean()), float(difference[worst]), worst
 
 
 @torch.no_grad()
@@ -130,11 +154,11 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
     with evaluating(network):
         for batch in labelled_batches(loader, None):
             logits = network(batch.images.to(device))
-            _check_logits(logits, len(batch.labels))
+            check_logits(logits, len(batch.labels))
             if confusion is None:
                 confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64)
             check_labels(batch.labels, len(confusion))
-            _count(confusion, batch.labels, logits)
+            count_pairs(confusion, batch.labels, logits)
     assert confusion is not None  # labelled_batches refuses an empty loader
     return Evaluation(confusion)
 
@@ -172,8 +196,8 @@ def evaluate_heads(
         check_labels(labels, len(bias))
         for head, confusion in zip(heads, confusions, strict=True):
             logits = torch.addmm(bias.float(), x.float(), head.T)
-            _check_logits(logits, len(labels))
-            _count(confusion, labels, logits)
+            check_logits(logits, len(labels))
+            count_pairs(confusion, labels, logits)
         seen += len(x)
     if not seen:
         raise InputError("there are no images to evaluate")
@@ -192,12 +216,14 @@ def _rows(acts: Activations | tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, T
         yield batch.x, batch.labels
 
 
-def _count(confusion: Tensor, labels: Tensor, logits: Tensor) -> None:
+def count_pairs(confusion: Tensor, labels: Tensor, logits: Tensor) -> None:
+    """Add images to a confusion by their label and the class of their largest logit."""
     pairs = labels.cpu() * len(confusion) + logits.argmax(1).cpu()
     confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion)
 
 
-def _check_logits(logits: object, images: int) -> None:
+def check_logits(logits: object, images: int) -> None:
+    """Raise InputError unless these are finite logits (images, classes)."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"expected logits ({images}, classes) for {images} images, got {found}")

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.adapter import attach, installed_adapters
-from salve_plugin.control.choosing.latent_edits import edited_weight
+from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.evaluate import evaluate_heads
 from salve_plugin.demo import pretrained
 from salve_plugin.demo.environment import environment
 from salve_plugin.demo.figures import explained, sheet
@@ -277,17 +276,15 @@ def _shared(
     experiment: Experiment, edit: Edit, subject: Subject, names: Sequence[str], path: Path
 ) -> str:
     """Save the edit and prove that what is read back does and undoes the same."""
-    weight, bias = experiment.hooked.unembed()
-    before, after = evaluate_heads([weight, edited_weight(weight, edit)], bias, experiment.test)
+    assessment = assess(
+        experiment.hooked, edit, experiment.test, dictionary=experiment.dictionary, classes=names
+    )
     artifact = EditArtifact.of(
         experiment.hooked,
         edit,
         dictionary=experiment.dictionary,
         alpha_crit=alpha_crit(experiment.hooked, edit, experiment.test, target="flip"),
-        evaluation={
-            "before": {"accuracy": before.overall},
-            "after": {"accuracy": after.overall},
-        },
+        assessment=assessment,
         labels=names,
         data={"images": experiment.test.n_images},
         pictures=grad_fam_pictures(

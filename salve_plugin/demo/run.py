@@ -14,6 +14,7 @@ from torch import nn
 
 from salve_plugin.adapter import attach
 from salve_plugin.control.applied_edits import status
+from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import Evaluation, evaluate
@@ -31,6 +32,7 @@ from salve_plugin.demo.measures import (
     suppress_class,
 )
 from salve_plugin.demo.progress import Steps
+from salve_plugin.demo.shortcut import ShortcutResult, run_shortcut
 from salve_plugin.discover.features import profile
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
@@ -58,6 +60,7 @@ class NetworkResult:
         crit: check of the critical strengths, by class.
         enhanced: by class.
         crossing: the latent that two classes share.
+        shortcut: the planted shortcut, on a network of its own.
         artifacts: by class, the artifact's digest and its size in bytes.
     """
 
@@ -69,6 +72,7 @@ class NetworkResult:
     crit: list[CritCheck]
     enhanced: list[Enhancement]
     crossing: CrossClass
+    shortcut: ShortcutResult
     artifacts: list[tuple[str, int]]
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +85,7 @@ class NetworkResult:
             "alpha_crit": [asdict(check) for check in self.crit],
             "enhanced": [asdict(result) for result in self.enhanced],
             "cross_class": asdict(self.crossing),
+            "shortcut": asdict(self.shortcut),
             "artifacts": [{"sha256": digest, "bytes": size} for digest, size in self.artifacts],
         }
 
@@ -158,6 +163,8 @@ def _run_network(
             _share(name, experiment, result, test, folder, pictures[result.label])
             for result in classes
         ]
+    with steps.step(f"{name}: plant a shortcut, find it and remove it"):
+        shortcut = run_shortcut(name, train, test, folder)
     meta = experiment.dictionary.meta
     quality = {key: meta[key] for key in ("held_out_r2", "l0", "dead_share", "options")}
     return NetworkResult(
@@ -169,6 +176,7 @@ def _run_network(
         crit=crit,
         enhanced=enhanced,
         crossing=cross_class(experiment),
+        shortcut=shortcut,
         artifacts=artifacts,
     )
 
@@ -269,7 +277,6 @@ def _share(
     edit, label = result.named.edit, result.label
     path = folder / "artifacts" / digits.CLASSES[label]
     fresh = digits.load(name, folder / "weights.safetensors")
-    before = evaluate(fresh, test.batches())
     after = _evaluated(edit, fresh, test)
     crit = alpha_crit(experiment.hooked, edit, experiment.test, target="flip", classes=[label])
     artifact = EditArtifact.of(
@@ -277,7 +284,9 @@ def _share(
         edit,
         dictionary=experiment.dictionary,
         alpha_crit=crit,
-        evaluation={"before": _measures(before, label), "after": _measures(after, label)},
+        assessment=assess(
+            experiment.hooked, edit, experiment.test, target=label, dictionary=experiment.dictionary
+        ),
         labels=digits.CLASSES,
         data=DATA,
         pictures=pictures,
@@ -297,15 +306,6 @@ def _share(
 def _evaluated(edit: Edit, network: nn.Module, test: digits.Split) -> Evaluation:
     with edit.applied(network):
         return evaluate(network, test.batches())
-
-
-def _measures(evaluation: Evaluation, label: int) -> dict[str, float]:
-    others = [value for index, value in enumerate(evaluation.accuracy.tolist()) if index != label]
-    return {
-        "accuracy": evaluation.overall,
-        "target accuracy": float(evaluation.accuracy[label]),
-        "mean accuracy of the other classes": sum(others) / len(others),
-    }
 
 
 def _json(results: list[NetworkResult], seeds: int) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Unpack
 from torch import Tensor, nn
 
 from salve_plugin.control.applied_edits import status
+from salve_plugin.control.assessment.assessment import Assessment
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.saved import pristine_rows, restore_rows_
@@ -31,6 +32,7 @@ from salve_plugin.share.edit_manifest import (
     tensors_of,
 )
 from salve_plugin.share.edit_parts import (
+    check_assessment,
     check_critical,
     check_networks,
     check_pristine,
@@ -72,8 +74,10 @@ class EditArtifact(Stored):
         dictionary_at: where on the Hub the dictionary is, see `Dictionary.push_to_hub`; taken
             from `dictionary` if that came from there.
         alpha_crit: exact critical strengths, stored per image and summarized per class.
+        assessment: what the edit costs and achieves, see `assess`; `salve evaluate` repeats it.
         evaluation: the same measures before and after the edit,
-            `{"before": {name: number}, "after": {name: number}}`.
+            `{"before": {name: number}, "after": {name: number}}`; those of the assessment if left
+            out.
         pristine: by weight path, the touched rows without any edit, (rows, width): enough to
             undo the edit in a model that was saved in edited form.
         pictures: PNG files by name, shown in the card.
@@ -103,6 +107,7 @@ class EditArtifact(Stored):
     dictionary_learner: str | None = None
     dictionary_at: Reference | None = None
     alpha_crit: AlphaCrit | None = None
+    assessment: Assessment | None = None
     evaluation: Measures | None = None
     pristine: Mapping[str, Tensor] | None = None
     pictures: Mapping[str, bytes] | None = None
@@ -114,9 +119,9 @@ class EditArtifact(Stored):
         """Take over what other parts know, and check that all belong together.
 
         Raises:
-            InputError: if the dictionary is not the edit's, pristine rows do not fit the edit's
-                base, a measure is missing before or after, a value is not finite, or a picture is
-                none.
+            InputError: if the dictionary or the assessment is not the edit's, pristine rows do not
+                fit the edit's base, a measure is missing before or after, a value is not finite, or
+                a picture is none.
             BaseMismatchError: if the dictionary or the critical strengths are known to be of
                 another network than the edit's base.
         """
@@ -133,7 +138,11 @@ class EditArtifact(Stored):
         check_networks(self.edit, self.dictionary, self.alpha_crit)
         if self.pristine is not None:
             check_pristine(self.edit, self.pristine)
+        if self.assessment is not None and self.evaluation is None:
+            object.__setattr__(self, "evaluation", self.assessment.measures)
         check_measures(self.evaluation)
+        if self.assessment is not None:
+            check_assessment(self.edit, self.assessment, self.labels, self.evaluation or {})
         check_pictures(self.pictures or {})
         if self.origin is not None and self.origin.digest != self.digest:
             object.__setattr__(self, "origin", None)  # made from what was read, by `replace`

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from salve_plugin.share.card_assessment import assessment_section
 from salve_plugin.share.card_metadata import Config, described_base, front_matter
 from salve_plugin.store.card import Card, plain, table
 
@@ -18,6 +19,7 @@ def _body(config: Config) -> str:
         f"# {plain(title(config))}",
         _what_changed(config),
         evaluation_table(config),
+        assessment_section(config["assessment"]),
         _critical_strengths(config),
         _pictures(config),
         _how_to_load(config),
@@ -169,9 +171,10 @@ def _critical_strengths(config: Config) -> str:
         for entry in critical["classes"]
     ]
     head = ("class", "images", "there already", "never", "10 %", "median", "95 %")
+    symbol = "α" if config["edit"]["operator"]["form"] == "gate" else "amount 1 − λ"
     return (
-        "## Critical strength\n\nThe smallest α at which an image's logit "
-        f"{_target(critical)}, computed exactly; ∞ where no α does.\n\n{table(head, rows)}"
+        f"## Critical strength\n\nThe smallest {symbol} at which an image's logit "
+        f"{_target(critical)}, computed exactly; ∞ where no {symbol} does.\n\n{table(head, rows)}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 from torch import Tensor
 
+from salve_plugin.control.assessment.assessment import Assessment
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import FORMS
 from salve_plugin.discover.dictionary import Dictionary
@@ -100,6 +101,7 @@ class EditManifest(Record):
 
     Attributes:
         alpha_crit: the critical strengths, summarized by class; per image they are tensors.
+        assessment: what the edit costs and achieves, and what is needed to measure it again.
         data: what the evidence was computed on, for people.
         dictionary: where the edit comes from.
         digest: identity: SHA-256 over this object without digest, files, format_version,
@@ -121,6 +123,7 @@ class EditManifest(Record):
     """
 
     alpha_crit: evidence.CritSummary | None
+    assessment: Assessment | None
     data: Data
     dictionary: DictionaryReference | None
     digest: Sha256
@@ -160,6 +163,7 @@ def manifest_of(artifact: "EditArtifact") -> Json:
     critical = artifact.alpha_crit
     config: Json = {
         "alpha_crit": None if critical is None else critical.to_json(),
+        "assessment": None if artifact.assessment is None else artifact.assessment.to_json(),
         "data": dict(artifact.data or {}),
         "dictionary": _dictionary_fields(artifact),
         "edit": artifact.edit.to_json(),
@@ -205,6 +209,7 @@ def parts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         "dictionary_learner": reference and reference["learner"],
         "dictionary_at": at and Reference.from_json(at),
         "alpha_crit": evidence.rebuild(config["alpha_crit"], _part(tensors, "alpha_crit"), labels),
+        "assessment": config["assessment"] and Assessment.from_json(config["assessment"]),
         "evaluation": config["evaluation"],
         "pristine": _part(tensors, "pristine") or None,
         "labels": labels,

@@ -1,6 +1,6 @@
 """The edit in a manifest: its typed fields, and whether edit and evidence belong together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -8,6 +8,7 @@ import torch
 from msgspec import UNSET, Meta, UnsetType
 from torch import Tensor
 
+from salve_plugin.control.assessment.assessment import Assessment
 from salve_plugin.control.base import Base
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
@@ -141,6 +142,57 @@ def check_critical(edit: Edit, critical: AlphaCrit) -> None:
             f"the critical strengths are of another edit: of {critical.family[:12]}, this one is "
             f"of the family {edit.family[:12]}; compute them with alpha_crit(hooked, edit, acts)"
         )
+
+
+def check_assessment(
+    edit: Edit,
+    assessment: Assessment,
+    labels: Sequence[str] | None,
+    evaluation: Mapping[str, Mapping[str, int | float]],
+) -> None:
+    """Raise unless an assessment is of this edit on its base, and says what the other parts say.
+
+    Raises:
+        InputError: names the two that contradict each other.
+    """
+    if assessment.edit != edit.digest:
+        raise InputError(
+            f"the assessment is of edit {assessment.edit[:12]}, this one is {edit.digest[:12]}; "
+            "measure it with assess(hooked, edit, data)"
+        )
+    base, model = edit.base.state, assessment.evidence.model
+    if base is not None and model != base:
+        raise InputError(
+            f"the assessment is of the model {model[:12]}, the edit's base is {base[:12]}; assess "
+            "the edit on the base, without other edits on it"
+        )
+    paths = [each.path for each in assessment.budget.parameters]
+    if paths != sorted(edit.base.tensors):
+        raise InputError(
+            f"the assessment has the budget of {shortened(paths, 300)}, the edit touches "
+            f"{shortened(sorted(edit.base.tensors), 300)}"
+        )
+    count = class_count(edit)
+    if count is not None and any(each.label >= count for each in assessment.classes):
+        raise InputError(
+            f"the assessment has class {assessment.classes[-1].label}, where classes are numbered "
+            f"from 0 to {count - 1}"
+        )
+    for outcome in assessment.classes:
+        known = labels is not None and outcome.label < len(labels)
+        name = labels[outcome.label] if labels is not None and known else outcome.name
+        if outcome.name is not None and outcome.name != name:
+            raise InputError(
+                f"class {outcome.label} is {shortened(outcome.name)} in the assessment, "
+                f"{shortened(name)} among the labels"
+            )
+    for moment, measures in assessment.measures.items():
+        for name in measures.keys() & evaluation.get(moment, {}).keys():
+            if evaluation[moment][name] != measures[name]:
+                raise InputError(
+                    f"the {name} {moment} the edit is {evaluation[moment][name]} in the "
+                    f"evaluation, {measures[name]} in the assessment; leave the evaluation out"
+                )
 
 
 def check_networks(edit: Edit, dictionary: Dictionary | None, critical: AlphaCrit | None) -> None:

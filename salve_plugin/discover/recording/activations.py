@@ -70,6 +70,8 @@ class Activations:
         network_sha256: the same but for its classifier, which does not decide what it reads: what
             is computed from the recording is compared by it. None if it is not known.
         labels_sha256: of all images' labels in order.
+        images_sha256: of the images in order, by the shape, the type and 1024 evenly spaced values
+            of each; None if it was not noted, as where several processes recorded.
         n_rows: number of rows; with tokens or maps there are several for each image.
         n_images: number of images.
         n_classes: number of classes; some may have no image.
@@ -90,6 +92,7 @@ class Activations:
         self.model_sha256 = index.model_sha256
         self.network_sha256 = index.network_sha256
         self.labels_sha256 = index.labels_sha256
+        self.images_sha256 = index.images_sha256
         self.n_rows = index.n_rows
         self.n_images = index.n_images
         self.n_classes = index.n_classes

@@ -32,12 +32,42 @@ class LabelledImages:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over labels, image shape and type, and 1024 values of each image."""
-        values = self.images.detach().flatten(1)
-        values = values[:, :: max(1, -(-values.shape[1] // SAMPLED_VALUES))]
         digest = hashlib.sha256(f"{self.images.dtype} {tuple(self.images.shape)}".encode())
-        for part in (self.labels, values.cpu()):
-            digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for part in (self.labels, self.sampled()):
+            digest.update(_octets(part))
         return digest.hexdigest()
+
+    def sampled(self) -> Tensor:
+        """Return 1024 evenly spaced values of each image, fewer of a small one."""
+        values = self.images.detach().flatten(1)
+        return values[:, :: max(1, -(-values.shape[1] // SAMPLED_VALUES))].cpu()
+
+
+class ImagesDigest:
+    """One SHA-256 over the images of a loader in order, whatever the size of its batches.
+
+    Of each image its shape and type and 1024 evenly spaced values are hashed.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no image."""
+        self._digest = hashlib.sha256()
+
+    def add(self, batch: LabelledImages) -> None:
+        """Go on with the images of the next batch."""
+        kind = f"{batch.images.dtype} {tuple(batch.images.shape[1:])}".encode()
+        for image in batch.sampled():
+            self._digest.update(kind)
+            self._digest.update(_octets(image))
+
+    def hexdigest(self) -> str:
+        """Return the digest of all images so far."""
+        return self._digest.hexdigest()
+
+
+def _octets(tensor: Tensor) -> bytes:
+    octets: bytes = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return octets
 
 
 def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[LabelledImages]:

@@ -81,6 +81,7 @@ def join(folder: Path, parts: int) -> None:
         shards=tuple(shards),
         n_classes=max(index.n_classes or 0 for index in indices),
         labels_sha256=_labels_sha256(folder, shards),
+        images_sha256=None,  # nobody has seen them all in this order
     )
     joined.write(folder)
 

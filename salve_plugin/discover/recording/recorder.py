@@ -9,7 +9,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from salve_plugin.discover.recording.loader import LabelledImages
+from salve_plugin.discover.recording.loader import ImagesDigest, LabelledImages
 from salve_plugin.discover.recording.shards import INDEX_FILE, Index, Shard
 from salve_plugin.errors import InputError
 from salve_plugin.store.files import write_atomically
@@ -27,7 +27,7 @@ class Recorder:
         self.index = _continued(folder, index)
         self.recorded = self.index.batches
         self._shard_rows = shard_rows
-        self._labels = hashlib.sha256()
+        self._labels, self._images = hashlib.sha256(), ImagesDigest()
         self._largest_label = -1
         self._n_images = self.index.n_images
         self._start_shard()
@@ -40,12 +40,13 @@ class Recorder:
         self._images_in_shard = 0
 
     def compared(self, batch: LabelledImages) -> str:
-        """Note the labels of the loader's next batch and return the batch's fingerprint.
+        """Note images and labels of the loader's next batch and return the batch's fingerprint.
 
         Raises:
             InputError: if another batch was recorded in its place.
         """
         self._labels.update(batch.labels.numpy().tobytes())
+        self._images.add(batch)
         self._largest_label = max(self._largest_label, int(batch.labels.max()))
         fingerprint = batch.fingerprint()
         known = self.recorded
@@ -93,6 +94,7 @@ class Recorder:
             self.index,
             finished=True,
             labels_sha256=self._labels.hexdigest(),
+            images_sha256=self._images.hexdigest(),
             n_classes=self.index.n_classes or self._largest_label + 1,
         )
         self.index.write(self.folder)

@@ -65,6 +65,7 @@ class Index:
         finished: whether the loader was read to its end.
         labels_sha256: of all images' labels (int64, in order), once finished.
         network_sha256: of the model's body, see `network_digest`; None if it was not noted.
+        images_sha256: of the images, see `ImagesDigest`; None if it was not noted.
     """
 
     site: Site
@@ -77,6 +78,7 @@ class Index:
     finished: bool = False
     labels_sha256: str | None = None
     network_sha256: str | None = None
+    images_sha256: str | None = None
 
     @property
     def n_rows(self) -> int:
@@ -111,6 +113,7 @@ class Index:
             "finished": self.finished,
             "labels_sha256": self.labels_sha256,
             "network_sha256": self.network_sha256,
+            "images_sha256": self.images_sha256,
         }
         # The index is replaced after its shard is on disk: whenever the process dies, the folder is
         # a whole recording of fewer batches.
@@ -171,6 +174,7 @@ class Index:
             finished=fields["finished"],
             labels_sha256=fields["labels_sha256"],
             network_sha256=fields.get("network_sha256"),
+            images_sha256=fields.get("images_sha256"),
         )
 
     def _check_files(self, folder: Path) -> None:

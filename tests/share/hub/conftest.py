@@ -55,4 +55,4 @@ def pull(hub: LoopbackHub, repo_id: str) -> Callable[..., EditArtifact]:
 @pytest.fixture
 def other(tiny: EditArtifact, tiny_edit: Edit) -> EditArtifact:
     """Another edit of the same base, without pictures."""
-    return replace(tiny, edit=altered(tiny_edit, strength=0.25), pictures=None)
+    return replace(tiny, edit=altered(tiny_edit, strength=0.25), assessment=None, pictures=None)

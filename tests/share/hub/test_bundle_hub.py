@@ -95,7 +95,9 @@ def test_a_member_that_somebody_replaced_in_the_repository_is_refused(
     push: Push, pull_bundle: Callable[..., EditBundle], api: HfApi, repo_id: str, tmp_path: Path
 ) -> None:
     push(small_bundle())
-    other = replace(small_artifact(), edit=altered(small_edit(), strength=3.0), pictures=None)
+    other = replace(
+        small_artifact(), edit=altered(small_edit(), strength=3.0), assessment=None, pictures=None
+    )
     push(other, subfolder="rows")  # a right artifact, only not the bundle's
     with pytest.raises(ArtifactError, match=r"rows/edit_config\.json"):
         pull_bundle()

@@ -1,0 +1,63 @@
+"""`salve evaluate`: an artifact's assessment, measured again and compared."""
+
+from pathlib import Path
+
+from salve_plugin.cli.artifacts import base_of, edits_at
+from salve_plugin.cli.assessments import show_assessment
+from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.control.assessment.reassess import TOLERANCE, deviations, reassess
+from salve_plugin.errors import InputError
+from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.store.source import Where
+
+
+def evaluate(
+    source: str,
+    where: Where,
+    data: Path,
+    model: str | None,
+    checkpoint: Path | None,
+    num_classes: int | None,
+    *,
+    as_json: bool,
+) -> bool:
+    """Assess an artifact's edit again and say whether it comes out as the artifact says.
+
+    Raises:
+        InputError: if a bundle lies there, or the artifact has no assessment that can be repeated.
+        SalveError: if anything cannot be read, or the base model is another one.
+    """
+    _, shared = edits_at(source, where)
+    if not isinstance(shared, EditArtifact):
+        raise InputError(
+            f"{source} holds a bundle; evaluate its members one by one: --subfolder NAME"
+        )
+    stored = shared.assessment
+    if stored is None:
+        raise InputError(
+            f"{source} has no assessment that could be repeated; `salve apply --data` measures one"
+        )
+    opened = base_of(shared, model, checkpoint, num_classes)
+    loader = opened.images(data).batches(64)
+    # Nothing is fetched for one control: the dictionary counts where it travels in the artifact.
+    measured = reassess(opened.hooked, shared.edit, stored, loader, shared.dictionary)
+    different = deviations(stored, measured)
+    if as_json:
+        show_json(
+            {
+                "artifact": shared.digest,
+                "same": not different,
+                "tolerance": TOLERANCE,
+                "different": [each.to_json() for each in different],
+                "assessment": measured.to_json(),
+                "verdict": measured.verdict,
+            }
+        )
+        return not different
+    show_assessment(measured, f"edit of {source}, measured again")
+    if different:
+        rows = [(each.field, str(each.stored), str(each.measured)) for each in different]
+        show_table("what differs", ("field", "in the artifact", "measured now"), rows)
+    said = f"{len(different)} values differ" if different else "It is as the artifact says"
+    console().print(f"{said} (tolerance {TOLERANCE:g}).", highlight=False)
+    return not different

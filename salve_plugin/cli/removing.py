@@ -1,0 +1,162 @@
+"""`salve edit --remove WITH --without WITHOUT`: a concept found in two folders, and removed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
+
+from salve_plugin.cli.assessments import show_assessment
+from salve_plugin.cli.images import ImageTree
+from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.study import OpenModel, Study
+from salve_plugin.control.assessment.assess import assess
+from salve_plugin.control.choosing.candidate import Choice
+from salve_plugin.control.choosing.choose import choose
+from salve_plugin.control.choosing.goals import RemoveConcept, RemoveShortcut
+from salve_plugin.control.concepts.concept import Concept
+from salve_plugin.control.concepts.finding import find_concept
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.stream import record
+from salve_plugin.errors import InputError
+from salve_plugin.share.artifact import EditArtifact
+
+SHOWN = 12
+"""Candidates in the table; --json has them all."""
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is to be removed.
+
+    Attributes:
+        with_folder: images that have it, one subfolder a class.
+        without_folder: images that do not; the same names are taken for pairs.
+        max_harm: see `RemoveConcept`.
+    """
+
+    with_folder: Path
+    without_folder: Path
+    max_harm: float = 0.01
+
+
+def remove(folder: Path, out: Path, removal: Removal, *, as_json: bool) -> None:
+    """Find the concept, choose its edit, measure it, and save the artifact.
+
+    Raises:
+        InputError: if the folders do not fit the study's classes, hold too few images, or tell
+            nothing.
+        SalveError: if the study cannot be read, its model is another one by now, or the artifact
+            cannot be written.
+    """
+    study = Study.load(folder)
+    acts = Activations.load(study.activations_folder)
+    opened = study.open(acts)
+    names = [(name,) for name in acts.classes] if acts.classes else opened.class_names
+    trees = [
+        ImageTree(where, opened.transform, names=names, n=opened.n_classes)
+        for where in (removal.with_folder, removal.without_folder)
+    ]
+    paired = _names(trees[0], removal.with_folder) == _names(trees[1], removal.without_folder)
+    with TemporaryDirectory() as scratch:
+        recordings = [
+            record(
+                opened.hooked, tree.batches(BATCH), folder=Path(scratch) / str(number),
+                progress=False, classes=tree.classes,
+            )
+            for number, tree in enumerate(trees)
+        ]  # fmt: skip
+        everyone = [*range(len(trees[0])), *range(len(trees[1]))]
+        concept = find_concept(
+            recordings[0],
+            without=recordings[1],
+            groups=everyone if paired else range(len(everyone)),
+            name=removal.with_folder.name,
+        )
+        goal: RemoveConcept | RemoveShortcut = (
+            RemoveConcept(concept, max_harm=removal.max_harm)
+            if concept.is_paired and paired
+            else RemoveShortcut(concept, max_harm=removal.max_harm)
+        )
+        choice = choose(opened.hooked, goal)
+        artifact = _artifact(opened, study, choice, concept, trees, paired=paired)
+    artifact.save_pretrained(out)
+    _show(artifact, choice, concept, out, as_json=as_json)
+
+
+def _names(tree: ImageTree, folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path, _ in tree.samples]
+
+
+def _artifact(
+    opened: OpenModel, study: Study, choice: Choice, concept: Concept, trees: list[ImageTree],
+    *, paired: bool,
+) -> EditArtifact:  # fmt: skip
+    with_, without = trees
+    if paired:
+        assessment = assess(
+            opened.hooked, choice.edit, with_.batches(BATCH), counterparts=without.batches(BATCH),
+            classes=with_.classes,
+        )  # fmt: skip
+    else:
+        both: DataLoader[tuple[Tensor, int]] = DataLoader(
+            ConcatDataset([with_, without]), batch_size=BATCH, shuffle=False
+        )
+        has = torch.arange(len(with_) + len(without)) < len(with_)
+        assessment = assess(opened.hooked, choice.edit, both, has=has, classes=with_.classes)
+    return EditArtifact.of(
+        opened.hooked,
+        choice.edit,
+        assessment=assessment,
+        labels=with_.classes,
+        data={
+            "name": f"image folders with and without '{concept.name}'",
+            "type": "imagefolder",
+            "images": concept.n_images,
+            "evaluated on": "the images that the edit was chosen on",
+            "study": Path(study.data).name,
+        },
+    )
+
+
+def _show(
+    artifact: EditArtifact, choice: Choice, concept: Concept, out: Path, *, as_json: bool
+) -> None:
+    assessment = artifact.assessment
+    assert assessment is not None  # it was given
+    if as_json:
+        show_json(
+            {"artifact": str(out), "sha256": artifact.digest, "concept": concept.note,
+             "choice": choice.to_json(), "assessment": assessment.to_json(),
+             "verdict": choice.verdict}
+        )  # fmt: skip
+        return
+    best = sorted(choice.tried, key=lambda one: (-one.effect, one.harm))[:SHOWN]
+    show_table(
+        f"candidates on images that they were not fitted on ({type(choice.goal).__name__})",
+        ("edit", "effect", "harm", *best[0].figures),
+        [(one.method, one.effect, one.harm, *one.figures.values()) for one in best],
+    )
+    show_assessment(assessment, f"chosen: {choice.chosen.method}")
+    style = "green" if choice.met else "red"
+    for line in (concept.note, choice.verdict):
+        console().print(line, highlight=False, markup=False, soft_wrap=True, style=style)
+    console().print(f"Saved in {out} ({artifact.digest[:12]}).", highlight=False)
+
+
+def check_alone(**others: object) -> None:
+    """Refuse options that are about a class or latent beside `--remove`.
+
+    Raises:
+        InputError: names the first of them that is given.
+    """
+    given = [name for name, value in others.items() if value not in (None, False)]
+    if given:
+        raise InputError(
+            f"--remove takes out what two folders differ in; --{given[0]} is about a class or a "
+            "latent: give one or the other"
+        )

@@ -1,0 +1,1 @@
+"""What an edit costs and achieves, beside its ideal and controls that need no feature."""

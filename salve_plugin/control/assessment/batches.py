@@ -1,0 +1,221 @@
+"""Logits of the same images before and after an edit, batch by batch, as often as needed.
+
+Of a recording of the classifier's input they are computed anew each time; of a loader the networks
+run once, and what they gave lies in a temporary file.
+"""
+
+import hashlib
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor, nn
+
+from salve_plugin.control.base import bare
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import check_logits
+from salve_plugin.control.strength import check_labels
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.loader import ImagesDigest, labelled_batches
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel, evaluating, reading
+from salve_plugin.network import OnBaseMismatch
+
+ROWS = 2048
+"""Recorded images at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The classifier: logits = x W^T + b, over the inputs of all its layers side by side.
+
+    Attributes:
+        weight: W; without columns if the model has no site at its classifier.
+        bias: b.
+    """
+
+    weight: Float64[Tensor, "classes width"]
+    bias: Float64[Tensor, " classes"]
+
+    @classmethod
+    def of(cls, hooked: HookedModel) -> "Head | None":
+        """Return the classifier of a model as it is; None if none is known."""
+        terms = [hooked.unembed(name, partial=True) for name in hooked.head_sites]
+        if not terms:
+            return None
+        weight = torch.cat([weight for weight, _ in terms], 1)
+        # On the CPU first: not every device has float64.
+        biases = torch.stack([bias.cpu().double() for _, bias in terms])
+        return cls(weight.cpu().double(), biases.sum(0))
+
+    def logits(self, inputs: Tensor) -> Float64[Tensor, "images classes"]:
+        """Return the logits of inputs (images, width)."""
+        return torch.addmm(self.bias, inputs.double(), self.weight.T)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some images.
+
+    Attributes:
+        labels: class indices.
+        before: logits without the edit.
+        after: logits with it.
+        inputs: what the classifier reads without the edit; None if no site there is known.
+    """
+
+    labels: Int64[Tensor, " images"]
+    before: Float64[Tensor, "images classes"]
+    after: Float64[Tensor, "images classes"]
+    inputs: Tensor | None
+
+
+class Batches(ABC):
+    """The images of one source, in its order.
+
+    Attributes:
+        images: digest of the images; None if it is not known.
+    """
+
+    images: str | None
+
+    @property
+    def recording(self) -> str | None:
+        """Digest of the recorded inputs; None if the network ran."""
+        return None
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield all batches, from the first on."""
+
+
+class Recorded(Batches):
+    """The head inputs of a recording, through the classifier before and after."""
+
+    def __init__(self, acts: Activations, before: Head, after: Head) -> None:
+        """Read nothing yet but check that it fits.
+
+        Raises:
+            InputError: if there are several rows an image, or they have another width.
+        """
+        if acts.n_rows != acts.n_images or acts.width != before.weight.shape[1]:
+            raise InputError(
+                f"{acts!r} has {acts.n_rows} rows of {acts.width} features for {acts.n_images} "
+                f"images; one of {before.weight.shape[1]} an image was expected, what the "
+                "classifier reads: record(hooked, loader), or pass the loader itself"
+            )
+        self._acts, self._before, self._after = acts, before, after
+        self.images = acts.images_sha256
+
+    @property
+    def recording(self) -> str:
+        """SHA-256 over the inputs, float32, in order."""
+        digest = hashlib.sha256()
+        for rows in self._acts.batches(ROWS):
+            digest.update(rows.x.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield all batches, from the first on.
+
+        Raises:
+            InputError: if a label is no class of the model.
+        """
+        for rows in self._acts.batches(ROWS):
+            check_labels(rows.labels, len(self._before.bias))
+            before, after = (head.logits(rows.x) for head in (self._before, self._after))
+            check_logits(before, len(rows))
+            check_logits(after, len(rows))
+            yield Batch(rows.labels.long(), before, after, rows.x)
+
+
+class Spooled(Batches):
+    """What two networks gave for the images of a loader, in a temporary file."""
+
+    def __init__(self, file: IO[bytes], count: int, images: str) -> None:
+        """Take over a file that `run` wrote."""
+        self._file, self._count, self.images = file, count, images
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield all batches, from the first on."""
+        self._file.seek(0)
+        for _ in range(self._count):
+            labels, before, after, inputs = (
+                torch.from_numpy(np.load(self._file, allow_pickle=False)) for _ in range(4)
+            )
+            yield Batch(
+                labels, before.double(), after.double(), inputs if inputs.shape[1] else None
+            )
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+
+@torch.no_grad()
+def run(
+    hooked: HookedModel,
+    edit: Edit,
+    loader: Iterable[Any],
+    on_base_mismatch: OnBaseMismatch = "error",
+) -> Spooled:
+    """Run a model, and a copy of it with the edit, over a loader, once.
+
+    Both run in eval mode. The model's own parameters are never touched; its modes and buffers are
+    as before afterwards, on error too.
+
+    Raises:
+        InputError: if the loader is empty, a label is no class of the model, or a model returns
+            something else than finite logits (images, classes).
+        SalveError: if the edit cannot be applied to the model.
+    """
+    model = bare(hooked)
+    # A copy, so that no other thread ever sees the edit, and nothing has to be taken back.
+    edited = edit.edited(model, on_base_mismatch=on_base_mismatch)
+    sites = [hooked.site(name) for name in hooked.head_sites]
+    parameter = next(model.parameters(), torch.empty(0))
+    digest, count = ImagesDigest(), 0
+    file = tempfile.TemporaryFile()  # noqa: SIM115 # it is handed over
+    try:
+        with evaluating(model), evaluating(edited), kept(model):
+            for batch in labelled_batches(loader, None):
+                images = batch.images.to(parameter.device)
+                if images.is_floating_point() and parameter.is_floating_point():
+                    images = images.to(parameter.dtype)
+                with reading(model, sites) as seen:
+                    before = model(images)
+                after = edited(images)
+                for logits in (before, after):
+                    check_logits(logits, len(batch.labels))
+                check_labels(batch.labels, before.shape[1])
+                rows = [site.rows(seen[site.name]) for site in sites]
+                inputs = torch.cat(rows, 1) if rows else before[:, :0]
+                if len(inputs) != len(batch.labels):  # a classifier that is pooled behind itself
+                    inputs = before[:, :0]
+                for part in (batch.labels, before, after, inputs):
+                    # NumPy has no bfloat16; float32 holds it, and float16, exactly.
+                    part = part.float() if part.element_size() < 4 else part
+                    np.save(file, part.cpu().numpy(), allow_pickle=False)
+                digest.add(batch)
+                count += 1
+    except BaseException:
+        file.close()
+        raise
+    return Spooled(file, count, digest.hexdigest())
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Put buffers back afterwards: some models write to theirs in eval mode, too."""
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in values:
+            buffer.copy_(value)

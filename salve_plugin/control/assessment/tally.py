@@ -1,0 +1,177 @@
+"""Counts and sums over the images of one edit or control, in float64, a batch at a time."""
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from salve_plugin.control.assessment.outcomes import ConceptOutcome, Effect, Ideal
+from salve_plugin.control.evaluate import Evaluation, change_of_others, count_pairs
+
+
+class Tally:
+    """What is known of the logits that an edit, a control, or nothing at all leads to.
+
+    Attributes:
+        confusion: images by (true class, predicted class).
+        probability: sum over each class's images of the class's own probability.
+        predicted: the labels given, batch by batch, where they are kept.
+    """
+
+    def __init__(self, classes: int, target: int | None, *, keep: bool = False) -> None:
+        """Begin with no image.
+
+        Args:
+            classes: number of classes.
+            target: the class that is to be suppressed, if any is.
+            keep: whether the label given to each image is kept, for pairs and groups.
+        """
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        self.probability = torch.zeros(classes, dtype=torch.float64)
+        self.predicted: list[Tensor] = []
+        self._target, self._keep = target, keep
+        self._count = 0
+        self._mean = torch.zeros(classes, dtype=torch.float64)
+        self._squares = torch.zeros(classes, dtype=torch.float64)
+        self._others = _Mean()
+        self._ideal = {True: _Mean(), False: _Mean()}
+        self._agree = {True: _Mean(), False: _Mean()}
+
+    def add(self, labels: Tensor, before: Tensor, logits: Tensor) -> None:
+        """Count some images.
+
+        Args:
+            labels: (images,).
+            before: logits without any edit (images, classes), float64.
+            logits: those to count, likewise.
+        """
+        count_pairs(self.confusion, labels, logits)
+        logs, base = logits.log_softmax(1), before.log_softmax(1)
+        own = logs.gather(1, labels[:, None])[:, 0].exp()
+        self.probability.index_add_(0, labels, own)
+        self._spread(logits)
+        if self._keep:
+            self.predicted.append(logits.argmax(1))
+        target = labels == -1 if self._target is None else labels == self._target
+        self._others.add(divergence(base[~target], logs[~target]))
+        if self._target is not None:
+            self._compare(before, logs, logits, target, self._target)
+
+    def _spread(self, logits: Float64[Tensor, "images classes"]) -> None:
+        """Merge means and sums of squares (Chan et al. 1979): no cancellation for large logits."""
+        count = len(logits)
+        mean = logits.mean(0)
+        total = self._count + count
+        gap = mean - self._mean
+        self._squares += (logits - mean).square().sum(0) + gap.square() * (
+            self._count * count / total
+        )
+        self._mean += gap * (count / total)
+        self._count = total
+
+    def _compare(
+        self,
+        before: Float64[Tensor, "images classes"],
+        logs: Float64[Tensor, "images classes"],
+        logits: Float64[Tensor, "images classes"],
+        target: Bool[Tensor, " images"],
+        label: int,
+    ) -> None:
+        """Compare with the ideal: the base's probabilities renormalized without the class."""
+        rest = torch.arange(before.shape[1]) != label
+        ideal = before[:, rest].log_softmax(1)
+        distance = divergence(ideal, logs[:, rest])
+        runner_up = before.masked_fill(~rest, -torch.inf).argmax(1)
+        agree = (logits.argmax(1) == runner_up).double()
+        for whose in (True, False):
+            self._ideal[whose].add(distance[target == whose])
+            self._agree[whose].add(agree[target == whose])
+
+    @property
+    def spread(self) -> Float64[Tensor, " classes"]:
+        """Standard deviation of each logit over all images (population)."""
+        return (self._squares / self._count).sqrt()
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The labels given, by class."""
+        return Evaluation(self.confusion)
+
+    @property
+    def ideal(self) -> Ideal | None:
+        """The distance to the ideal suppression of the target."""
+        if self._target is None:
+            return None
+        kl_target, runner_up = self._ideal[True].value, self._agree[True].value
+        assert kl_target is not None  # the target has images
+        assert runner_up is not None
+        kl_others = self._ideal[False].value
+        return Ideal(kl_others, kl_target, self._agree[False].value, runner_up)
+
+    def effect(self, before: Evaluation, concept: ConceptOutcome | None) -> Effect:
+        """Return what the labels, and the divergence on everything else, say of the change."""
+        after = self.evaluation
+        others = change_of_others(before, after, self._target)
+        mean, worst, label = (None, None, None) if others is None else others
+        target = None if self._target is None else float(after.accuracy[self._target])
+        return Effect(
+            after.overall, concept, self.ideal, self._others.value, mean, target, worst, label
+        )
+
+
+class _Mean:
+    """A mean of numbers that come in pieces; None of nothing."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def add(self, values: Tensor) -> None:
+        self._sum += float(values.sum())
+        self._count += len(values)
+
+    @property
+    def value(self) -> float | None:
+        return self._sum / self._count if self._count else None
+
+
+def divergence(
+    first: Float64[Tensor, "images classes"], second: Float64[Tensor, "images classes"]
+) -> Float64[Tensor, " images"]:
+    """Return KL(p || q) in nats of the rows of log p and log q; q may miss some mass."""
+    # Not below zero: where p and q are the same, rounding leaves a few eps of either sign.
+    return (first.exp() * (first - second)).sum(1).clamp(min=0)
+
+
+def concept_outcome(
+    labels: Int64[Tensor, " images"],
+    has: Bool[Tensor, " images"],
+    predicted: Int64[Tensor, " images"],
+    pairs: int,
+) -> ConceptOutcome:
+    """Return what a concept does to the labels given.
+
+    Args:
+        labels: true classes.
+        has: whether each image has the concept.
+        predicted: the labels given.
+        pairs: of how many images from the first on the counterparts follow behind all of them, in
+            the same order; 0 without counterparts.
+    """
+    right = (predicted == labels).double()
+    groups = [
+        (float(right[member].mean()), label, bool(state))
+        for label in sorted(set(labels.tolist()))
+        for state in (False, True)
+        if bool((member := (labels == label) & (has == state)).any())
+    ]
+    worst, label, state = min(groups)
+    flips = None
+    if pairs:
+        flips = float((predicted[:pairs] != predicted[pairs:]).double().mean())
+    return ConceptOutcome(
+        float(right[has].mean()) if bool(has.any()) else None,
+        float(right[~has].mean()) if bool((~has).any()) else None,
+        flips,
+        label,
+        worst,
+        state,
+    )
