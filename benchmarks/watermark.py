@@ -201,6 +201,16 @@ def repaired_in_turn(hooked: HookedModel, first: int, second: int) -> Method:
     return fitted
 
 
+def of_colour(method: Method, photograph: Tensor) -> Method:
+    """Fit on crops of colour photographs alone."""
+
+    def fitted(evidence: Evidence) -> Maps:
+        chosen = evidence.chosen & (photograph < len(COLOUR))
+        return method(Evidence(evidence.recorded, chosen, evidence.phrases))
+
+    return fitted
+
+
 GRID = tuple((site, rank) for site in (LAST, BEFORE) for rank in (1, 2, 3))
 LARGEST_RISE, LEAST_KEPT = 0.3, 0.98
 
@@ -331,7 +341,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer folds, overlays and methods")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", default="", help="methods with this in their name")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     torch.set_num_threads(1)
     start = time.perf_counter()
     carton = pretrained.class_names().index("carton")
@@ -362,11 +374,20 @@ def main() -> None:
             hooked, pictures.photograph, carton
         ),
     }
+    for name in (
+        "difference of means, blocks.6",
+        "LEACE, blocks.6",
+        "paired repair, rank 2, blocks.6",
+    ):
+        methods[f"{name}, of colour photographs alone"] = of_colour(
+            methods[name], pictures.photograph
+        )
+    methods = {name: method for name, method in methods.items() if arguments.only in name}
     folds = len(COLOUR)
     if quick:
         folds = 3
         kept = ("no edit", "difference of means, blocks.6", "paired repair, rank 2, blocks.6")
-        methods = {name: methods[name] for name in kept}
+        methods = {name: method for name, method in methods.items() if name in kept}
     overlays = ["Latin"] if quick else list(OVERLAID)
     print(
         f"{platform.machine()}, torch {torch.__version__}, timm {timm.__version__}, one thread, "
