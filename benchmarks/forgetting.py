@@ -22,22 +22,12 @@ import torch
 from concept_erasure import LeaceFitter
 
 import salve_plugin as salve
-from salve_plugin import Edit, HookedModel, LowRankMap, LowRankUpdate
+from salve_plugin import Edit, HookedModel, LowRankMap
 from salve_plugin.demo import digits
 
 HEAD = "unembed.hook_in"
 HIDDEN = ("blocks.1.mlp.hook_post", "blocks.3.ln2.hook_normalized", "blocks.3.hook_mlp_out")
 FIXTURE = Path(__file__).parents[1] / "tests" / "fixtures" / "digits_vit.safetensors"
-
-
-def masked(hooked: HookedModel, acts: salve.Activations, label: int) -> Edit:
-    """Return the edit that lowers the class's bias beyond reach, a finite number."""
-    weight, bias = hooked.unembed()
-    logits = acts.tensor() @ weight.T + bias
-    shift = torch.zeros(len(bias))
-    shift[label] = -2 * float(logits.max() - logits.min())
-    nothing = torch.zeros(len(bias), 0), torch.zeros(weight.shape[1], 0)
-    return salve.edit_at(hooked, HEAD, LowRankUpdate(*nothing, shift))
 
 
 def leace(hooked: HookedModel, acts: salve.Activations, label: int) -> Edit:
@@ -118,7 +108,7 @@ def main() -> None:
 
     for label in range(n_classes):
         edits = {
-            "mask (a bias)": masked(hooked, acts, label),
+            "mask (a bias)": salve.mask(hooked, label, acts),
             "features, rivals' rows": by_latents(salve.SuppressClass(label, by="latents")),
             "features, all rows (the paper)": by_latents(
                 salve.SuppressClass(label, by="latents", rows=None, max_harm=1.0)

@@ -23,16 +23,17 @@ Columns, mean and 95 % interval (bootstrap over photographs):
 
 import argparse
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 from torch import Tensor
-from watermark_pictures import COLOUR, OTHERS, Pictures, batches, logits, marked, same
 
 from salve_plugin import HookedModel, LowRankMap, LowRankUpdate, attach, edit_at
 from salve_plugin.control.edit import Edit
@@ -41,6 +42,11 @@ from salve_plugin.control.erasers.joint_moments import JointMoments
 from salve_plugin.control.erasers.oblique import leace
 from salve_plugin.control.erasers.repair import PairMoments, repair
 from salve_plugin.demo import pretrained
+
+# The folder of a script is on the path, not the one above it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.watermark_pictures import COLOUR, OTHERS, Pictures, batches, logits, marked, same
 
 PHRASES = tuple(f"cjk_{index}" for index in range(6))
 SPLITS = (((0, 1, 2), (3, 4, 5)), ((3, 4, 5), (0, 1, 2)), ((0, 2, 4), (1, 3, 5)))

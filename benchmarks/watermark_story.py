@@ -5,16 +5,21 @@
 The photograph that is shown, and the phrase on it, are not among those that the edit is made from.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from watermark_pictures import COLOUR, Pictures, logits, marked, same
 
 import salve_plugin as salve
 from salve_plugin.control.edit import Edit
 from salve_plugin.demo import pretrained
+
+# The folder of a script is on the path, not the one above it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.watermark_pictures import COLOUR, Pictures, logits, marked, same
 
 SHOWN = COLOUR.index("rocket.jpg")
 PHRASE, FITTED = "cjk_0", ("cjk_1", "cjk_2", "cjk_3", "cjk_4")

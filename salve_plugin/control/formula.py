@@ -88,6 +88,8 @@ class Formula:
         """
         if not self.added:
             return values if self.cast is None else scaled(values, self.cast, out=out)
+        # In float64 and cast once at the end: rounding between two edits would depend on their
+        # order, and on the CPU, since other devices may fuse or reorder the additions.
         total = values.detach().to("cpu", torch.float64, copy=True)
         if self.factors is not None:
             total *= self.factors
@@ -133,6 +135,7 @@ def compared(tensor: Tensor, ledger: Ledger) -> Iterator[tuple[bool, Index, Inde
         values = pristine[source]
         room_here = room[: len(values)] if formula.is_scaling else None
         values = formula.of(values, out=room_here)
+        # Lazily: whoever restores may write a piece before the next one is compared.
         yield same_bits(tensor[rows], values.to(tensor)), rows, source, formula
 
 

@@ -54,10 +54,12 @@ class Knots:
     @classmethod
     def of(cls, direction: Float[Tensor, " width"]) -> "Knots":
         """Sort the columns of a direction that is not zero everywhere."""
+        # Stable: columns of equal reach keep one order on every machine, and so do their sums.
         reach, order = direction.detach().double().abs().sort(stable=True)
         limit = LIMIT / float(reach[-1])
         # Columns whose knot lies beyond the limit are never used up: straight lines, summed once.
         first = int((reach * limit <= 1).sum())
+        # Always at least one: the logit at the limit itself is then the value of a knot.
         padding = BLOCK - (len(reach) - first) % BLOCK
         # Padding has weight zero and its knot at the limit, so it neither moves a logit nor bends
         # one.
@@ -108,6 +110,8 @@ class Knots:
             # Only a bound: the activations' own precision is enough, rounded up.
             torch.mul(used, rough, out=bent).clamp_(min=0)
             sums[2, part] = bent.view(by_block).sum(-1)
+        # Prefix sums run from the smallest reach up: at a knot, what is still alive are the columns
+        # of smaller reach, so no column is ever subtracted again.
         rest = activations[:, self.rest] * weight[self.rest]
         start = rest.sum(1, keepdim=True), (rest * self.rest_reach).sum(1, keepdim=True)
         return Contributions(
@@ -161,7 +165,8 @@ class Contributions:
         near = start * _ROUNDING
         slack = near.abs() + self.rising.sum(-1) * _ROUNDING
         level = self.offset + height[:, None]
-        # The logit at the ends of each block, by descending strength.
+        # The logit at the ends of each block, by descending strength: sums of what is alive there,
+        # each with a factor from 0 to 1, so that a large strength brings no cancellation.
         low = level[:, :-1] - knots.strengths[:, 0] * self.slope[:, :-1]
         high = level[:, 1:] - knots.strengths[:, -1] * self.slope[:, 1:]
         bound = torch.minimum(low, high) - knots.bend * self.rising
@@ -171,6 +176,7 @@ class Contributions:
         candidate = (bound <= (near + slack)[:, None]) & ~settled & (start > 0)[:, None]
         image, block = candidate.nonzero(as_tuple=True)
         roots = torch.full_like(start, torch.inf)
+        # Of the roots in several candidate blocks the smallest is the first.
         roots.scatter_reduce_(0, image, self._roots_in(image, block, level, near), "amin")
         return torch.where(start <= 0, 0.0, roots)
 
@@ -192,7 +198,7 @@ class Contributions:
         offset = level[image, block][:, None] + terms.cumsum(1)
         slope = self.slope[image, block][:, None] + slopes.cumsum(1)
         values = offset - terms - knots.strengths.index_select(0, block) * (slope - slopes)
-        # The largest column index has the smallest strength.
+        # The largest column index has the smallest strength: the last hit is the first root.
         hit = values <= near[image][:, None]
         at = BLOCK - 1 - hit.flip(1).to(torch.uint8).argmax(1, keepdim=True)
         flat = knots.strengths.view(-1)
@@ -201,5 +207,6 @@ class Contributions:
         start = torch.where(knot + 1 < len(flat), flat[(knot + 1).clamp(max=len(flat) - 1)], 0.0)
         top, fall = offset.gather(1, at)[:, 0], slope.gather(1, at)[:, 0]
         # The quotient may leave its segment by rounding; the root does not.
+        # A segment that comes down to zero falls, but for rounding: then its end is the root.
         root = torch.where(fall > 0, top / fall, end).clamp(min=start).minimum(end)
         return torch.where(hit.any(1), root, torch.inf)

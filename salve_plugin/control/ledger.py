@@ -67,6 +67,7 @@ def pristine_of(slot: Slot) -> Tensor:
             f"'{slot.path}' of shape {list(slot.parameter.shape)} has taken the place of an edited "
             "parameter of another shape; forget_(model) accepts it as it is"
         )
+    # Put back, not divided out: factors may be zero, and products were rounded.
     whole = slot.parameter.detach().clone()
     whole[index_of(ledger.rows)] = ledger.pristine.to(whole)
     return whole
@@ -127,6 +128,7 @@ def _record(slot: Slot, ledger: Ledger | None) -> None:
 def _write(slot: Slot, ledger: Ledger) -> None:
     parameter = slot.parameter.detach()
     scales = all(entry.part.left is None for entry in ledger.entries)
+    # A product in the parameter's own precision goes straight into its rows, with no temporary.
     in_place = scales and ledger.pristine.element_size() >= 4
     # Whatever needs temporaries is done in pieces that stay in cache.
     step = None if in_place else step_of(ledger.pristine)

@@ -1,6 +1,6 @@
 """The exact critical strength against brute force: the edited network itself, evaluated again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,8 @@ class CritCheck:
             zero before the exact root, and one just behind it.
         linear_ratio: median of closed form / exact root; None without finite roots.
         left_at_linear: median share of the logit that is left at the closed form.
+        really_left_at_linear: the same of the whole edited network, median over the images that
+            went through it; None if there are none.
     """
 
     label: int
@@ -39,16 +41,20 @@ class CritCheck:
     agree: int
     linear_ratio: float | None
     left_at_linear: float | None
+    really_left_at_linear: float | None
 
 
-def check_crit(experiment: Experiment, edit: Edit, label: int, images: Tensor) -> CritCheck:
+def check_crit(
+    experiment: Experiment, edit: Edit, label: int, images: Sequence[Tensor] | Tensor
+) -> CritCheck:
     """Compare the exact roots of a class's test images with brute force.
 
     Args:
         experiment: the network and its recordings.
         edit: whose direction and rows are asked about.
         label: the class.
-        images: all test images (images, channels, height, width), in the order of the recording.
+        images: all test images, each (channels, height, width), in the order of the recording;
+            only those that go through the network are asked for.
     """
     crit = alpha_crit(experiment.hooked, edit, experiment.test, target="zero", classes=[label])
     of_class = experiment.test.labels() == label
@@ -56,7 +62,8 @@ def check_crit(experiment: Experiment, edit: Edit, label: int, images: Tensor) -
     x = experiment.test.tensor()[of_class].double()
     logits = x @ weight[label] + bias[label]
     positive = logits > 0
-    x, logits, images = x[positive], logits[positive], images[of_class][positive]
+    x, logits = x[positive], logits[positive]
+    rows = of_class.nonzero()[:, 0][positive]
     exact, linear = crit.values[positive], crit.linear[positive]
 
     def left(strengths: Tensor) -> Tensor:
@@ -67,14 +74,19 @@ def check_crit(experiment: Experiment, edit: Edit, label: int, images: Tensor) -
     finite = exact.isfinite()
     agree = _agrees(left, exact, _last_strength(edit.gate.reach))
     usable = finite & linear.isfinite()
+    at_root, at_linear = (
+        _left(experiment, edit, label, images, rows[of][:THROUGH_NETWORK], strengths[of])
+        for of, strengths in ((finite, exact), (usable, linear))
+    )
     return CritCheck(
         label=label,
         images=len(x),
         finite=int(finite.sum()),
-        worst_residual=_worst_residual(experiment, edit, label, images[finite], exact[finite]),
+        worst_residual=float(at_root.abs().max()) if len(at_root) else 0.0,
         agree=int(agree.sum()),
         linear_ratio=_median((linear / exact)[usable]),
         left_at_linear=_median((left(linear.nan_to_num(posinf=0.0)) / logits)[usable]),
+        really_left_at_linear=_median(at_linear),
     )
 
 
@@ -95,18 +107,25 @@ def _agrees(left: Callable[[Tensor], Tensor], exact: Tensor, last: float) -> Ten
     return above & (behind == finite)
 
 
-def _worst_residual(
-    experiment: Experiment, edit: Edit, label: int, images: Tensor, roots: Tensor
-) -> float:
+def _left(
+    experiment: Experiment,
+    edit: Edit,
+    label: int,
+    images: Sequence[Tensor] | Tensor,
+    rows: Tensor,
+    strengths: Tensor,
+) -> Tensor:
+    """Return the share of the logit that the edited network leaves, one strength an image."""
     network = experiment.hooked.model
-    worst = 0.0
-    for image, root in zip(images[:THROUGH_NETWORK], roots[:THROUGH_NETWORK], strict=True):
+    shares = []
+    for row, strength in zip(rows.tolist(), strengths.tolist(), strict=False):
+        image = images[row]
         with torch.no_grad():
             before = float(network(image[None])[0, label])
-            with edit.with_strength(float(root)).applied(network):
+            with edit.with_strength(strength).applied(network):
                 after = float(network(image[None])[0, label])
-        worst = max(worst, abs(after / before))
-    return worst
+        shares.append(after / before)
+    return torch.tensor(shares)
 
 
 def _median(values: Tensor) -> float | None:

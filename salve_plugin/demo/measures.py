@@ -195,7 +195,7 @@ class CrossClass:
 
     Attributes:
         latent: the shared latent.
-        classes: the two classes whose mean codes it separates most from the overall mean.
+        classes: the two classes whose mean codes lie furthest from the overall mean, on one side.
         strength: at which half of the first class's training images have lost their label.
         before: accuracy of every class on the test images.
         after: the same with the edit on all rows.
@@ -208,16 +208,25 @@ class CrossClass:
     after: tuple[float, ...]
 
 
-def cross_class(experiment: Experiment) -> CrossClass:
+def cross_class(experiment: Experiment, *, rank: int = 0) -> CrossClass:
     """Suppress the latent that two classes share most, on all rows.
 
-    Shared most: the second largest distance of a class mean from the overall mean is largest, in
-    units of the latent's spread over classes.
+    Shared most: two class means lie far from the overall mean on one side of it, in units of the
+    latent's spread over classes; the nearer of the two counts. Only recorded classes do.
+
+    Args:
+        experiment: the network, its recordings and its dictionary.
+        rank: 0 for the latent that is shared most, 1 for the next, and so on.
     """
-    means = experiment.features.means
-    distance = (means - means.mean(0)).abs() / means.std(0).clamp(min=1e-12)
-    latent = int(distance.topk(2, dim=0).values[1].argmax())
-    first, second = (int(label) for label in distance[:, latent].topk(2).indices)
+    recorded = (experiment.features.counts > 0).nonzero()[:, 0]
+    means = experiment.features.means[recorded]
+    distance = (means - means.mean(0)) / means.std(0).clamp(min=1e-12)
+    # Codes are signed: classes at opposite ends of a latent share its axis, but not what it means.
+    sides = torch.stack([distance, -distance]).topk(2, dim=1)
+    nearer, side_of = sides.values[:, 1].max(dim=0)
+    latent = int(nearer.argsort(descending=True, stable=True)[rank])
+    side = int(side_of[latent])
+    first, second = recorded[sides.indices[side, :, latent]].tolist()
     edit = suppress(experiment.hooked, experiment.dictionary, latent=latent, strength=0.0)
     strength = strength_to_break(experiment.hooked, edit, experiment.train, first, share=0.5)
     # If none takes half of them, the one that closes the most columns.

@@ -61,6 +61,8 @@ def test_exact_strengths_survive_the_brute_force(
     assert check.images > 30
     assert check.agree == check.images
     assert check.worst_residual <= 1e-6
+    # Five images against all of them: the same head, in float32 through the network.
+    assert check.really_left_at_linear == pytest.approx(check.left_at_linear, abs=0.1)
 
 
 def test_brute_force_ends_where_strengths_are_no_longer_asked_about(
@@ -84,5 +86,9 @@ def test_enhancing_raises_the_confidence_of_the_class(experiment: Experiment) ->
 def test_a_shared_latent_changes_more_than_one_class(experiment: Experiment) -> None:
     result = cross_class(experiment)
     assert result.classes[0] != result.classes[1]
+    means = experiment.features.means[:, result.latent]
+    shifts = (means - means.mean())[list(result.classes)]
+    assert shifts[0].sign() == shifts[1].sign()
+    assert cross_class(experiment, rank=1).latent != result.latent
     changed = torch.tensor(result.before) - torch.tensor(result.after)
     assert int((changed.abs() > 0.05).sum()) >= 2

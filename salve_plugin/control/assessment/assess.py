@@ -1,48 +1,37 @@
 """`assess`: the same images before and after an edit, its ideal and its controls."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 import torch
-from torch import Tensor
 
 from salve_plugin.control.assessment.assessment import Assessment
-from salve_plugin.control.assessment.batches import Batch, Batches, Head, Recorded, Spooled, run
-from salve_plugin.control.assessment.budget import budget_of
+from salve_plugin.control.assessment.batches import Batches
+from salve_plugin.control.assessment.changes import Changes
 from salve_plugin.control.assessment.controls import (
     Made,
     controls_of_class,
     controls_of_concept,
     ground_of,
 )
+from salve_plugin.control.assessment.marks import Flags, flags_of, label_of, marked_by
 from salve_plugin.control.assessment.outcomes import (
-    Budget,
     ClassOutcome,
     Command,
     ConceptOutcome,
     Control,
     Evidence,
 )
-from salve_plugin.control.assessment.tally import Tally, concept_outcome
+from salve_plugin.control.assessment.sources import Data, Joined, check_pairs, names_in, opened
+from salve_plugin.control.assessment.tally import Reference, Tally, concept_outcome
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.networks import Networks
-from salve_plugin.control.operators.base import whole
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.loader import class_names
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.store.digest import state_digest
-
-Data = Activations | Iterable[Any]
-"""A recording of the classifier's input, or an iterable of (images, labels) batches."""
-
-Flags = Sequence[bool] | Tensor
 
 
 @torch.no_grad()
@@ -103,25 +92,28 @@ def assess(
         raise InputError(
             f"target={target!r} and a concept (has, counterparts) are two aims; assess one"
         )
-    names = tuple(classes) if classes is not None else _names(data)
-    label = None if target is None else _label(target, names)
+    names = tuple(classes) if classes is not None else names_in(data)
+    label = None if target is None else label_of(target, names)
     model = state_digest(bare(hooked))
-    changes = _Changes.of(hooked, edit, on_base_mismatch)
+    changes = Changes.of(hooked, edit, on_base_mismatch)
     sources = [data] if counterparts is None else [data, counterparts]
-    with _opened(hooked, edit, changes, sources, on_base_mismatch) as batches:
-        pairs = 0 if counterparts is None else _check_pairs(batches)
-        joined = _Joined(batches)
-        flags = _flags(has, joined, pairs) if concept else None
-        marked = _marked(flags, label)
-        ground = ground_of(joined, changes.head, changes.edited_head, marked)
+    with opened(hooked, edit, changes, sources, on_base_mismatch) as batches:
+        pairs = 0 if counterparts is None else check_pairs(batches)
+        joined = Joined(batches)
+        labels = joined.labels()
+        flags = flags_of(has, pairs or len(labels), pairs) if concept else None
+        if label is not None and not bool((labels == label).any()):
+            raise InputError(f"there are no images of the target, class {label}; choose other data")
         made: list[Made] = []
-        if label is not None:
-            _check_target(joined, label)
-            made = controls_of_class(ground, label, seed, dictionary)
-        elif concept:
-            made = controls_of_concept(ground, seed, dictionary)
+        if concept or label is not None:
+            marked = marked_by(flags, label)
+            ground = ground_of(joined, changes.head, changes.edited_head, marked)
+            made = (
+                controls_of_concept(ground, seed, dictionary)
+                if label is None
+                else controls_of_class(ground, label, seed, dictionary)
+            )
         tallies = _tallies(joined, made, label, keep=concept)
-        labels = torch.cat([batch.labels for batch in joined])
 
     def told(tally: Tally) -> ConceptOutcome | None:
         if flags is None:
@@ -157,159 +149,6 @@ def assess(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Changes:
-    """What an edit makes of the parameters, without an image.
-
-    Attributes:
-        head: the classifier before; None if the model has no site there.
-        edited_head: after.
-        budget: what is spent.
-        is_of_head: whether nothing but the classifier's layers changes.
-    """
-
-    head: Head | None
-    edited_head: Head | None
-    budget: Budget
-    is_of_head: bool
-
-    @classmethod
-    def of(cls, hooked: HookedModel, edit: Edit, mismatch: OnBaseMismatch) -> "_Changes":
-        model, paths = bare(hooked), sorted(edit.base.tensors)
-        head = Head.of(hooked)
-        # Applied for a moment and not computed anew: what is assessed is what `apply_` writes.
-        with edit.applied(model, on_base_mismatch=mismatch):
-            edited = Head.of(hooked)
-            after = {path: model.get_parameter(path).detach().clone() for path in paths}
-        before = {path: model.get_parameter(path).detach().clone() for path in paths}
-        layers = {path.rpartition(".")[0] for path in paths}
-        return cls(head, edited, budget_of(edit, before, after), layers <= set(hooked.heads))
-
-
-@contextmanager
-def _opened(
-    hooked: HookedModel,
-    edit: Edit,
-    changes: _Changes,
-    sources: Sequence[Data],
-    mismatch: OnBaseMismatch,
-) -> Iterator[list[Batches]]:
-    """Open every source; temporary files are removed at the end."""
-    batches: list[Batches] = []
-    spools: list[Spooled] = []
-    try:
-        for data in sources:
-            if isinstance(data, Activations):
-                batches.append(_recorded(hooked, edit, changes, data, mismatch))
-            else:
-                spools.append(run(hooked, edit, data, mismatch))
-                batches.append(spools[-1])
-        yield batches
-    finally:
-        for spool in spools:
-            spool.close()
-
-
-def _recorded(
-    hooked: HookedModel, edit: Edit, changes: _Changes, acts: Activations, mismatch: OnBaseMismatch
-) -> Recorded:
-    reads = hooked.head_sites
-    if not changes.is_of_head or reads != (acts.site.name,):
-        raise InputError(
-            f"a recording of '{acts.site.name}' cannot tell what an edit of "
-            f"{sorted(edit.base.tensors)} does to a model whose classifier reads {list(reads)}: "
-            "pass a loader of (images, labels)"
-        )
-    networks = Networks(hooked, mismatch, pristine=edit.base.network)
-    networks.check_present("the recording", acts.network_sha256)
-    assert changes.head is not None  # it has a site
-    assert changes.edited_head is not None
-    return Recorded(acts, changes.head, changes.edited_head)
-
-
-class _Joined(Batches):
-    """Several sources one after the other."""
-
-    def __init__(self, sources: Sequence[Batches]) -> None:
-        self._sources = sources
-        self.images = _joined([source.images for source in sources])
-
-    @property
-    def recording(self) -> str | None:
-        """Digest of the recorded inputs of all of them."""
-        return _joined([source.recording for source in self._sources])
-
-    def __iter__(self) -> Iterator[Batch]:
-        for source in self._sources:
-            yield from source
-
-
-def _joined(digests: list[str | None]) -> str | None:
-    """Return one digest of several: itself, if there is one only; None if one is not known."""
-    known = [digest for digest in digests if digest is not None]
-    if len(known) < len(digests):
-        return None
-    return known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()
-
-
-def _check_pairs(sources: Sequence[Batches]) -> int:
-    """Return the number of pairs.
-
-    Raises:
-        InputError: if the counterparts have other labels.
-    """
-    first, second = (torch.cat([batch.labels for batch in source]) for source in sources)
-    if not torch.equal(first, second):
-        raise InputError(
-            f"{len(first)} images with {len(second)} counterparts of other labels: the "
-            "counterparts are the same images in the same order"
-        )
-    return len(first)
-
-
-def _flags(has: Flags | None, images: Batches, pairs: int) -> Tensor:
-    """Return whether each image has the concept, the counterparts included.
-
-    Raises:
-        InputError: if the flags are no truth values, not one an image, or all the same.
-    """
-    count = sum(len(batch.labels) for batch in images)
-    own = pairs or count
-    given = torch.ones(own, dtype=torch.bool) if has is None else torch.as_tensor(has).cpu()
-    if given.dtype != torch.bool or given.shape != (own,):
-        raise InputError(
-            f"has is {given.dtype} of shape {list(given.shape)}; expected one truth value for each "
-            f"of {own} images"
-        )
-    flags = torch.cat([given, ~given]) if pairs else given
-    if bool(flags.all()) or not bool(flags.any()):
-        raise InputError(
-            f"all {own} images are said to be alike in the concept; give images with and without "
-            "it, or counterparts"
-        )
-    return flags
-
-
-def _marked(flags: Tensor | None, label: int | None) -> Callable[[Tensor, int], Tensor]:
-    def marked(labels: Tensor, start: int) -> Tensor:
-        if flags is not None:
-            return flags[start : start + len(labels)]
-        return labels == (-1 if label is None else label)
-
-    return marked
-
-
-def _check_target(images: Batches, label: int) -> None:
-    classes, count = 0, 0
-    for batch in images:
-        classes = batch.before.shape[1]
-        count += int((batch.labels == label).sum())
-    if not 0 <= label < classes or classes < 2:
-        raise InputError(f"target {label} is none of the model's classes 0 to {classes - 1}")
-    if not count:
-        raise InputError(f"there are no images of the target, class {label}; choose other data")
-
-
 def _tallies(
     images: Batches, made: Sequence[Made], label: int | None, *, keep: bool
 ) -> list[Tally]:
@@ -318,17 +157,23 @@ def _tallies(
     for batch in images:
         if not tallies:
             classes = batch.before.shape[1]
+            if label is not None and classes < 2:
+                raise InputError(
+                    "a model of one class has no runner-up: leave out target, and assess its edits "
+                    "by accuracy"
+                )
             tallies = [Tally(classes, label, keep=keep) for _ in range(2 + len(made))]
+        reference = Reference(batch.labels, batch.before, label)
         several = (batch.before, batch.after, *(control.logits(batch) for control in made))
         for tally, logits in zip(tallies, several, strict=True):
-            tally.add(batch.labels, batch.before, logits)
+            tally.add(reference, logits)
     if not tallies:
         raise InputError("there are no images to assess")
     return tallies
 
 
 def _outcomes(
-    before: Tally, after: Tally, changes: _Changes, names: Sequence[str] | None
+    before: Tally, after: Tally, changes: Changes, names: Sequence[str] | None
 ) -> tuple[ClassOutcome, ...]:
     """Return what became of every class that has images or whose row was touched."""
     count = before.evaluation.count
@@ -365,18 +210,3 @@ def _outcomes(
             )
         )
     return tuple(outcomes)
-
-
-def _names(data: Data) -> tuple[str, ...] | None:
-    return data.classes if isinstance(data, Activations) else class_names(data, None)
-
-
-def _label(target: int | str, names: Sequence[str] | None) -> int:
-    if not isinstance(target, str):
-        return whole(target, "target")
-    if names is None or target not in names:
-        raise InputError(
-            f"target {target!r} is no class name of the data; there are "
-            f"{'none' if names is None else list(names)[:20]}"
-        )
-    return list(names).index(target)

@@ -85,6 +85,10 @@ class Batches(ABC):
 
     images: str | None
 
+    @abstractmethod
+    def labels(self) -> Int64[Tensor, " images"]:
+        """Return the labels of all images, without computing anything else."""
+
     @property
     def recording(self) -> str | None:
         """Digest of the recorded inputs; None if the network ran."""
@@ -113,6 +117,10 @@ class Recorded(Batches):
         self._acts, self._before, self._after = acts, before, after
         self.images = acts.images_sha256
 
+    def labels(self) -> Int64[Tensor, " images"]:
+        """Return the labels of all images."""
+        return self._acts.labels().long()
+
     @property
     def recording(self) -> str:
         """SHA-256 over the inputs, float32, in order."""
@@ -138,16 +146,20 @@ class Recorded(Batches):
 class Spooled(Batches):
     """What two networks gave for the images of a loader, in a temporary file."""
 
-    def __init__(self, file: IO[bytes], count: int, images: str) -> None:
-        """Take over a file that `run` wrote."""
-        self._file, self._count, self.images = file, count, images
+    def __init__(self, file: IO[bytes], labels: list[Tensor], images: str) -> None:
+        """Take over a file that `run` wrote, and the labels of each batch in it."""
+        self._file, self._labels, self.images = file, labels, images
+
+    def labels(self) -> Int64[Tensor, " images"]:
+        """Return the labels of all images."""
+        return torch.cat(self._labels)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield all batches, from the first on."""
         self._file.seek(0)
-        for _ in range(self._count):
-            labels, before, after, inputs = (
-                torch.from_numpy(np.load(self._file, allow_pickle=False)) for _ in range(4)
+        for labels in self._labels:
+            before, after, inputs = (
+                torch.from_numpy(np.load(self._file, allow_pickle=False)) for _ in range(3)
             )
             yield Batch(
                 labels, before.double(), after.double(), inputs if inputs.shape[1] else None
@@ -180,7 +192,8 @@ def run(
     edited = edit.edited(model, on_base_mismatch=on_base_mismatch)
     sites = [hooked.site(name) for name in hooked.head_sites]
     parameter = next(model.parameters(), torch.empty(0))
-    digest, count = ImagesDigest(), 0
+    digest = ImagesDigest()
+    labels: list[Tensor] = []
     file = tempfile.TemporaryFile()  # noqa: SIM115 # it is handed over
     try:
         with evaluating(model), evaluating(edited), kept(model):
@@ -198,16 +211,16 @@ def run(
                 inputs = torch.cat(rows, 1) if rows else before[:, :0]
                 if len(inputs) != len(batch.labels):  # a classifier that is pooled behind itself
                     inputs = before[:, :0]
-                for part in (batch.labels, before, after, inputs):
+                for part in (before, after, inputs):
                     # NumPy has no bfloat16; float32 holds it, and float16, exactly.
                     part = part.float() if part.element_size() < 4 else part
                     np.save(file, part.cpu().numpy(), allow_pickle=False)
                 digest.add(batch)
-                count += 1
+                labels.append(batch.labels)
     except BaseException:
         file.close()
         raise
-    return Spooled(file, count, digest.hexdigest())
+    return Spooled(file, labels, digest.hexdigest())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.assessment.batches import Head
+from salve_plugin.control.assessment.marks import label_of, truth_values
 from salve_plugin.control.assessment.probe import Probed, probe
 from salve_plugin.control.assessment.relearning import relearned
 from salve_plugin.control.assessment.site_features import LOGITS, site_features
@@ -158,9 +159,13 @@ def forgetting(
     if not numbers or numbers[0] < 0:
         raise InputError(f"steps {list(steps)} are to be numbers of steps from 0 on, e.g. {STEPS}")
     chosen = [hooked.site(name) for name in (_later(hooked, edit) if sites is None else sites)]
-    label = None if target is None else _label(target, loader)
+    label = None if target is None else label_of(target, class_names(loader, None))
     seen = site_features(hooked, edit, loader, chosen, on_base_mismatch)
-    marked = _marks(seen.labels, label, has)
+    if has is None:
+        assert label is not None  # one of the two is given
+        marked = seen.labels.eq(label)
+    else:
+        marked = truth_values(has, len(seen.labels))
     shuffled = [marked[_order(len(marked), seed + at)] for at in range(SHUFFLES)]
     recovery = []
     for name in [*(site.name for site in chosen), LOGITS]:
@@ -193,31 +198,6 @@ def forgetting(
 def _later(hooked: HookedModel, edit: Edit) -> list[str]:
     names = list(hooked.sites)
     return names[names.index(hooked.site(edit.site.name).name) :]
-
-
-def _marks(
-    labels: Int64[Tensor, " images"], label: int | None, has: Sequence[bool] | Tensor | None
-) -> Bool[Tensor, " images"]:
-    if label is not None:
-        return labels == label
-    marks = torch.as_tensor(has).cpu()
-    if marks.dtype != torch.bool or marks.shape != labels.shape:
-        raise InputError(
-            f"has is {marks.dtype} of shape {list(marks.shape)}; expected one truth value for each "
-            f"of {len(labels)} images"
-        )
-    return marks
-
-
-def _label(target: int | str, loader: Iterable[Any]) -> int:
-    if not isinstance(target, str):
-        return whole(target, "target")
-    names = class_names(loader, None)
-    if names is None or target not in names:
-        raise InputError(
-            f"target {target!r} is no class name of the data; there are {list(names or ())[:20]}"
-        )
-    return names.index(target)
 
 
 def _order(count: int, seed: int) -> Tensor:

@@ -8,6 +8,30 @@ from salve_plugin.control.assessment.outcomes import ConceptOutcome, Effect, Ide
 from salve_plugin.control.evaluate import Evaluation, change_of_others, count_pairs
 
 
+class Reference:
+    """What some images are compared with: the base's probabilities, and the ideal's.
+
+    Computed once, for the edit and all controls.
+    """
+
+    def __init__(
+        self, labels: Tensor, before: Float64[Tensor, "images classes"], target: int | None
+    ) -> None:
+        """Compute them.
+
+        Args:
+            labels: (images,).
+            before: logits without any edit.
+            target: the class that is to be suppressed, if any is.
+        """
+        self.labels, self.logs = labels, before.log_softmax(1)
+        self.is_target = labels == (-1 if target is None else target)
+        if target is not None:
+            self.rest = torch.arange(before.shape[1]) != target
+            self.ideal = before[:, self.rest].log_softmax(1)
+            self.runner_up = before.masked_fill(~self.rest, -torch.inf).argmax(1)
+
+
 class Tally:
     """What is known of the logits that an edit, a control, or nothing at all leads to.
 
@@ -36,25 +60,20 @@ class Tally:
         self._ideal = {True: _Mean(), False: _Mean()}
         self._agree = {True: _Mean(), False: _Mean()}
 
-    def add(self, labels: Tensor, before: Tensor, logits: Tensor) -> None:
-        """Count some images.
-
-        Args:
-            labels: (images,).
-            before: logits without any edit (images, classes), float64.
-            logits: those to count, likewise.
-        """
+    def add(self, reference: Reference, logits: Float64[Tensor, "images classes"]) -> None:
+        """Count the images of a reference by the logits that they have now."""
+        labels = reference.labels
         count_pairs(self.confusion, labels, logits)
-        logs, base = logits.log_softmax(1), before.log_softmax(1)
+        logs = logits.log_softmax(1)
         own = logs.gather(1, labels[:, None])[:, 0].exp()
         self.probability.index_add_(0, labels, own)
         self._spread(logits)
         if self._keep:
             self.predicted.append(logits.argmax(1))
-        target = labels == -1 if self._target is None else labels == self._target
-        self._others.add(divergence(base[~target], logs[~target]))
+        others = ~reference.is_target
+        self._others.add(divergence(reference.logs[others], logs[others]))
         if self._target is not None:
-            self._compare(before, logs, logits, target, self._target)
+            self._compare(reference, logs, logits)
 
     def _spread(self, logits: Float64[Tensor, "images classes"]) -> None:
         """Merge means and sums of squares (Chan et al. 1979): no cancellation for large logits."""
@@ -70,21 +89,17 @@ class Tally:
 
     def _compare(
         self,
-        before: Float64[Tensor, "images classes"],
+        reference: Reference,
         logs: Float64[Tensor, "images classes"],
         logits: Float64[Tensor, "images classes"],
-        target: Bool[Tensor, " images"],
-        label: int,
     ) -> None:
         """Compare with the ideal: the base's probabilities renormalized without the class."""
-        rest = torch.arange(before.shape[1]) != label
-        ideal = before[:, rest].log_softmax(1)
-        distance = divergence(ideal, logs[:, rest])
-        runner_up = before.masked_fill(~rest, -torch.inf).argmax(1)
-        agree = (logits.argmax(1) == runner_up).double()
+        distance = divergence(reference.ideal, logs[:, reference.rest])
+        agree = (logits.argmax(1) == reference.runner_up).double()
         for whose in (True, False):
-            self._ideal[whose].add(distance[target == whose])
-            self._agree[whose].add(agree[target == whose])
+            here = reference.is_target == whose
+            self._ideal[whose].add(distance[here])
+            self._agree[whose].add(agree[here])
 
     @property
     def spread(self) -> Float64[Tensor, " classes"]:

@@ -59,9 +59,11 @@ def removing(head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Ed
     tried = [judge.candidate("no edit", nothing, head.logits.double(), is_control=True)]
     for name, change in final.items():
         complete = name.split()[0] in COMPLETE or name in COMPLETE
+        # A new head, or biases alone, on some rows would mix logits of two scales.
         for rows in row_sets[:1] if complete else row_sets:
             for refits in (name == "biases",) if complete else (False, True):
                 unseen = torch.empty(len(fold), head.n_classes, dtype=torch.float64)
+                # The biases too are fitted without the images that they are judged on.
                 for part in range(FOLDS):
                     own = fold == part
                     update = judge.update(parts[part][name], rows, ~own, refits)

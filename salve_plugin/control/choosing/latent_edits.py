@@ -96,6 +96,7 @@ def enhancing_latents(
     own = head.logits[head.labels == label].double().clone()
     mine = own[:, label].clone()
     own[:, label] = -torch.inf
+    # What the class's logit lacks to be the highest, image by image; the others stand still.
     missing = own.amax(1) - mine
     inputs = head.x[head.labels == label].double()
     for latent in features.ranked(label, 5):

@@ -139,6 +139,9 @@ class Concept:
 
     def labels(self) -> Int64[Tensor, " images"]:
         """Return the class of each image, over all recordings in order."""
+        if all(acts.n_rows == acts.n_images for acts in self.recordings):
+            return torch.cat([acts.labels().long() for acts in self.recordings])
+        # Several rows an image: which is whose is read together with the activations only.
         labels = torch.zeros(self.n_images, dtype=torch.int64)
         for batch, _ in self.rows():
             labels[batch.images] = batch.labels.long()

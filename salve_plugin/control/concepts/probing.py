@@ -43,6 +43,7 @@ class Probing:
 
     def scores(self, probes: list[Tensor]) -> Float64[Tensor, "images columns"]:
         """Return the score of each image by the probe that was not fitted on it."""
+        # All labellings at once: what the permuted ones cost is a few columns in one product.
         stacked = torch.stack(probes)  # (blocks, features, columns)
         scores, where = [], []
         for rows, images in self.rows():
@@ -64,6 +65,8 @@ class Probing:
 
 def left_out(blocks: list[JointMoments]) -> list[JointMoments]:
     """Return for each block the moments of all others."""
+    # Merged, not subtracted from the whole: a difference of sums would lose digits where one block
+    # holds most of the variance.
     return [
         JointMoments.merged([other for other in blocks if other is not block]) for block in blocks
     ]

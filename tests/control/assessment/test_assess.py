@@ -265,7 +265,7 @@ def test_what_cannot_be_assessed_is_refused(
     edit = two_rows(resnet, atoms)
     wrong: Any = resnet.model
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"target": 10}, "none of the model's classes 0 to 9"),
+        ({"target": 10}, "no images of the target, class 10"),
         ({"target": "cat"}, "'cat' is no class name"),
         ({"target": 3, "has": [True] * 360}, "two aims"),
         ({"has": [True] * 359}, "one truth value for each of 360"),

@@ -12,7 +12,7 @@ from small_artifacts import small_assessment
 
 from salve_plugin import Assessment
 from salve_plugin.control.assessment.budget import parameter_budget
-from salve_plugin.control.assessment.tally import Tally, divergence
+from salve_plugin.control.assessment.tally import Reference, Tally, divergence
 from salve_plugin.control.assessment.verdict import best_control, points
 from salve_plugin.errors import InputError
 
@@ -34,8 +34,9 @@ def test_pieces_of_any_size_give_what_the_whole_gives(
     tally, base = Tally(classes, 0, keep=True), Tally(classes, 0)
     for start in range(0, images, size):
         part = slice(start, start + size)
-        tally.add(labels[part], before[part], after[part])
-        base.add(labels[part], before[part], before[part])
+        reference = Reference(labels[part], before[part], 0)
+        tally.add(reference, after[part])
+        base.add(reference, before[part])
     assert tally.spread.numpy() == pytest.approx(after.numpy().std(0), rel=1e-6, abs=1e-9)
     assert torch.cat(tally.predicted).tolist() == after.argmax(1).tolist()
     found = tally.effect(base.evaluation, None).to_json()

@@ -286,6 +286,21 @@ def test_an_interrupted_recording_continues_without_running_the_model_again(
     assert files(folder) == files(whole)
 
 
+def test_the_digest_of_the_images_asks_for_no_size_of_batches_and_sees_any_change(
+    hooked_resnet: HookedModel, few_batches: Batches, tmp_path: Path
+) -> None:
+    images, labels = (torch.cat(parts) for parts in zip(*few_batches, strict=True))
+    one = record(hooked_resnet, few_batches, folder=tmp_path, progress=False)
+    other = record(hooked_resnet, [(images, labels)], progress=False)
+    assert one.images_sha256 == other.images_sha256 is not None
+    assert Activations.load(tmp_path).images_sha256 == one.images_sha256
+    changed = images.clone()
+    changed[7, 0, 0, 0] += 1e-3
+    for different in (changed, images.flip(0), images[:-1], images[:, :, :-1]):
+        again = record(hooked_resnet, [(different, labels[: len(different)])], progress=False)
+        assert again.images_sha256 != one.images_sha256
+
+
 def test_a_finished_recording_returns_at_once(
     hooked_resnet: HookedModel, few_batches: Batches, tmp_path: Path
 ) -> None:
