@@ -63,7 +63,7 @@ class Rows:
         values = self.has[:, None].double() if values is None else values
         if not balanced:
             return JointMoments.of([(self.x, values)])
-        groups = (2 * self.labels + self.has).unique(return_inverse=True)[1]
+        groups = torch.unique(2 * self.labels + self.has, return_inverse=True)[1]
         blocks = JointMoments.of_blocks([(self.x, values, groups)], int(groups.max()) + 1)
         # Merging goes by the number of rows: the same for all makes the groups count alike.
         return replace(
@@ -97,7 +97,7 @@ def on_rows(head: Head, edited: Head, rows: tuple[int, ...]) -> Head:
 
 
 def fitted(
-    head: Head, x: Tensor, labels: Tensor, weights: Tensor, *, ridge: float | None, steps: int = 60
+    head: Head, x: Tensor, labels: Tensor, weights: Tensor, *, ridge: float | None, steps: int = 30
 ) -> Head:
     """Refit the bias, or with a ridge towards the head's own weight the whole head; convex."""
     weight, bias = head[0].clone(), head[1].clone().requires_grad_()
@@ -202,7 +202,7 @@ def trivial(rows: Rows, head: Head, seed: int) -> Iterator[tuple[str, Head]]:
     yield "bias refitted alone", with_bias(rows, head)
 
 
-def published(rows: Rows, head: Head, l1: Codes, mp: Codes) -> Iterator[tuple[str, Head]]:
+def published(rows: Rows, head: Head, encoders: dict[str, Codes]) -> Iterator[tuple[str, Head]]:
     """Yield erasers as others describe them, on rows as recorded."""
     moments = rows.moments()
     yield (
@@ -216,8 +216,8 @@ def published(rows: Rows, head: Head, l1: Codes, mp: Codes) -> Iterator[tuple[st
     yield "LEACE", folded(head, leace(moments))
     yield "LEACE (concept-erasure)", peer_leace(rows, head)
     yield "LEACE, rows of the two classes", folded(head, leace(rows.of_pair().moments()))
-    for name, codes in (("l1", l1), ("mp", mp)):
-        score = sparse_score(rows, codes, balanced=False)
+    for name, encode in encoders.items():
+        score = sparse_score(rows, encode, balanced=False)
         yield f"probe on 16 {name} codes, LEACE", folded(head, leace(rows.moments(score)))
 
 
@@ -231,7 +231,7 @@ def peer_leace(rows: Rows, head: Head) -> Head:
     )
 
 
-def balanced(rows: Rows, head: Head, l1: Codes, mp: Codes) -> Iterator[tuple[str, Head]]:
+def balanced(rows: Rows, head: Head, encoders: dict[str, Codes]) -> Iterator[tuple[str, Head]]:
     """Yield erasers under group weights."""
     change = leace(rows.moments(balanced=True))
     yield "LEACE", folded(head, change)
@@ -246,8 +246,8 @@ def balanced(rows: Rows, head: Head, l1: Codes, mp: Codes) -> Iterator[tuple[str
     yield "SPLINCE", folded(head, splince(rows.moments(balanced=True), labels))
     for rank in (2, 4):
         yield f"LEACE by class, rank {rank}", folded(head, top_directions(rows, rank))
-    for name, codes in (("l1", l1), ("mp", mp)):
-        score = sparse_score(rows, codes, balanced=True)
+    for name, encode in encoders.items():
+        score = sparse_score(rows, encode, balanced=True)
         yield (
             f"probe on 16 {name} codes, LEACE",
             folded(head, leace(rows.moments(score, balanced=True))),
@@ -258,15 +258,19 @@ STRENGTHS = (3.0, 10.0, 30.0, 100.0)
 
 
 def candidates(rows: Rows, head: Head, *, pairs: bool) -> Iterator[tuple[str, Head]]:
-    """Yield what the automatic choice chooses from: closed forms, a convex refit of the bias."""
-    edits = {"LEACE": folded(head, leace(rows.moments(balanced=True)))}
+    """Yield what the automatic choice chooses from: closed forms, with the bias refitted."""
+    one_hot = functional.one_hot(rows.labels, CLASSES).double()
+    edits = {
+        "LEACE": folded(head, leace(rows.moments())),
+        "SPLINCE": folded(head, splince(rows.moments(), rows.moments(one_hot))),
+        "balanced LEACE": folded(head, leace(rows.moments(balanced=True))),
+    }
     for rank in (2, 4, 8):
-        edits[f"LEACE by class, rank {rank}"] = folded(head, top_directions(rows, rank))
+        edits[f"by class, rank {rank}"] = folded(head, top_directions(rows, rank))
     for which in ("pairs", "pair", "both") if pairs else ("groups",):
         added = nuisance(rows, which)
         for strength in STRENGTHS:
             edits[f"filter, {which}, {strength:g}"] = attenuated(rows, head, added, strength)
             yield f"discriminant, {which}, {strength:g}", discriminant(rows, added, strength)
     for name, edited in edits.items():
-        yield name, edited
         yield f"{name}, bias", with_bias(rows, edited)
