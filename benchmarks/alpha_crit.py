@@ -4,6 +4,10 @@ Both get the same head inputs, chunk by chunk, so that memory stays bounded at a
 Bisection is vectorized, works in place and takes the pass size and thread count that suit it best;
 it is run in float64, which it needs for the exact solver's accuracy, and in float32. Because logits
 are not monotone in the strength, bisection also lands on roots that are not the first, or on none.
+
+A second table times the flip, the first of all other classes to overtake the label, with all rows
+edited: against one problem for each class, as the definition says (on fewer images, so that it
+ends), and against the limit, one product of the images with the head in float64.
 """
 
 import argparse
@@ -17,7 +21,10 @@ import torch
 from torch import Tensor
 
 from salve_plugin.control.knots import LIMIT
-from salve_plugin.control.strength import critical_strength
+from salve_plugin.control.strength import critical_flip_strength, critical_strength
+
+HEADS = ((10, 512), (1000, 2048), (21_841, 1024))
+"""Classes and width of heads whose flips are timed."""
 
 CHUNK = 4096
 STEPS = 50
@@ -31,6 +38,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3, help="of each chunk; the least counts")
+    parser.add_argument("--flip-images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -79,6 +87,43 @@ def main() -> None:
         f"of data takes {CHUNK * options.width * 4 / 2**20:.0f}; pass sizes of bisection "
         f"{list(sizes.values())}"
     )
+    print(f"\n{'flip, per image':22}{'ms':>9}{'class by class':>20}{'one product':>18}{'agree':>9}")
+    for classes, width in HEADS:
+        flips(classes, width, options.flip_images, options.repeats, options.seed)
+
+
+def flips(classes: int, width: int, images: int, repeats: int, seed: int) -> None:
+    """Print one line about the flips of a head with random rows."""
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(classes, width, generator=draw) * 0.05
+    bias = torch.randn(classes, generator=draw) * 0.1
+    direction = torch.nn.functional.normalize(torch.randn(width, generator=draw), dim=0)
+    x = torch.rand(images, width, generator=draw)
+    labels = torch.addmm(bias, x, weight.T).argmax(1)
+    took, exact = least(lambda: critical_flip_strength(weight, bias, direction, x, labels), repeats)
+    plain, one = least(lambda: class_by_class(weight, bias, direction, x[:1], int(labels[0])), 1)
+    double = weight.double()
+    product, _ = least(lambda: x.double() @ double.T, repeats)
+    own = took / images
+    print(
+        f"{f'{classes} x {width}':22}{1e3 * own:9.2f}"
+        f"{f'{1e3 * plain:.0f} ({plain / own:.0f}x)':>20}"
+        f"{f'{1e3 * product / images:.2f} ({product / images / own:.2f}x)':>18}"
+        f"{bool(torch.equal(exact[:1], one))!s:>9}"
+    )
+
+
+def class_by_class(
+    weight: Tensor, bias: Tensor, direction: Tensor, x: Tensor, label: int
+) -> Tensor:
+    """Return the flip of images of one class as the least of one exact problem a class."""
+    best = torch.full((len(x),), torch.inf, dtype=torch.float64)
+    for other in range(len(weight)):
+        if other != label:
+            difference = weight[label].double() - weight[other].double()
+            height = bias[label].double() - bias[other].double()
+            best = torch.minimum(best, critical_strength(difference, height, direction, x))
+    return best
 
 
 def chunks(images: int, width: int, seed: int) -> Iterator[Tensor]:

@@ -13,14 +13,25 @@ if TYPE_CHECKING:
     from salve_plugin.adapter import attach as attach
     from salve_plugin.control.application import forget_ as forget_
     from salve_plugin.control.applied_edits import status as status
+    from salve_plugin.control.choosing.candidate import Candidate as Candidate
+    from salve_plugin.control.choosing.candidate import Choice as Choice
+    from salve_plugin.control.choosing.choose import choose as choose
+    from salve_plugin.control.choosing.goals import EnhanceClass as EnhanceClass
+    from salve_plugin.control.choosing.goals import MoveDecision as MoveDecision
+    from salve_plugin.control.choosing.goals import RemoveConcept as RemoveConcept
+    from salve_plugin.control.choosing.goals import RemoveShortcut as RemoveShortcut
+    from salve_plugin.control.choosing.goals import SuppressClass as SuppressClass
     from salve_plugin.control.concepts.concept import Concept as Concept
     from salve_plugin.control.concepts.concept import ConceptLatent as ConceptLatent
     from salve_plugin.control.concepts.evidence import ConceptEvidence as ConceptEvidence
     from salve_plugin.control.concepts.finding import direction_concept as direction_concept
     from salve_plugin.control.concepts.finding import find_concept as find_concept
     from salve_plugin.control.concepts.finding import latent_concept as latent_concept
+    from salve_plugin.control.crit_search import SearchedCrit as SearchedCrit
+    from salve_plugin.control.crit_search import search_alpha_crit as search_alpha_crit
     from salve_plugin.control.critical import AlphaCrit as AlphaCrit
     from salve_plugin.control.critical import alpha_crit as alpha_crit
+    from salve_plugin.control.critical import alpha_crits as alpha_crits
     from salve_plugin.control.critical import critical_strength as critical_strength
     from salve_plugin.control.edit import Edit as Edit
     from salve_plugin.control.erasing import erase as erase
@@ -37,9 +48,17 @@ if TYPE_CHECKING:
     from salve_plugin.control.provenance import Exactness as Exactness
     from salve_plugin.control.provenance import Provenance as Provenance
     from salve_plugin.control.recipe import Recipe as Recipe
-    from salve_plugin.control.select import Choice as Choice
-    from salve_plugin.control.select import choose as choose
     from salve_plugin.control.targets import Target as Target
+    from salve_plugin.control.writers.coar import ComponentEdit as ComponentEdit
+    from salve_plugin.control.writers.coar import coar as coar
+    from salve_plugin.control.writers.mask import mask as mask
+    from salve_plugin.control.writers.memit import memit as memit
+    from salve_plugin.control.writers.prune import prune as prune
+    from salve_plugin.control.writers.refit_head import refit_head as refit_head
+    from salve_plugin.control.writers.rome import class_association as class_association
+    from salve_plugin.control.writers.rome import rome as rome
+    from salve_plugin.control.writers.rome_value import rome_value as rome_value
+    from salve_plugin.control.writers.zeroing import zero_row as zero_row
     from salve_plugin.discover.dictionary import Dictionary as Dictionary
     from salve_plugin.discover.features import Features as Features
     from salve_plugin.discover.features import profile as profile
@@ -128,6 +147,16 @@ _HOME = {
     "LowRankMap": "control.operators",
     "LowRankUpdate": "control.operators",
     "joint_map": "control.operators",
+    "mask": "control.writers.mask",
+    "zero_row": "control.writers.zeroing",
+    "rome": "control.writers.rome",
+    "class_association": "control.writers.rome",
+    "rome_value": "control.writers.rome_value",
+    "memit": "control.writers.memit",
+    "coar": "control.writers.coar",
+    "ComponentEdit": "control.writers.coar",
+    "prune": "control.writers.prune",
+    "refit_head": "control.writers.refit_head",
     "Provenance": "control.provenance",
     "Exactness": "control.provenance",
     "Target": "control.targets",
@@ -143,9 +172,18 @@ _HOME = {
     "erase": "control.erasing",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
+    "alpha_crits": "control.critical",
+    "search_alpha_crit": "control.crit_search",
+    "SearchedCrit": "control.crit_search",
     "critical_strength": "control.critical",
-    "Choice": "control.select",
-    "choose": "control.select",
+    "Candidate": "control.choosing.candidate",
+    "Choice": "control.choosing.candidate",
+    "choose": "control.choosing.choose",
+    "SuppressClass": "control.choosing.goals",
+    "EnhanceClass": "control.choosing.goals",
+    "MoveDecision": "control.choosing.goals",
+    "RemoveConcept": "control.choosing.goals",
+    "RemoveShortcut": "control.choosing.goals",
     "Evaluation": "control.evaluate",
     "evaluate": "control.evaluate",
     "EditArtifact": "share.artifact",

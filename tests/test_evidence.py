@@ -62,6 +62,9 @@ def hidden_edit(hooked: HookedModel) -> Edit:
     return salve.edit_at(hooked, HIDDEN, Gate(directions, 0.5))
 
 
+LATENTS = salve.SuppressClass(3, by="latents", rows=None, tries=1)
+
+
 @pytest.fixture(scope="module")
 def few(digits_train: digits.Split) -> digits.Split:
     """Four hundred digits."""
@@ -87,8 +90,9 @@ def _alpha_crit(hooked: HookedModel, evidence: Evidence, **how: Any) -> object:
 
 
 def _choose(hooked: HookedModel, evidence: Evidence, **how: Any) -> object:
-    parts = (evidence.sae, evidence.features, evidence.acts)
-    return salve.choose(hooked, *parts, 3, candidates=1, **how)
+    return salve.choose(
+        hooked, LATENTS, evidence.acts, dictionary=evidence.sae, features=evidence.features, **how
+    )
 
 
 def _quality(hooked: HookedModel, evidence: Evidence, **how: Any) -> object:
@@ -197,10 +201,10 @@ def test_a_dictionary_and_a_recording_of_two_networks_are_refused(
         lambda **how: salve.quality(own.sae, foreign.acts, controls=(), **how),
         lambda **how: salve.quality(own.sae, own.acts, others=[foreign.sae], controls=(), **how),
         lambda **how: salve.choose(
-            network(), own.sae, foreign.features, own.acts, 3, candidates=1, **how
+            network(), LATENTS, own.acts, dictionary=own.sae, features=foreign.features, **how
         ),
         lambda **how: salve.choose(
-            network(), foreign.sae, own.features, own.acts, 3, candidates=1, **how
+            network(), LATENTS, own.acts, dictionary=foreign.sae, features=own.features, **how
         ),
     ]
     for combined in cases:
@@ -241,7 +245,7 @@ def test_every_piece_of_evidence_says_its_network(own: Evidence, tmp_path: Path)
     assert Activations.load(own.acts.folder).network_sha256 == known
     own.sae.save_pretrained(tmp_path)
     assert Dictionary.from_pretrained(tmp_path).network == known
-    choice = salve.choose(hooked, own.sae, own.features, own.acts, 3, candidates=1)
+    choice = salve.choose(hooked, LATENTS, own.acts, dictionary=own.sae, features=own.features)
     assert choice.edit.base.network == known
     crit = salve.alpha_crit(hooked, choice.edit, own.acts)
     assert crit.network == known
@@ -315,8 +319,8 @@ def test_choosing_hashes_the_model_no_more_often_for_more_latents(
     counts = []
     for candidates in (1, 14):
         hashed.clear()
-        parts = (own.sae, own.features, own.acts, 3)
-        choice = salve.choose(hooked, *parts, candidates=candidates)
+        goal = replace(LATENTS, tries=candidates)
+        choice = salve.choose(hooked, goal, own.acts, dictionary=own.sae, features=own.features)
         assert len(choice.tried) + len(choice.unreachable) >= candidates
         counts.append(len(hashed))
     assert counts[0] == counts[1] < 4 * len(weights)

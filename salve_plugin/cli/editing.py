@@ -7,12 +7,14 @@ from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.pictures import of_study
 from salve_plugin.cli.studies import label_of, latent_of
 from salve_plugin.cli.study import OpenModel, Study
+from salve_plugin.control.choosing.choose import choose
+from salve_plugin.control.choosing.goals import SuppressClass
+from salve_plugin.control.choosing.latent_edits import edited_weight
 from salve_plugin.control.critical import AlphaCrit, CritGoal, alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import change, evaluate_heads
 from salve_plugin.control.making import enhance, suppress
 from salve_plugin.control.rivals import with_rivals
-from salve_plugin.control.select import choose, edited_weight
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features
 from salve_plugin.discover.recording.activations import Activations
@@ -170,7 +172,8 @@ def _chosen(
 ) -> Edit:
     if label is None:
         raise InputError("name a class (--class), or a latent and a strength")
-    return choose(opened.hooked, dictionary, features, acts, label, rows=rows).edit
+    goal = SuppressClass(label, by="latents", rows=rows)
+    return choose(opened.hooked, goal, acts, dictionary=dictionary, features=features).edit
 
 
 def _named(

@@ -1,7 +1,6 @@
-r"""The critical strength of every recorded image, and its summary by class."""
+r"""The critical strength of every recorded image, of edits at the head's input."""
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,17 +9,16 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.applied_edits import status
+from salve_plugin.control.crit_summary import ClassCrit, Summarized
+from salve_plugin.control.decisions import Decisions
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.networks import Networks
+from salve_plugin.control.operators import LowRankUpdate
 from salve_plugin.control.strength import (
     check_labels,
     critical_flip_strength,
     critical_strength,
     critical_strength_linear,
-    flip,
-    present,
-    solve,
-    split,
 )  # fmt: skip
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import EditStateError, InputError
@@ -30,49 +28,17 @@ from salve_plugin.site import HEAD_INPUT
 
 CritGoal = Literal["zero", "fraction", "flip"]
 Against = Literal["label", "predicted"]
-_BATCH = 4096
+_BATCH = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class ClassCrit:
-    """The critical strengths of one class in a few numbers.
-
-    Attributes:
-        label: class index.
-        count: its images.
-        already: share that is at or below the target without any edit.
-        unreachable: share that no strength brings there.
-        quantiles: (10 %, 25 %, 50 %, 75 %, 90 %, 95 %) of all its images; infinite where the order
-            statistic is.
-    """
-
-    label: int
-    count: int
-    already: float
-    unreachable: float
-    quantiles: tuple[float, ...]
-
-    LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values; an infinite quantile is None."""
-        finite = [None if value == float("inf") else value for value in self.quantiles]
-        return {
-            "label": self.label,
-            "count": self.count,
-            "already": self.already,
-            "unreachable": self.unreachable,
-            "quantiles": dict(zip(map(str, self.LEVELS), finite, strict=True)),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class AlphaCrit:
+class AlphaCrit(Summarized):
     """The critical strength of every image.
 
     Attributes:
         values: exact, (images,); 0: at or below the target already; inf: never.
-        linear: the paper's closed form for the same target, (images,).
+        linear: the paper's closed form for the same target, (images,); of a low-rank map, which is
+            a straight line, the exact strength without a limit.
         labels: class of each image, (images,).
         predicted: class that the unedited model predicts, (images,).
         target: "zero", "fraction" or "flip".
@@ -82,6 +48,7 @@ class AlphaCrit:
             asked about in strength only.
         classes: class names, if known.
         network: of the model that was asked, as it was then; None if it is not known.
+        threshold: of a classifier with one logit, where its decision turns.
     """
 
     values: Float64[Tensor, " images"]
@@ -94,34 +61,7 @@ class AlphaCrit:
     family: str
     classes: tuple[str, ...] | None = None
     network: str | None = None
-
-    def summary(self) -> list[ClassCrit]:
-        """Return one entry for each class that has images, by label."""
-        order = self.values.argsort()
-        order = order[self.labels[order].argsort(stable=True)]  # by label, then by value
-        labels, counts = torch.unique_consecutive(self.labels[order], return_counts=True)
-        groups = torch.split(self.values[order], counts.tolist())
-        return [
-            _class_crit(label, values.tolist())
-            for label, values in zip(labels.tolist(), groups, strict=True)
-        ]
-
-    def strength_for(self, label: int, share: float) -> float:
-        """Return the smallest strength by which `share` of the class's images have broken.
-
-        An order statistic, not an interpolation. At this very strength the last of them is a tie,
-        and an image may recover at a higher one, so evaluate the edit at the strength you choose.
-
-        Raises:
-            InputError: if the class has no image here, or the share is not in (0, 1].
-        """
-        values = self.values[self.labels == label]
-        if not len(values) or not 0 < share <= 1:
-            raise InputError(
-                f"label {label} has {len(values)} images and share is {share}: give one of the "
-                f"labels {present(self.labels)} and a share above 0, at most 1"
-            )
-        return float(values.sort().values[_position(len(values), share)])
+    threshold: float = 0.0
 
     def to_json(self) -> dict[str, object]:
         """Return the summary as plain JSON values."""
@@ -143,23 +83,31 @@ def alpha_crit(
     target: CritGoal = "zero",
     fraction: float = 0.5,
     against: Against = "label",
+    threshold: float = 0.0,
     classes: Iterable[int] | None = None,
     on_base_mismatch: OnBaseMismatch = "error",
 ) -> AlphaCrit:
-    """Return the exact critical strength of `edit`'s directions and rows for each recorded image.
+    r"""Return the exact critical strength of `edit`'s directions and rows for each recorded image.
 
     The edit's own strength plays no part. The head is taken as it is, so edits that are applied
     count as part of the model. All else must be as it was when the activations were recorded.
     Activations are streamed; only the results stay in memory.
 
+    A gate's strength is its $\alpha$. A low-rank map's is the amount $1-\lambda$: at 0 nothing is
+    changed, at 1 the reading is replaced by its offset, beyond that overshot, up to 1000. Both are
+    what `Edit.with_strength` takes. A classifier with one logit has the classes 0, at or below the
+    threshold, and 1; how far the logit is on a class's side of the threshold counts as its logit.
+
     Args:
         hooked: the attached model.
-        edit: whose directions, mode and rows are asked about; a gate at the head.
+        edit: whose directions, mode and rows are asked about; a gate (of one latent or several) or
+            a low-rank map at the head's input. Other sites: `search_alpha_crit`.
         acts: recorded head inputs, one row an image.
         target: "zero": the logit reaches 0 (the paper's definition); "fraction": it falls to
             `fraction` of its value; "flip": another class's logit reaches it.
         fraction: for target "fraction", in [0, 1).
         against: whose logit, the image's label's or the predicted class's.
+        threshold: of a classifier with one logit.
         classes: only images with these labels; None means all.
         on_base_mismatch: "warn" goes on with a recording of another network, such as that which
             the model was fine-tuned from: the strengths are then exact for neither.
@@ -167,17 +115,43 @@ def alpha_crit(
     Raises:
         BaseMismatchError: if the activations are not those of the model as it is.
         InputError: if edit or activations belong to another site than the head's input, if the edit
-            is no gate, an option is unknown, or no image is left.
+            has no strength, an option is unknown, or no image is left.
         EditStateError: if the edit itself is applied.
     """
-    _check_options(edit, acts, target, fraction, against)
-    _check_not_applied(hooked, edit)
+    (crit,) = alpha_crits(
+        hooked, [edit], acts, target=target, fraction=fraction, against=against,
+        threshold=threshold, classes=classes, on_base_mismatch=on_base_mismatch,
+    )  # fmt: skip
+    return crit
+
+
+def alpha_crits(
+    hooked: HookedModel,
+    edits: Sequence[Edit],
+    acts: Activations,
+    *,
+    target: CritGoal = "zero",
+    fraction: float = 0.5,
+    against: Against = "label",
+    threshold: float = 0.0,
+    classes: Iterable[int] | None = None,
+    on_base_mismatch: OnBaseMismatch = "error",
+) -> tuple[AlphaCrit, ...]:
+    """Return what `alpha_crit` does for each of several edits, such as one for each latent.
+
+    The recording is read, and its logits are computed, once for all.
+    `torch.stack([crit.values for crit in crits])` is the matrix (edits, images).
+
+    Raises:
+        SalveError: as `alpha_crit`, for any of the edits; InputError if there is none.
+    """
+    _check_options(edits, acts, target, fraction, against)
+    _check_not_applied(hooked, edits)
     networks = Networks(hooked, on_base_mismatch)
     networks.check_present("the recording", acts.network_sha256)
-    return strengths_of(
-        hooked, edit, acts, networks.present,
-        target=target, fraction=fraction, against=against, classes=classes,
-    )  # fmt: skip
+    return _strengths(
+        hooked, edits, acts, networks.present, target, fraction, against, threshold, classes
+    )
 
 
 def strengths_of(
@@ -189,6 +163,7 @@ def strengths_of(
     target: CritGoal,
     fraction: float = 0.5,
     against: Against = "label",
+    threshold: float = 0.0,
     classes: Iterable[int] | None = None,
 ) -> AlphaCrit:
     """Return what `alpha_crit` does, of arguments that were checked before.
@@ -201,14 +176,33 @@ def strengths_of(
         target: as there.
         fraction: as there.
         against: as there.
+        threshold: as there.
         classes: as there.
 
     Raises:
         InputError: if no image is left.
     """
-    weight, bias = (values.double().cpu() for values in hooked.unembed(edit.site))
+    (crit,) = _strengths(
+        hooked, [edit], acts, network, target, fraction, against, threshold, classes
+    )
+    return crit
+
+
+def _strengths(
+    hooked: HookedModel,
+    edits: Sequence[Edit],
+    acts: Activations,
+    network: str | None,
+    target: CritGoal,
+    fraction: float,
+    against: Against,
+    threshold: float,
+    classes: Iterable[int] | None,
+) -> tuple[AlphaCrit, ...]:
+    decisions = Decisions.of(hooked, edits[0].site, threshold)
     wanted = None if classes is None else torch.tensor(sorted(classes))
-    parts: list[tuple[Tensor, ...]] = []
+    marks: list[tuple[Tensor, Tensor]] = []
+    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in edits]
     for batch in acts.batches(_BATCH):
         x, labels = batch.x, batch.labels.long()
         if wanted is not None:
@@ -216,73 +210,59 @@ def strengths_of(
             x, labels = x[keep], labels[keep]
         if not len(x):
             continue
-        check_labels(labels, len(weight))
-        logits = torch.addmm(bias, x.double(), weight.T)
+        check_labels(labels, len(decisions.weight))
+        logits = decisions.logits(x)
         predicted = logits.argmax(1)
         asked = labels if against == "label" else predicted
-        found = _of_batch(weight, bias, edit, x, asked, logits, target, fraction)
-        parts.append((*found, labels, predicted))
-    if not parts:
+        for edit, own in zip(edits, parts, strict=True):
+            if target == "flip":
+                own.append(decisions.flips(edit, x, logits, asked))
+            else:
+                share = fraction if target == "fraction" else 0.0
+                own.append(decisions.falls(edit, x, logits, asked, share))
+        marks.append((labels, predicted))
+    if not marks:
         raise InputError(f"no recorded image has a label among {classes}")
-    values, linear, labels, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
-    return AlphaCrit(
-        values, linear, labels, predicted, target, fraction, against, edit.family, acts.classes,
-        network,
-    )  # fmt: skip
-
-
-def _of_batch(
-    weight: Tensor,
-    bias: Tensor,
-    edit: Edit,
-    x: Tensor,
-    asked: Tensor,
-    logits: Tensor,
-    target: CritGoal,
-    fraction: float,
-) -> tuple[Tensor, Tensor]:
-    gate = edit.gate
-    if target == "flip":
-        return flip(weight, bias, gate.reach, x, asked, edit.rows, gate.mode)
-    goal = torch.zeros(len(x), dtype=torch.float64)
-    if target == "fraction":
-        goal = fraction * logits.gather(1, asked[:, None])[:, 0]
-    moving, still = split(weight, edit.rows)
-    values, linear = torch.empty_like(goal), torch.empty_like(goal)
-    for label in present(asked):
-        own = (asked == label).nonzero()[:, 0]
-        height = bias[label] - goal[own] + (x[own].double() * still[label]).sum(1)
-        values[own], linear[own] = solve(
-            moving[label : label + 1], gate.reach, x[own], height, gate.mode, None
-        )
-    return values, linear
-
-
-def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
-    count = len(ascending)
-    return ClassCrit(
-        label,
-        count,
-        bisect_right(ascending, 0.0) / count,
-        (count - bisect_left(ascending, float("inf"))) / count,
-        tuple(ascending[_position(count, share)] for share in ClassCrit.LEVELS),
-    )
-
-
-def _position(count: int, share: float) -> int:
-    """Return where the order statistic of a share is among `count` ascending values."""
-    return min(count - 1, max(0, int(-(-share * count // 1)) - 1))
+    labels, predicted = (torch.cat(column) for column in zip(*marks, strict=True))
+    crits = []
+    for edit, own in zip(edits, parts, strict=True):
+        values, linear = (torch.cat(column) for column in zip(*own, strict=True))
+        crits.append(
+            AlphaCrit(
+                values, linear, labels, predicted, target, fraction, against, edit.family,
+                acts.classes, network, decisions.threshold,
+            )
+        )  # fmt: skip
+    return tuple(crits)
 
 
 def _check_options(
-    edit: Edit, acts: Activations, target: CritGoal, fraction: float, against: Against
+    edits: Sequence[Edit], acts: Activations, target: CritGoal, fraction: float, against: Against
 ) -> None:
-    if edit.site.name != HEAD_INPUT or acts.site.name != HEAD_INPUT:
-        raise InputError(
-            f"the critical strength needs the head's input '{HEAD_INPUT}', where the logit is a "
-            f"known function of the edit; the edit is at '{edit.site.name}', the activations are "
-            f"of '{acts.site.name}'"
-        )
+    if not isinstance(edits, Sequence) or not edits:
+        raise InputError(f"critical strengths are of at least one edit; got {edits!r:.200}")
+    check_goal(target, fraction, against)
+    for edit in edits:
+        if edit.site.name != HEAD_INPUT or acts.site.name != HEAD_INPUT:
+            raise InputError(
+                f"the critical strength needs the head's input '{HEAD_INPUT}', where the logit is "
+                f"a known function of the edit; the edit is at '{edit.site.name}', the activations "
+                f"are of '{acts.site.name}'. search_alpha_crit searches on the forward pass, at "
+                "any site"
+            )
+        if isinstance(edit.operator, LowRankUpdate):
+            raise InputError(
+                f"edit {edit.digest[:12]} is a low-rank update, which has no strength; give a gate "
+                "or a low-rank map"
+            )
+
+
+def check_goal(target: object, fraction: float, against: object) -> None:
+    """Refuse what is no goal.
+
+    Raises:
+        InputError: naming the option.
+    """
     if target not in get_args(CritGoal) or against not in get_args(Against):
         raise InputError(
             f"target is one of {list(get_args(CritGoal))} and against one of "
@@ -292,15 +272,17 @@ def _check_options(
         raise InputError(f"fraction {fraction} is not in [0, 1)")
 
 
-def _check_not_applied(hooked: HookedModel, edit: Edit) -> None:
-    if any(entry.edit == edit for entry in status(hooked).applied):
-        raise EditStateError(
-            f"edit {edit.digest[:12]} is applied, so the head is no longer the one asked about; "
-            "revert it first"
-        )
+def _check_not_applied(hooked: HookedModel, edits: Sequence[Edit]) -> None:
+    applied = {entry.edit for entry in status(hooked).applied}
+    for edit in edits:
+        if edit in applied:
+            raise EditStateError(
+                f"edit {edit.digest[:12]} is applied, so the head is no longer the one asked "
+                "about; revert it first"
+            )
 
 
 __all__ = [
-    "AlphaCrit", "ClassCrit", "alpha_crit", "critical_flip_strength",
+    "AlphaCrit", "ClassCrit", "alpha_crit", "alpha_crits", "critical_flip_strength",
     "critical_strength", "critical_strength_linear",
 ]  # fmt: skip

@@ -12,8 +12,10 @@ from salve_plugin.control.erasers import (
     fold_posterior,
     inlp,
     leace,
+    repair,
     safree,
     splince,
+    wiener,
 )
 from salve_plugin.control.making import edit_at
 from salve_plugin.control.networks import Networks
@@ -24,8 +26,8 @@ from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch
 
 Eraser = Literal[
-    "leace", "splince", "mean_ablation", "directional_ablation", "inlp", "safree", "fold",
-    "posterior",
+    "leace", "splince", "repair", "wiener", "mean_ablation", "directional_ablation", "inlp",
+    "safree", "fold", "posterior",
 ]  # fmt: skip
 """Closed-form ways to take a concept out of a site; see `eraser_map`."""
 
@@ -35,7 +37,8 @@ def eraser_map(
     eraser: Eraser = "leace",
     *,
     shrinkage: float | None = None,
-    within_classes: bool = False,
+    balanced: bool = True,
+    rank: int = 1,
 ) -> tuple[LowRankMap, str]:
     """Return the low-rank map that takes a concept out of its site, and how it was obtained.
 
@@ -48,6 +51,8 @@ def eraser_map(
     | `inlp` | what one least-squares probe after another finds is projected out |
     | `safree` | the span of the concept's atoms is projected out, within the data's span |
     | `fold` | the concept's latents are ablated, or their best affine stand-in |
+    | `repair` | marked pictures go back to what they were unmarked, clean ones stay; needs pairs |
+    | `wiener` | several directions, each as far as what the concept adds outweighs all else |
     | `posterior` | each latent is attenuated by how probably it is the concept's (after APP) |
 
     Args:
@@ -55,8 +60,9 @@ def eraser_map(
         eraser: how.
         shrinkage: of the covariance of the activations, from 0 (none, as published) to 1; None
             estimates how much is needed.
-        within_classes: look only at what varies within each class, so that a concept that goes with
-            a class is told from the class.
+        balanced: every group of class and concept counts alike, so that a concept that goes with a
+            class is told from the class; else the images count as they are, as published.
+        rank: number of directions of `repair`; the others find out themselves.
 
     Raises:
         InputError: if the eraser is unknown, needs a dictionary or labels that the concept does not
@@ -66,17 +72,21 @@ def eraser_map(
         raise InputError(f"eraser {eraser!r} is unknown; choose one of {list(get_args(Eraser))}")
     if eraser in ("fold", "posterior", "safree"):
         return _of_latents(concept, eraser, shrinkage)
-    moments = concept.moments(within_classes=within_classes)
+    moments = concept.moments(balanced=balanced)
     if eraser == "leace":
-        found = leace(moments, shrinkage=shrinkage)
+        operator_map = leace(moments, shrinkage=shrinkage)
     elif eraser == "splince":
-        found = splince(moments, concept.class_moments(), shrinkage=shrinkage)
+        operator_map = splince(moments, concept.class_moments(), shrinkage=shrinkage)
+    elif eraser == "wiener":
+        operator_map = wiener(moments, concept.effects(), shrinkage=shrinkage)
+    elif eraser == "repair":
+        operator_map = repair(concept.pair_moments(), rank=rank)
     elif eraser == "inlp":
-        found = inlp(moments, shrinkage=shrinkage)
+        operator_map = inlp(moments, shrinkage=shrinkage)
     else:
         centre: Literal["mean", "origin"] = "mean" if eraser == "mean_ablation" else "origin"
-        found = directional_ablation(moments, centre=centre)
-    return found, f"{eraser}{' within classes' if within_classes else ''} of {concept.note}"
+        operator_map = directional_ablation(moments, centre=centre)
+    return operator_map, f"{eraser}{', groups balanced' if balanced else ''} of {concept.note}"
 
 
 def erase(
@@ -88,7 +98,8 @@ def erase(
     role: Role | None = None,
     scale: float = 0.0,
     shrinkage: float | None = None,
-    within_classes: bool = False,
+    balanced: bool = True,
+    rank: int = 1,
     base: Base | None = None,
     on_base_mismatch: OnBaseMismatch = "error",
 ) -> Edit:
@@ -99,19 +110,20 @@ def erase(
 
     Args:
         hooked: the attached model.
-        concept: found in recordings of this model.
+        concept: operator_map in recordings of this model.
         eraser: how, see `eraser_map`; LEACE by default.
         rows: outputs of the readers, such as classes at the head, that shall no longer see the
             concept; None means all.
         role: "reader" or "writer", as for `edit_at`.
         scale: what remains of the concept: 0 removes it, 1 changes nothing.
         shrinkage: as for `eraser_map`.
-        within_classes: as for `eraser_map`.
+        balanced: as for `eraser_map`.
+        rank: as for `eraser_map`.
         base: as for `edit_at`.
         on_base_mismatch: "warn" takes a concept of another network too.
 
     Raises:
-        BaseMismatchError: if the concept was not found in this model as it is.
+        BaseMismatchError: if the concept was not operator_map in this model as it is.
         InputError: as for `eraser_map` and `edit_at`.
         UnsupportedModelError: as for `edit_at`.
     """
@@ -119,7 +131,7 @@ def erase(
         raise InputError(f"a concept was expected, got {type(concept).__name__}; see find_concept")
     networks = Networks(hooked, on_base_mismatch)
     networks.check_present(f"the concept '{concept.name}'", concept.network)
-    operator, note = eraser_map(concept, eraser, shrinkage=shrinkage, within_classes=within_classes)
+    operator, note = eraser_map(concept, eraser, shrinkage=shrinkage, balanced=balanced, rank=rank)
     operator = LowRankMap(operator.write, operator.read, operator.offset, scale)
     return edit_at(
         hooked, concept.site, operator, rows=rows, role=role, base=base,
@@ -148,7 +160,7 @@ def _of_latents(
         if has is None:
             raise InputError(
                 f"'posterior' compares images with and without '{concept.name}', and nobody has "
-                "said which have it: give `has` where the concept is found"
+                "said which have it: give `has` where the concept is operator_map"
             )
         pieces = ((batch.x, has[batch.images]) for batch, _ in concept.rows())
         folded = fold_posterior(concept.dictionary, latents, pieces, shrinkage=shrinkage)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from salve_plugin.control.base import Base
@@ -151,6 +152,16 @@ def edit_at(
     if set(place.readers) <= set(hooked.heads) and edit.role == "reader":
         return edit  # attach has proven that the logits are linear in this site
     return replace(edit, exactness=measured(hooked, edit, probe))
+
+
+def unchanged(hooked: HookedModel, site: Site | str) -> Edit:
+    """Return the edit of a head that changes nothing: what others are compared with.
+
+    Raises:
+        SalveError: as for `edit_at`.
+    """
+    width = _site(hooked, site).width
+    return edit_at(hooked, site, Gate(torch.ones(1, width) / width**0.5, 0.0))
 
 
 def _site(hooked: HookedModel, site: Site | str) -> Site:

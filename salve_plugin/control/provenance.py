@@ -15,13 +15,14 @@ class Provenance(Record):
     """Where an edit's directions come from.
 
     Attributes:
-        kind: "latents" of a dictionary, a fitted "concept", or "given" by the caller.
+        kind: "latents" of a dictionary, a fitted "concept", "written" by a method that computes a
+            layer's update (ROME, a mask), or "given" by the caller.
         latents: which atoms of the dictionary, in the order of the operator's directions.
         dictionary: the dictionary's digest, if it is known.
-        note: how a concept was fitted, in a few words.
+        note: how a concept was fitted, or what wrote the edit, in a few words.
     """
 
-    kind: Literal["latents", "concept", "given"] = "given"
+    kind: Literal["latents", "concept", "written", "given"] = "given"
     latents: tuple[Count, ...] = ()
     dictionary: Sha256 | None = None
     note: Annotated[str, Meta(max_length=1000)] = ""

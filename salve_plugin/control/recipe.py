@@ -12,13 +12,14 @@ from salve_plugin.control.base import Base
 from salve_plugin.control.operators import (
     Fold,
     Gate,
+    LowRankMap,
     LowRankUpdate,
     Operator,
     Role,
     operator_fields,
     operator_of,
 )  # fmt: skip
-from salve_plugin.control.operators.base import whole
+from salve_plugin.control.operators.base import real, whole
 from salve_plugin.control.provenance import Exactness, Provenance
 from salve_plugin.control.rows import Rows
 from salve_plugin.control.targets import Target
@@ -247,13 +248,32 @@ class Recipe:
             None if exactness is None else Exactness.from_json(exactness),
         )
 
-    def with_strength(self: R, strength: float) -> R:
-        """Return the edit with a gate of another strength; nobody has measured that one.
+    @property
+    def strength(self) -> float:
+        """How strong: a gate's strength; of a low-rank map the amount 1 − λ, 1 for removing all.
 
         Raises:
-            InputError: if the edit is no gate, or this is no strength.
+            InputError: if the edit is an update, which has none.
         """
-        return replace(self, operator=replace(self.gate, strength=strength), exactness=None)
+        if isinstance(self.operator, LowRankMap):
+            return 1.0 - self.operator.scale
+        return self.gate.strength
+
+    def with_strength(self: R, strength: float) -> R:
+        """Return the edit with another strength, as `strength` counts it; nobody has measured that.
+
+        Raises:
+            InputError: if the edit has no strength, or this is none.
+        """
+        operator: Operator
+        if isinstance(self.operator, LowRankMap):
+            operator = replace(self.operator, scale=1.0 - real(strength, "strength"))
+        else:
+            operator = replace(self.gate, strength=strength)
+        other = replace(self, operator=operator, exactness=None)
+        # Verified for the same base: it is compared with the model all the same, but not hashed.
+        other._verified.update(self._verified)
+        return other
 
     def __eq__(self, other: object) -> bool:
         """Compare by digest."""

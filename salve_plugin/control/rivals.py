@@ -70,6 +70,8 @@ def rival_rows(
     labels: Int64[Tensor, " images"],
     label: int,
     strengths: Sequence[float] | None = None,
+    *,
+    max_harm: float = 1.0,
 ) -> RowSet:
     """Return the rows that suppress a class at least cost, found greedily at each strength.
 
@@ -86,6 +88,7 @@ def rival_rows(
         labels: their classes.
         label: the class to suppress.
         strengths: those tried, by default `strengths_by_closure`.
+        max_harm: the largest loss of accuracy of any other class that a rival's row may cost.
 
     Raises:
         InputError: if the class has no images.
@@ -102,7 +105,7 @@ def rival_rows(
         factors = multiplier(direction, strength).to(weight.dtype)
         edited = torch.addmm(bias, inputs * factors, weight.T)
         judge = _Judge(plain, edited, labels, label, before)
-        found += list(_grown(judge, label, strength))
+        found += list(_grown(judge, label, strength, max_harm))
     return min(found, key=badness)
 
 
@@ -113,6 +116,8 @@ def with_rivals(
     recorded: tuple[Float[Tensor, "images width"], Int64[Tensor, " images"]],
     label: int,
     strengths: Sequence[float] | None = None,
+    *,
+    max_harm: float = 1.0,
 ) -> Edit:
     """Return the edit with its latent's best row set, at the strength that belongs to it.
 
@@ -123,6 +128,7 @@ def with_rivals(
         recorded: head inputs and labels of images.
         label: the class to suppress.
         strengths: as for `rival_rows`.
+        max_harm: as for `rival_rows`.
 
     Raises:
         InputError: as `rival_rows`.
@@ -131,7 +137,7 @@ def with_rivals(
     if direction is None:
         raise InputError("rows of rivals are found for an edit of one latent; name the rows")
     weight, bias, direction = (each.float().cpu() for each in (weight, bias, direction))
-    rowset = rival_rows(weight, bias, direction, *recorded, label, strengths)
+    rowset = rival_rows(weight, bias, direction, *recorded, label, strengths, max_harm=max_harm)
     return replace(edit, rows=rowset.rows).with_strength(rowset.strength)
 
 
@@ -141,10 +147,10 @@ def badness(found: RowSet) -> tuple[float, float, float]:
     return missed, max(0.0, found.others_loss - MAX_LOSS), found.margin
 
 
-def _grown(judge: "_Judge", label: int, strength: float) -> Iterator[RowSet]:
+def _grown(judge: "_Judge", label: int, strength: float, max_harm: float) -> Iterator[RowSet]:
     """Yield the own row alone and every larger set on the greedy path."""
     rows: tuple[int, ...] = (label,)
-    target, loss = judge.of(rows)
+    target, loss, _ = judge.of(rows)
     yield RowSet(rows, strength, target, loss, judge.margin(rows))
     # Greedy: a row that helps only together with another is not found. Every set on the path is a
     # candidate, since a smaller one may have the better margin.
@@ -152,10 +158,13 @@ def _grown(judge: "_Judge", label: int, strength: float) -> Iterator[RowSet]:
         options = [
             (*judge.of((*rows, rival)), rival) for rival in judge.nearest if rival not in rows
         ]
-        options = [option for option in options if option[1] <= MAX_LOSS and option[0] < target]
+        options = [
+            option for option in options
+            if option[0] < target and option[1] <= MAX_LOSS and option[2] <= max_harm
+        ]  # fmt: skip
         if not options:
             return
-        target, loss, rival = min(options)
+        target, loss, _, rival = min(options)
         rows = (*rows, rival)
         yield RowSet(rows, strength, target, loss, judge.margin(rows))
 
@@ -188,12 +197,14 @@ class _Judge:
         logits[:, list(rows)] = self.edited[:, list(rows)]
         return logits
 
-    def of(self, rows: tuple[int, ...]) -> tuple[float, float]:
-        """Return the class's accuracy and the others' mean loss (not below 0)."""
+    def of(self, rows: tuple[int, ...]) -> tuple[float, float, float]:
+        """Return the class's accuracy, the others' mean loss (not below 0), and the worst one."""
         logits = self._mixed(rows)
         after = _accuracies(logits, self.labels, len(self.before))
-        loss = float((self.before - after)[self.others].mean()) if bool(self.others.any()) else 0.0
-        return float(after[self.label]), max(0.0, loss)
+        losses = (self.before - after)[self.others]
+        if not len(losses):
+            return float(after[self.label]), 0.0, 0.0
+        return float(after[self.label]), max(0.0, float(losses.mean())), float(losses.max())
 
 
 def _accuracies(logits: Tensor, labels: Tensor, classes: int) -> Tensor:

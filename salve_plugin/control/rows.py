@@ -1,5 +1,7 @@
 """Rows of a parameter: which, where, and whether they are the same to the bit."""
 
+import ctypes
+import os
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +11,9 @@ from salve_plugin.control.operators.base import Index
 
 Rows = tuple[int, ...] | None
 """Ascending outputs; None means all of them."""
+
+_memcmp = ctypes.CDLL(None if os.name == "posix" else "msvcrt").memcmp
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 def slice_if_run(rows: Sequence[int]) -> Index:
@@ -53,8 +58,8 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
         size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         bits = size[first.element_size()]
         return torch.equal(first.view(bits), second.to(first.device).view(bits))
-    # NumPy compares whole words with vector instructions; torch.equal takes five times a copy.
-    raw = [tensor.contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in (first, second)]
-    if raw[0].nbytes % 8 == 0:
-        raw = [octets.view("i8") for octets in raw]
-    return bool((raw[0] == raw[1]).all())
+    # The C library compares at the speed of memory and takes none for itself. torch.equal needs up
+    # to four times as long, NumPy two to three: it writes down what it finds for every word.
+    one, other = first.contiguous(), second.contiguous()
+    n_bytes = one.numel() * one.element_size()
+    return int(_memcmp(one.data_ptr(), other.data_ptr(), n_bytes)) == 0

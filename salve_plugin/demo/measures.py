@@ -3,19 +3,22 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from salve_plugin.control.edit import Edit
-from salve_plugin.control.evaluate import Change, change, evaluate_heads
-from salve_plugin.control.making import enhance, suppress
-from salve_plugin.control.rivals import strengths_by_closure
-from salve_plugin.control.select import (
-    Choice,
-    choose,
+from salve_plugin.control.choosing.candidate import Choice
+from salve_plugin.control.choosing.choose import choose
+from salve_plugin.control.choosing.goals import SuppressClass
+from salve_plugin.control.choosing.latent_edits import (
     edited_weight,
     random_control,
     strength_to_break,
     without_class,
 )
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import Change, change, evaluate_heads
+from salve_plugin.control.making import enhance, suppress
+from salve_plugin.control.rivals import strengths_by_closure
+from salve_plugin.control.writers.mask import mask
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
@@ -54,7 +57,8 @@ class ClassResult:
         label: the class.
         recipe: the paper's edit, all rows, and its effect.
         named: the row-restricted edit and its effect.
-        zero_row: the class's row set to zero: no dictionary needed.
+        mask: the class's bias lowered beyond reach: no dictionary needed.
+        zero_row: the class's row set to zero: none needed either.
         random: the paper's edit along a random direction; None where no strength flips enough.
     """
 
@@ -63,6 +67,7 @@ class ClassResult:
     recipe_change: Change
     named: Choice
     named_change: Change
+    mask: Change
     zero_row: Change
     random: Change | None
 
@@ -72,6 +77,7 @@ class ClassResult:
             "label": self.label,
             "recipe": {**_edit_json(self.recipe.edit), "test": self.recipe_change.to_json()},
             "named_rows": {**_edit_json(self.named.edit), "test": self.named_change.to_json()},
+            "mask": self.mask.to_json(),
             "zero_row": self.zero_row.to_json(),
             "random_direction": None if self.random is None else self.random.to_json(),
         }
@@ -89,9 +95,15 @@ def _edit_json(edit: Edit) -> dict[str, object]:
 
 def suppress_class(experiment: Experiment, label: int, *, seed: int) -> ClassResult:
     """Choose the edits for a class on the training images and measure them on the test images."""
-    parts = (experiment.hooked, experiment.dictionary, experiment.features, experiment.train, label)
-    recipe = choose(*parts)
-    named = choose(*parts, rows="rivals")
+    # The paper's edit is shown for what it costs, so that nothing it costs is too much.
+    paper = SuppressClass(label, by="latents", rows=None, max_harm=1.0)
+    recipe, named = (
+        choose(
+            experiment.hooked, goal, experiment.train,
+            dictionary=experiment.dictionary, features=experiment.features,
+        )
+        for goal in (paper, SuppressClass(label, by="latents"))
+    )  # fmt: skip
     weight, bias = experiment.hooked.unembed()
     random = random_control(recipe.edit, seed)
     strength = strength_to_break(experiment.hooked, random, experiment.train, label)
@@ -109,9 +121,25 @@ def suppress_class(experiment: Experiment, label: int, *, seed: int) -> ClassRes
         experiment.test,
     )
     effects = [change(before, evaluation, label) for evaluation in after]
+    (masked,) = evaluate_heads([weight], _masked(bias, experiment, label), experiment.test)
     return ClassResult(
-        label, recipe, effects[0], named, effects[1], effects[2], effects[3] if reachable else None
+        label,
+        recipe,
+        effects[0],
+        named,
+        effects[1],
+        change(before, masked, label),
+        effects[2],
+        effects[3] if reachable else None,
     )
+
+
+def _masked(bias: Tensor, experiment: Experiment, label: int) -> Tensor:
+    """Return the biases as `mask` makes them."""
+    update = mask(experiment.hooked, label, experiment.train).operator.tensors
+    result = bias.clone()
+    result[label] += float(update["shift"][0])
+    return result
 
 
 @dataclass(frozen=True)

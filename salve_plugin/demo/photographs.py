@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.adapter import attach, installed_adapters
+from salve_plugin.control.choosing.latent_edits import edited_weight
 from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import evaluate_heads
-from salve_plugin.control.select import edited_weight
 from salve_plugin.demo import pretrained
 from salve_plugin.demo.environment import environment
 from salve_plugin.demo.figures import explained, sheet
@@ -206,7 +206,7 @@ def _run(
     for subject in subjects:
         with steps.step(f"{subject.name}: suppress {[names[label] for label in subject.classes]}"):
             outcomes.append(_outcome(experiment, subject, names, out))
-    latents = [outcome.results[0].named.latent for outcome in outcomes]
+    latents = [outcome.results[0].named.edit.latent for outcome in outcomes]
     images = torch.stack([subject.image for subject in subjects])
     with steps.step("draw Grad-FAM overlays"):
         overlays = explained(hooked, dictionary, images, latents)

@@ -5,6 +5,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from salve_plugin.control.evaluate import Change
+from salve_plugin.demo.shortcut import LABEL, OFTEN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,8 @@ def print_network(result: "NetworkResult", console: "Console") -> None:
     console.print(_seeds(result))
     console.print(_strengths(result))
     console.print(_enhancement(result))
+    console.print(_shortcut(result))
+    console.print(f"Chosen: {result.shortcut.verdict}.", highlight=False)
     crossing = result.crossing
     effect = ", ".join(
         f"{label}: {before:.0%} → {after:.0%}"
@@ -65,19 +68,20 @@ def _suppression(result: "NetworkResult") -> "Table":
         f"{quality['n_latents']} latents, held-out R² {quality['held_out_r2']:.3f})\n"
         "target accuracy after | mean change of the other classes, points",
         "class", "before", "latent", "α", "all rows (paper)", "rows", "latent", "α",
-        "named rows", "zero the row", "random direction",
+        "named rows", "mask (bias)", "zero the row", "random direction",
     )  # fmt: skip
     for row in result.classes:
         table.add_row(
             str(row.label),
             f"{row.recipe_change.target_before:.1%}",
-            str(row.recipe.latent),
-            f"{row.recipe.strength:.1f}",
+            str(row.recipe.edit.latent),
+            f"{row.recipe.edit.gate.strength:.1f}",
             _cell(row.recipe_change),
             ",".join(str(index) for index in row.named.edit.rows or ()),
-            str(row.named.latent),
-            f"{row.named.strength:.1f}",
+            str(row.named.edit.latent),
+            f"{row.named.edit.gate.strength:.1f}",
             _cell(row.named_change),
+            _cell(row.mask),
             _cell(row.zero_row),
             _cell(row.random),
         )
@@ -88,6 +92,7 @@ def _means(results: Sequence["ClassResult"]) -> list[list[Change | None]]:
     return [
         [row.recipe_change for row in results],
         [row.named_change for row in results],
+        [row.mask for row in results],
         [row.zero_row for row in results],
         [row.random for row in results],
     ]
@@ -99,7 +104,7 @@ def _seeds(result: "NetworkResult") -> "Table":
         "edit", "classes met", "target accuracy: mean", "worst", "others: mean", "worst",
         "worst class",
     )  # fmt: skip
-    names = ("all rows (paper)", "named rows", "zero the row", "random direction")
+    names = ("all rows (paper)", "named rows", "mask (bias)", "zero the row", "random direction")
     every = [_means(results) for results in result.seeds]
     for kind, name in enumerate(names):
         effects = [effect for seed in every for effect in seed[kind]]
@@ -167,7 +172,7 @@ def print_summary(results: Sequence["NetworkResult"], console: "Console") -> Non
     table = _table(
         f"Summary (met: target accuracy ≤ {TARGET:.0%}, others' mean loss ≤ {100 * LOSS:.0f} "
         "point, on test images)",
-        "network", "accuracy", "all rows (paper)", "named rows", "zero the row",
+        "network", "accuracy", "all rows (paper)", "named rows", "mask (bias)", "zero the row",
         "random direction", "α_crit checked", "artifacts", "kB each",
     )  # fmt: skip
     for result in results:
@@ -187,6 +192,42 @@ def print_summary(results: Sequence["NetworkResult"], console: "Console") -> Non
             f"{median(size for _, size in result.artifacts) / 1000:.0f}",
         )
     console.print(table)
+    for result in results:
+        console.print(_verdict(result), highlight=False)
+
+
+def _verdict(result: "NetworkResult") -> str:
+    """Return in one line what suppresses a class and what removes a shortcut, by the numbers."""
+    names = ("the paper's edit", "named rows", "the mask")
+    met = [
+        sum(effect is not None and _met(effect) for effect in effects)
+        for effects in _means(result.classes)[:3]
+    ]
+    best = max(met)
+    # Of those that do as well the simplest is named: the list goes from features to none.
+    winner = [name for name, count in zip(names, met, strict=True) if count == best][-1]
+    counts = ", ".join(f"{name} {count}" for name, count in zip(names, met, strict=True))
+    before, gate, chosen = result.shortcut.effects[:3]
+    return (
+        f"{result.name}: to suppress a class take {winner} (of {len(result.classes)} classes met: "
+        f"{counts}). Planted shortcut: the mark flips {before.flips:.0%} of the pictures; "
+        f"{gate.flips:.0%} with the paper's gate, {chosen.flips:.0%} with the chosen edit; worst "
+        f"group {before.worst:.0%}, {gate.worst:.0%}, {chosen.worst:.0%}."
+    )
+
+
+def _shortcut(result: "NetworkResult") -> "Table":
+    table = _table(
+        f"{result.name}: a white square that is in {OFTEN:.0%} of class {LABEL}'s training "
+        f"pictures (held-out AUC {result.shortcut.auc:.3f})\ntest pictures, each with and without "
+        "it",
+        "edit", "flips with the mark", "worst group", "accuracy without it",
+        f"class {LABEL} without it",
+    )  # fmt: skip
+    for effect in result.shortcut.effects:
+        shares = (effect.flips, effect.worst, effect.plain, effect.own)
+        table.add_row(effect.method, *(f"{share:.1%}" for share in shares))
+    return table
 
 
 def print_outcomes(outcomes: Sequence["SubjectOutcome"], console: "Console") -> None:

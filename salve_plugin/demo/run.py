@@ -31,6 +31,7 @@ from salve_plugin.demo.measures import (
     suppress_class,
 )
 from salve_plugin.demo.progress import Steps
+from salve_plugin.demo.shortcut import ShortcutResult, run_shortcut
 from salve_plugin.discover.features import profile
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
@@ -58,6 +59,7 @@ class NetworkResult:
         crit: check of the critical strengths, by class.
         enhanced: by class.
         crossing: the latent that two classes share.
+        shortcut: the planted shortcut, on a network of its own.
         artifacts: by class, the artifact's digest and its size in bytes.
     """
 
@@ -69,6 +71,7 @@ class NetworkResult:
     crit: list[CritCheck]
     enhanced: list[Enhancement]
     crossing: CrossClass
+    shortcut: ShortcutResult
     artifacts: list[tuple[str, int]]
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +84,7 @@ class NetworkResult:
             "alpha_crit": [asdict(check) for check in self.crit],
             "enhanced": [asdict(result) for result in self.enhanced],
             "cross_class": asdict(self.crossing),
+            "shortcut": asdict(self.shortcut),
             "artifacts": [{"sha256": digest, "bytes": size} for digest, size in self.artifacts],
         }
 
@@ -158,6 +162,8 @@ def _run_network(
             _share(name, experiment, result, test, folder, pictures[result.label])
             for result in classes
         ]
+    with steps.step(f"{name}: plant a shortcut, find it and remove it"):
+        shortcut = run_shortcut(name, train, test, folder)
     meta = experiment.dictionary.meta
     quality = {key: meta[key] for key in ("held_out_r2", "l0", "dead_share", "options")}
     return NetworkResult(
@@ -169,6 +175,7 @@ def _run_network(
         crit=crit,
         enhanced=enhanced,
         crossing=cross_class(experiment),
+        shortcut=shortcut,
         artifacts=artifacts,
     )
 
@@ -221,7 +228,7 @@ def _draw(
 ) -> dict[int, dict[str, bytes]]:
     """Write the two sheets; return each class's pictures by name."""
     examples = torch.stack([test.images[test.labels == result.label][0] for result in classes])
-    latents = [result.named.latent for result in classes]
+    latents = [result.named.edit.latent for result in classes]
     with steps.step(f"{name}: draw Grad-FAM overlays"):
         overlays = explained(experiment.hooked, experiment.dictionary, examples, latents)
     optimized, means = [], experiment.features.means

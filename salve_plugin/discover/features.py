@@ -1,5 +1,6 @@
-"""Which latents a class depends on: class-conditional means and the selection score."""
+"""Which latents a class or an attribute depends on: conditional means and the selection score."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.network import OnBaseMismatch, check_one_network
 
+LEAST_SPREAD = 1e-3
+"""A latent's spread within classes counts as at least this share of the largest."""
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -18,17 +22,22 @@ class Features:
 
     Attributes:
         means: mean code of each class (classes, n_latents), float64; zero for a class without rows.
+        spreads: standard deviation of each code within the classes (n_latents,), float64.
         counts: number of rows of each class (classes,); with tokens or maps, positions count.
         classes: class names by label; None if the data set has none.
         scores: selection score (classes, n_latents), see `selection_scores`.
         network: of the recording, see `Activations.network_sha256`; None if it is not known.
+        of_attribute: whether the classes are values of an attribute, given to `profile`, and not
+            the labels of the recording: then they are no rows of the classifier.
     """
 
     means: Float[Tensor, "classes latents"]
+    spreads: Float[Tensor, " latents"]
     counts: Int[Tensor, " classes"]
     classes: tuple[str, ...] | None
     scores: Float[Tensor, "classes latents"]
     network: str | None = None
+    of_attribute: bool = False
 
     def class_index(self, label: int | str) -> int:
         """Return the index of a class given by index or name.
@@ -80,13 +89,17 @@ class Features:
 
 
 def selection_scores(
-    means: Float[Tensor, "classes latents"], counts: Int[Tensor, " classes"]
+    means: Float[Tensor, "classes latents"],
+    counts: Int[Tensor, " classes"],
+    spreads: Float[Tensor, " latents"] | None = None,
 ) -> Float[Tensor, "classes latents"]:
     """Return how specific each latent is to each class.
 
-    With d_l(c) the distance of latent l's mean in class c from its mean over the other classes
-    (each class counting once), and s_l(c) the standard deviation of the other classes' means, the
-    score is d_l(c) / Σ_l d_l(c) − s_l(c) / Σ_l s_l(c): the latent's share of what sets the class
+    All distances are in units of the latent's spread within the classes: a latent that shifts
+    little but hardly varies tells a class better than one that shifts and varies much. With d_l(c)
+    the distance of latent l's mean in class c from its mean over the other classes (each class
+    counting once), and s_l(c) the standard deviation of the other classes' means, the score is
+    d_l(c) / Σ_l d_l(c) − s_l(c) / Σ_l s_l(c): the latent's share of what sets the class
     apart minus its share of what sets the others apart from each other. It is the score of SAeUron
     (Cywiński & Deja 2025) with distances in place of means, because codes here are signed and a
     linear encoder's offset is arbitrary: adding a constant to a latent changes nothing. A latent
@@ -97,6 +110,7 @@ def selection_scores(
     Args:
         means: mean code of each class.
         counts: rows of each class; those with 0 are left out.
+        spreads: of each code within the classes; None takes the means as they are.
 
     >>> means = torch.tensor([[5.0, 3.0, 0.0], [5.0, 0.0, 2.0], [5.0, 0.0, 0.0]])
     >>> selection_scores(means, torch.tensor([10, 10, 10]))
@@ -105,6 +119,10 @@ def selection_scores(
             [ 0.0000,  0.0000,  0.0000]])
     """
     scores = torch.zeros_like(means)
+    if spreads is not None and bool(spreads.any()):
+        # Rounding leaves a latent that never varies within a class a spread of about nothing, in
+        # units of which anything would be far.
+        means = means / spreads.clamp(min=LEAST_SPREAD * float(spreads.max()))
     n_classes = int((counts > 0).sum())
     if n_classes < 2:
         return scores
@@ -128,18 +146,28 @@ def _shares(sizes: Tensor, negligible: Tensor) -> Tensor:
 
 @torch.no_grad()
 def profile(
-    dictionary: Dictionary, acts: Activations, *, on_base_mismatch: OnBaseMismatch = "error"
+    dictionary: Dictionary,
+    acts: Activations,
+    *,
+    attribute: Sequence[int] | Tensor | None = None,
+    names: Sequence[str] | None = None,
+    on_base_mismatch: OnBaseMismatch = "error",
 ) -> Features:
     """Average the codes of a recording by class, in one pass and in float64.
 
     Args:
         dictionary: of the recording's site.
         acts: recording of the network that the dictionary was learned from.
+        attribute: another label for each image (images,), from 0, such as whether it has a
+            watermark: the profile is then by attribute, and is refused where rows of the classifier
+            are meant.
+        names: of the attribute's values.
         on_base_mismatch: "warn" goes on with a recording of another network, such as a fine-tuned
             copy.
 
     Raises:
-        InputError: if the dictionary was learned at another site.
+        InputError: if the dictionary was learned at another site, or the attribute has no label for
+            each image.
         BaseMismatchError: if it was learned from another network.
         ReadError: if a shard is missing or damaged.
     """
@@ -152,12 +180,44 @@ def profile(
         {"the dictionary": dictionary.network, "the recording": acts.network_sha256},
         on_base_mismatch,
     )
-    sums = torch.zeros(acts.n_classes, dictionary.n_latents, dtype=torch.float64)
-    counts = torch.zeros(acts.n_classes, dtype=torch.int64)
-    device = dictionary.atoms.device
+    values = None if attribute is None else _attribute(attribute, acts.n_images)
+    n_classes = acts.n_classes if values is None else int(values.max()) + 1
+    if names is not None and (values is None or len(names) != n_classes):
+        raise InputError(
+            f"{len(names)} names for {n_classes} values of an attribute; give one a value, and the "
+            "attribute"
+        )
+    sums = torch.zeros(n_classes, dictionary.n_latents, dtype=torch.float64)
+    squares = torch.zeros(dictionary.n_latents, dtype=torch.float64)
+    counts = torch.zeros(n_classes, dtype=torch.int64)
+    device, origin = dictionary.atoms.device, torch.zeros(dictionary.n_latents)
     for batch in acts.batches(4096):
-        sums.index_add_(0, batch.labels, dictionary.encode(batch.x.to(device)).double().cpu())
-        counts += torch.bincount(batch.labels, minlength=acts.n_classes)
+        codes = dictionary.encode(batch.x.to(device)).double().cpu()
+        labels = batch.labels if values is None else values[batch.images]
+        if not int(counts.sum()):
+            origin = codes[0].clone()
+        # About the first code, lest a large offset of a linear encoder cost the spread its digits.
+        codes -= origin
+        sums.index_add_(0, labels, codes)
+        squares += codes.square().sum(0)
+        counts += torch.bincount(labels, minlength=n_classes)
     means = sums / counts.clamp(min=1)[:, None]
-    scores = selection_scores(means, counts)
-    return Features(means, counts, acts.classes, scores, acts.network_sha256)
+    within = (squares - (counts[:, None] * means.square()).sum(0)) / counts.sum().clamp(min=1)
+    spreads = within.clamp(min=0).sqrt()
+    means = torch.where(counts[:, None] > 0, means + origin, 0.0)
+    scores = selection_scores(means, counts, spreads)
+    classes = acts.classes if values is None else None if names is None else tuple(names)
+    return Features(
+        means, spreads, counts, classes, scores, acts.network_sha256, values is not None
+    )  # fmt: skip
+
+
+def _attribute(attribute: Sequence[int] | Tensor, n_images: int) -> Int[Tensor, " images"]:
+    values = torch.as_tensor(attribute).cpu()
+    usable = values.shape == (n_images,) and not values.is_floating_point()
+    if not usable or int(values.min()) < 0:
+        raise InputError(
+            f"attribute is {values.dtype}{list(values.shape)}; expected an index from 0 for each "
+            f"of the recording's {n_images} images"
+        )
+    return values.long()

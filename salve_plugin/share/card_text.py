@@ -66,11 +66,13 @@ def _what_changed(config: Config) -> str:
     edit, site = config["edit"], config["edit"]["site"]
     learner = config["dictionary"]["learner"] if config["dictionary"] else None
     source = f" of a `{plain(learner)}` dictionary" if learner else ""
+    # What a method wrote is no feature: the note names the method.
+    subject = "Method" if edit["provenance"]["kind"] == "written" else "Feature"
     undo = ", and the means to undo it" if "pristine" in config["requires"] else ""
     return (
         "This folder holds a permanent edit of the weights of a trained image classifier, made "
         f"with [salve_plugin](https://pypi.org/project/salve-plugin/){undo}. {_model(config)}\n\n"
-        f"- **Feature:** {_feature(edit)}{source}, at `{plain(site['name'])}` ({site['width']} "
+        f"- **{subject}:** {_feature(edit)}{source}, at `{plain(site['name'])}` ({site['width']} "
         "features).\n"
         f"- **Change:** {_change(edit)}\n"
         f"- **Rows:** {_rows(config)}.\n"
@@ -167,9 +169,10 @@ def _critical_strengths(config: Config) -> str:
         for entry in critical["classes"]
     ]
     head = ("class", "images", "there already", "never", "10 %", "median", "95 %")
+    symbol = "α" if config["edit"]["operator"]["form"] == "gate" else "amount 1 − λ"
     return (
-        "## Critical strength\n\nThe smallest α at which an image's logit "
-        f"{_target(critical)}, computed exactly; ∞ where no α does.\n\n{table(head, rows)}"
+        f"## Critical strength\n\nThe smallest {symbol} at which an image's logit "
+        f"{_target(critical)}, computed exactly; ∞ where no {symbol} does.\n\n{table(head, rows)}"
     )
 
 

@@ -74,8 +74,13 @@ def tensors(critical: AlphaCrit) -> dict[str, Tensor]:
     """Return the values per image by name.
 
     Raises:
-        InputError: as for `check`.
+        InputError: as for `check`, or if a threshold other than 0 would be lost.
     """
+    if critical.threshold:
+        raise InputError(
+            f"critical strengths at the threshold {critical.threshold} are not stored, since their "
+            "file says nothing of thresholds; take those at 0, or leave them out"
+        )
     values: dict[str, Tensor] = {name: getattr(critical, name) for name in TENSORS}
     check(values)
     return values
@@ -130,4 +135,5 @@ def rebuild(
         family=said["family"],
         classes=None if labels is None else tuple(labels),
         network=said["network"],
+        threshold=0.0,
     )

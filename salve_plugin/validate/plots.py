@@ -15,6 +15,7 @@ from torch import Tensor
 
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators import Gate
 from salve_plugin.errors import InputError
 from salve_plugin.validate.pictures import png_bytes
 
@@ -124,7 +125,7 @@ def curves(critical: AlphaCrit, edit: Edit) -> list[Curve]:
 def _most_concerned(values: Tensor, labels: Tensor, edit: Edit) -> list[int]:
     """Return all labels; those of edited rows first, then by the share that the edit moves."""
     classes, index, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    moved = ((values > 0) & (values <= edit.gate.strength)).double()
+    moved = ((values > 0) & (values <= edit.strength)).double()
     shares = torch.zeros(len(classes), dtype=torch.float64).index_add_(0, index, moved) / counts
     rows = set(edit.rows or ())
     ranked = sorted(
@@ -152,7 +153,7 @@ def _name(classes: Sequence[str] | None, label: int) -> str:
 
 def _draw(figure: "Figure", lines: Sequence[Curve], critical: AlphaCrit, edit: Edit) -> None:
     axes = figure.add_subplot()
-    span = _span(lines, edit.gate.strength)
+    span = _span(lines, edit.strength)
     axes.set_xscale("log")
     axes.set_xlim(span.left, span.right)
     axes.set_ylim(-0.02, 1.02)
@@ -206,14 +207,14 @@ def _legend(line: Curve) -> str:
 
 
 def _draw_strength(axes: "Axes", edit: Edit, span: _StrengthSpan) -> None:
-    if edit.gate.strength <= 0:
+    if edit.strength <= 0:
         return
-    axes.axvline(edit.gate.strength, color="#222222", linestyle="--", linewidth=1)
+    axes.axvline(edit.strength, color="#222222", linestyle="--", linewidth=1)
     # On the side of the line that has room, halfway along the logarithmic axis.
-    late = edit.gate.strength > (span.low * span.high) ** 0.5
+    late = edit.strength > (span.low * span.high) ** 0.5
     axes.annotate(
-        f"this edit, α = {edit.gate.strength:.4g}",
-        (edit.gate.strength, 0.02), xytext=(-4 if late else 4, 0), textcoords="offset points",
+        f"this edit, {'α' if isinstance(edit.operator, Gate) else '1−λ'} = {edit.strength:.4g}",
+        (edit.strength, 0.02), xytext=(-4 if late else 4, 0), textcoords="offset points",
         ha="right" if late else "left", va="bottom", fontsize=9, color="#222222",
     )  # fmt: skip
 
@@ -221,9 +222,14 @@ def _draw_strength(axes: "Axes", edit: Edit, span: _StrengthSpan) -> None:
 def _label(axes: "Axes", critical: AlphaCrit, edit: Edit, span: _StrengthSpan) -> None:
     from matplotlib.ticker import NullLocator, PercentFormatter
 
-    sign = {"suppress": "-", "enhance": "+"}[edit.gate.mode]
-    reach = "|c_j|" if len(edit.gate.directions) == 1 else r"\mathrm{reach}_j"
-    axes.set_xlabel(rf"strength $\alpha$ (weights scaled by $\max(0, 1 {sign} \alpha\,{reach})$)")
+    if isinstance(edit.operator, Gate):
+        sign = {"suppress": "-", "enhance": "+"}[edit.operator.mode]
+        reach = "|c_j|" if len(edit.operator.directions) == 1 else r"\mathrm{reach}_j"
+        axes.set_xlabel(
+            rf"strength $\alpha$ (weights scaled by $\max(0, 1 {sign} \alpha\,{reach})$)"
+        )
+    else:
+        axes.set_xlabel(r"amount $1-\lambda$ (1: all of the reading is replaced by its offset)")
     ticks = {span.zero: "0\nno edit needed", span.infinity: "∞\nnever"}
     ticks |= {value: f"{value:g}" for value in _round_values(span)}
     axes.set_xticks(list(ticks), list(ticks.values()))

@@ -2,12 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from salve_plugin import Activations, Dictionary, HookedModel, Site, attach, record
+from salve_plugin import (
+    Activations,
+    Dictionary,
+    HookedModel,
+    Site,
+    attach,
+    find_concept,
+    record,
+)
 from salve_plugin.demo import digits
 from salve_plugin.discover.learners import create
 from salve_plugin.site import HEAD_INPUT
@@ -102,3 +111,34 @@ def digits_hooked(request: pytest.FixtureRequest) -> HookedModel:
 def digits_acts(digits_hooked: HookedModel, digits_test: digits.Split) -> Activations:
     """Head inputs of the 360 test digits."""
     return record(digits_hooked, digits_test.batches(), progress=False, classes=digits.CLASSES)
+
+
+@pytest.fixture(scope="session")
+def patched(
+    digits_test: digits.Split, digits_hooked: HookedModel, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """Digits with and without a bright bar at their upper edge, recorded at two sites."""
+    plain, labels = digits_test.images[:180], digits_test.labels[:180]
+    marked = plain.clone()
+    marked[:, :, :3] = marked.max()
+    folder: Path = tmp_path_factory.mktemp("patched")
+    hidden = next(
+        site.name for site in [*digits_hooked.sites.values()][-2::-1]
+        if site.writers or site.readers
+    )  # fmt: skip
+    recorded = {}
+    for site in ("unembed.hook_in", hidden):
+        for kind, images in (("with", marked), ("without", plain)):
+            loader = list(zip(torch.split(images, 60), torch.split(labels, 60), strict=True))
+            path = folder / f"{site}-{kind}"
+            recorded[site, kind] = record(
+                digits_hooked, loader, site=site, folder=path, progress=False
+            )
+    concept = find_concept(
+        recorded["unembed.hook_in", "with"], without=recorded["unembed.hook_in", "without"],
+        name="bar",
+    )  # fmt: skip
+    return SimpleNamespace(
+        hooked=digits_hooked, plain=plain, marked=marked, recorded=recorded, hidden=hidden,
+        concept=concept,
+    )  # fmt: skip

@@ -16,8 +16,8 @@ from salve_plugin import (
     record,
     suppress,
 )
+from salve_plugin.control.choosing.latent_edits import edited_weight
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.select import edited_weight
 from salve_plugin.demo import digits
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.site import HEAD_INPUT

@@ -10,47 +10,14 @@ import torch
 
 from salve_plugin import (
     Dictionary,
-    HookedModel,
     SalveError,
     attach,
     direction_concept,
     erase,
     find_concept,
-    record,
 )
 from salve_plugin.control.erasing import Eraser
 from salve_plugin.demo import digits
-
-
-@pytest.fixture(scope="module")
-def patched(
-    digits_test: digits.Split, digits_hooked: HookedModel, tmp_path_factory: pytest.TempPathFactory
-) -> SimpleNamespace:
-    """Digits with and without a bright bar at their upper edge, recorded at two sites."""
-    plain, labels = digits_test.images[:180], digits_test.labels[:180]
-    marked = plain.clone()
-    marked[:, :, :3] = marked.max()
-    folder: Path = tmp_path_factory.mktemp("patched")
-    hidden = next(
-        site.name for site in [*digits_hooked.sites.values()][-2::-1]
-        if site.writers or site.readers
-    )  # fmt: skip
-    recorded = {}
-    for site in ("unembed.hook_in", hidden):
-        for kind, images in (("with", marked), ("without", plain)):
-            loader = list(zip(torch.split(images, 60), torch.split(labels, 60), strict=True))
-            path = folder / f"{site}-{kind}"
-            recorded[site, kind] = record(
-                digits_hooked, loader, site=site, folder=path, progress=False
-            )
-    concept = find_concept(
-        recorded["unembed.hook_in", "with"], without=recorded["unembed.hook_in", "without"],
-        name="bar",
-    )  # fmt: skip
-    return SimpleNamespace(
-        hooked=digits_hooked, plain=plain, marked=marked, recorded=recorded, hidden=hidden,
-        concept=concept,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("eraser", ["leace", "mean_ablation"])

@@ -1,6 +1,7 @@
 """The exact critical strength against brute force, and against what an edited head computes."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from salve_plugin.control import flips
 from salve_plugin.control.knots import BLOCK, LIMIT
 from salve_plugin.control.operators import Mode
+from salve_plugin.control.solving import solve
 from salve_plugin.control.strength import (
     critical_flip_strength,
     critical_strength,
@@ -220,6 +223,76 @@ def test_the_flip_is_where_another_class_overtakes(rows: list[int] | None) -> No
     assert 0 < int(seen.sum()) < 60 or rows is None
     assert bool((found[seen] <= first[seen] + 1e-9).all())
     assert bool((found[seen] >= first[seen] - 0.01 - 1e-9).all())
+
+
+def rival_by_rival(
+    weight: Tensor, bias: Tensor, c: Tensor, a: Tensor, label: int, rows: list[int], mode: Mode
+) -> Tensor:
+    """Return one image's flip as the least of one problem for each competitor."""
+    problems = [torch.tensor([math.inf], dtype=torch.float64)]
+    weight, a = weight.double(), a.double()
+    still = torch.tensor([row not in rows for row in range(len(weight))])
+    scaled = weight * ~still[:, None]
+    rest = bias.double() + (a * (weight - scaled)).sum(1)
+    for other in range(len(weight)):
+        if other != label:
+            height = rest[label] - rest[other]
+            problems.append(
+                critical_strength(scaled[label] - scaled[other], height, c, a[None], mode=mode)
+            )
+    return torch.cat(problems).amin()
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    st.integers(0, 10**6), st.integers(2, 25), st.integers(1, 3 * BLOCK), st.booleans(),
+    st.sampled_from(["suppress", "enhance"]), st.sampled_from(["plain", "ties", "copies", "none"]),
+)  # fmt: skip
+def test_bounds_rule_out_no_rival_that_comes_first(
+    seed: int, classes: int, width: int, some: bool, mode: Mode, kind: str
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    weight, a = torch.randn(classes, width, generator=draw), torch.randn(3, width, generator=draw)
+    c = torch.randn(width, generator=draw) ** (1 + 4 * (seed % 2))
+    if kind == "ties":
+        weight, c = (2 * weight).round(), (2 * c).round()
+    elif kind == "copies":  # rivals that arrive together
+        weight = weight[torch.randint(0, classes, (classes,), generator=draw)]
+    elif kind == "none":
+        c = torch.zeros(width)
+    bias = torch.randn(classes, generator=draw)
+    labels = torch.addmm(bias, a, weight.T).argmax(1)
+    labels[0] = seed % classes
+    rows = [seed % classes, (seed // 7) % classes] if some else [*range(classes)]
+    roots = critical_flip_strength(weight, bias, c, a, labels, rows=rows, mode=mode)
+    for image in range(3):
+        least = rival_by_rival(weight, bias, c, a[image], int(labels[image]), rows, mode)
+        torch.testing.assert_close(roots[image], least, rtol=1e-9, atol=0)
+
+
+def test_most_rivals_of_a_large_head_are_ruled_out_and_the_rest_is_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = torch.Generator().manual_seed(5)
+    weight, a = torch.randn(1000, 1024, generator=draw), torch.rand(4, 1024, generator=draw)
+    bias, c = torch.zeros(1000), torch.randn(1024, generator=draw)
+    labels = (a @ weight.T).argmax(1)
+    solved: list[int] = []
+
+    def counted(*arguments: Any) -> tuple[Tensor, Tensor]:
+        solved.append(len(arguments[2]))
+        return solve(*arguments)
+
+    monkeypatch.setattr(flips, "solve", counted)
+    found = critical_flip_strength(weight, bias, c, a, labels)
+    assert sum(solved) < 0.2 * 4 * 1000
+    monkeypatch.undo()
+    for image in range(4):
+        label = int(labels[image])
+        rivals = torch.cat([weight[:label], weight[label + 1 :]]).double()
+        terms = a[image].double() * (weight[label].double() - rivals)
+        height, ones = torch.zeros(999).double(), torch.ones(1, 1024).double()
+        assert torch.equal(found[image], solve(ones, c, terms, height, "suppress", None)[0].amin())
 
 
 def test_an_image_that_is_wrong_already_needs_no_strength() -> None:

@@ -166,3 +166,40 @@ def test_the_selected_latents_tell_the_digits_apart(digits_recording: Activation
     for label, latent in enumerate(chosen):
         sign = features.means[label, latent] - features.means[:, latent].mean()
         assert auc(codes[:, latent] * sign.sign(), labels == label) > 0.98
+
+
+def test_a_shift_counts_in_units_of_its_spread(make_recording: MakeRecording) -> None:
+    """A latent that shifts more but varies far more tells the class less."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 3
+    x = torch.randn(600, 3, generator=draw)
+    x[:, 0] += 2 * (labels == 0)
+    x[:, 1] = 20 * x[:, 1] + 6 * (labels == 0)
+    features = profile(neurons(3), make_recording(x, labels))
+    assert float(features.means[0, 1]) > float(features.means[0, 0])
+    assert features.ranked(0, 1) == [0]
+    expected = torch.stack([x[labels == k].var(0, correction=0) for k in range(3)]).mean(0).sqrt()
+    torch.testing.assert_close(features.spreads, expected.double(), rtol=1e-5, atol=0)
+
+
+def test_an_attribute_is_profiled_beside_the_classes(make_recording: MakeRecording) -> None:
+    labels, has = torch.arange(40) % 4, (torch.arange(40) // 4) % 2
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 2] += 5 * has
+    acts = make_recording(x, labels, classes=("ant", "bee", "cat", "dog"))
+    by_attribute = profile(neurons(3), acts, attribute=has, names=("without", "with"))
+    assert by_attribute.of_attribute
+    assert by_attribute.ranked("with", 1) == [2]
+    torch.testing.assert_close(by_attribute.means[1], x[has == 1].double().mean(0))
+    assert not profile(neurons(3), acts).of_attribute
+    with pytest.raises(InputError, match="recording's 40 images"):
+        profile(neurons(3), acts, attribute=has[:39])
+    with pytest.raises(InputError, match="names for 2 values"):
+        profile(neurons(3), acts, attribute=has, names=("only",))
+
+
+def test_a_large_offset_costs_the_spread_no_digits(make_recording: MakeRecording) -> None:
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)) + 4096
+    features = profile(neurons(2), make_recording(x, torch.arange(60) % 2))
+    expected = torch.stack([x[k::2].double().var(0, correction=0) for k in range(2)]).mean(0)
+    torch.testing.assert_close(features.spreads, expected.sqrt(), rtol=1e-6, atol=0)

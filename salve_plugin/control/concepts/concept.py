@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from salve_plugin.control.concepts.evidence import ConceptEvidence
-from salve_plugin.control.erasers import JointMoments
+from salve_plugin.control.concepts.evidence import ConceptEvidence, over_images
+from salve_plugin.control.erasers import JointMoments, PairMoments
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations, Batch
 from salve_plugin.errors import InputError
@@ -99,16 +99,107 @@ class Concept:
         """Yield all rows with their values; images are numbered over all recordings."""
         return rows_of(self.recordings, self.values)
 
-    def moments(self, *, within_classes: bool = False) -> JointMoments:
+    @property
+    def is_paired(self) -> bool:
+        """Whether image i of the first recording is image i of the second, without the concept."""
+        labels = {acts.labels_sha256 for acts in self.recordings}
+        return len(self.recordings) == 2 and len(labels) == 1
+
+    def flags(self) -> Bool[Tensor, " images"]:
+        """Return which images have the concept; where nobody has said, by their scores.
+
+        Then the scores are cut in two where the two parts differ most from each other: the cut that
+        maximizes the variance between the parts (Otsu 1979).
+        """
+        if self.has is not None:
+            return self.has
+        images = torch.cat([batch.images for batch, _ in self.rows()])
+        scores = over_images(self.values, images, self.n_images)
+        ordered = scores.sort().values
+        below = torch.arange(1, len(ordered))
+        left = ordered.cumsum(0)[:-1] / below
+        right = (ordered.sum() - ordered.cumsum(0)[:-1]) / (len(ordered) - below)
+        between = below * (len(ordered) - below) * (right - left).square()
+        return scores > ordered[int(between.argmax())]
+
+    def group_weights(self, keep: Bool[Tensor, " images"] | None = None) -> Float64[Tensor, " i"]:
+        """Return a weight for each image, so that every group of class and concept counts alike.
+
+        A concept that goes with a class covaries with whatever tells the class. In a population
+        where each class has it half the time it does not, and what is left is the concept.
+
+        Args:
+            keep: images that count; the others have weight 0.
+        """
+        group = 2 * self.labels() + self.flags().long()
+        counted = torch.ones_like(group, dtype=torch.bool) if keep is None else keep
+        count = torch.bincount(group[counted], minlength=int(group.max()) + 1).double()
+        weights: Tensor = torch.where(counted, 1 / count.clamp(min=1)[group], 0.0)
+        return weights
+
+    def labels(self) -> Int64[Tensor, " images"]:
+        """Return the class of each image, over all recordings in order."""
+        labels = torch.zeros(self.n_images, dtype=torch.int64)
+        for batch, _ in self.rows():
+            labels[batch.images] = batch.labels.long()
+        return labels
+
+    def moments(
+        self, *, balanced: bool = False, keep: Bool[Tensor, " images"] | None = None
+    ) -> JointMoments:
         """Return the moments of activations and values.
 
         Args:
-            within_classes: only what varies within each class: a concept that goes with a class is
-                then told from the class itself.
+            balanced: every group of class and concept counts alike, see `group_weights`.
+            keep: images that count.
         """
-        if within_classes:
-            return JointMoments.of((b.x, values[:, None], b.labels) for b, values in self.rows())
-        return JointMoments.of((batch.x, values[:, None]) for batch, values in self.rows())
+        every = torch.ones(self.n_images, dtype=torch.float64)
+        weights = self.group_weights(keep) if balanced else every if keep is None else keep.double()
+
+        def parts() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for batch, values in self.rows():
+                weight = weights[batch.images]
+                counted = weight > 0
+                yield batch.x[counted], values[counted, None], weight[counted]
+
+        return JointMoments.of(parts())
+
+    def effects(
+        self, keep: Bool[Tensor, " images"] | None = None
+    ) -> Float64[Tensor, "width effects"]:
+        r"""Return what the concept does to activations: columns e with the covariance $ee^T$.
+
+        Half of the difference of each pair, or where there are no pairs, of the means with and
+        without it in each class; scaled so that the sum over columns of $ee^T$ is the covariance
+        that the concept adds to a class in which every second image has it.
+
+        Args:
+            keep: images that count.
+
+        Raises:
+            InputError: if there are no pairs and no class has images with and without it.
+        """
+        counted = torch.ones(self.n_images, dtype=torch.bool) if keep is None else keep
+        if self.is_paired:
+            return _effects_of_pairs(self.recordings, counted)
+        return _effects_by_class(self, counted)
+
+    def pair_moments(self, keep: Bool[Tensor, " images"] | None = None) -> PairMoments:
+        """Return the moments of the pairs of rows.
+
+        Args:
+            keep: images that count.
+
+        Raises:
+            InputError: if the images are no pairs.
+        """
+        if not self.is_paired:
+            raise InputError(
+                f"'{self.name}' was not found in pairs: record the same images with and without "
+                "it, in the same order, and pass find_concept(with_acts, without=without_acts)"
+            )
+        counted = torch.ones(self.n_images, dtype=torch.bool) if keep is None else keep
+        return PairMoments.of(_pairs(self.recordings, counted))
 
     def class_moments(self) -> JointMoments:
         """Return the moments of activations and one-hot classes.
@@ -139,3 +230,48 @@ def rows_of(
             yield Batch(batch.x, batch.labels, batch.images + first_image), part
             start += len(batch)
         first_image += acts.n_images
+
+
+def _pairs(
+    recordings: Sequence[Activations], counted: Tensor
+) -> Iterator[tuple[Float[Tensor, "rows width"], Float[Tensor, "rows width"]]]:
+    """Yield the rows with the concept and the same rows without it."""
+    first, second = recordings
+    for with_, without in zip(first.batches(ROWS), second.batches(ROWS), strict=True):
+        mine = counted[with_.images] & counted[without.images + first.n_images]
+        yield with_.x[mine], without.x[mine]
+
+
+def _effects_of_pairs(
+    recordings: Sequence[Activations], counted: Tensor
+) -> Float64[Tensor, "width effects"]:
+    width = recordings[0].width
+    square, count = torch.zeros(width, width, dtype=torch.float64), 0
+    for with_, without in _pairs(recordings, counted):
+        change = (with_.double() - without.double()) / 2
+        square += change.T @ change
+        count += len(change)
+    # There are more pairs than features: their axes say the same in fewer columns.
+    spreads, axes = torch.linalg.eigh(square / max(1, count))
+    effects: Tensor = axes * spreads.clamp(min=0).sqrt()
+    return effects
+
+
+def _effects_by_class(concept: Concept, counted: Tensor) -> Float64[Tensor, "width effects"]:
+    flags, labels = concept.flags(), concept.labels()
+    sums = torch.zeros(2, int(labels.max()) + 1, concept.site.width, dtype=torch.float64)
+    counts = torch.zeros(sums.shape[:2], dtype=torch.float64)
+    for batch, _ in concept.rows():
+        for side, chosen in enumerate((counted & ~flags, counted & flags)):
+            mine = chosen[batch.images]
+            sums[side].index_add_(0, batch.labels[mine].long(), batch.x[mine].double())
+            counts[side] += torch.bincount(batch.labels[mine], minlength=sums.shape[1])
+    seen = (counts > 0).all(0)
+    if not bool(seen.any()):
+        raise InputError(
+            f"no class has images with and without '{concept.name}', so that nothing tells it from "
+            "the class; add such images"
+        )
+    means = sums[:, seen] / counts[:, seen, None]
+    effects: Tensor = (means[1] - means[0]).T / 2 / int(seen.sum()) ** 0.5
+    return effects

@@ -9,8 +9,23 @@ from salve_plugin.control.erasers.ablation import (
 from salve_plugin.control.erasers.fold import FoldedLatents, fold_latents, fold_posterior
 from salve_plugin.control.erasers.joint_moments import JointMoments, oas_shrinkage
 from salve_plugin.control.erasers.oblique import leace, splince
+from salve_plugin.control.erasers.repair import PairMoments, repair
+from salve_plugin.control.erasers.wiener import wiener, wieners
 
 __all__ = [
-    "Centre", "FoldedLatents", "JointMoments", "directional_ablation", "fold_latents",
-    "fold_posterior", "inlp", "leace", "oas_shrinkage", "safree", "splince",
+    "Centre",
+    "FoldedLatents",
+    "JointMoments",
+    "PairMoments",
+    "directional_ablation",
+    "fold_latents",
+    "fold_posterior",
+    "inlp",
+    "leace",
+    "oas_shrinkage",
+    "repair",
+    "safree",
+    "splince",
+    "wiener",
+    "wieners",
 ]  # fmt: skip

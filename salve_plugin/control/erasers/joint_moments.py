@@ -15,10 +15,12 @@ class JointMoments:
     """The first two moments of activations x and of values z that belong to them, in float64.
 
     Every closed-form eraser is a function of these alone, so a recording of any length is read once
-    and never held. Covariances divide by the number of rows.
+    and never held. Covariances divide by the number of rows,
+    or by the sum of their weights.
 
     Attributes:
-        n_rows: number of rows that count.
+        n_rows: number of rows; where they have weights, the number of equal ones that would be as
+            sure, (Σ w)² / Σ w².
         x_mean: (width,).
         z_mean: (values,).
         xx: covariance of x, (width, width).
@@ -26,7 +28,7 @@ class JointMoments:
         zz: covariance of z, (values, values).
     """
 
-    n_rows: int
+    n_rows: float
     x_mean: Float64[Tensor, " width"]
     z_mean: Float64[Tensor, " values"]
     xx: Float64[Tensor, "width width"]
@@ -40,16 +42,14 @@ class JointMoments:
         """Read the rows once.
 
         Args:
-            parts: (x (rows, width), z (rows, values)) pieces of the data; with a third tensor of
-                group indices (rows,), from 0, covariances are those *within* the groups: each row's
-                distance from the mean of its group counts, so that what tells the groups apart is
-                not seen.
+            parts: (x (rows, width), z (rows, values)) pieces of the data; a third tensor is the
+                weight of each row (rows,), positive.
 
         Raises:
             InputError: if there are fewer than two rows, a value is not finite, or shapes differ.
         """
         sums: _Sums | None = None
-        for x, z, *groups in parts:
+        for x, z, *weights in parts:
             if x.ndim != 2 or z.ndim != 2 or len(x) != len(z) or not x.shape[1] * z.shape[1]:
                 raise InputError(
                     f"activations {tuple(x.shape)} and values {tuple(z.shape)} do not fit: "
@@ -58,10 +58,10 @@ class JointMoments:
             if not len(x):
                 continue
             sums = sums or _Sums(x[0].double(), z[0].double())
-            sums.add(x.double(), z.double(), groups[0].long() if groups else None)
-        if sums is None or sums.n_rows < 2:
+            sums.add(x.double(), z.double(), weights[0].double() if weights else None)
+        if sums is None or sums.count < 2:
             raise InputError(
-                f"{0 if sums is None else sums.n_rows} rows are too few for a covariance; record "
+                f"{0 if sums is None else sums.count} rows are too few for a covariance; record "
                 "more images"
             )
         return sums.moments()
@@ -87,16 +87,16 @@ class JointMoments:
                 so_far = sums[block] or _Sums(rows[0], values[0])
                 so_far.add(rows, values, None)
                 sums[block] = so_far
-        if any(one is None or one.n_rows < 2 for one in sums):
+        if any(one is None or one.count < 2 for one in sums):
             raise InputError(
-                f"{[0 if one is None else one.n_rows for one in sums]} rows in the blocks are too "
+                f"{[0 if one is None else one.count for one in sums]} rows in the blocks are too "
                 "few for covariances; record more images"
             )
         return [one.moments() for one in sums if one is not None]
 
     @classmethod
     def merged(cls, parts: "Sequence[JointMoments]") -> "JointMoments":
-        """Return the moments of all rows of several, none of them taken within groups.
+        """Return the moments of all rows of several, of rows without weights.
 
         Raises:
             InputError: if there is none.
@@ -144,7 +144,7 @@ class JointMoments:
         return (1 - amount) * self.xx + ridge * torch.eye(width, dtype=torch.float64)
 
 
-def oas_shrinkage(covariance: Float64[Tensor, "width width"], n_rows: int) -> float:
+def oas_shrinkage(covariance: Float64[Tensor, "width width"], n_rows: float) -> float:
     """Return how far to shrink a covariance towards the identity's multiple of equal trace.
 
     The oracle approximating shrinkage of Chen, Wiesel, Eldar & Hero, "Shrinkage algorithms for MMSE
@@ -166,45 +166,40 @@ class _Sums:
     """Sums over rows, of the distances from the first row: a mean far from zero costs no digits."""
 
     def __init__(self, x: Tensor, z: Tensor) -> None:
-        self.n_rows = 0
+        self.count = 0
         self._x0, self._z0 = x, z
         width, values = len(x), len(z)
+        self._weight, self._squares = 0.0, 0.0
+        self._x, self._z = torch.zeros_like(x), torch.zeros_like(z)
         self._xx = x.new_zeros(width, width)
         self._xz = x.new_zeros(width, values)
         self._zz = x.new_zeros(values, values)
-        self._counts = torch.zeros(0, dtype=torch.float64)
-        self._x = x.new_zeros(0, width)
-        self._z = x.new_zeros(0, values)
 
-    def add(self, x: Tensor, z: Tensor, groups: Tensor | None) -> None:
+    def add(self, x: Tensor, z: Tensor, weights: Tensor | None) -> None:
         if not bool(x.isfinite().all()) or not bool(z.isfinite().all()):
             raise InputError("activations or values hold NaN or infinite entries; record again")
         if x.shape[1] != len(self._x0) or z.shape[1] != len(self._z0):
             raise InputError("activations or values change their width between batches")
         x, z = x - self._x0, z - self._z0
-        groups = torch.zeros(len(x), dtype=torch.int64) if groups is None else groups
-        more = int(groups.max()) + 1 - len(self._counts)
-        if more > 0:
-            self._counts = torch.cat([self._counts, self._counts.new_zeros(more)])
-            self._x = torch.cat([self._x, self._x.new_zeros(more, x.shape[1])])
-            self._z = torch.cat([self._z, self._z.new_zeros(more, z.shape[1])])
-        self.n_rows += len(x)
-        self._counts.index_add_(0, groups, torch.ones(len(x), dtype=torch.float64))
-        self._x.index_add_(0, groups, x)
-        self._z.index_add_(0, groups, z)
-        self._xx += x.T @ x
-        self._xz += x.T @ z
-        self._zz += z.T @ z
+        weights = torch.ones(len(x), dtype=torch.float64) if weights is None else weights
+        weighted_x, weighted_z = x * weights[:, None], z * weights[:, None]
+        self.count += len(x)
+        self._weight += float(weights.sum())
+        self._squares += float(weights.square().sum())
+        self._x += weighted_x.sum(0)
+        self._z += weighted_z.sum(0)
+        self._xx += x.T @ weighted_x
+        self._xz += x.T @ weighted_z
+        self._zz += z.T @ weighted_z
 
     def moments(self) -> JointMoments:
-        n = self.n_rows
-        # Σ over groups of n_g (mean of the group)²: what lies between the groups, taken out.
-        x, z = (sums / self._counts.clamp(min=1).sqrt()[:, None] for sums in (self._x, self._z))
+        total = self._weight
+        x, z = self._x / total, self._z / total
         return JointMoments(
-            n,
-            self._x0 + self._x.sum(0) / n,
-            self._z0 + self._z.sum(0) / n,
-            (self._xx - x.T @ x) / n,
-            (self._xz - x.T @ z) / n,
-            (self._zz - z.T @ z) / n,
+            total * total / self._squares,
+            self._x0 + x,
+            self._z0 + z,
+            self._xx / total - torch.outer(x, x),
+            self._xz / total - torch.outer(x, z),
+            self._zz / total - torch.outer(z, z),
         )

@@ -32,7 +32,7 @@ def leace(moments: JointMoments, *, shrinkage: float | None = None) -> LowRankMa
     Raises:
         InputError: if x does not covary with the concept: there is nothing to remove.
     """
-    whiten, colour = _whitening(moments.covariance(shrinkage))
+    whiten, colour = whitening(moments.covariance(shrinkage))
     basis = _basis(whiten @ moments.xz, moments, "the concept")
     return _projection(whiten @ basis, colour @ basis, moments)
 
@@ -51,7 +51,7 @@ def splince(
         InputError: if x does not covary with the concept, or no linear map can tell the concept
             from the labels.
     """
-    whiten, colour = _whitening(moments.covariance(shrinkage))
+    whiten, colour = whitening(moments.covariance(shrinkage))
     basis = _basis(whiten @ moments.xz, moments, "the concept")
     kept = _basis(whiten @ labels.xz, labels, "the labels")
     # N reads A off and is blind to B: NᵀA = I, NᵀB = 0. The shortest such N is the part of A that
@@ -68,7 +68,7 @@ def splince(
     return _projection(whiten @ reading, colour @ basis, moments)
 
 
-def _whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
+def whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Return W = Σ^(-1/2) and its pseudo-inverse, without the directions of no variance."""
     spreads, axes = torch.linalg.eigh(covariance)
     cutoff = spreads[-1] * len(spreads) * torch.finfo(torch.float64).eps

@@ -42,14 +42,16 @@ def test_blocks_merge_to_the_whole(seed: int) -> None:
         torch.testing.assert_close(getattr(merged, name), getattr(whole, name))
 
 
-def test_within_groups_each_row_is_compared_with_its_group() -> None:
-    x, z = _data(3)
-    groups = torch.arange(40) % 4
-    moments = JointMoments.of([(x[:7], z[:7], groups[:7]), (x[7:], z[7:], groups[7:])])
-    centred = x.double()
-    for group in range(4):
-        centred[groups == group] -= centred[groups == group].mean(0)
-    torch.testing.assert_close(moments.xx, centred.T @ centred / 40)
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000))
+def test_a_row_of_weight_two_counts_as_two_rows(seed: int) -> None:
+    x, z = _data(seed)
+    times = torch.randint(1, 4, (40,), generator=torch.Generator().manual_seed(seed))
+    weighted = JointMoments.of([(x[:9], z[:9], times[:9]), (x[9:], z[9:], times[9:])])
+    repeated = JointMoments.of([(x.repeat_interleave(times, 0), z.repeat_interleave(times, 0))])
+    for name in ("x_mean", "z_mean", "xx", "xz", "zz"):
+        torch.testing.assert_close(getattr(weighted, name), getattr(repeated, name))
+    assert weighted.n_rows <= 40
 
 
 @settings(deadline=None, max_examples=30)
@@ -59,7 +61,7 @@ def test_shrinkage_is_that_of_scikit_learn(seed: int, n: int, width: int) -> Non
     x = x * torch.arange(1, width + 1)
     moments = JointMoments.of([(x, x[:, :1])])
     reference = OAS().fit(x.numpy())
-    assert oas_shrinkage(moments.xx, n) == pytest.approx(reference.shrinkage_, rel=1e-9)
+    assert oas_shrinkage(moments.xx, float(n)) == pytest.approx(reference.shrinkage_, rel=1e-9)
     expected = torch.from_numpy(reference.covariance_)
     torch.testing.assert_close(moments.covariance(None), expected)
 

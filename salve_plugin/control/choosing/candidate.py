@@ -1,0 +1,141 @@
+"""What was tried for a goal, and what was taken of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from salve_plugin.control.choosing.goals import Goal
+from salve_plugin.control.edit import Edit
+
+HAIR = 0.0025
+"""Harms are compared in steps of a quarter of a point: less is chance."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One edit that was tried.
+
+    Attributes:
+        method: what it is, in a few words: "mask", "latent 12, rows of rivals", "leace, all rows".
+        edit: what was tried.
+        effect: how much of the goal it reaches; the goal names the unit. Higher is better.
+        harm: what it costs: the largest loss of accuracy among what is to be kept; below 0 is a
+            gain.
+        figures: everything that was measured, by name.
+        is_control: whether it needs no concept and no feature: what a good edit has to beat.
+        lead: breaks ties: by how much the decision is missed or made, the lower the better.
+    """
+
+    method: str
+    edit: Edit
+    effect: float
+    harm: float
+    figures: Mapping[str, float]
+    is_control: bool = False
+    lead: float = 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "method": self.method, "edit": self.edit.digest, "kind": self.edit.kind,
+            "amount": self.edit.amount, "effect": self.effect, "harm": self.harm,
+            "figures": dict(self.figures), "control": self.is_control,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Choice:
+    """The edit that was chosen for a goal, and what else was tried.
+
+    Attributes:
+        goal: what was asked for.
+        chosen: the candidate that was taken. It never costs more than the goal's `max_harm`.
+        met: whether it reaches every part of the goal.
+        tried: every candidate, in the order tried, those that cost too much included.
+        unreachable: latents with which no strength does anything for the goal.
+        enough: the effect that the goal asks for.
+    """
+
+    goal: Goal
+    chosen: Candidate
+    met: bool
+    tried: tuple[Candidate, ...]
+    enough: float
+    unreachable: tuple[int, ...] = ()
+
+    @property
+    def edit(self) -> Edit:
+        """The edit that was chosen."""
+        return self.chosen.edit
+
+    @property
+    def front(self) -> tuple[Candidate, ...]:
+        """The candidates that no other one beats in effect and in harm, by effect."""
+        ordered = sorted(self.tried, key=lambda one: (-one.effect, one.harm))
+        front: list[Candidate] = []
+        for candidate in ordered:
+            if not front or candidate.harm < front[-1].harm:
+                front.append(candidate)
+        return tuple(reversed(front))
+
+    @property
+    def verdict(self) -> str:
+        """In words: what was taken, whether that is enough, and whether a control does as well."""
+        taken, bound = self.chosen, self.goal.max_harm
+        says = (
+            f"{taken.method}: effect {taken.effect:.3f} of {self.enough:.3f} asked for, harm "
+            f"{taken.harm:.3f} of {bound:.3f} allowed"
+        )
+        if not self.met:
+            beyond = [one for one in self.tried if one.effect >= self.enough]
+            says = f"NOT MET. {says}"
+            if beyond:
+                least = min(beyond, key=lambda one: one.harm)
+                says += f"; what reaches it costs at least {least.harm:.3f} ({least.method})"
+        if not taken.is_control:
+            rivals = [
+                one for one in self.tried
+                if one.is_control and one.effect >= taken.effect - HAIR
+                and one.harm <= taken.harm + HAIR
+            ]  # fmt: skip
+            if rivals:
+                best = min(rivals, key=lambda one: (one.harm, -one.effect))
+                says += (
+                    f". {best.method}, which needs no feature, does as well: effect "
+                    f"{best.effect:.3f}, harm {best.harm:.3f}"
+                )
+        return says
+
+    def __repr__(self) -> str:
+        """Say in one line what was chosen and whether it is enough."""
+        return f"<Choice for {type(self.goal).__name__}: {self.verdict}>"
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "goal": type(self.goal).__name__,
+            "met": self.met,
+            "enough": self.enough,
+            "max_harm": self.goal.max_harm,
+            "verdict": self.verdict,
+            "chosen": self.chosen.to_json(),
+            "tried": [candidate.to_json() for candidate in self.tried],
+            "unreachable": list(self.unreachable),
+        }
+
+
+def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Candidate, bool]:
+    """Return the candidate to take, and whether it meets the goal.
+
+    Of those that cost no more than allowed: one that reaches the goal before one that does not;
+    then the least harm, to `HAIR`; then the most effect; then the least lead; then the first.
+    One that costs more is never taken, whatever it reaches.
+    """
+    allowed = [one for one in tried if one.harm <= max_harm]
+
+    def order(one: Candidate) -> tuple[float, int, float, float]:
+        missed = max(0.0, enough - one.effect)
+        # A missed goal is missed by so much; a reached one is not reached more by going further.
+        return missed, int(max(0.0, one.harm) / HAIR), -one.effect, one.lead
+
+    chosen = min(allowed, key=order)
+    return chosen, chosen.effect >= enough

@@ -1,0 +1,205 @@
+"""`choose`: the edit for a goal, judged on recorded images beside its controls."""
+
+from dataclasses import replace
+
+from salve_plugin.control.base import Base
+from salve_plugin.control.choosing.candidate import Candidate, Choice, best_of
+from salve_plugin.control.choosing.class_edits import (
+    enhancing,
+    judged,
+    kept_classes,
+    moving,
+    suppressing,
+)
+from salve_plugin.control.choosing.concept_edits import removing
+from salve_plugin.control.choosing.goals import (
+    EnhanceClass,
+    Goal,
+    MoveDecision,
+    RemoveConcept,
+    RemoveShortcut,
+    SuppressClass,
+)
+from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.choosing.latent_edits import enhancing_latents, suppressing_latents
+from salve_plugin.control.making import latent_gate, unchanged
+from salve_plugin.control.networks import Networks
+from salve_plugin.control.operators.base import whole
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.features import Features, profile
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel
+from salve_plugin.network import OnBaseMismatch
+
+
+def choose(
+    hooked: HookedModel,
+    goal: Goal,
+    acts: Activations | None = None,
+    *,
+    dictionary: Dictionary | None = None,
+    features: Features | None = None,
+    on_base_mismatch: OnBaseMismatch = "error",
+) -> Choice:
+    """Return the edit that reaches a goal at the least cost, with all that was tried for it.
+
+    Every candidate is judged by recounting the decisions on recorded images, the controls that need
+    no feature among them. One that costs more than the goal's `max_harm` is never returned: if none
+    of the others reaches the goal, the one that comes nearest is, `met` is False, and the verdict
+    says what reaching it would cost.
+
+    | goal | what is tried |
+    |---|---|
+    | `SuppressClass` | the mask (its bias lowered beyond reach), the zeroed row, gated latents |
+    | `EnhanceClass` | its bias raised, latents enhanced in its row |
+    | `MoveDecision` | the source's row added to the target's, the target's bias raised |
+    | `RemoveConcept`, `RemoveShortcut` | erasers for all and for the affected classes |
+
+    For a class the mask is the recommended answer: it is the ideal, the old probabilities
+    renormalized without the class. `SuppressClass(by="latents")` asks for the paper's edit for the
+    features' sake; the mask is then measured beside it and the verdict says if it does as well.
+
+    Args:
+        hooked: the attached model.
+        goal: what is wanted.
+        acts: recorded head inputs of images with the model's labels; not those of the final
+            evaluation. Goals about a concept use the recordings that it was found in.
+        dictionary: of the head's input: its latents compete, too.
+        features: the dictionary's profile on `acts`, if it is there already.
+        on_base_mismatch: "warn" goes on with evidence of another network, such as that which the
+            model was fine-tuned from: what is claimed then need not hold for the model.
+
+    Raises:
+        BaseMismatchError: if the recording is not of the model as it is, or the dictionary or its
+            profile neither of that nor of the model without the edits on it.
+        InputError: if the recording's labels are not the classifier's, the class has no images, or
+            what the goal needs is missing.
+    """
+    if not isinstance(goal, Goal):
+        raise InputError(
+            f"goal {goal!r:.200} is none; give a SuppressClass, EnhanceClass, MoveDecision, "
+            "RemoveConcept or RemoveShortcut"
+        )
+    if isinstance(goal, RemoveConcept | RemoveShortcut):
+        recordings = goal.concept.recordings
+    else:
+        recordings = _one(acts)
+    nothing = unchanged(hooked, recordings[0].site)
+    networks = Networks(hooked, on_base_mismatch, pristine=nothing.base.network)
+    for recording in recordings:
+        networks.check_present("the recording", recording.network_sha256)
+    head = JudgedHead.of(hooked, recordings)
+    if isinstance(goal, RemoveConcept | RemoveShortcut):
+        return removing(head, goal, nothing)
+    (recording,) = recordings
+    if dictionary is not None:
+        networks.check_either("the dictionary", dictionary.network)
+        features = _profile(dictionary, recording, features, networks, on_base_mismatch)
+    label = _label(goal.source if isinstance(goal, MoveDecision) else goal.label, head, recording)
+    if isinstance(goal, MoveDecision):
+        target = _label(goal.target, head, recording)
+        if target == label:
+            raise InputError(f"source and target are both class {label}; name two")
+        kept = kept_classes(head, label, goal.keep)
+        start = judged(head, nothing, "no edit", label, kept, head.logits, toward=target)
+        moved = moving(head, recording, goal, label, target, nothing.base)
+        return _choice(goal, [start, *moved], goal.min_share)
+    kept = kept_classes(head, label, goal.keep)
+    raises = isinstance(goal, EnhanceClass)
+    start = judged(head, nothing, "no edit", label, kept, head.logits, raises=raises)
+    if isinstance(goal, EnhanceClass):
+        return _enhanced(head, goal, label, nothing.base, start, dictionary, features)
+    return _suppressed(head, recording, goal, label, nothing.base, start, dictionary, features)
+
+
+def _suppressed(
+    head: JudgedHead, acts: Activations, goal: SuppressClass, label: int, base: Base,
+    start: Candidate, dictionary: Dictionary | None, features: Features | None,
+) -> Choice:  # fmt: skip
+    controls = list(suppressing(head, acts, goal, label))
+    gated: list[Candidate] = []
+    unreachable: list[int] = []
+    if dictionary is not None and features is not None:
+        gated, unreachable = suppressing_latents(
+            head, acts, goal, label, dictionary, features, base
+        )
+    elif goal.by == "latents":
+        raise InputError("SuppressClass(by='latents') gates latents: pass dictionary=")
+    enough = 1 - goal.max_accuracy
+    if goal.by == "latents" and dictionary is not None and features is not None:
+        first = features.ranked(label, 1)[0]
+        still = latent_gate(head.hooked, dictionary, "suppress", first, 0.0, [label], base)
+        start = replace(start, edit=still)
+    # "No edit" is there so that something within the bound always is; it is taken for want of
+    # anything better.
+    among = gated if goal.by == "latents" else [*controls, *gated]
+    chosen, met = best_of([*among, start], enough, goal.max_harm)
+    return Choice(goal, chosen, met, (*controls, *gated), enough, tuple(unreachable))
+
+
+def _enhanced(
+    head: JudgedHead, goal: EnhanceClass, label: int, base: Base, start: Candidate,
+    dictionary: Dictionary | None, features: Features | None,
+) -> Choice:  # fmt: skip
+    raised = list(enhancing(head, goal, label, base))
+    gated: list[Candidate] = []
+    if dictionary is not None and features is not None:
+        gated = list(enhancing_latents(head, goal, label, dictionary, features, base))
+    elif goal.by == "latents":
+        raise InputError("EnhanceClass(by='latents') enhances latents: pass dictionary=")
+    among = gated if goal.by == "latents" else [*raised, *gated]
+    chosen, met = best_of([start, *among], goal.min_accuracy, goal.max_harm)
+    return Choice(goal, chosen, met, (*raised, *gated), goal.min_accuracy)
+
+
+def _choice(goal: Goal, tried: list[Candidate], enough: float) -> Choice:
+    chosen, met = best_of(tried, enough, goal.max_harm)
+    return Choice(goal, chosen, met, tuple(tried), enough)
+
+
+def _one(acts: Activations | None) -> tuple[Activations, ...]:
+    if not isinstance(acts, Activations):
+        raise InputError(
+            f"acts is {type(acts).__name__}; a goal about a class is judged on a recording of the "
+            "head's input: salve.record(hooked, loader)"
+        )
+    return (acts,)
+
+
+def _profile(
+    dictionary: Dictionary, acts: Activations, features: Features | None, networks: Networks,
+    on_base_mismatch: OnBaseMismatch,
+) -> Features:  # fmt: skip
+    if features is None:
+        return profile(dictionary, acts, on_base_mismatch=on_base_mismatch)
+    networks.check_either("the profile", features.network)
+    if features.of_attribute:
+        raise InputError(
+            "the profile is by an attribute, whose values are no classes of the model; pass "
+            "profile(dictionary, acts), or leave features out"
+        )
+    return features
+
+
+def _label(label: int | str, head: JudgedHead, acts: Activations) -> int:
+    """Return a class of the head that has images.
+
+    Raises:
+        InputError: if there is none such.
+    """
+    names = acts.classes
+    if isinstance(label, str):
+        if names is None or label not in names:
+            known = f"choose one of {list(names)[:50]}" if names else "give an index"
+            raise InputError(f"no class named {label!r}; {known}")
+        label = names.index(label)
+    index = whole(label, "label")
+    if not 0 <= index < head.n_classes:
+        raise InputError(f"no class {index}; the head has 0 to {head.n_classes - 1}")
+    if not bool((head.labels == index).any()):
+        raise InputError(
+            f"class {index} has no example in the recording, so nothing is known of what an edit "
+            "does to it; record images of it"
+        )
+    return index

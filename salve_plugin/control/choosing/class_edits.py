@@ -1,0 +1,177 @@
+"""Candidates for goals about a class: the mask, a bias, latents, and the controls beside them."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from salve_plugin.control.base import Base
+from salve_plugin.control.choosing.candidate import Candidate
+from salve_plugin.control.choosing.goals import EnhanceClass, MoveDecision, SuppressClass
+from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.making import edit_at
+from salve_plugin.control.operators import LowRankUpdate
+from salve_plugin.control.provenance import Provenance
+from salve_plugin.control.writers.mask import mask
+from salve_plugin.control.writers.zeroing import zero_row
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.errors import InputError, UnsupportedModelError
+
+SHARES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
+"""Shares of the images that a raised bias is to win."""
+
+
+def judged(
+    head: JudgedHead, edit: Edit, method: str, label: int, kept: Tensor, logits: Tensor,
+    *, toward: int | None = None, is_control: bool = False, raises: bool = False,
+) -> Candidate:  # fmt: skip
+    """Return the candidate that an edit about one class is.
+
+    Args:
+        head: on whose recorded images it is judged.
+        edit: what was tried.
+        method: what it is.
+        label: the class that the edit is about.
+        kept: which classes are to be kept, (classes,).
+        logits: with the edit.
+        toward: the class that its images shall be labelled as, instead of any other.
+        is_control: whether it needs no feature.
+        raises: whether the class is to be labelled more often.
+    """
+    before, after = head.accuracies(head.logits), head.accuracies(logits)
+    own = head.labels == label
+    predicted = logits[own].argmax(1)
+    loss = torch.where(kept & before.isfinite(), before - after, -torch.inf)
+    others = (before - after)[kept & before.isfinite()]
+    target = float(after[label])
+    effect = target if raises else 1 - target
+    if toward is not None:
+        effect = float((predicted == toward).double().mean())
+    rivals = logits[own].clone()
+    rivals[:, label] = -torch.inf
+    lead = (logits[own][:, label] - rivals.amax(1)).sort().values
+    figures = {
+        "target accuracy before": float(before[label]),
+        "target accuracy": target,
+        "mean loss elsewhere": float(others.mean()) if len(others) else 0.0,
+        "worst loss elsewhere": float(loss.max()) if len(others) else 0.0,
+        "worst class": float(loss.argmax()),
+    }
+    harm = figures["worst loss elsewhere"]
+    level = float(lead[int(0.95 * (len(lead) - 1))])
+    return Candidate(method, edit, effect, harm, figures, is_control, -level if raises else level)
+
+
+def kept_classes(head: JudgedHead, label: int, keep: tuple[int, ...] | None) -> Tensor:
+    """Return which classes count as others, (classes,).
+
+    Raises:
+        InputError: if one is no class of the head, or is the class itself.
+    """
+    others = torch.ones(head.n_classes, dtype=torch.bool)
+    if keep is not None:
+        if not all(0 <= one < head.n_classes for one in keep):
+            raise InputError(
+                f"keep {keep} holds what is no class of the head: it has 0 to {head.n_classes - 1}"
+            )
+        others[:] = False
+        others[list(keep)] = True
+    others[label] = False
+    return others
+
+
+def suppressing(
+    head: JudgedHead, acts: Activations, goal: SuppressClass, label: int
+) -> Iterator[Candidate]:
+    """Yield the edits that need no latent: the mask, and the zeroed row as the control."""
+    kept = kept_classes(head, label, goal.keep)
+    try:
+        edit = mask(head.hooked, label, acts, on_base_mismatch="warn")
+        yield judged(head, edit, "mask", label, kept, head.after(edit), is_control=True)
+    except UnsupportedModelError:
+        pass  # no bias and nothing that could stand for one
+    edit = zero_row(head.hooked, label)
+    yield judged(head, edit, "zeroed row", label, kept, head.after(edit), is_control=True)
+
+
+def enhancing(head: JudgedHead, goal: EnhanceClass, label: int, base: Base) -> Iterator[Candidate]:
+    """Yield the class's bias raised by what wins more and more of its images."""
+    kept = kept_classes(head, label, goal.keep)
+    own = head.logits[head.labels == label].double().clone()
+    mine = own[:, label].clone()
+    own[:, label] = -torch.inf
+    missing = (own.amax(1) - mine).sort().values
+    for share in SHARES:
+        # Just beyond the order statistic: at it the image is a tie.
+        needed = float(missing[max(0, int(-(-share * len(missing) // 1)) - 1)])
+        raised = needed + 1e-3 * (1 + abs(needed))
+        if raised <= 0:
+            continue
+        edit = _bias_edit(head, {label: raised}, base)
+        logits = head.after(edit)
+        yield judged(
+            head, edit, f"bias +{raised:.3g}", label, kept, logits, is_control=True, raises=True
+        )
+
+
+def moving(
+    head: JudgedHead, acts: Activations, goal: MoveDecision, source: int, target: int, base: Base
+) -> Iterator[Candidate]:
+    r"""Yield edits after which images of one class are labelled as another.
+
+    The first adds the source's row to the target's, $z_t' = z_t + s z_s$ with the source masked: it
+    raises the target only where the source is seen. The control raises the target's bias instead.
+    """
+    kept = kept_classes(head, source, goal.keep)
+    lowered = float(mask(head.hooked, source, acts, on_base_mismatch="warn").operator.tensors[
+        "shift"
+    ][0])  # fmt: skip
+    own = head.logits[head.labels == source].double()
+    rivals = own.clone()
+    rivals[:, source] = -torch.inf
+    missing = rivals.amax(1) - own[:, target]
+    centre = float(head.logits[head.labels != source][:, source].double().mean())
+    for share in SHARES:
+        at = max(0, int(-(-share * len(own)) // 1) - 1)
+        raised = float(missing.sort().values[at])
+        raised += 1e-3 * (1 + abs(raised))
+        if raised > 0:
+            edit = _bias_edit(head, {source: lowered, target: raised}, base)
+            yield judged(
+                head, edit, f"mask and bias +{raised:.3g}", source, kept, head.after(edit),
+                toward=target, is_control=True,
+            )  # fmt: skip
+        # How much of the source's logit, above what it is elsewhere, the target needs.
+        above = own[:, source] - centre
+        ratios = torch.where(above > 0, missing / above.clamp(min=1e-9), torch.inf).sort().values
+        factor = float(ratios[at]) * (1 + 1e-3) + 1e-6
+        if not 0 < factor < 1e3:
+            continue
+        rows = sorted((source, target))
+        left = torch.zeros(2, 1, dtype=torch.float64)
+        left[rows.index(target)] = factor
+        shift = torch.zeros(2, dtype=torch.float64)
+        shift[rows.index(source)] = lowered
+        shift[rows.index(target)] = factor * (float(head.bias[source]) - centre)
+        update = LowRankUpdate(left, head.weight[source].double()[:, None], shift)
+        edit = edit_at(
+            head.hooked, head.site, update, rows=rows, base=base,
+            provenance=Provenance(note=f"{factor:.3g} of class {source}'s row added to {target}'s"),
+        )  # fmt: skip
+        yield judged(
+            head, edit, f"mask and {factor:.3g} of the row", source, kept, head.after(edit),
+            toward=target,
+        )  # fmt: skip
+
+
+def _bias_edit(head: JudgedHead, shifts: dict[int, float], base: Base) -> Edit:
+    """Return the edit that moves the biases of some classes."""
+    rows = sorted(shifts)
+    shift = torch.tensor([shifts[row] for row in rows], dtype=torch.float64)
+    nothing = torch.zeros(head.weight.shape[1], 0, dtype=torch.float64)
+    update = LowRankUpdate(torch.zeros(len(rows), 0, dtype=torch.float64), nothing, shift)
+    note = ", ".join(f"bias of class {row} moved by {value:.4g}" for row, value in shifts.items())
+    return edit_at(
+        head.hooked, head.site, update, rows=rows, base=base, provenance=Provenance(note=note)
+    )

@@ -1,0 +1,124 @@
+"""Candidates for goals about a concept: erasers with and without the biases refitted."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from salve_plugin.control.choosing.balanced_head import nuisance_head
+from salve_plugin.control.choosing.candidate import Choice, best_of
+from salve_plugin.control.choosing.concept_judge import ConceptJudge, HeadChange
+from salve_plugin.control.choosing.goals import RemoveConcept, RemoveShortcut
+from salve_plugin.control.choosing.groups import LEAST_IMAGES, Groups
+from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.concepts.concept import Concept
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.erasers import directional_ablation, leace, repair, wieners
+from salve_plugin.control.operators import LowRankMap
+from salve_plugin.errors import InputError
+
+FOLDS = 4
+"""Erasers are judged on images that they were not fitted on: a quarter at a time."""
+
+WEIGHTS = (3.0, 10.0, 30.0, 100.0)
+"""How much the concept's effect weighs in the filters and discriminants that are tried."""
+
+RANKS = (1, 2, 4, 8)
+"""Numbers of directions in which pairs are repaired."""
+
+COMPLETE = ("biases", "discriminant", "head refitted")
+"""Changes that come with biases of their own, or are those."""
+
+
+def removing(head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Edit) -> Choice:
+    """Return the choice among erasers, biases and their controls; see `choose`.
+
+    Raises:
+        InputError: if no class has images with and without the concept.
+    """
+    concept = goal.concept
+    groups = Groups.of(concept)
+    sizes = groups.accuracies(groups.labels)
+    if not any((label, not flag) in sizes for label, flag in sizes):
+        raise InputError(
+            f"no class has {LEAST_IMAGES} images with and {LEAST_IMAGES} without '{concept.name}', "
+            "so that nothing tells it from the classes; add such images"
+        )
+    judge = ConceptJudge(head, goal, groups)
+    affected = groups.affected(head.n_classes)
+    row_sets: list[tuple[int, ...] | None] = [goal.rows]
+    if goal.rows is None and 0 < len(affected) < head.n_classes:
+        row_sets.append(tuple(affected))
+    fold = torch.arange(len(groups.labels)) % FOLDS
+    if groups.paired:
+        fold[len(fold) // 2 :] = fold[: len(fold) // 2]  # both images of a pair are unseen at once
+    everything = torch.ones(len(fold), dtype=torch.bool)
+    parts = [dict(_changes(head, concept, groups, fold != part)) for part in range(FOLDS)]
+    final = dict(_changes(head, concept, groups, everything))
+    tried = [judge.candidate("no edit", nothing, head.logits.double(), is_control=True)]
+    for name, change in final.items():
+        complete = name.split()[0] in COMPLETE or name in COMPLETE
+        for rows in row_sets[:1] if complete else row_sets:
+            for refits in (name == "biases",) if complete else (False, True):
+                unseen = torch.empty(len(fold), head.n_classes, dtype=torch.float64)
+                for part in range(FOLDS):
+                    own = fold == part
+                    update = judge.update(parts[part][name], rows, ~own, refits)
+                    unseen[own] = judge.logits(update, rows)[own]
+                update = judge.update(change, rows, everything, refits)
+                tried.append(judge.made(name, update, rows, refits, unseen, nothing))
+    enough = goal.min_removed if isinstance(goal, RemoveConcept) else goal.min_gain
+    # A random direction is measured, never taken.
+    among = [one for one in tried if "random" not in one.method]
+    chosen, met = best_of(among, enough, goal.max_harm)
+    return Choice(goal, chosen, met, tuple(tried), enough)
+
+
+def _changes(
+    head: JudgedHead, concept: Concept, groups: Groups, keep: Bool[Tensor, " images"]
+) -> Iterator[tuple[str, HeadChange]]:
+    """Yield the changes of the head that are tried, fitted on some of the images."""
+    weight = head.weight.double()
+    yield "biases", HeadChange.nothing(head)
+    for name, eraser in _maps(concept, groups, keep, head.n_classes):
+        yield name, HeadChange.of_map(weight, eraser)
+    labels = groups.labels[keep]
+    if len(set(labels.tolist())) < head.n_classes:
+        return  # a discriminant has no row for a class without images
+    x, weights = head.x[keep].double(), concept.group_weights(keep)[keep]
+    effects = concept.effects(keep)
+    for strength in (0.0, *WEIGHTS):
+        name = f"discriminant, effect x {strength:g}" if strength else "head refitted"
+        yield name, HeadChange.to(head, *nuisance_head(x, labels, weights, effects, strength))
+
+
+def _maps(
+    concept: Concept, groups: Groups, keep: Bool[Tensor, " images"], n_classes: int
+) -> Iterator[tuple[str, LowRankMap]]:
+    """Yield the erasers that are tried."""
+    moments = concept.moments(balanced=True, keep=keep)
+    published = concept.moments(keep=keep)
+    yield "leace, groups balanced", leace(moments)
+    yield "leace as published", leace(published)
+    for strength, eraser in zip(
+        WEIGHTS, wieners(moments, concept.effects(keep), WEIGHTS), strict=True
+    ):
+        yield f"wiener {strength:g}", eraser
+    affected = groups.affected(n_classes)
+    if 0 < len(affected) < n_classes:
+        mine = keep & torch.isin(groups.labels, torch.tensor(affected))
+        for strength, eraser in zip(
+            WEIGHTS, wieners(moments, concept.effects(mine), WEIGHTS), strict=True
+        ):
+            yield f"wiener {strength:g} of the affected classes' effects", eraser
+    if groups.paired:
+        pairs = concept.pair_moments(keep)
+        for rank in RANKS:
+            if rank <= len(pairs.mean):
+                yield f"repair of rank {rank}", repair(pairs, rank=rank)
+    yield "difference of means", directional_ablation(published, centre="origin")
+    draw = torch.Generator().manual_seed(0)
+    direction = torch.randn(len(moments.x_mean), 1, generator=draw, dtype=torch.float64)
+    direction /= direction.norm()
+    yield "random direction", LowRankMap(direction, direction, direction.T @ moments.x_mean)

@@ -1,0 +1,163 @@
+"""Judging what becomes of decisions about a concept when the head is changed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from salve_plugin.control.choosing.balanced_head import refitted_biases
+from salve_plugin.control.choosing.candidate import Candidate
+from salve_plugin.control.choosing.goals import RemoveConcept, RemoveShortcut
+from salve_plugin.control.choosing.groups import Groups
+from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.making import edit_at
+from salve_plugin.control.operators import LowRankMap, LowRankUpdate
+from salve_plugin.control.provenance import Provenance
+
+CONTROLS = (
+    "biases", "difference of means", "random direction", "leace as published", "head refitted",
+)  # fmt: skip
+"""What a good edit has to beat."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadChange:
+    r"""A change of all rows of a head: $W + A B^T$, b + d.
+
+    Attributes:
+        left: A, (classes, rank).
+        right: B, (width, rank).
+        shift: d, (classes,).
+    """
+
+    left: Float64[Tensor, "classes rank"]
+    right: Float64[Tensor, "width rank"]
+    shift: Float64[Tensor, " classes"]
+
+    @classmethod
+    def of_map(cls, weight: Float64[Tensor, "classes width"], eraser: LowRankMap) -> "HeadChange":
+        r"""Return what a map of its input makes of a head: $-(WU)V^T$ and $WUc$."""
+        read_by = weight @ eraser.write.double()
+        return cls(-read_by, eraser.read.double(), read_by @ eraser.offset.double())
+
+    @classmethod
+    def to(
+        cls, head: JudgedHead, weight: Float64[Tensor, "classes width"], bias: Tensor
+    ) -> "HeadChange":
+        """Return the change that makes of a head another one."""
+        left, sizes, right = torch.linalg.svd(weight - head.weight.double(), full_matrices=False)
+        return cls(left * sizes, right.T, bias - head.bias.double())
+
+    @classmethod
+    def nothing(cls, head: JudgedHead) -> "HeadChange":
+        """Return no change."""
+        classes, width = head.weight.shape
+        empty = torch.zeros(max(classes, width), 0, dtype=torch.float64)
+        return cls(empty[:classes], empty[:width], torch.zeros(classes, dtype=torch.float64))
+
+
+class ConceptJudge:
+    """Makes updates of the head and judges them on the concept's images."""
+
+    def __init__(
+        self, head: JudgedHead, goal: RemoveConcept | RemoveShortcut, groups: Groups
+    ) -> None:
+        """Keep what candidates are compared with."""
+        self._head, self._goal, self._groups = head, goal, groups
+        self._weight, self._x = head.weight.double(), head.x.double()
+        self._plain = head.logits.double()
+        self._before = self._measured(self._plain)
+
+    def update(
+        self, change: HeadChange, rows: tuple[int, ...] | None, fitted: Tensor, refits: bool
+    ) -> LowRankUpdate:
+        """Return a change of the head on some rows, with or without the biases refitted.
+
+        Args:
+            change: of all rows.
+            rows: those that change; None means all.
+            fitted: images that biases are fitted to, every group counting alike.
+            refits: whether they are.
+        """
+        index = torch.arange(len(self._weight)) if rows is None else torch.tensor(rows)
+        left, right, shift = change.left[index], change.right, change.shift[index]
+        update = LowRankUpdate(left, right, shift)
+        if refits:
+            logits = self.logits(update, rows)[fitted]
+            weights = self._groups.weights[fitted]
+            gain = refitted_biases(logits, self._groups.labels[fitted], weights, index)
+            update = LowRankUpdate(left, right, shift + gain)
+        return update
+
+    def logits(self, update: LowRankUpdate, rows: tuple[int, ...] | None) -> Tensor:
+        """Return the logits of all images with an update of the head."""
+        index = slice(None) if rows is None else list(rows)
+        result = self._plain.clone()
+        change = (self._x @ update.right.double()) @ update.left.double().T
+        assert update.shift is not None
+        result[:, index] += change + update.shift.double()
+        return result
+
+    def made(
+        self, name: str, update: LowRankUpdate, rows: tuple[int, ...] | None, refits: bool,
+        unseen: Tensor, nothing: Edit,
+    ) -> Candidate:  # fmt: skip
+        """Return the candidate: its edit fitted on all images, its figures on unseen ones."""
+        where = "all rows" if rows is None else f"rows {list(rows)[:10]}"
+        method = f"{name}, {where}" + (", biases refitted" if refits and name != "biases" else "")
+        note = f"{method}; {self._goal.concept.note}"
+        edit = edit_at(
+            self._head.hooked, self._head.site, update, rows=rows, base=nothing.base,
+            provenance=Provenance("concept", note=note[:1000]),
+        )  # fmt: skip
+        recorded = self.logits(update, rows)
+        return self.candidate(method, edit, unseen, recorded=recorded, is_control=name in CONTROLS)
+
+    def candidate(
+        self, method: str, edit: Edit, unseen: Tensor, *, recorded: Tensor | None = None,
+        is_control: bool,
+    ) -> Candidate:  # fmt: skip
+        """Return a candidate with its effect and harm.
+
+        Args:
+            method: what it is.
+            edit: fitted on all images.
+            unseen: logits of each image by an edit that was not fitted on it.
+            recorded: logits by this very edit; harm is the larger of the two.
+            is_control: whether it is what the others have to beat.
+        """
+        figures = self._measured(unseen)
+        harm = self._harm(unseen)
+        if recorded is not None:
+            harm = max(harm, self._harm(recorded))
+        before = self._before
+        if isinstance(self._goal, RemoveShortcut):
+            effect = figures["worst group"] - before["worst group"]
+        else:
+            unit = "flips" if self._groups.paired else "dependence"
+            effect = 1 - figures[unit] / before[unit] if before[unit] > 0 else 0.0
+        return Candidate(method, edit, effect, harm, figures, is_control)
+
+    def _measured(self, logits: Tensor) -> dict[str, float]:
+        predicted = logits.argmax(1)
+        accuracies = self._groups.accuracies(predicted)
+        figures = {
+            "balanced accuracy": float(np.mean([*accuracies.values()])),
+            "worst group": min(accuracies.values()),
+            "accuracy": float((predicted == self._groups.labels).double().mean()),
+            "dependence": self._groups.dependence(logits),
+        }
+        if self._groups.paired:
+            figures["flips"] = self._groups.flips(predicted)
+        return figures
+
+    def _harm(self, logits: Tensor) -> float:
+        """Return the loss of accuracy, over groups, or of a class to be kept if that is larger."""
+        before, after = (self._groups.accuracies(part.argmax(1)) for part in (self._plain, logits))
+        losses = [float(np.mean([*before.values()]) - np.mean([*after.values()]))]
+        one, two = (self._head.accuracies(part) for part in (self._plain, logits))
+        losses += [float(one[label] - two[label]) for label in self._goal.keep]
+        return max(loss for loss in losses if loss == loss)

@@ -1,0 +1,81 @@
+"""Images by class and concept, and what a head's decisions owe to the concept."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from salve_plugin.control.concepts.concept import Concept
+from salve_plugin.control.erasers import JointMoments
+
+LEAST_IMAGES = 5
+"""Groups of fewer images do not count as the worst one: their accuracy is chance."""
+
+SURE = 3.0
+"""Standard errors by which a class's share of the concept differs from the others', to be
+affected."""
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The images by class and concept.
+
+    Attributes:
+        labels: class of each image.
+        flags: whether it has the concept.
+        weights: of each image, every group counting alike; they sum to 1.
+        paired: whether the images are pairs, those with the concept first.
+    """
+
+    labels: Int64[Tensor, " images"]
+    flags: Bool[Tensor, " images"]
+    weights: Float64[Tensor, " images"]
+    paired: bool
+
+    @classmethod
+    def of(cls, concept: Concept) -> "Groups":
+        """Read them off a concept."""
+        weights = concept.group_weights()
+        return cls(concept.labels(), concept.flags(), weights / weights.sum(), concept.is_paired)
+
+    def accuracies(self, predicted: Int64[Tensor, " images"]) -> dict[tuple[int, bool], float]:
+        """Return the accuracy of every group that has enough images."""
+        result = {}
+        right = (predicted == self.labels).double()
+        for label in sorted(set(self.labels.tolist())):
+            for flag in (False, True):
+                mine = (self.labels == label) & (self.flags == flag)
+                if int(mine.sum()) >= LEAST_IMAGES:
+                    result[label, flag] = float(right[mine].mean())
+        return result
+
+    def flips(self, predicted: Int64[Tensor, " images"]) -> float:
+        """Return the share of pairs whose two images are labelled differently."""
+        half = len(predicted) // 2
+        return float((predicted[:half] != predicted[half:]).double().mean())
+
+    def dependence(self, logits: Float64[Tensor, "images classes"]) -> float:
+        """Return how much of having the concept the logits tell, linearly, within a class: R²."""
+        centred, z = logits.clone(), self.flags.double().clone()
+        weights = self.weights
+        for label in set(self.labels.tolist()):
+            mine = self.labels == label
+            share = weights[mine] / weights[mine].sum()
+            centred[mine] -= share @ centred[mine]
+            z[mine] -= share @ z[mine]
+        moments = JointMoments.of([(centred, z[:, None], weights)])
+        solved = torch.linalg.pinv(moments.covariance(None), hermitian=True) @ moments.xz
+        variance = float(moments.zz[0, 0])
+        return float((moments.xz * solved).sum()) / variance if variance > 0 else 0.0
+
+    def affected(self, n_classes: int) -> list[int]:
+        """Return the classes that have the concept more or less often than the others do."""
+        share = float(self.flags.double().mean())
+        result = []
+        for label in range(n_classes):
+            mine = self.flags[self.labels == label].double()
+            spread = (share * (1 - share) / max(1, len(mine))) ** 0.5
+            if len(mine) and spread > 0 and abs(float(mine.mean()) - share) > SURE * spread:
+                result.append(label)
+        return result

@@ -1,0 +1,127 @@
+"""A classifier and the inputs recorded for it, on which every candidate is judged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.edited import entries_of
+from salve_plugin.control.formula import Ledger, composed
+from salve_plugin.control.operators import Gate, scaled_rows
+from salve_plugin.control.rows import Rows, take
+from salve_plugin.control.slots import slots_of
+from salve_plugin.control.strength import check_labels
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel
+from salve_plugin.site import Site
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedHead:
+    """The classifier of a model as it is, with recorded inputs of labelled images in memory.
+
+    Attributes:
+        hooked: the model.
+        site: what the classifier reads.
+        weight: (classes, width), float32.
+        bias: (classes,), float32.
+        x: inputs (images, width), float32.
+        labels: (images,).
+        logits: of the model as it is, (images, classes).
+    """
+
+    hooked: HookedModel
+    site: Site
+    weight: Float[Tensor, "classes width"]
+    bias: Float[Tensor, " classes"]
+    x: Float[Tensor, "images width"]
+    labels: Int64[Tensor, " images"]
+    logits: Float[Tensor, "images classes"]
+
+    @classmethod
+    def of(cls, hooked: HookedModel, recordings: Sequence[Activations]) -> "JudgedHead":
+        """Read recordings of the classifier's input.
+
+        Raises:
+            InputError: if it is of another site, or its labels are not the classifier's: of another
+                number of classes, as those of an attribute are.
+        """
+        site = hooked.site(recordings[0].site.name)
+        if not set(site.readers) & set(hooked.heads):
+            raise InputError(
+                f"the recording is of '{site.name}', and an edit is chosen where the classifier "
+                f"reads, at {list(hooked.head_sites)}. Make a hidden edit yourself: "
+                "salve.erase(hooked, concept)"
+            )
+        weight, bias = (part.detach().float().cpu() for part in hooked.unembed(site))
+        for acts in recordings:
+            if acts.classes is not None and len(acts.classes) != len(bias):
+                raise InputError(
+                    f"the recording's labels are {list(acts.classes)[:8]}, {len(acts.classes)} of "
+                    f"them, and the classifier has {len(bias)} classes: label 0 of one is not row "
+                    "0 of the other. Record with the model's own labels; an attribute goes into "
+                    "find_concept(acts, has)"
+                )
+            if acts.n_rows != acts.n_images:
+                raise InputError(
+                    f"the recording of '{acts.site.name}' has {acts.n_rows} rows for "
+                    f"{acts.n_images} images; an edit is chosen on the classifier's input, one row "
+                    "an image"
+                )
+        labels = torch.cat([acts.labels().long() for acts in recordings])
+        check_labels(labels, len(bias))
+        x = torch.cat([acts.tensor() for acts in recordings])
+        logits = torch.addmm(bias, x, weight.T)
+        if not bool(logits.isfinite().all()):
+            raise InputError("logits are NaN or infinite; check the recording and the weights")
+        return cls(hooked, site, weight, bias, x, labels, logits)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.bias)
+
+    def after(self, edit: Edit) -> Float[Tensor, "images classes"]:
+        """Return the logits of the recorded images with an edit of the classifier."""
+        weight, bias = edited_head(self, edit)
+        return torch.addmm(bias, self.x, weight.T)
+
+    def accuracies(self, logits: Float[Tensor, "images classes"]) -> Float64[Tensor, " classes"]:
+        """Return the accuracy of each class; NaN for one without images."""
+        right = self.labels[logits.argmax(1) == self.labels]
+        count = torch.bincount(self.labels, minlength=self.n_classes).double()
+        return torch.bincount(right, minlength=self.n_classes).double() / count
+
+
+@torch.no_grad()
+def edited_head(head: JudgedHead, edit: Edit) -> tuple[Tensor, Tensor]:
+    """Return weight and bias as an edit of the classifier would make them; nothing is written."""
+    if isinstance(edit.operator, Gate):  # no bias, no sum: one multiplication
+        return scaled_rows(head.weight, edit.gate.factors, edit.rows), head.bias
+    hooked = head.hooked
+    slots = slots_of(hooked.model, edit.base.tensors)
+
+    def rows_of(path: str, rows: Rows) -> Tensor:
+        return take(slots[path].parameter.detach(), rows)
+
+    made: dict[str, Tensor] = {}
+    for path, entry in entries_of(edit, rows_of):
+        whole = slots[path].parameter.detach().cpu().clone()
+        ledger = Ledger((entry,), entry.rows, take(whole, entry.rows).clone())
+        whole[slice(None) if entry.rows is None else list(entry.rows)] = composed(ledger)
+        made[path] = whole
+    weight, bias = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
+    for path, share in hooked.heads.items():
+        if path not in head.site.readers:
+            continue
+        layer = hooked.model.get_submodule(path)
+        own_weight = made.get(f"{path}.weight", layer.get_parameter("weight").detach().cpu())
+        weight += share * own_weight.float().flatten(1)
+        if isinstance(layer._parameters.get("bias"), Tensor):
+            own_bias = made.get(f"{path}.bias", layer.get_parameter("bias").detach().cpu())
+            bias += share * own_bias.float()
+    return weight, bias

@@ -1,0 +1,100 @@
+"""Critical strengths of many images in a few numbers, by class."""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from salve_plugin.control.solving import present
+from salve_plugin.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCrit:
+    """The critical strengths of one class in a few numbers.
+
+    Attributes:
+        label: class index.
+        count: its images.
+        already: share that is at or below the target without any edit.
+        unreachable: share that no strength brings there.
+        quantiles: (10 %, 25 %, 50 %, 75 %, 90 %, 95 %) of all its images; infinite where the order
+            statistic is.
+    """
+
+    label: int
+    count: int
+    already: float
+    unreachable: float
+    quantiles: tuple[float, ...]
+
+    LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values; an infinite quantile is None."""
+        finite = [None if value == float("inf") else value for value in self.quantiles]
+        return {
+            "label": self.label,
+            "count": self.count,
+            "already": self.already,
+            "unreachable": self.unreachable,
+            "quantiles": dict(zip(map(str, self.LEVELS), finite, strict=True)),
+        }
+
+
+class Summarized:
+    """What is asked of critical strengths, however they were obtained.
+
+    Attributes:
+        values: the strengths, (images,); 0: there already; inf: never.
+        labels: class of each image, (images,).
+    """
+
+    values: Float64[Tensor, " images"]
+    labels: Int64[Tensor, " images"]
+
+    def summary(self) -> list[ClassCrit]:
+        """Return one entry for each class that has images, by label."""
+        order = self.values.argsort()
+        order = order[self.labels[order].argsort(stable=True)]  # by label, then by value
+        labels, counts = torch.unique_consecutive(self.labels[order], return_counts=True)
+        groups = torch.split(self.values[order], counts.tolist())
+        return [
+            _class_crit(label, values.tolist())
+            for label, values in zip(labels.tolist(), groups, strict=True)
+        ]
+
+    def strength_for(self, label: int, share: float) -> float:
+        """Return the smallest strength by which `share` of the class's images have broken.
+
+        An order statistic, not an interpolation. At this very strength the last of them is a tie,
+        and an image may recover at a higher one, so evaluate the edit at the strength you choose.
+
+        Raises:
+            InputError: if the class has no image here, or the share is not in (0, 1].
+        """
+        values = self.values[self.labels == label]
+        if not len(values) or not 0 < share <= 1:
+            raise InputError(
+                f"label {label} has {len(values)} images and share is {share}: give one of the "
+                f"labels {present(self.labels)} and a share above 0, at most 1"
+            )
+        return float(values.sort().values[_position(len(values), share)])
+
+
+def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
+    count = len(ascending)
+    return ClassCrit(
+        label,
+        count,
+        bisect_right(ascending, 0.0) / count,
+        (count - bisect_left(ascending, float("inf"))) / count,
+        tuple(ascending[_position(count, share)] for share in ClassCrit.LEVELS),
+    )
+
+
+def _position(count: int, share: float) -> int:
+    """Return where the order statistic of a share is among `count` ascending values."""
+    return min(count - 1, max(0, int(-(-share * count // 1)) - 1))
