@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -46,15 +47,21 @@ from benchmarks.erasures import (
     candidates,
     fitted,
     folded,
+    paired,
     published,
     trivial,
     with_bias,
 )
 from benchmarks.pair_outcomes import Outcome, Tested, unpaired
+from salve_plugin.control.choosing.goals import RemoveConcept, RemoveShortcut, SuppressClass
 from salve_plugin.control.erasers import fold_latents
 from salve_plugin.control.evaluate import change, evaluate_head
 from salve_plugin.control.operators import Gate, scaled_rows
-from salve_plugin.control.select import choose, edited_weight, without_class
+from salve_plugin.control.writers.mask import mask
+from salve_plugin.control.writers.zeroing import zero_row
+
+Method = tuple[str, Head, str]
+"""Its name, the head that it leaves, and what was chosen if something was."""
 
 FIT_COPIES, CHOOSE_COPIES, TEST_COPIES, PAIR_COPIES = 6, 8, 4, 3
 """Pictures drawn of each digit: to record, to choose on, to test on, and pairs to record."""
@@ -64,29 +71,42 @@ LOSS, NEAR = 0.005, 0.05
 than the best it may lift the worst group, where it chooses."""
 
 
-def chosen(rows: Rows, head: Head, held: Tested | Rows) -> tuple[str, Head]:
-    """Return the candidate that is best on other digits, with its name.
+def chosen(rows: Rows, head: Head, held: Tested) -> tuple[str, Head]:
+    """Return the candidate that is best on pairs of other digits, with its name.
 
     Of those that lose at most `LOSS` of the accuracy and whose worst group is within `NEAR` of the
-    best, the one with the fewest flips. Without pairs flips cannot be seen; `unpaired` says what
-    stands in for them.
+    best, the one with the fewest flips.
     """
-
-    def judged(edited: Head) -> Outcome:
-        if isinstance(held, Rows):
-            return unpaired(edited, held)
-        return Outcome.of(held.tally(edited), held.classes, held.pair)
-
     scored = [
-        (name, edited, judged(edited))
-        for name, edited in candidates(rows, head, pairs=isinstance(held, Tested))
+        (name, edited, Outcome.of(held.tally(edited), held.classes, held.pair))
+        for name, edited in candidates(rows, head)
     ]
-    least = float(judged(head).accuracy) - LOSS
+    least = float(Outcome.of(held.tally(head), held.classes, held.pair).accuracy) - LOSS
     allowed = [one for one in scored if float(one[2].accuracy) >= least] or scored
     best = max(float(one[2].worst) for one in allowed)
     near = [one for one in allowed if float(one[2].worst) >= best - NEAR]
     name, edited, _ = min(near, key=lambda one: float(one[2].flips))
     return name, edited
+
+
+def by_goal(hooked: salve.HookedModel, concepts: dict[str, salve.Concept]) -> Iterator[Method]:
+    """Yield what `choose` takes for each concept, asked for more than there is to be had."""
+    for known, concept in concepts.items():
+        goals: dict[str, RemoveShortcut | RemoveConcept] = {
+            "RemoveShortcut": RemoveShortcut(concept, min_gain=0.5),
+            "RemoveConcept": RemoveConcept(concept, min_removed=0.95),
+        }
+        for name, goal in goals.items():
+            choice = salve.choose(hooked, goal)
+            edited = head_with(hooked, choice.edit)
+            yield f"**choose({name}), {known} known**", edited, choice.chosen.method
+
+
+def head_with(hooked: salve.HookedModel, edit: salve.Edit) -> Head:
+    """Return the head that an edit leaves."""
+    with edit.applied(hooked):
+        weight, bias = hooked.unembed()
+        return weight.detach().double().clone(), bias.detach().double().clone()
 
 
 def best_latent(rows: Rows, dictionary: salve.Dictionary) -> int:
@@ -119,7 +139,7 @@ def refitted(rows: Rows, head: Head) -> Head:
 def heads(
     rows: Rows, head: Head, held: Rows, held_pairs: Tested,
     dictionaries: dict[str, salve.Dictionary], seed: int,
-) -> Iterator[tuple[str, Head, str]]:  # fmt: skip
+) -> Iterator[Method]:  # fmt: skip
     """Yield every method: its name, its head, and what was chosen if something was."""
 
     def encoder(dictionary: salve.Dictionary) -> Codes:
@@ -138,9 +158,10 @@ def heads(
         for name, edited in methods:
             yield f"{prefix}{name}", edited, ""
             yield f"{prefix}{name} + bias", with_bias(rows, edited), ""
-    for label, judges in (("groups known", held), ("pairs known", held_pairs)):
-        name, edited = chosen(rows, head, judges)
-        yield f"**chosen, {label}**", edited, name
+    for name, edited in paired(rows, head):
+        yield f"pairs: {name}", edited, ""
+    name, edited = chosen(rows, head, held_pairs)
+    yield "pairs: chosen on other digits", edited, name
     yield "head refitted (scikit-learn)", refitted(rows, head), ""
     near = fitted(head, rows.x, rows.labels, rows.weights, ridge=3e-3)
     yield "head refitted, ridge to its own", near, ""
@@ -177,10 +198,15 @@ def run(job: Job) -> Result:
     head = weight.detach().double(), bias.detach().double()
     removed = []
     for column, (attribute, pair) in enumerate(planted.ATTRIBUTES.items()):
-        differing = tested("train", column, PAIR_COPIES, draw + 20 + column)
+        without, there = (
+            recorded(each)
+            for each in planted.pairs("train", column, PAIR_COPIES, draw + 20 + column)
+        )
+        has = fit_pictures.attributes[:, column]
         rows = Rows(
-            acts.tensor().double(), fit_pictures.labels, fit_pictures.attributes[:, column].long(),
-            pair, differing.there - differing.without, differing.labels,
+            acts.tensor().double(), fit_pictures.labels, has.long(), pair,
+            without.tensor().double(), there.tensor().double() - without.tensor().double(),
+            without.labels(),
         )  # fmt: skip
         held = replace(
             rows, x=held_x, labels=held_pictures.labels,
@@ -189,7 +215,12 @@ def run(job: Job) -> Result:
         held_pairs = tested("choose", column, TEST_COPIES, draw + 30 + column)
         test = tested("test", column, TEST_COPIES, draw + 40 + column)
         tallies, choices = {"base": test.tally(head)}, {}
-        for name, edited, choice in heads(rows, head, held, held_pairs, dictionaries, job.seed):
+        concepts = {
+            "groups": salve.find_concept(acts, has, name=attribute),
+            "pairs": salve.find_concept(there, without=without, name=attribute),
+        }
+        methods = heads(rows, head, held, held_pairs, dictionaries, job.seed)
+        for name, edited, choice in chain(methods, by_goal(hooked, concepts)):
             tallies[name] = test.tally(edited)
             if choice:
                 choices[name] = choice
@@ -210,22 +241,26 @@ def suppressions(
     before = evaluate_head(weight, bias, test)
     features = {name: salve.profile(dictionary, acts) for name, dictionary in dictionaries.items()}
     for label in range(CLASSES):
-        masked = bias.clone()
-        # Beyond what any recorded picture reaches.
-        masked[label] -= float((acts.tensor() @ weight.T + bias).abs().max()) * 2
-        made = {"mask: bias beyond reach": (weight, masked)}
-        made["row set to zero"] = (without_class(weight, label), bias)
-        for name in dictionaries:
-            parts = (hooked, dictionaries[name], features[name], acts, label)
-            for kind, choice in (
-                ("the paper's gate, all rows", choose(*parts)),
-                ("choose(rows='rivals')", choose(*parts, rows="rivals")),
-            ):
-                made[f"{kind}, {name}"] = (edited_weight(weight, choice.edit), bias)
+        goals = {
+            "choose(SuppressClass)": SuppressClass(label, max_accuracy=0.01, max_harm=0.005),
+            "choose(SuppressClass, by latents)": SuppressClass(label, by="latents"),
+            # Shown for what it costs, so that nothing it costs is too much.
+            "the paper's gate on all rows": SuppressClass(
+                label, by="latents", rows=None, max_harm=1.0
+            ),
+        }
+        made = {"mask": mask(hooked, label, acts), "row set to zero": zero_row(hooked, label)}
+        for name, dictionary in dictionaries.items():
+            for kind, goal in goals.items():
+                choice = salve.choose(
+                    hooked, goal, acts, dictionary=dictionary, features=features[name]
+                )
+                made[f"{kind}, {name}"] = choice.edit
         without = logits.clone()
         without[:, label] = -torch.inf
         runner_up = without.argmax(1)
-        for method, (edited, shifted) in made.items():
+        for method, edit in made.items():
+            edited, shifted = (part.float() for part in head_with(hooked, edit))
             effect = change(before, evaluate_head(edited, shifted, test), label)
             predicted = (x @ edited.T + shifted).argmax(1)
             agreement = float((predicted == runner_up).double().mean())

@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.control.choosing.balanced_head import nuisance_head
 from salve_plugin.control.concepts.sparse_probe import forward_selection
-from salve_plugin.control.erasers import directional_ablation, inlp, leace, splince
+from salve_plugin.control.erasers import (
+    PairMoments,
+    directional_ablation,
+    inlp,
+    leace,
+    repair,
+    splince,
+    wieners,
+)
 from salve_plugin.control.erasers.joint_moments import JointMoments
 from salve_plugin.control.operators import LowRankMap
 
@@ -35,7 +44,8 @@ class Rows:
         labels: (n,).
         has: whether the attribute is there, 0 or 1 (n,).
         pair: the two classes that the attribute goes with.
-        differences: with minus without, of pairs of the same picture, (m, width).
+        unmarked: inputs of pictures of all classes without the attribute, (m, width).
+        differences: of the same pictures with it, minus those, (m, width).
         difference_labels: their classes, (m,).
     """
 
@@ -43,6 +53,7 @@ class Rows:
     labels: Tensor
     has: Tensor
     pair: tuple[int, int]
+    unmarked: Tensor
     differences: Tensor
     difference_labels: Tensor
 
@@ -63,13 +74,7 @@ class Rows:
         values = self.has[:, None].double() if values is None else values
         if not balanced:
             return JointMoments.of([(self.x, values)])
-        groups = torch.unique(2 * self.labels + self.has, return_inverse=True)[1]
-        blocks = JointMoments.of_blocks([(self.x, values, groups)], int(groups.max()) + 1)
-        # Merging goes by the number of rows: the same for all makes the groups count alike.
-        return replace(
-            JointMoments.merged([replace(block, n_rows=1000) for block in blocks]),
-            n_rows=len(self.x),
-        )
+        return JointMoments.of([(self.x, values, self.weights)])
 
     def group_means(self) -> tuple[Tensor, Tensor]:
         """Return the means without and with the attribute, (classes, width) each."""
@@ -122,49 +127,20 @@ def with_bias(rows: Rows, head: Head) -> Head:
     return fitted(head, rows.x, rows.labels, rows.weights, ridge=None)
 
 
-def nuisance(rows: Rows, which: str) -> Tensor:
-    """Return the covariance that the attribute adds, E[δδᵀ] / 4, (width, width).
+def effects(rows: Rows, which: str) -> Tensor:
+    """Return columns e so that Σeeᵀ is the covariance that the attribute adds, (width, columns).
 
-    "groups": δ are the differences of the classes' group means: no pairs needed. "pairs": δ are
-    those of pairs of all classes; "pair": those of the two classes; "both": the mean of the two.
+    "groups": from the differences of the classes' group means, no pairs needed; "pairs": from those
+    of pairs of all classes; "pair": of the two classes; "both": half of each.
     """
     if which == "groups":
         without, there = rows.group_means()
-        each = there - without
-        return each.T @ each / len(each) / 4
-    every = rows.differences
-    mine = (rows.difference_labels == rows.pair[0]) | (rows.difference_labels == rows.pair[1])
-    parts = {"pairs": [every], "pair": [every[mine]], "both": [every, every[mine]]}[which]
-    return torch.stack([d.T @ d / len(d) / 4 for d in parts]).mean(0)
-
-
-def attenuated(rows: Rows, head: Head, added: Tensor, strength: float) -> Head:
-    r"""Return the head behind the linear filter x' - μ = Σ (Σ + λ G)^{-1} (x - μ).
-
-    It is the best linear estimate of x from x + noise of covariance λ G: directions are shrunk by
-    1 / (1 + λ g) where g is what the attribute adds there relative to all that varies.
-    """
-    weight, bias = head
-    moments = rows.moments(balanced=True)
-    sigma = moments.covariance(SHRINKAGE)
-    kept = torch.linalg.solve(sigma + strength * added, sigma).T
-    return weight @ kept, bias + weight @ (moments.x_mean - kept @ moments.x_mean)
-
-
-def discriminant(rows: Rows, added: Tensor, strength: float) -> Head:
-    r"""Return the linear discriminant head under group weights, with λ G as further noise.
-
-    W = M (Σ_within + λ G)^{-1}, b_c = - m_cᵀ (Σ_within + λ G)^{-1} m_c / 2: G takes the part of
-    nuisance attribute projection's covariance (Solomonoff, Campbell & Boardman, ICASSP 2005).
-    """
-    without, there = rows.group_means()
-    means = (without + there) / 2
-    centred = rows.x - means[rows.labels]
-    within = (centred * rows.weights[:, None]).T @ centred
-    size = within.diagonal().mean()
-    noise = (1 - SHRINKAGE) * within + SHRINKAGE * size * torch.eye(len(within)).double()
-    weight = torch.linalg.solve(noise + strength * added, means.T).T
-    return weight, -0.5 * (weight * means).sum(1)
+        parts = [there - without]
+    else:
+        mine = (rows.difference_labels == rows.pair[0]) | (rows.difference_labels == rows.pair[1])
+        every, own = rows.differences, rows.differences[mine]
+        parts = {"pairs": [every], "pair": [own], "both": [every, own]}[which]
+    return torch.cat([part / (2 * (len(part) * len(parts)) ** 0.5) for part in parts]).T
 
 
 def top_directions(rows: Rows, rank: int) -> LowRankMap:
@@ -244,8 +220,16 @@ def balanced(rows: Rows, head: Head, encoders: dict[str, Codes]) -> Iterator[tup
     one_hot = functional.one_hot(rows.labels, CLASSES).double()
     labels = rows.moments(one_hot, balanced=True)
     yield "SPLINCE", folded(head, splince(rows.moments(balanced=True), labels))
-    for rank in (2, 4):
+    for rank in (2, 8):
         yield f"LEACE by class, rank {rank}", folded(head, top_directions(rows, rank))
+    moments, columns = rows.moments(balanced=True), effects(rows, "groups")
+    for strength in (10.0, 100.0):
+        (change,) = wieners(moments, columns, [strength], shrinkage=SHRINKAGE)
+        yield f"filter {strength:g}", folded(head, change)
+    yield (
+        "discriminant, effect x 10",
+        nuisance_head(rows.x, rows.labels, rows.weights, columns, 10.0),
+    )
     for name, encode in encoders.items():
         score = sparse_score(rows, encode, balanced=True)
         yield (
@@ -254,23 +238,41 @@ def balanced(rows: Rows, head: Head, encoders: dict[str, Codes]) -> Iterator[tup
         )
 
 
+def paired(rows: Rows, head: Head) -> Iterator[tuple[str, Head]]:
+    """Yield what others would do with the pairs: both pictures of each count."""
+    both = replace(
+        rows,
+        x=torch.cat([rows.unmarked, rows.unmarked + rows.differences]),
+        labels=rows.difference_labels.repeat(2),
+        has=torch.arange(2).repeat_interleave(len(rows.differences)),
+    )
+    yield "LEACE", with_bias(both, folded(head, leace(both.moments())))
+    moments = PairMoments.of([(rows.unmarked + rows.differences, rows.unmarked)])
+    for rank in (2, 8):
+        yield f"repair of rank {rank}", with_bias(both, folded(head, repair(moments, rank=rank)))
+    yield (
+        "head refitted, ridge to its own",
+        fitted(head, both.x, both.labels, both.weights, ridge=3e-3),
+    )
+
+
 STRENGTHS = (3.0, 10.0, 30.0, 100.0)
 
 
-def candidates(rows: Rows, head: Head, *, pairs: bool) -> Iterator[tuple[str, Head]]:
-    """Yield what the automatic choice chooses from: closed forms, with the bias refitted."""
-    one_hot = functional.one_hot(rows.labels, CLASSES).double()
-    edits = {
-        "LEACE": folded(head, leace(rows.moments())),
-        "SPLINCE": folded(head, splince(rows.moments(), rows.moments(one_hot))),
-        "balanced LEACE": folded(head, leace(rows.moments(balanced=True))),
-    }
-    for rank in (2, 4, 8):
+def candidates(rows: Rows, head: Head) -> Iterator[tuple[str, Head]]:
+    """Yield what is chosen from on other digits, where pairs are known."""
+    moments = rows.moments(balanced=True)
+    edits = {"LEACE": folded(head, leace(moments))}
+    for rank in (2, 8):
         edits[f"by class, rank {rank}"] = folded(head, top_directions(rows, rank))
-    for which in ("pairs", "pair", "both") if pairs else ("groups",):
-        added = nuisance(rows, which)
-        for strength in STRENGTHS:
-            edits[f"filter, {which}, {strength:g}"] = attenuated(rows, head, added, strength)
-            yield f"discriminant, {which}, {strength:g}", discriminant(rows, added, strength)
+    for which in ("pairs", "pair", "both"):
+        columns = effects(rows, which)
+        filters = wieners(moments, columns, STRENGTHS, shrinkage=SHRINKAGE)
+        for strength, change in zip(STRENGTHS, filters, strict=True):
+            edits[f"filter {strength:g} of {which}"] = folded(head, change)
+            yield (
+                f"discriminant {strength:g} of {which}",
+                nuisance_head(rows.x, rows.labels, rows.weights, columns, strength),
+            )
     for name, edited in edits.items():
         yield f"{name}, bias", with_bias(rows, edited)
