@@ -171,9 +171,7 @@ def run(job: Job) -> Result:
     """Train or load one network and measure everything on it."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    start = time.perf_counter()
     hooked = salve.attach(planted.trained(job.network, job.seed, job.cache))
-    seconds = time.perf_counter() - start
     draw = 10_000 * (job.seed + 1)
 
     def recorded(pictures: planted.Pictures) -> salve.Activations:
@@ -227,7 +225,7 @@ def run(job: Job) -> Result:
         removed.append(Removed(attribute, tallies, test.classes, choices))
     test_acts = recorded(planted.pictures("test", TEST_COPIES, draw + 50))
     suppressed = list(suppressions(hooked, acts, test_acts, dictionaries))
-    return Result(job, removed, suppressed, seconds)
+    return Result(job, removed, suppressed)
 
 
 def suppressions(
@@ -271,6 +269,7 @@ def main() -> None:
     """Run all networks and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed")
+    parser.add_argument("--networks", nargs="+", default=["resnet", "vit"])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "salve-planted",
@@ -279,8 +278,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     seeds = (0,) if options.quick else (0, 1, 2)
-    names: tuple[planted.NetworkName, ...] = ("resnet", "vit")
-    jobs = [Job(name, seed, options.cache) for name in names for seed in seeds]
+    jobs = [Job(name, seed, options.cache) for name in options.networks for seed in seeds]
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, timm {version('timm')}, concept-erasure "
@@ -289,7 +287,11 @@ def main() -> None:
         flush=True,
     )
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(run, jobs))
+        results = []
+        for result in pool.map(run, jobs):
+            results.append(result)
+            took = f"{time.perf_counter() - started:.0f} s"
+            print(f"{result.job.network} {result.job.seed}: {took}", file=sys.stderr, flush=True)
     report_removal(results)
     report_suppression(results)
     print(f"\n{time.perf_counter() - started:.0f} s with {options.jobs} processes")

@@ -48,7 +48,6 @@ class Result:
     job: Job
     removed: list[Removed]
     suppressed: list[Suppressed]
-    seconds: float
 
 
 def report_removal(results: list[Result], resamples: int = 200) -> None:
@@ -59,8 +58,8 @@ def report_removal(results: list[Result], resamples: int = 200) -> None:
     samples = torch.zeros(resamples, digits, dtype=torch.float64)
     samples.scatter_add_(1, draws, torch.ones(resamples, digits, dtype=torch.float64))
     print("\n### The networks: pairs flipped / worst group of the pair / accuracy, in percent\n")
-    print("| network | seed | " + " | ".join(planted.ATTRIBUTES) + " | seconds to train |")
-    print("|---|---|" + "---|" * (len(planted.ATTRIBUTES) + 1))
+    print("| network | seed | " + " | ".join(planted.ATTRIBUTES) + " |")
+    print("|---|---|" + "---|" * len(planted.ATTRIBUTES))
     effects: dict[str, dict[str, list[tuple[Tensor, Tensor]]]] = defaultdict(dict)
     for result in results:
         cells = []
@@ -78,10 +77,7 @@ def report_removal(results: list[Result], resamples: int = 200) -> None:
                     Outcome.of(tally, one.classes, pair, samples).effect(resampled),
                 )
                 effects[name].setdefault(result.job.network, []).append(both)
-        print(
-            f"| {result.job.network} | {result.job.seed} | {' | '.join(cells)} | "
-            f"{result.seconds:.0f} |"
-        )
+        print(f"| {result.job.network} | {result.job.seed} | {' | '.join(cells)} |")
     networks = list(dict.fromkeys(result.job.network for result in results))
     print("\n### What each method does: mean of seeds and attributes, [95 % interval]\n")
     print("| method | " + " | ".join(f"{n}: {c}" for n in networks for c in COLUMNS) + " |")
