@@ -72,6 +72,9 @@ def eraser_map(
         raise InputError(f"eraser {eraser!r} is unknown; choose one of {list(get_args(Eraser))}")
     if eraser in ("fold", "posterior", "safree"):
         return _of_latents(concept, eraser, shrinkage)
+    note = f"{eraser}{', groups balanced' if balanced else ''} of {concept.note}"
+    if eraser == "repair":
+        return repair(concept.pair_moments(), rank=rank), f"repair of rank {rank} of {concept.note}"
     moments = concept.moments(balanced=balanced)
     if eraser == "leace":
         operator_map = leace(moments, shrinkage=shrinkage)
@@ -79,14 +82,12 @@ def eraser_map(
         operator_map = splince(moments, concept.class_moments(), shrinkage=shrinkage)
     elif eraser == "wiener":
         operator_map = wiener(moments, concept.effects(), shrinkage=shrinkage)
-    elif eraser == "repair":
-        operator_map = repair(concept.pair_moments(), rank=rank)
     elif eraser == "inlp":
         operator_map = inlp(moments, shrinkage=shrinkage)
     else:
         centre: Literal["mean", "origin"] = "mean" if eraser == "mean_ablation" else "origin"
         operator_map = directional_ablation(moments, centre=centre)
-    return operator_map, f"{eraser}{', groups balanced' if balanced else ''} of {concept.note}"
+    return operator_map, note
 
 
 def erase(
@@ -110,7 +111,7 @@ def erase(
 
     Args:
         hooked: the attached model.
-        concept: operator_map in recordings of this model.
+        concept: found in recordings of this model.
         eraser: how, see `eraser_map`; LEACE by default.
         rows: outputs of the readers, such as classes at the head, that shall no longer see the
             concept; None means all.

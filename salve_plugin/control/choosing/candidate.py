@@ -23,6 +23,7 @@ class Candidate:
         figures: everything that was measured, by name.
         is_control: whether it needs no concept and no feature: what a good edit has to beat.
         lead: breaks ties: by how much the decision is missed or made, the lower the better.
+        error: standard error of the effect, where the images are few enough to matter.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Candidate:
     figures: Mapping[str, float]
     is_control: bool = False
     lead: float = 0.0
+    error: float = 0.0
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -128,7 +130,9 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
 
     Of those that cost no more than allowed: one that reaches the goal before one that does not;
     then the least harm, to `HAIR`; then the most effect; then the least lead; then the first.
-    One that costs more is never taken, whatever it reaches.
+    One that costs more is never taken, whatever it reaches. Where effects have a standard error,
+    the first in the list within one of the best is taken (Breiman et al. 1984): the list goes from
+    simple to elaborate, and of many candidates the best on few images is best by luck.
     """
     allowed = [one for one in tried if one.harm <= max_harm]
 
@@ -137,5 +141,12 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
         # A missed goal is missed by so much; a reached one is not reached more by going further.
         return missed, int(max(0.0, one.harm) / HAIR), -one.effect, one.lead
 
-    chosen = min(allowed, key=order)
+    best = min(allowed, key=order)
+    level = best.effect - best.error
+    level = max(level, enough) if best.effect >= enough else level
+    as_good = [
+        one for one in allowed
+        if one.error and one.effect >= level and one.harm <= max(0.0, best.harm) + HAIR
+    ]  # fmt: skip
+    chosen = as_good[0] if best.error and as_good else best
     return chosen, chosen.effect >= enough

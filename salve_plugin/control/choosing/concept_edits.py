@@ -50,9 +50,8 @@ def removing(head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Ed
     row_sets: list[tuple[int, ...] | None] = [goal.rows]
     if goal.rows is None and 0 < len(affected) < head.n_classes:
         row_sets.append(tuple(affected))
-    fold = torch.arange(len(groups.labels)) % FOLDS
-    if groups.paired:
-        fold[len(fold) // 2 :] = fold[: len(fold) // 2]  # both images of a pair are unseen at once
+    # Images that belong together, such as the two of a pair, are unseen at once.
+    fold = concept.groups % FOLDS
     everything = torch.ones(len(fold), dtype=torch.bool)
     parts = [dict(_changes(head, concept, groups, fold != part)) for part in range(FOLDS)]
     final = dict(_changes(head, concept, groups, everything))
@@ -61,7 +60,7 @@ def removing(head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Ed
         complete = name.split()[0] in COMPLETE or name in COMPLETE
         # A new head, or biases alone, on some rows would mix logits of two scales.
         for rows in row_sets[:1] if complete else row_sets:
-            for refits in (name == "biases",) if complete else (False, True):
+            for refits in (name == "biases",) if complete else (True, False):
                 unseen = torch.empty(len(fold), head.n_classes, dtype=torch.float64)
                 # The biases too are fitted without the images that they are judged on.
                 for part in range(FOLDS):

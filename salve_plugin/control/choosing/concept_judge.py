@@ -136,10 +136,23 @@ class ConceptJudge:
         before = self._before
         if isinstance(self._goal, RemoveShortcut):
             effect = figures["worst group"] - before["worst group"]
+            error = self._groups.error(unseen.argmax(1))
         else:
             unit = "flips" if self._groups.paired else "dependence"
             effect = 1 - figures[unit] / before[unit] if before[unit] > 0 else 0.0
-        return Candidate(method, edit, effect, harm, figures, is_control)
+            # Of a share of n pairs, in units of the share before; of R², its usual size.
+            count = len(self._groups.labels) / 2
+            share = figures[unit] if self._groups.paired else 0.1
+            error = (share * (1 - share) / count) ** 0.5 / max(before[unit], 1e-9)
+        return Candidate(
+            method,
+            edit,
+            effect,
+            harm,
+            figures,
+            is_control,
+            error=0.0 if recorded is None else error,
+        )
 
     def _measured(self, logits: Tensor) -> dict[str, float]:
         predicted = logits.argmax(1)

@@ -50,6 +50,15 @@ class Groups:
                     result[label, flag] = float(right[mine].mean())
         return result
 
+    def error(self, predicted: Int64[Tensor, " images"]) -> float:
+        """Return the standard error of the worst group's accuracy."""
+        label, flag = min((value, key) for key, value in self.accuracies(predicted).items())[1]
+        mine = (self.labels == label) & (self.flags == flag)
+        count = int(mine.sum())
+        # With one success and one failure more: none of five is not "never, and surely so".
+        share = (float((predicted == self.labels)[mine].sum()) + 1) / (count + 2)
+        return float((share * (1 - share) / count) ** 0.5)
+
     def flips(self, predicted: Int64[Tensor, " images"]) -> float:
         """Return the share of pairs whose two images are labelled differently."""
         half = len(predicted) // 2

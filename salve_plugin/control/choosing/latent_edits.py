@@ -34,6 +34,9 @@ MARGINS = (2.0, 1.5, 1.25, 1.0)
 """Strengths tried, relative to the one at which the last recorded image of the class flips: images
 that were not recorded need a little more."""
 
+MOST = 64
+"""Latents tried at most: of those further down the ranking nothing speaks for any one."""
+
 RAISES = (0.5, 0.8, 0.95, 1.0)
 """Shares of the class's images that an enhanced latent is to win."""
 
@@ -46,7 +49,7 @@ def suppressing_latents(
 
     The first latents of the ranking, and the paper's dominant one, come first. The ranking knows
     nothing of what an edit costs, so that they may all fail: then twice as many are tried, until
-    one reaches the goal within its bound or the dictionary is used up.
+    one reaches the goal within its bound or `MOST` have been tried.
 
     Raises:
         InputError: if no strength of any latent flips an image of the class.
@@ -56,6 +59,7 @@ def suppressing_latents(
     kept = kept_classes(head, label, goal.keep)
     tried: list[Candidate] = []
     unreachable: list[int] = []
+    order = order[: max(MOST, goal.tries + 1)]
     done, wave = 0, goal.tries + 1
     while done < len(order) and not any(_meets(one, goal) for one in tried):
         for latent in order[done : done + wave]:

@@ -52,6 +52,7 @@ class Concept:
         values: of each row, over all recordings in order (rows,), float64.
         has: of each image, whether it has the concept; None if nobody has said.
         read: a linear read-out, (width,): `read @ x` is higher with the concept.
+        groups: of images that belong together (images,), from 0: pairs, crops of one photograph.
         latents: those that the score is made of, by share.
         dictionary: that they are of.
         evidence: how well held-out images are told apart; None without `has`.
@@ -63,6 +64,7 @@ class Concept:
     values: Float64[Tensor, " rows"]
     has: Bool[Tensor, " images"] | None
     read: Float64[Tensor, " width"]
+    groups: Int64[Tensor, " images"]
     latents: tuple[ConceptLatent, ...] = ()
     dictionary: Dictionary | None = None
     evidence: ConceptEvidence | None = None

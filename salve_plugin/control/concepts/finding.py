@@ -78,7 +78,7 @@ def find_concept(
         scores = x_probe.scores([_ridge_probe(rest) for rest in left_out(blocks)])
         return _concept(
             name, "labels", recordings, x_probe.row_values(flags.double()[:, None])[:, 0], flags,
-            _ridge_probe(JointMoments.merged(blocks))[:, 0], split.evidence(scores, seed),
+            _ridge_probe(JointMoments.merged(blocks))[:, 0], split.evidence(scores, seed), grouped,
         )  # fmt: skip
     encode = _encoder(dictionary)
     screened = _screened(recordings, dictionary)
@@ -98,7 +98,7 @@ def find_concept(
     )
     return _concept(
         name, "sparse probe", recordings, values, flags, _ridge_probe(direction)[:, 0],
-        split.evidence(scores, seed), named, dictionary,
+        split.evidence(scores, seed), grouped, named, dictionary,
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def latent_concept(
     flags, evidence = _given((acts,), values, has, seed)
     return _concept(
         name or f"latent {index}", "latent", (acts,), values, flags, _ridge_probe(moments)[:, 0],
-        evidence, (ConceptLatent(index, 1.0, 1.0, strongest),), dictionary,
+        evidence, None, (ConceptLatent(index, 1.0, 1.0, strongest),), dictionary,
     )  # fmt: skip
 
 
@@ -228,10 +228,23 @@ def _named(
 def _concept(
     name: str, source: Source, recordings: tuple[Activations, ...], values: Tensor,
     has: Tensor | None, read: Tensor, evidence: ConceptEvidence | None,
+    groups: Tensor | None = None,
     latents: tuple[ConceptLatent, ...] = (), dictionary: Dictionary | None = None,
 ) -> Concept:  # fmt: skip
+    of_images = (
+        torch.arange(sum(acts.n_images for acts in recordings)) if groups is None else groups
+    )
     return Concept(
-        name, source, recordings, values.double(), has, read, latents, dictionary, evidence
+        name,
+        source,
+        recordings,
+        values.double(),
+        has,
+        read,
+        of_images,
+        latents,
+        dictionary,
+        evidence,
     )
 
 
