@@ -196,10 +196,8 @@ def run(job: Job) -> Result:
     head = weight.detach().double(), bias.detach().double()
     removed = []
     for column, (attribute, pair) in enumerate(planted.ATTRIBUTES.items()):
-        without, there = (
-            recorded(each)
-            for each in planted.pairs("train", column, PAIR_COPIES, draw + 20 + column)
-        )
+        both = planted.pairs("train", column, PAIR_COPIES, draw + 20 + column)
+        without, there = (recorded(each) for each in both)
         has = fit_pictures.attributes[:, column]
         rows = Rows(
             acts.tensor().double(), fit_pictures.labels, has.long(), pair,
@@ -214,8 +212,11 @@ def run(job: Job) -> Result:
         test = tested("test", column, TEST_COPIES, draw + 40 + column)
         tallies, choices = {"base": test.tally(head)}, {}
         concepts = {
-            "groups": salve.find_concept(acts, has, name=attribute),
-            "pairs": salve.find_concept(there, without=without, name=attribute),
+            # Pictures of one scan are not independent: they are unseen together.
+            "groups": salve.find_concept(acts, has, name=attribute, groups=fit_pictures.digits),
+            "pairs": salve.find_concept(
+                there, without=without, name=attribute, groups=both[0].digits.repeat(2)
+            ),
         }
         methods = heads(rows, head, held, held_pairs, dictionaries, job.seed)
         for name, edited, choice in chain(methods, by_goal(hooked, concepts)):
