@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from salve_plugin.control.choosing.goals import SuppressClass as SuppressClass
     from salve_plugin.control.concepts.concept import Concept as Concept
     from salve_plugin.control.concepts.concept import ConceptLatent as ConceptLatent
+    from salve_plugin.control.concepts.directions import control_vector as control_vector
+    from salve_plugin.control.concepts.directions import raptor_direction as raptor_direction
     from salve_plugin.control.concepts.evidence import ConceptEvidence as ConceptEvidence
     from salve_plugin.control.concepts.finding import direction_concept as direction_concept
     from salve_plugin.control.concepts.finding import find_concept as find_concept
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from salve_plugin.control.critical import critical_strength as critical_strength
     from salve_plugin.control.edit import Edit as Edit
     from salve_plugin.control.erasing import erase as erase
+    from salve_plugin.control.erasing_through import erase_through as erase_through
     from salve_plugin.control.evaluate import Evaluation as Evaluation
     from salve_plugin.control.evaluate import evaluate as evaluate
     from salve_plugin.control.making import edit_at as edit_at
@@ -166,7 +169,10 @@ _HOME = {
     "find_concept": "control.concepts.finding",
     "latent_concept": "control.concepts.finding",
     "direction_concept": "control.concepts.finding",
+    "control_vector": "control.concepts.directions",
+    "raptor_direction": "control.concepts.directions",
     "erase": "control.erasing",
+    "erase_through": "control.erasing_through",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
     "critical_strength": "control.critical",
