@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from salve_plugin.control.choosing.goals import RemoveConcept as RemoveConcept
     from salve_plugin.control.choosing.goals import RemoveShortcut as RemoveShortcut
     from salve_plugin.control.choosing.goals import SuppressClass as SuppressClass
+    from salve_plugin.control.comparing.fragility import Fragility as Fragility
+    from salve_plugin.control.comparing.fragility import SuccessWindow as SuccessWindow
+    from salve_plugin.control.comparing.fragility import fragility as fragility
+    from salve_plugin.control.comparing.matched import with_kl as with_kl
+    from salve_plugin.control.comparing.multiples import at_multiple as at_multiple
+    from salve_plugin.control.comparing.self_repair import SelfRepair as SelfRepair
+    from salve_plugin.control.comparing.self_repair import self_repair as self_repair
     from salve_plugin.control.concepts.concept import Concept as Concept
     from salve_plugin.control.concepts.concept import ConceptLatent as ConceptLatent
     from salve_plugin.control.concepts.directions import control_vector as control_vector
@@ -173,6 +180,13 @@ _HOME = {
     "raptor_direction": "control.concepts.directions",
     "erase": "control.erasing",
     "erase_through": "control.erasing_through",
+    "at_multiple": "control.comparing.multiples",
+    "with_kl": "control.comparing.matched",
+    "fragility": "control.comparing.fragility",
+    "Fragility": "control.comparing.fragility",
+    "SuccessWindow": "control.comparing.fragility",
+    "self_repair": "control.comparing.self_repair",
+    "SelfRepair": "control.comparing.self_repair",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
     "critical_strength": "control.critical",
