@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from salve_plugin.control.comparing.fragility import Fragility as Fragility
     from salve_plugin.control.comparing.fragility import SuccessWindow as SuccessWindow
     from salve_plugin.control.comparing.fragility import fragility as fragility
+    from salve_plugin.control.comparing.learnt_scales import LearntScales as LearntScales
+    from salve_plugin.control.comparing.learnt_scales import learn_scales as learn_scales
     from salve_plugin.control.comparing.matched import with_kl as with_kl
     from salve_plugin.control.comparing.multiples import at_multiple as at_multiple
     from salve_plugin.control.comparing.self_repair import SelfRepair as SelfRepair
@@ -187,6 +189,8 @@ _HOME = {
     "SuccessWindow": "control.comparing.fragility",
     "self_repair": "control.comparing.self_repair",
     "SelfRepair": "control.comparing.self_repair",
+    "learn_scales": "control.comparing.learnt_scales",
+    "LearntScales": "control.comparing.learnt_scales",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
     "critical_strength": "control.critical",
