@@ -1,6 +1,8 @@
 """Several sites jointly: each edit fitted with the earlier ones in place, no trace left behind."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from salve_plugin import (
     Edit,
     HookedModel,
     SalveError,
+    attach,
     edit_at,
     erase,
     erase_through,
@@ -17,10 +20,12 @@ from salve_plugin import (
     record,
     status,
 )
+from salve_plugin.control.erasers import PairMoments, repair
 from salve_plugin.control.erasing import eraser_map
 from salve_plugin.control.operators import LowRankMap
+from salve_plugin.demo import digits
 
-COUNT = 72
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 SITES = {
     "ResNet": ["blocks.1.hook_resid_post", "unembed.hook_in"],
     "VisionTransformer": [
@@ -29,9 +34,28 @@ SITES = {
 }  # fmt: skip
 
 
-def pair(patched: SimpleNamespace) -> tuple[Tensor, Tensor]:
-    """Return the first images with and without the bar; all of them would only take longer."""
-    return patched.marked[:COUNT], patched.plain[:COUNT]
+def with_bar(network: Literal["resnet", "vit"], split: digits.Split) -> SimpleNamespace:
+    hooked = attach(digits.load(network, FIXTURES / f"digits_{network}.safetensors"))
+    plain = split.images[:40]
+    marked = plain.clone()
+    marked[:, :, :3] = marked.max()
+    return SimpleNamespace(hooked=hooked, plain=plain, marked=marked)
+
+
+@pytest.fixture(scope="module", params=["resnet", "vit"])
+def barred(request: pytest.FixtureRequest, digits_test: digits.Split) -> SimpleNamespace:
+    """Both networks, with digits that have a bright bar at their upper edge or not."""
+    return with_bar(request.param, digits_test)
+
+
+@pytest.fixture(scope="module")
+def vit(digits_test: digits.Split) -> SimpleNamespace:
+    """The ViT alone, for what does not depend on the network."""
+    return with_bar("vit", digits_test)
+
+
+def pair(barred: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    return barred.marked, barred.plain
 
 
 def sites_of(hooked: HookedModel) -> list[str]:
@@ -47,19 +71,19 @@ def loader(images: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def joint(patched: SimpleNamespace) -> tuple[Edit, ...]:
+def joint(barred: SimpleNamespace) -> tuple[Edit, ...]:
     """Edits of all sites, which were named in the wrong order."""
     return erase_through(
-        patched.hooked, *pair(patched), sites_of(patched.hooked)[::-1],
+        barred.hooked, *pair(barred), sites_of(barred.hooked)[::-1],
         "directional_ablation", name="bar",
     )  # fmt: skip
 
 
 def test_the_sites_come_by_depth_and_the_model_keeps_every_bit(
-    patched: SimpleNamespace, joint: tuple[Edit, ...]
+    barred: SimpleNamespace, joint: tuple[Edit, ...]
 ) -> None:
-    model = patched.hooked.model
-    assert [edit.site.name for edit in joint] == sites_of(patched.hooked)
+    model = barred.hooked.model
+    assert [edit.site.name for edit in joint] == sites_of(barred.hooked)
     before = bits(model)
     for edit in joint:
         edit.apply_(model)
@@ -70,14 +94,14 @@ def test_the_sites_come_by_depth_and_the_model_keeps_every_bit(
 
 
 def test_every_site_is_fitted_with_the_earlier_edits_in_place(
-    patched: SimpleNamespace, joint: tuple[Edit, ...]
+    barred: SimpleNamespace, joint: tuple[Edit, ...]
 ) -> None:
-    hooked, model = patched.hooked, patched.hooked.model
+    hooked, model = barred.hooked, barred.hooked.model
     joint[0].apply_(model)
     try:
         second = sites_of(hooked)[1]
         recordings = [
-            record(hooked, loader(images), second, progress=False) for images in pair(patched)
+            record(hooked, loader(images), second, progress=False) for images in pair(barred)
         ]
         concept = find_concept(recordings[0], without=recordings[1])
         expected, _ = eraser_map(concept, "directional_ablation")
@@ -87,29 +111,25 @@ def test_every_site_is_fitted_with_the_earlier_edits_in_place(
     assert isinstance(operator, LowRankMap)
     torch.testing.assert_close(operator.read, expected.read, rtol=1e-4, atol=1e-6)
     alone = erase_through(
-        hooked, *pair(patched), [second], "directional_ablation"
+        hooked, *pair(barred), [second], "directional_ablation"
     )[0].operator  # fmt: skip
     assert isinstance(alone, LowRankMap)
     assert not torch.allclose(alone.read, expected.read, rtol=1e-2, atol=1e-3)
 
 
-def test_one_site_is_what_erase_makes(patched: SimpleNamespace) -> None:
-    (edit,) = erase_through(patched.hooked, *pair(patched), ["unembed.hook_in"])
-    recordings = [
-        record(patched.hooked, loader(images), progress=False) for images in pair(patched)
-    ]
-    expected = erase(patched.hooked, find_concept(recordings[0], without=recordings[1]))
+def test_one_site_is_what_erase_makes(vit: SimpleNamespace) -> None:
+    (edit,) = erase_through(vit.hooked, *pair(vit), ["unembed.hook_in"])
+    recordings = [record(vit.hooked, loader(images), progress=False) for images in pair(vit)]
+    expected = erase(vit.hooked, find_concept(recordings[0], without=recordings[1]))
     for name, tensor in expected.operator.tensors.items():
         torch.testing.assert_close(edit.operator.tensors[name], tensor, rtol=1e-5, atol=1e-7)
 
 
-def test_depth_removes_as_much_as_a_held_out_probe_finds(patched: SimpleNamespace) -> None:
-    marked, plain = pair(patched)
+def test_depth_removes_as_much_as_a_held_out_probe_finds(vit: SimpleNamespace) -> None:
+    marked, plain = pair(vit)
     faint = plain + 0.1 * (marked - plain)
-    (edit,) = erase_through(patched.hooked, faint, plain, ["unembed.hook_in"], profile="depth")
-    recordings = [
-        record(patched.hooked, loader(images), progress=False) for images in (faint, plain)
-    ]
+    (edit,) = erase_through(vit.hooked, faint, plain, ["unembed.hook_in"], profile="depth")
+    recordings = [record(vit.hooked, loader(images), progress=False) for images in (faint, plain)]
     evidence = find_concept(recordings[0], without=recordings[1]).evidence
     assert evidence is not None
     assert isinstance(edit.operator, LowRankMap)
@@ -117,47 +137,58 @@ def test_depth_removes_as_much_as_a_held_out_probe_finds(patched: SimpleNamespac
     assert edit.operator.scale == pytest.approx(2 - 2 * evidence.auc, abs=1e-6)
 
 
-def test_repair_goes_back_to_the_unedited_network(patched: SimpleNamespace) -> None:
-    hooked, model = patched.hooked, patched.hooked.model
-    sites = sites_of(hooked)
-    if sites[0] == "blocks.1.hook_resid_post":
-        sites = ["unembed.hook_in"]  # padded kernels see no offset
-    edits = erase_through(hooked, *pair(patched), sites, "repair", rank=2)
+def test_repair_goes_back_to_the_unedited_network(vit: SimpleNamespace) -> None:
+    hooked, model = vit.hooked, vit.hooked.model
+    sites = sites_of(hooked)[::2]
+    edits = erase_through(hooked, *pair(vit), sites, "repair", rank=2)
+    marked, plain = pair(vit)
+    goal = record(hooked, loader(plain), sites[1], progress=False).tensor()
     with torch.no_grad():
-        marked, plain = pair(patched)
-        goal, before = model(plain), model(marked)
-        for edit in edits:
-            edit.apply_(model)
-        after = model(marked)
-        for edit in edits:
-            edit.revert_(model)
-    assert float((after - goal).norm()) < 0.6 * float((before - goal).norm())
+        wanted, before = model(plain), model(marked)
+        with edits[0].applied(model):
+            seen = record(hooked, loader(marked), sites[1], progress=False).tensor()
+            with edits[1].applied(model):
+                after = model(marked)
+    # Marked pictures as the first edit leaves them, plain ones as no edit has touched them.
+    expected = repair(PairMoments.of([(seen, goal)]), rank=2)
+    x = seen.double()
+    torch.testing.assert_close(
+        edits[1].operator.activation(x, 1), expected.activation(x, 1), rtol=1e-4, atol=1e-4
+    )
+    assert float((after - wanted).norm()) < 0.6 * float((before - wanted).norm())
 
 
-def test_an_error_half_way_takes_the_edits_off_again(patched: SimpleNamespace) -> None:
-    model = patched.hooked.model
+def test_where_no_probe_beats_a_coin_there_is_no_edit(vit: SimpleNamespace) -> None:
+    plain = vit.plain
+    assert erase_through(vit.hooked, plain, plain, ["unembed.hook_in"], profile="depth") == ()
+    with pytest.raises(SalveError, match="do not covary"):
+        erase_through(vit.hooked, plain, plain, ["unembed.hook_in"])
+
+
+def test_an_error_half_way_takes_the_edits_off_again(barred: SimpleNamespace) -> None:
+    model = barred.hooked.model
     before = bits(model)
-    sites = [*sites_of(patched.hooked)[:1], "blocks.3.hook_resid_post"]  # nothing takes that over
+    sites = [*sites_of(barred.hooked)[:1], "blocks.3.hook_resid_post"]  # nothing takes that over
     with pytest.raises(SalveError, match=r"blocks\.3\.hook_resid_post"):
         erase_through(
-            patched.hooked, *pair(patched), sites, "directional_ablation"
+            barred.hooked, *pair(barred), sites, "directional_ablation"
         )  # fmt: skip
     assert not status(model).applied
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_an_edit_that_was_on_the_model_stays_on_it(patched: SimpleNamespace) -> None:
-    hooked, model = patched.hooked, patched.hooked.model
+def test_an_edit_that_was_on_the_model_stays_on_it(vit: SimpleNamespace) -> None:
+    hooked, model = vit.hooked, vit.hooked.model
     width = hooked.sites["unembed.hook_in"].width
     direction = torch.ones(width, 1) / width**0.5
     own = edit_at(hooked, "unembed.hook_in", LowRankMap(direction, direction, torch.zeros(1), 0.5))
     with own.applied(model):
-        erase_through(hooked, *pair(patched), sites_of(hooked)[:1], "directional_ablation")
+        erase_through(hooked, *pair(vit), sites_of(hooked)[:1], "directional_ablation")
         assert [entry.edit for entry in status(model).applied] == [own]
 
 
-def test_what_cannot_be_is_named(patched: SimpleNamespace) -> None:
-    hooked, images = patched.hooked, pair(patched)
+def test_what_cannot_be_is_named(vit: SimpleNamespace) -> None:
+    hooked, images = vit.hooked, pair(vit)
     with pytest.raises(SalveError, match="twice"):
         erase_through(hooked, *images, ["unembed.hook_in"] * 2)
     with pytest.raises(SalveError, match="no site 'nowhere'"):
