@@ -39,7 +39,7 @@ class LearntScales:
             an edit out, 1 is the edit as given.
         edits: the scaled ones, to be applied together: the edit itself at a multiple where one
             scale is all, else a low-rank update of each layer.
-        loss: with the learnt scales, the pull included.
+        loss: with the learnt scales; this and the other losses include the pull.
         loss_without: with none of the edits.
         loss_plain: with all of them as they are, added up.
     """
@@ -122,6 +122,7 @@ class _Objective:
         return [part.reshape(-1, self.row_blocks) for part in torch.split(flat, sizes)]
 
     def __call__(self, flat: Any) -> tuple[float, Any]:
+        """Return loss and gradient, as the solver asks for them."""
         scales = torch.from_numpy(flat).clone().requires_grad_()
         parameters = self._parameters(scales)
         value = self.l2 / 2 * flat @ flat
@@ -131,7 +132,7 @@ class _Objective:
             count = sum(len(batch.labels) for batch in batches)
             for batch in batches:
                 losses = self._losses(parameters, batch)
-                if sign < 0:
+                if sign < 0:  # beyond chance nothing pulls any more: the gradient is zero there
                     losses = losses.clamp(max=float(np.log(self.n_classes)))
                 part = sign * losses.sum() / count
                 (own,) = torch.autograd.grad(part, scales, retain_graph=True)
@@ -188,6 +189,7 @@ def _scaled(
     hooked: HookedModel, edit: Edit, scales: Tensor, layers: Sequence[LayerChange]
 ) -> list[Edit]:
     """Return an edit with its scales: itself at a multiple, or updates of its layers."""
+    # A gate's own strength bends its change of the weights; scaled as it is, it is an update.
     if scales.numel() == 1 and not isinstance(edit.operator, Gate):
         return [at_multiple(edit, float(scales))]
     note = f"edit {edit.digest[:12]} at learnt scales, {edit.provenance.note}"

@@ -115,11 +115,12 @@ def raptor_direction(
     split = Split.of(flags, grouped, torch.Generator().manual_seed(seed))
     # By remainder: with few images only the first blocks have images of both kinds.
     part = split.block % 4
-    if not all(bool(flags[part == p].any() and not flags[part == p].all()) for p in (0, 1)):
-        raise InputError(
-            "the groups leave no images of both kinds for validation and judgement; at least four "
-            "groups with and four without the concept are needed"
-        )
+    for images_of in (part == 0, part == 1, part > 1):
+        if not bool(flags[images_of].any()) or bool(flags[images_of].all()):
+            raise InputError(
+                "the groups leave no images of both kinds to fit, to validate and to judge; at "
+                "least four groups with and four without the concept are needed"
+            )
     rows = [*Probing(recordings, split, lambda x: x).rows()]
     x, images = torch.cat([block for block, _ in rows]), torch.cat([own for _, own in rows])
     labels = split.labels > 0.5

@@ -171,6 +171,29 @@ def test_forgetting_has_a_bound() -> None:
     assert kept >= 0.9
 
 
+def test_updates_of_hidden_layers_do_what_was_learnt() -> None:
+    hooked = attach(
+        digits.load("vit", Path(__file__).parents[2] / "fixtures/digits_vit.safetensors")
+    )
+    draw = torch.Generator().manual_seed(1)
+    axis = nn.functional.normalize(torch.randn(64, 1, generator=draw), dim=0)
+    edits = [
+        edit_at(hooked, "blocks.2.hook_mlp_out", LowRankMap(axis, axis, torch.ones(1))),  # a writer
+        edit_at(hooked, "blocks.3.ln2.hook_normalized", Gate(axis.T, 3.0)),
+    ]
+    split = digits.load_digits()[1]
+    x, labels = split.images[:12], split.labels[:12]
+    learnt = learn_scales(hooked, edits, [(x, labels.flip(0))], row_blocks=2, l2=0.01)
+    assert len(learnt.edits) == 2
+    for edit in learnt.edits:
+        assert edit.exactness is not None
+        edit.apply_(hooked.model)
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(hooked.model(x), labels.flip(0))
+    pull = 0.005 * sum(float(scales.square().sum()) for scales in learnt.scales)
+    assert float(loss) + pull == pytest.approx(learnt.loss, abs=1e-4)
+
+
 def test_a_site_with_two_readers_has_a_scale_for_each(tiny: HookedModel) -> None:
     draw = torch.Generator().manual_seed(7)
     axis = torch.randn(6, 1, generator=draw)

@@ -112,6 +112,8 @@ def test_what_cannot_be_reached_is_named(patched: SimpleNamespace) -> None:
     loader = [(patched.plain[:16], torch.arange(16) % 10)]
     with pytest.raises(SalveError, match="never 50"):
         with_kl(hooked, edit, loader, 50.0, most=2.0)
+    with pytest.raises(SalveError, match="rounded too coarsely"):
+        with_kl(hooked, edit, loader, 0.05, tolerance=1e-13)
     with pytest.raises(SalveError, match="changes nothing"):
         with_kl(hooked, edit.with_strength(0.0), loader, 0.1)
     with pytest.raises(SalveError, match="kl 0"):
