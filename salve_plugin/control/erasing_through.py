@@ -6,7 +6,7 @@ eraser sees the activations that the edits before it leave.
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def erase_through(
     labels: Int[Tensor, " _"] | None = None,
     groups: Sequence[int] | Tensor | None = None,
     profile: Profile = "uniform",
-    role: Role | None = None,
+    role: Role | Mapping[str, Role] | None = None,
     shrinkage: float | None = None,
     balanced: bool = True,
     rank: int = 1,
@@ -78,7 +78,8 @@ def erase_through(
             one class.
         groups: as for `find_concept`.
         profile: "uniform" or "depth".
-        role: as for `edit_at`, at every site: "reader" or "writer".
+        role: as for `edit_at`, "reader" or "writer", at every site or by site; sites that it does
+            not name are edited as `edit_at` does by default.
         shrinkage: as for `erase`.
         balanced: as for `erase`.
         rank: as for `erase`.
@@ -98,6 +99,8 @@ def erase_through(
     ordered = _by_depth(hooked, sites)
     if profile not in get_args(Profile):
         raise InputError(f"profile {profile!r} is unknown; choose 'uniform' or 'depth'")
+    if isinstance(role, Mapping) and set(role) - set(ordered):
+        raise InputError(f"role names {sorted(set(role) - set(ordered))}, not among {ordered}")
     if eraser in ("fold", "posterior", "safree"):
         raise InputError(
             f"'{eraser}' takes out latents, and every site would need a dictionary of its own; "
@@ -132,8 +135,9 @@ def erase_through(
             part = LowRankMap(operator.write, operator.read, operator.offset, 1 - share)
             note = f"{note}; site {ordered.index(site) + 1} of {len(ordered)}, {profile}"
             edit = edit_at(
-                hooked, site, part, role=role, provenance=Provenance("concept", note=note[:1000])
-            )
+                hooked, site, part, role=role.get(site) if isinstance(role, Mapping) else role,
+                provenance=Provenance("concept", note=note[:1000]),
+            )  # fmt: skip
             # The stack takes the edits off again, the last one first, whatever happens below.
             stack.enter_context(edit.applied(hooked.model))
             edits.append(edit)

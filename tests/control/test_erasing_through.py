@@ -158,6 +158,16 @@ def test_repair_goes_back_to_the_unedited_network(vit: SimpleNamespace) -> None:
     assert float((after - wanted).norm()) < 0.6 * float((before - wanted).norm())
 
 
+def test_each_site_can_have_a_role_of_its_own(vit: SimpleNamespace) -> None:
+    first = "blocks.1.hook_mlp_out"
+    edits = erase_through(
+        vit.hooked, *pair(vit), [first, "unembed.hook_in"], role={first: "writer"}
+    )
+    assert [edit.role for edit in edits] == ["writer", "reader"]
+    with pytest.raises(SalveError):  # nothing is known to write the classifier's input alone
+        erase_through(vit.hooked, *pair(vit), [first, "unembed.hook_in"], role="writer")
+
+
 def test_where_no_probe_beats_a_coin_there_is_no_edit(vit: SimpleNamespace) -> None:
     plain = vit.plain
     assert erase_through(vit.hooked, plain, plain, ["unembed.hook_in"], profile="depth") == ()
@@ -195,6 +205,8 @@ def test_what_cannot_be_is_named(vit: SimpleNamespace) -> None:
         erase_through(hooked, *images, ["nowhere"])
     with pytest.raises(SalveError, match="list of at least one"):
         erase_through(hooked, *images, "unembed.hook_in")
+    with pytest.raises(SalveError, match="not among"):
+        erase_through(hooked, *images, ["unembed.hook_in"], role={"nowhere": "reader"})
     with pytest.raises(SalveError, match="dictionary of its own"):
         erase_through(hooked, *images, ["unembed.hook_in"], "fold")
     with pytest.raises(SalveError, match="one class an image"):
