@@ -41,8 +41,19 @@ if TYPE_CHECKING:
     from salve_plugin.control.choosing.goals import RemoveConcept as RemoveConcept
     from salve_plugin.control.choosing.goals import RemoveShortcut as RemoveShortcut
     from salve_plugin.control.choosing.goals import SuppressClass as SuppressClass
+    from salve_plugin.control.comparing.fragility import Fragility as Fragility
+    from salve_plugin.control.comparing.fragility import SuccessWindow as SuccessWindow
+    from salve_plugin.control.comparing.fragility import fragility as fragility
+    from salve_plugin.control.comparing.learnt_scales import LearntScales as LearntScales
+    from salve_plugin.control.comparing.learnt_scales import learn_scales as learn_scales
+    from salve_plugin.control.comparing.matched import with_kl as with_kl
+    from salve_plugin.control.comparing.multiples import at_multiple as at_multiple
+    from salve_plugin.control.comparing.self_repair import SelfRepair as SelfRepair
+    from salve_plugin.control.comparing.self_repair import self_repair as self_repair
     from salve_plugin.control.concepts.concept import Concept as Concept
     from salve_plugin.control.concepts.concept import ConceptLatent as ConceptLatent
+    from salve_plugin.control.concepts.directions import control_vector as control_vector
+    from salve_plugin.control.concepts.directions import raptor_direction as raptor_direction
     from salve_plugin.control.concepts.evidence import ConceptEvidence as ConceptEvidence
     from salve_plugin.control.concepts.finding import direction_concept as direction_concept
     from salve_plugin.control.concepts.finding import find_concept as find_concept
@@ -55,6 +66,7 @@ if TYPE_CHECKING:
     from salve_plugin.control.critical import critical_strength as critical_strength
     from salve_plugin.control.edit import Edit as Edit
     from salve_plugin.control.erasing import erase as erase
+    from salve_plugin.control.erasing_through import erase_through as erase_through
     from salve_plugin.control.evaluate import Evaluation as Evaluation
     from salve_plugin.control.evaluate import evaluate as evaluate
     from salve_plugin.control.making import edit_at as edit_at
@@ -189,7 +201,19 @@ _HOME = {
     "find_concept": "control.concepts.finding",
     "latent_concept": "control.concepts.finding",
     "direction_concept": "control.concepts.finding",
+    "control_vector": "control.concepts.directions",
+    "raptor_direction": "control.concepts.directions",
     "erase": "control.erasing",
+    "erase_through": "control.erasing_through",
+    "at_multiple": "control.comparing.multiples",
+    "with_kl": "control.comparing.matched",
+    "fragility": "control.comparing.fragility",
+    "Fragility": "control.comparing.fragility",
+    "SuccessWindow": "control.comparing.fragility",
+    "self_repair": "control.comparing.self_repair",
+    "SelfRepair": "control.comparing.self_repair",
+    "learn_scales": "control.comparing.learnt_scales",
+    "LearntScales": "control.comparing.learnt_scales",
     "AlphaCrit": "control.critical",
     "alpha_crit": "control.critical",
     "alpha_crits": "control.critical",

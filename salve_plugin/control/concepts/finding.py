@@ -65,8 +65,7 @@ def find_concept(
         BaseMismatchError: if recordings and dictionary are not of one network.
         ReadError: if a shard is missing or damaged.
     """
-    recordings, flags = _recordings(acts, has, without)
-    _check(recordings, dictionary, on_base_mismatch)
+    recordings, flags = checked_recordings(acts, has, without, on_base_mismatch, dictionary)
     if whole(n_latents, "n_latents") < 1:
         raise InputError(f"n_latents is {n_latents}; a sparse probe uses at least one latent")
     grouped = group_indices(groups, len(flags), paired=without is not None)
@@ -255,6 +254,23 @@ def _encoder(dictionary: Dictionary) -> Features:
         return dictionary.encode(x.to(device, dictionary.atoms.dtype)).double().cpu()
 
     return encode
+
+
+def checked_recordings(
+    acts: Activations,
+    has: object,
+    without: Activations | None,
+    on_base_mismatch: OnBaseMismatch,
+    dictionary: Dictionary | None = None,
+) -> tuple[tuple[Activations, ...], Bool[Tensor, " images"]]:
+    """Return the recordings, of one site and network, and which of their images have the concept.
+
+    Raises:
+        SalveError: as for `find_concept`.
+    """
+    recordings, flags = _recordings(acts, has, without)
+    _check(recordings, dictionary, on_base_mismatch)
+    return recordings, flags
 
 
 def _recordings(
