@@ -196,9 +196,10 @@ def _concept(
     values = torch.cat(
         [batch.x.double() @ direction for acts in recordings for batch in acts.batches(ROWS)]
     )
+    groups = group_indices(None, len(flags), paired=len(recordings) == 2)
     return Concept(
-        name, "direction", recordings, values, flags, direction, (), None,
-        split.evidence(scores, seed),
+        name, "direction", recordings, values, flags, direction, groups,
+        evidence=split.evidence(scores, seed),
     )  # fmt: skip
 
 
