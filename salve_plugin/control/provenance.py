@@ -9,6 +9,9 @@ from salve_plugin.errors import InputError
 from salve_plugin.site import Count
 from salve_plugin.store.record import Record, Sha256
 
+MAX_NOTE = 1000
+"""Characters of a note."""
+
 
 @dataclass(frozen=True)
 class Provenance(Record):
@@ -25,12 +28,17 @@ class Provenance(Record):
     kind: Literal["latents", "concept", "written", "given"] = "given"
     latents: tuple[Count, ...] = ()
     dictionary: Sha256 | None = None
-    note: Annotated[str, Meta(max_length=1000)] = ""
+    note: Annotated[str, Meta(max_length=MAX_NOTE)] = ""
 
     def __post_init__(self) -> None:
-        """Raise InputError if latents are named without being what the edit comes from."""
+        """Raise InputError if latents contradict the kind, or the note is too long to be read."""
         if (self.kind == "latents") != bool(self.latents):
             raise InputError(f"provenance '{self.kind}' has the latents {self.latents}")
+        if len(self.note) > MAX_NOTE:
+            raise InputError(
+                f"the note of a provenance has {len(self.note)} characters; at most {MAX_NOTE} are "
+                f"stored: shorten it ({self.note[:60]!r}...)"
+            )
 
 
 @dataclass(frozen=True)
