@@ -100,8 +100,9 @@ def _maps(
     """Yield the erasers that are tried."""
     moments = concept.moments(balanced=True, keep=keep)
     published = concept.moments(keep=keep)
-    yield "leace, groups balanced", leace(moments)
+    # From simple to elaborate: of those that do as well the first is taken.
     yield "leace as published", leace(published)
+    yield "leace, groups balanced", leace(moments)
     for strength, eraser in zip(
         WEIGHTS, wieners(moments, concept.effects(keep), WEIGHTS), strict=True
     ):

@@ -22,7 +22,7 @@ from salve_plugin.control.operators import Gate, scaled_rows
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.control.rivals import with_rivals
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.features import Features
+from salve_plugin.discover.features import Features, selection_scores
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
@@ -47,20 +47,19 @@ def suppressing_latents(
 ) -> tuple[list[Candidate], list[int]]:  # fmt: skip
     """Return what was tried, and the latents with which no strength flips an image of the class.
 
-    The first latents of the ranking, and the paper's dominant one, come first. The ranking knows
-    nothing of what an edit costs, so that they may all fail: then twice as many are tried, until
-    one reaches the goal within its bound or `MOST` have been tried.
+    The first latents of both rankings (`_order`), the paper's dominant one among them, come first.
+    They know nothing of what an edit costs, so that they may all fail: then twice as many are
+    tried, until one reaches the goal within its bound or `MOST` have been tried.
 
     Raises:
         InputError: if no strength of any latent flips an image of the class.
     """
-    order = features.ranked(label, dictionary.n_latents)
-    order = list(dict.fromkeys([*order[: goal.tries], features.dominant(label), *order]))
+    order = _order(features, label, goal.tries)
     kept = kept_classes(head, label, goal.keep)
     tried: list[Candidate] = []
     unreachable: list[int] = []
-    order = order[: max(MOST, goal.tries + 1)]
-    done, wave = 0, goal.tries + 1
+    order = order[: max(MOST, 2 * goal.tries + 1)]
+    done, wave = 0, 2 * goal.tries + 1
     while done < len(order) and not any(_meets(one, goal) for one in tried):
         for latent in order[done : done + wave]:
             fixed = None if isinstance(goal.rows, str) else goal.rows
@@ -150,6 +149,20 @@ def strength_to_break(
     """
     crit = alpha_crit(hooked, edit, acts, target="flip", classes=[label])
     return crit.strength_for(label, share) * (1 + NUDGE)
+
+
+def _order(features: Features, label: int, tries: int) -> list[int]:
+    """Return the latents by what speaks for them, the first `tries` of both rankings first.
+
+    What tells a class best shifts most in units of its spread; what a gate takes from its logit is
+    the shift itself. Neither says what the edit costs, so both are tried.
+    """
+    by_spread = features.ranked(label, len(features.spreads))
+    plain = selection_scores(features.means, features.counts)[label]
+    by_shift = plain.argsort(descending=True, stable=True).tolist()
+    first = [*by_spread[:tries], features.dominant(label), *by_shift[:tries]]
+    rest = [latent for pair in zip(by_spread, by_shift, strict=True) for latent in pair]
+    return list(dict.fromkeys([*first, *rest]))
 
 
 def _meets(candidate: Candidate, goal: SuppressClass) -> bool:
