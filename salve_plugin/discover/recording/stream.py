@@ -19,11 +19,12 @@ from salve_plugin.discover.recording.loader import (
     labelled_batches,
     length,
 )
-from salve_plugin.discover.recording.parts import join, part_folder, share_of
+from salve_plugin.discover.recording.parts import Share, check_together, join, part_folder
 from salve_plugin.discover.recording.recorder import Recorder
 from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
-from salve_plugin.errors import InputError, WriteError
+from salve_plugin.discover.recording.whole import whole
+from salve_plugin.errors import InputError, SalveError, WriteError
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.network import network_digest
 from salve_plugin.site import HEAD_INPUT, Site
@@ -62,7 +63,9 @@ def record(
     Args:
         hooked: the attached model.
         loader: any iterable of (images, labels) batches, in the same order each time
-            (`shuffle=False`, no random augmentation); labels are class indices (batch,).
+            (`shuffle=False`, no random augmentation); labels are class indices (batch,). Of a
+            loader that is split among processes already, by `accelerator.prepare()` or a
+            `DistributedSampler`, the whole data set is read.
         site: hook-point name of the activation.
         folder: where the recording goes; None is a temporary folder (below
             `tempfile.gettempdir()`) that is removed together with the returned object.
@@ -77,7 +80,8 @@ def record(
     Raises:
         UnknownSiteError: if the model has no such site.
         InputError: if the loader is empty, labels are not class indices, activations are NaN or
-            infinite, or the folder holds a recording of another model, site or data.
+            infinite, the folder holds a recording of another model, site or data, the loader yields
+            images more than once, or is split among processes in a way that cannot be undone.
         ReadError: if the data set cannot read an image, or a shard in the folder is damaged; what
             was recorded stays.
         WriteError: if the disk is full or not writable; what was recorded stays.
@@ -85,6 +89,7 @@ def record(
     if shard_rows < 1:
         raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
     team = Team(accelerator)
+    loader = whole(loader)
     if team.size > 1:
         return _record_together(
             team, hooked, loader, site, folder,
@@ -116,12 +121,22 @@ def _record_together(
     """Record this process's part; the first process joins the parts once all are there."""
     if folder is None:
         raise InputError("several processes record into one folder that all of them see: name it")
-    record(
-        hooked, share_of(loader, team), site, folder=part_folder(Path(folder), team.rank),
-        classes=class_names(loader, classes), progress=progress and team.rank == 0, **options,
-    )  # fmt: skip
-    # An index is joined from those of all parts, and nobody may read it before it is there.
-    team.wait()
+    share = Share(loader, team)
+    failure: SalveError | None = None
+    images = 0
+    try:
+        images = record(
+            hooked, share, site, folder=part_folder(Path(folder), team.rank),
+            classes=class_names(loader, classes), progress=progress and team.rank == 0, **options,
+        ).n_images  # fmt: skip
+    except SalveError as error:
+        failure = error
+    # An index is joined from those of all parts, and nobody may read it before it is there; nor may
+    # a process that failed leave the others waiting.
+    try:
+        check_together(team, share, images, failed=failure is not None)
+    except SalveError as error:
+        raise failure or error from None
     if team.rank == 0:
         join(Path(folder), team.size)
     team.wait()
