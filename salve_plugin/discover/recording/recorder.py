@@ -122,9 +122,6 @@ class Recorder:
 
 def _continued(folder: Path, index: Index) -> Index:
     """Return the index in `folder` if it belongs to the same recording, else the empty one."""
-    for name in (".shard-*", f".{INDEX_FILE}.*"):  # what a killed write leaves behind
-        for leftover in folder.glob(name):
-            leftover.unlink(missing_ok=True)
     if not (folder / INDEX_FILE).exists():
         return index
     recorded = Index.read(folder)

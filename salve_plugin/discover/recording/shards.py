@@ -121,6 +121,14 @@ class Index:
         write_atomically(folder / INDEX_FILE, text.encode() + b"\n")
 
     @classmethod
+    def is_finished(cls, folder: Path) -> bool:
+        """Tell whether a folder holds a finished recording."""
+        try:
+            return (folder / INDEX_FILE).is_file() and cls.read(folder).finished
+        except ReadError:
+            return False
+
+    @classmethod
     def read(cls, folder: Path) -> "Index":
         """Read a folder's index and check that every listed shard is there in full length.
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +23,14 @@ from salve_plugin.discover.recording.recorder import Recorder
 from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.recording.whole import whole
-from salve_plugin.errors import InputError, SalveError, WriteError
+from salve_plugin.errors import InputError, SalveError
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.network import network_digest
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import fingerprints, state_digest
+from salve_plugin.store.files import usable
+from salve_plugin.store.lock import locked
+from salve_plugin.store.owner import make_scratch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,6 +86,7 @@ def record(
             images more than once, or is split among processes in a way that cannot be undone.
         ReadError: if the data set cannot read an image, or a shard in the folder is damaged; what
             was recorded stays.
+        FolderInUseError: if another job records into the folder.
         WriteError: if the disk is full or not writable; what was recorded stays.
     """
     if shard_rows < 1:
@@ -223,22 +226,22 @@ def _forward(
 
 @contextmanager
 def _folder(folder: str | os.PathLike[str] | None) -> Iterator[tuple[Path, bool]]:
-    """Make the folder; a temporary one (True) is removed again if the recording fails."""
+    """Make the folder, for this job alone; a temporary one (True) is removed if recording fails."""
     if folder is None:
         # Removed by the finalizer of what is returned, or here if nothing comes of it.
-        target = Path(tempfile.mkdtemp(prefix="salve-activations-"))
+        target = make_scratch("activations")
         try:
             yield target, True
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
         return
-    target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"cannot make the folder {target}: {error.strerror}") from error
-    yield target, False
+    target = usable(folder)
+    if Index.is_finished(target):  # it is only read, by as many as want to
+        yield target, False
+        return
+    with locked(target):
+        yield target, False
 
 
 @contextmanager

@@ -393,5 +393,5 @@ def test_a_folder_that_cannot_be_made_is_refused(
     hooked_resnet: HookedModel, few_batches: Batches, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="cannot make the folder"):
+    with pytest.raises(WriteError, match="cannot write to"):
         record(hooked_resnet, few_batches, folder=tmp_path / "file" / "x", progress=False)
