@@ -4,7 +4,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from salve_plugin.discover.recording.recorder import Recorder
 from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.recording.whole import whole
-from salve_plugin.errors import InputError, SalveError
+from salve_plugin.errors import InputError, SalveError, WriteError
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.network import network_digest
 from salve_plugin.site import HEAD_INPUT, Site
@@ -55,12 +55,13 @@ def record(
     and is left as it was found. Rows are stored in the network's own floating type.
 
     Memory holds one shard, and three copies of it while it is written. A shard counts once it is
-    whole and the index lists it, so after a crash, a kill or a full disk the same call continues
-    after the last whole shard: batches that are on disk are read from the loader and compared, not
-    run through the model. The comparison covers the labels, the images' shape and type, and 1024
-    evenly spaced values of each image. The result is byte for byte that of an uninterrupted run.
-    If the folder holds the finished recording already, only the first batch and the number of
-    batches are compared.
+    whole and the index lists it; what makes no shard yet is written too, every half minute, and
+    when an error or Ctrl-C ends the recording. After a crash, a kill or a full disk the same call
+    continues where the last one was: batches that are on disk are read from the loader and
+    compared, not run through the model. The comparison covers the labels, the images' shape and
+    type, and 1024 evenly spaced values of each image. The result is byte for byte that of an
+    uninterrupted run. If the folder holds the finished recording already, only the first batch and
+    the number of batches are compared.
 
     Args:
         hooked: the attached model.
@@ -103,11 +104,29 @@ def record(
     with _folder(folder) as (target, temporary):
         recorder = Recorder(target, index, shard_rows)
         with evaluating(hooked.model), _bar(length(loader), progress) as advance:
-            _fill(recorder, loader, run, _label_bound(hooked, index), advance)
+            try:
+                _fill(recorder, loader, run, _label_bound(hooked, index), advance)
+            except BaseException as error:
+                if not temporary:
+                    _keep(recorder, error)
+                raise
         activations = Activations(target, recorder.index)
     if temporary:
         weakref.finalize(activations, shutil.rmtree, target, ignore_errors=True)
     return activations
+
+
+def _keep(recorder: Recorder, error: BaseException) -> None:
+    """Keep what is whole when a recording ends before its time, and say how to go on."""
+    if isinstance(error, WriteError):  # there is no room for more
+        return
+    with suppress(SalveError):
+        n_images = recorder.keep()
+        if n_images:
+            error.add_note(
+                f"{n_images} images are recorded in {recorder.folder}: repeat the call to go on "
+                "with the others"
+            )
 
 
 def _record_together(
