@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import (
     LabelledImages,
-    class_names,
     labelled_batches,
     length,
 )
@@ -72,7 +72,10 @@ def record(
         site: hook-point name of the activation.
         folder: where the recording goes; None is a temporary folder (below
             `tempfile.gettempdir()`) that is removed together with the returned object.
-        classes: class names by label; by default `loader.dataset.classes`, if there is one.
+        classes: class names by label; by default `loader.dataset.classes`, if there is one. Names
+            of some classes of the model, as the model's library knows them, are found among them,
+            and the labels become the model's class indices. Empty for labels that are those
+            already, whatever the data set says.
         shard_rows: a shard ends with the batch that reaches this many rows, or 128 MiB.
         progress: show a progress bar on stderr.
         device: where images are moved; by default where the model's parameters are.
@@ -82,9 +85,10 @@ def record(
 
     Raises:
         UnknownSiteError: if the model has no such site.
-        InputError: if the loader is empty, labels are not class indices, activations are NaN or
-            infinite, the folder holds a recording of another model, site or data, the loader yields
-            images more than once, or is split among processes in a way that cannot be undone.
+        InputError: if the loader is empty, labels are not class indices, class names are not the
+            model's nor one for each of its classes, activations are NaN or infinite, the folder
+            holds a recording of another model, site or data, or the loader yields images more than
+            once or is split among processes in a way that cannot be undone.
         ReadError: if the data set cannot read an image, or a shard in the folder is damaged; what
             was recorded stays.
         FolderInUseError: if another job records into the folder.
@@ -99,13 +103,14 @@ def record(
             team, hooked, loader, site, folder,
             classes=classes, shard_rows=shard_rows, progress=progress, device=device,
         )  # fmt: skip
-    index = _empty_index(hooked, hooked.site(site), class_names(loader, classes))
+    labels = Labels.of(hooked.model, n_outputs(hooked), loader, classes)
+    index = _empty_index(hooked, hooked.site(site), labels)
     run = _forward(hooked, index.site, device)
     with _folder(folder) as (target, temporary):
         recorder = Recorder(target, index, shard_rows)
         with evaluating(hooked.model), _bar(length(loader), progress) as advance:
             try:
-                _fill(recorder, loader, run, _label_bound(hooked, index), advance)
+                _fill(recorder, loader, run, labels, advance)
             except BaseException as error:
                 if not temporary:
                     _keep(recorder, error)
@@ -149,7 +154,7 @@ def _record_together(
     try:
         images = record(
             hooked, share, site, folder=part_folder(Path(folder), team.rank),
-            classes=class_names(loader, classes), progress=progress and team.rank == 0, **options,
+            classes=classes, progress=progress and team.rank == 0, **options,
         ).n_images  # fmt: skip
     except SalveError as error:
         failure = error
@@ -169,7 +174,7 @@ def _fill(
     recorder: Recorder,
     loader: Iterable[Any],
     run: Callable[[LabelledImages], Tensor],
-    n_classes: int | None,
+    labels: Labels,
     advance: Callable[[], None],
 ) -> None:
     """Record every batch that is not on disk yet; compare the others."""
@@ -180,7 +185,8 @@ def _fill(
     ):
         raise InputError(recorder.changed(f"{n_batches} batches", f"the {recorded} recorded"))
     seen = 0
-    for batch in labelled_batches(loader, n_classes):
+    bound = labels.n_classes if labels.indices is None else None
+    for batch in map(labels.of_model, labelled_batches(loader, bound)):
         seen += 1
         fingerprint = recorder.compared(batch)
         if recorder.index.finished:
@@ -195,23 +201,16 @@ def _fill(
     recorder.finish()
 
 
-def _empty_index(hooked: HookedModel, site: Site, names: tuple[str, ...] | None) -> Index:
-    known = hooked.description.get("num_classes")
+def _empty_index(hooked: HookedModel, site: Site, labels: Labels) -> Index:
     prints = fingerprints(hooked.model)
     return Index(
         site=site,
         model=hooked.description,
         model_sha256=state_digest(prints),
-        classes=names,
-        n_classes=len(names) if names else known if isinstance(known, int) else None,
+        classes=labels.classes,
+        n_classes=labels.n_classes,
         network_sha256=network_digest(hooked, prints),
     )
-
-
-def _label_bound(hooked: HookedModel, index: Index) -> int | None:
-    """Return what every label must be below: the model's classes and the names both count."""
-    bounds = [index.n_classes, hooked.description.get("num_classes")]
-    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
 
 
 def _forward(

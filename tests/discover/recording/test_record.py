@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -181,6 +181,7 @@ def test_class_names_come_from_the_data_set_also_through_subsets(
 ) -> None:
     dataset = ImageFolder(str(image_folder), transform=grey)
     part = Subset(Subset(dataset, range(0, 30, 2)), range(10))
+    cast(Any, hooked_resnet.model).reset_classifier(3)
     acts = record(hooked_resnet, DataLoader(part, batch_size=4), progress=False)
     assert acts.classes == ("one", "three", "two")
     assert acts.n_classes == 3
@@ -205,13 +206,13 @@ def test_an_unreadable_image_is_named_and_what_was_recorded_stays(
     broken.write_bytes(b"no picture" if corrupt == "garbage" else whole[: len(whole) // 2])
     folder = tmp_path / "recording"
     with pytest.raises(ReadError, match=r"two/3\.png"):
-        record(hooked_resnet, loader, folder=folder, shard_rows=8, progress=False)
+        record(hooked_resnet, loader, folder=folder, shard_rows=8, progress=False, classes=())
     # The index, two shards of eight rows, and the batch before the one with the broken file.
     assert len(files(folder)) == 4
     with pytest.raises(ReadError, match="interrupted after 20 images"):
         Activations.load(folder)
     broken.write_bytes(whole)
-    acts = record(hooked_resnet, loader, folder=folder, shard_rows=8, progress=False)
+    acts = record(hooked_resnet, loader, folder=folder, shard_rows=8, progress=False, classes=())
     assert acts.n_images == 30
 
 
