@@ -61,6 +61,10 @@ class WriteError(SalveError, OSError):
     """Output could not be written; what had been finished before is whole."""
 
 
+class FolderInUseError(WriteError):
+    """Another job is writing into the folder; the message names it."""
+
+
 class EditStateError(SalveError, RuntimeError):
     """An edit is applied twice, reverted without being applied, or its weights were changed."""
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,18 @@ def show_error(error: SalveError, *, as_json: bool) -> None:
     else:
         shown = f"[bold red]{type(error).__name__}:[/] {escape(str(error))}"
         console(stderr=True).print(shown, highlight=False)
+
+
+@contextmanager
+def saying_how_to_go_on() -> Iterator[None]:
+    """Say in one line what an interrupted command, given again, does."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        kept = " ".join(getattr(stop, "__notes__", ())).partition(": ")[0]
+        said = f"Interrupted; {kept or 'what is done is kept'}. Repeat the command to go on."
+        console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)
+        raise
 
 
 def _finite(value: Any) -> Any:

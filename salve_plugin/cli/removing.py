@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.store.owner import scratch
 
 SHOWN = 12
 """Candidates in the table; --json has them all."""
@@ -62,10 +62,10 @@ def remove(folder: Path, out: Path, removal: Removal, *, as_json: bool) -> None:
         for where in (removal.with_folder, removal.without_folder)
     ]
     paired = _names(trees[0], removal.with_folder) == _names(trees[1], removal.without_folder)
-    with TemporaryDirectory() as scratch:
+    with scratch("recordings") as temporary:
         recordings = [
             record(
-                opened.hooked, tree.batches(BATCH), folder=Path(scratch) / str(number),
+                opened.hooked, tree.batches(BATCH), folder=temporary / str(number),
                 progress=False, classes=tree.classes,
             )
             for number, tree in enumerate(trees)

@@ -1,11 +1,12 @@
 """`salve discover`, `features` and `explain`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from salve_plugin.cli.images import open_image
-from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.output import console, saying_how_to_go_on, show_json, show_table
 from salve_plugin.cli.study import ModelSpec, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
@@ -46,16 +47,18 @@ def discover(
     opened.hooked.site(site)
     images = opened.images(data)
     study = Study(made_folder(out), spec, str(data.resolve()))
-    acts = record(
-        opened.hooked,
-        images.batches(batch_size),
-        site,
-        folder=study.activations_folder,
-        progress=not as_json,
-    )
-    dictionary = fit(
-        acts, learner, n_latents=latents, target_l0=l0, seed=seed, run=Run(progress=not as_json)
-    )
+    with saying_how_to_go_on():
+        acts = record(
+            opened.hooked,
+            images.batches(batch_size),
+            site,
+            folder=study.activations_folder,
+            progress=not as_json,
+        )
+        run = Run(checkpoint=study.checkpoint_folder, progress=not as_json)
+        dictionary = fit(acts, learner, n_latents=latents, target_l0=l0, seed=seed, run=run)
+    with suppress(OSError):
+        study.checkpoint_folder.rmdir()  # empty by now, if it was made
     dictionary.save_pretrained(study.dictionary_folder)
     study.save()
     class_features = profile(dictionary, acts)

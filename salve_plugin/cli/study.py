@@ -142,6 +142,11 @@ class Study:
         """Where the dictionary is."""
         return self.folder / "dictionary"
 
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where a dictionary that is being learned is kept."""
+        return self.folder / "checkpoint"
+
     def parts(self) -> tuple[Activations, Dictionary, Features]:
         """Return recording, dictionary and the dictionary's profile.
 

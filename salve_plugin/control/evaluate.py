@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from salve_plugin.control.base import bare
 from salve_plugin.control.strength import check_labels
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import evaluating
@@ -141,22 +142,26 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
 
     Args:
         model: the bare or hooked model.
-        loader: any iterable of (images, labels) batches.
+        loader: any iterable of (images, labels) batches; for the names of classes see `record`.
 
     Raises:
-        InputError: if the loader is empty, a label is no class of the model, or the model returns
-            something else than finite logits (images, classes).
+        InputError: if the loader is empty, a label or a name is no class of the model, or the
+            model returns something else than finite logits (images, classes).
         ReadError: if the data set cannot read an image.
     """
     network = bare(model)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     confusion: Tensor | None = None
+    labels: Labels | None = None
     with evaluating(network):
         for batch in labelled_batches(loader, None):
             logits = network(batch.images.to(device))
             check_logits(logits, len(batch.labels))
             if confusion is None:
                 confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64)
+                labels = Labels.of(network, logits.shape[1], loader)
+            assert labels is not None
+            batch = labels.of_model(batch)
             check_labels(batch.labels, len(confusion))
             count_pairs(confusion, batch.labels, logits)
     assert confusion is not None  # labelled_batches refuses an empty loader

@@ -2,17 +2,20 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from time import process_time
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.fit import fit, work_of
 from salve_plugin.discover.training.loop import DivergedError
+from salve_plugin.discover.training.run import Run
+from salve_plugin.discover.training.settings import FitSettings, check_number_type
 from salve_plugin.errors import InputError
 
 
@@ -57,6 +60,8 @@ def sweep(
 ) -> list[Trial]:
     """Fit every combination of a small grid; return the trials by L0, the front of R² marked.
 
+    All of them are checked before any is trained.
+
     Args:
         acts: as for `fit`.
         learners: one learner or several.
@@ -89,9 +94,13 @@ def sweep(
             if empty or not names
             else f"{both} are in the grid and shared by all trials; give each once"
         )
+    combinations = [(name, arguments) for name in names for arguments in _combined(grid)]
+    # Before any is trained: what is wrong with the last one would lose the others.
+    for name, arguments in combinations:
+        _check(acts, name, {**arguments, **shared})
     trials: list[Trial] = []
     diverged: DivergedError | None = None
-    for name, arguments in product(names, _combined(grid)):
+    for name, arguments in combinations:
         try:
             trials.append(_trial(acts, name, arguments, shared))
         except DivergedError as error:
@@ -105,6 +114,25 @@ def sweep(
 def _combined(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     for values in product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
+
+
+def _check(acts: Activations | Tensor, learner: str, arguments: Mapping[str, Any]) -> None:
+    """Raise InputError if a trial cannot be fitted or its result not be compared."""
+    check_number_type()
+    settings = {field.name for field in fields(FitSettings)} - {"learner", "options"}
+    of_fit = {"gradient", "site", "run"}
+    options = {k: value for k, value in arguments.items() if k not in settings | of_fit}
+    asked = FitSettings(
+        learner, options, **{k: value for k, value in arguments.items() if k in settings}
+    )
+    with torch.inference_mode(False), torch.enable_grad():
+        work = work_of(
+            acts, asked, site=arguments.get("site"), run=arguments.get("run") or Run(),
+            gradient=arguments.get("gradient"),
+        )  # fmt: skip
+        work.check()
+    if len(work.data.apart(1)) == 0:
+        raise InputError("0 held-out rows are too few to compare trials; record more images")
 
 
 def _trial(

@@ -14,7 +14,8 @@ from salve_plugin.control.operators import LowRankUpdate, Role
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel
-from salve_plugin.store.files import write_atomically
+from salve_plugin.store.folders import save_into
+from salve_plugin.store.place import FileChange
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -61,11 +62,9 @@ def save_lora(edits: Sequence[Edit], folder: str | Path) -> Path:
         "target_modules": sorted(layers),
         "task_type": None,
     }
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
-    write_atomically(path / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
-    return path
+    written = (json.dumps(config, indent=2) + "\n").encode()
+    weights = safetensors.torch.save(tensors, {"format": "pt"})
+    return save_into(folder, lambda _: FileChange({WEIGHTS_FILE: weights, CONFIG_FILE: written}))
 
 
 def load_lora(hooked: HookedModel, folder: str | Path) -> list[Edit]:

@@ -1,6 +1,5 @@
 """The whole edited model beside its artifact: for those who only want to load it."""
 
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from salve_plugin.errors import (
     EditStateError,
     InputError,
     UnsupportedModelError,
-    WriteError,
 )
 from salve_plugin.network import OnBaseMismatch, check_choice
 from salve_plugin.share.artifact import EditArtifact
@@ -33,9 +31,11 @@ from salve_plugin.share.audit import put_back
 from salve_plugin.share.edit_manifest import MODEL_FILES
 from salve_plugin.share.model_state import in_short, state_of, tied_to
 from salve_plugin.store.digest import state_digest
-from salve_plugin.store.files import replace_files
+from salve_plugin.store.files import usable
+from salve_plugin.store.folders import save_into
 from salve_plugin.store.hub.push import Destination, How, Pushed, push
-from salve_plugin.store.place import Existing, ExistingFolder, FileChange
+from salve_plugin.store.owner import scratch
+from salve_plugin.store.place import Existing, FileChange
 
 
 def save_edited_model(
@@ -61,13 +61,12 @@ def save_edited_model(
 
     Raises:
         SalveError: as `push_edited_model`, but for the Hub.
+        FolderInUseError: if another job writes into the folder; it is left to that job.
         WriteError: if the disk is full or the folder cannot be written; nothing is changed.
     """
-    path = Path(folder)
+    path = usable(folder)
     with _exported(model, artifact, on_base_mismatch) as files:
-        change = _planned(artifact, files, ExistingFolder(path))
-        replace_files(path, change.files, obsolete=change.obsolete)
-    return path
+        return save_into(path, partial(_planned, artifact, files))
 
 
 def push_edited_model(
@@ -133,7 +132,7 @@ def _exported(
     check_choice(on_base_mismatch)
     edited = _edited(bare(model), artifact)
     _check_rest(edited, artifact.edit, artifact.pristine or {}, on_base_mismatch)
-    with _temporary_folder() as folder:
+    with scratch("model") as folder:
         adapter = adapter_of(edited)
         adapter.export(edited, folder)
         files = {name: folder / name for name in MODEL_FILES}
@@ -147,18 +146,6 @@ def _exported(
         _check(_written(files["model.safetensors"], artifact), artifact)
         _check_written(files["model.safetensors"], edited, type(adapter).__name__)
         yield files
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    try:
-        temporary = tempfile.TemporaryDirectory(prefix="salve-")
-    except OSError as error:
-        raise WriteError(
-            f"no temporary folder can be made: {error}; free some space or set TMPDIR"
-        ) from error
-    with temporary as folder:
-        yield Path(folder)
 
 
 def _edited(model: nn.Module, artifact: EditArtifact) -> nn.Module:

@@ -5,15 +5,14 @@ edit it, and the Hub's own metadata form does, without making anything invalid. 
 the block of YAML that the Hub reads, are brought up to date.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from salve_plugin.errors import ArtifactError, HubError, InputError, MissingFileError, WriteError
 from salve_plugin.store.files import FileReader
 from salve_plugin.store.model_index import merged_index
+from salve_plugin.store.owner import scratch
 from salve_plugin.store.place import Existing
 from salve_plugin.store.reference import is_repo_id
 
@@ -143,8 +142,8 @@ def read_metadata(card: bytes) -> dict[str, Any]:
     """
     from huggingface_hub.repocard import metadata_load
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / CARD_FILE
+    with scratch("card") as folder:
+        path = folder / CARD_FILE
         path.write_bytes(card)
         try:
             loaded: dict[str, Any] | None = metadata_load(path)
@@ -160,8 +159,8 @@ def with_metadata(card: bytes, metadata: dict[str, Any]) -> bytes:
     """Return a `README.md` with other metadata and the same text, to the byte."""
     from huggingface_hub.repocard import metadata_save
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / CARD_FILE
+    with scratch("card") as folder:
+        path = folder / CARD_FILE
         path.write_bytes(card)
         metadata_save(path, metadata)
         return path.read_bytes()

@@ -1,14 +1,14 @@
 """Files: each read once and without following links, each written whole or not at all."""
 
 import os
-import shutil
 import stat
-import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from salve_plugin.errors import ArtifactError, MissingFileError, WriteError
+from salve_plugin.errors import ArtifactError, InputError, MissingFileError, WriteError
+from salve_plugin.store.json import shortened
+from salve_plugin.store.owner import Owner, dead_entries
 
 FileReader = Callable[[str, int], bytes]
 """Returns the bytes of a named file, refusing more than the given number of them."""
@@ -17,35 +17,97 @@ FileReader = Callable[[str, int], bytes]
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a crash leaves the old file or the new one, never a part.
 
+    What writes of ended processes left in the folder is removed.
+
     Raises:
-        WriteError: if the disk is full or the folder is not writable; `path` is as it was.
+        WriteError: if the disk is full, the folder is not writable, or something else than a file
+            is in the place, a device or a pipe for example; `path` is as it was.
     """
     temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        check_regular(path)
+        for left in dead_entries(path.parent):
+            if left.is_file() and not left.is_symlink():
+                left.unlink(missing_ok=True)
+        temporary = path.parent / f".salve-{Owner.this().tag()}"
+        # The user's umask is left to the system: it cannot be read without being set, for all
+        # threads.
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _BINARY, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; the result gets what the user's umask would give.
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
         sync_folder(path.parent)
-    except OSError as error:
-        raise WriteError(
-            f"cannot write {path} ({len(data)} bytes): {error.strerror or error}; free some space "
-            "or choose another folder, then repeat the call"
-        ) from error
+    except WriteError:
+        raise
+    except (OSError, ValueError) as error:
+        raise no_such_write(path, error, len(data)) from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def no_such_write(path: Path, error: Exception, size: int | None = None) -> WriteError:
+    """Return the error for a file or folder that cannot be written."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    shown = shortened(str(path), 300)
+    what = f"{shown} ({size} bytes)" if size is not None else f"to {shown}"
+    return WriteError(
+        f"cannot write {what}: {reason}; what was there is unchanged. Free some space or choose "
+        "another folder, then repeat the call"
+    )
+
+
+def check_regular(path: Path) -> None:
+    """Raise WriteError if something else than a file, or a link to one, is in a place.
+
+    A rename would put a file where a device, a pipe or a folder is, for all who use it.
+    """
+    for status in (os.lstat, os.stat):  # the link itself may be replaced, what it leads to not
+        try:
+            mode = status(path).st_mode
+        except FileNotFoundError:
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            kind = next(name for name, tells in _KINDS.items() if tells(mode))
+            raise WriteError(
+                f"{path} is {kind}, not a file, and would be replaced by one; give the name of a "
+                "file"
+            )
+    if path.is_file() and os.path.ismount(path):
+        raise WriteError(f"{path} is a mount point, which no file can replace; give another name")
+
+
+_KINDS: dict[str, Callable[[int], bool]] = {
+    "a folder": stat.S_ISDIR,
+    "a named pipe": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+    "a device": lambda mode: True,
+}
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def usable(path: str | os.PathLike[str]) -> Path:
+    """Return a path that the system can have.
+
+    Raises:
+        InputError: if it has a NUL or another character that no file name has, a name in it is too
+            long, or it leads through a folder that this user may not enter.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(
+            f"{shortened(ascii(os.fspath(path)), 300)} is no path that can be used: {reason}; "
+            "choose another one"
+        ) from error
+    return Path(path)
 
 
 def sync_file(path: Path) -> None:
@@ -91,10 +153,10 @@ def folder_reader(folder: Path) -> FileReader:
 
 def link_on_the_way(folder: Path, name: str) -> Path | None:
     """Return the first link among a file and the subfolders that lead to it; None without one."""
-    return next((place for place in _places(folder, name) if place.is_symlink()), None)
+    return next((place for place in places(folder, name) if place.is_symlink()), None)
 
 
-def _places(folder: Path, name: str) -> list[Path]:
+def places(folder: Path, name: str) -> list[Path]:
     """Return the subfolders that lead to a file, outermost first, and the file itself."""
     parts = name.split("/")
     return [folder.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
@@ -137,112 +199,3 @@ def _read_plain(descriptor: int, path: Path, limit: int) -> bytes:
             return file.read(status.st_size)
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-
-
-def replace_files(
-    folder: Path, contents: Mapping[str, bytes | Path], *, obsolete: Collection[str] = ()
-) -> None:
-    """Put files into a folder in the given order, or leave everything as it was.
-
-    All files are first written and synced to a hidden folder inside `folder` (a full disk ends
-    here), then renamed into place one after the other. When a rename fails, those before it are
-    taken back. When the process is killed between two renames, the last file, the manifest, is
-    still the old one and its digests expose the mixture.
-
-    Args:
-        folder: created if missing, parents too. Files that are not named here are not touched.
-        contents: bytes, or a local file to copy, by file name, "sub/file" in subfolders; the last
-            one is the one that makes the others valid.
-        obsolete: names of our own files to remove once all is in place; subfolders that are empty
-            then are removed too.
-
-    Raises:
-        WriteError: if the disk is full, the folder is not writable, or a name is taken by a
-            folder, or a subfolder's by a file or link; what was there is whole.
-    """
-    staging = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_free(folder, contents)
-        staging = Path(tempfile.mkdtemp(prefix=".salve-", dir=folder))
-        new = staging / "new"
-        for name, data in contents.items():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(data, Path):
-                shutil.copyfile(data, new / name)
-                sync_file(new / name)
-            else:
-                write_atomically(new / name, data)
-        _move_all(new, staging / "replaced", folder, list(contents))
-        for name in obsolete:
-            _remove(folder, name)
-    except WriteError:
-        raise
-    except OSError as error:
-        raise WriteError(
-            f"cannot write to {folder}: {error.strerror or error}; what was there "
-            "is unchanged. Free some space or choose another folder, then repeat the call"
-        ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _check_free(folder: Path, names: Collection[str]) -> None:
-    taken = [name for name in names if (folder / name).is_dir()]
-    if taken:
-        raise WriteError(f"cannot write {folder}: {taken} are folders; move them away")
-    subfolders = {place for name in names for place in _places(folder, name)[:-1]}
-    taken = sorted(
-        place.name
-        for place in subfolders
-        if place.is_symlink() or (place.exists() and not place.is_dir())
-    )
-    if taken:
-        raise WriteError(f"cannot write {folder}: {taken} are files or links; move them away")
-
-
-def _move_all(new: Path, kept: Path, folder: Path, names: list[str]) -> None:
-    """Rename the staged files into the folder; on any error put back what was replaced."""
-    for name in names:
-        if os.path.lexists(folder / name):
-            (kept / name).parent.mkdir(parents=True, exist_ok=True)
-            _second_name(folder / name, kept / name)
-    made: list[Path] = []
-    try:
-        for name in names:
-            for subfolder in _places(folder, name)[:-1]:
-                if not subfolder.exists():
-                    subfolder.mkdir()
-                    made.append(subfolder)
-            if name == names[-1]:
-                for place in {(folder / each).parent for each in names} | {folder}:
-                    sync_folder(place)
-            os.replace(new / name, folder / name)
-    except BaseException:
-        for name in names:
-            if os.path.lexists(kept / name):
-                os.replace(kept / name, folder / name)
-            elif not os.path.lexists(new / name):
-                (folder / name).unlink(missing_ok=True)
-        for subfolder in reversed(made):
-            with suppress(OSError):
-                subfolder.rmdir()
-        raise
-    sync_folder((folder / names[-1]).parent)
-
-
-def _remove(folder: Path, name: str) -> None:
-    """Remove a file and the subfolders that are empty without it."""
-    with suppress(OSError):
-        (folder / name).unlink()
-        for subfolder in reversed(_places(folder, name)[:-1]):
-            subfolder.rmdir()
-
-
-def _second_name(path: Path, name: Path) -> None:
-    """Keep a file under another name too: taking back is then one rename."""
-    try:
-        os.link(path, name, follow_symlinks=False)
-    except OSError:  # a file system without hard links
-        shutil.copy2(path, name, follow_symlinks=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
 from salve_plugin.errors import ArtifactError, InputError, MissingFileError
-from salve_plugin.store.files import FileReader, folder_reader
+from salve_plugin.store.files import FileReader, folder_reader, usable
 from salve_plugin.store.hub.access import Access, Token
 from salve_plugin.store.hub.address import Address, Origin
 from salve_plugin.store.hub.cached import CachedCommit
@@ -108,7 +108,7 @@ def open_source(source: PathLike, *markers: str, **where: Unpack[Where]) -> Sour
             of the files is there and the Hub does not say in which commit it looked.
         HubError: if the Hub refuses or cannot be reached, and the cache does not help.
     """
-    folder = Path(source)
+    folder = usable(source)
     if source == "":  # which a path would take for the current folder
         raise InputError("the source is empty; expected a folder or 'user/name'")
     if folder.is_dir():

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, TypeVar, Unpack
 
 from salve_plugin.errors import ArtifactError, InputError, MissingFileError
 from salve_plugin.store.card import CARD_FILE, card_at, state_of_card
-from salve_plugin.store.files import FileReader, replace_files
+from salve_plugin.store.files import FileReader
+from salve_plugin.store.folders import save_into
 from salve_plugin.store.hub.address import Origin
 from salve_plugin.store.hub.push import Destination, How, Pushed, push
 from salve_plugin.store.json import Json
-from salve_plugin.store.place import Content, Existing, ExistingFolder, FileChange
+from salve_plugin.store.place import Content, Existing, FileChange
 from salve_plugin.store.seal import Format
 from salve_plugin.store.source import PathLike, Source, Where, open_source
 
@@ -155,7 +156,7 @@ class Stored(ABC):
         """Write it into a folder; the network is never used.
 
         The same thing gives the same bytes. Over an older one it is all or nothing (see
-        `salve_plugin.store.files.replace_files`): files that only the older one had are removed,
+        `salve_plugin.store.folders.replace_files`): files that only the older one had are removed,
         unless somebody changed them, and files that are not its own stay. Of an existing
         `README.md` only the metadata are updated, except that a text which is exactly what this
         library wrote for the older one is written anew.
@@ -164,14 +165,12 @@ class Stored(ABC):
             The folder.
 
         Raises:
+            FolderInUseError: if another job writes into the folder; it is left to that job.
             InputError: if a part has no exact JSON form, the result could not be read back, or the
                 existing `README.md` has unreadable metadata.
             WriteError: if the disk is full or the folder cannot be written; nothing is changed.
         """
-        path = Path(folder)
-        change = self.planned(ExistingFolder(path))
-        replace_files(path, change.files, obsolete=change.obsolete)
-        return path
+        return save_into(folder, self.planned)
 
     @classmethod
     def from_pretrained(cls: type[S], source: PathLike, **where: Unpack[Where]) -> S:

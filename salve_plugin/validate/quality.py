@@ -14,6 +14,7 @@ from salve_plugin.control.networks import Networks
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.hooks import HookedModel
@@ -297,7 +298,7 @@ def _splices(
             f"site '{site.name}' is not all that the classifier reads, so splicing must run the "
             "model: pass the recorded `loader` too, or leave out `hooked`"
         )
-    batches = _chosen(loader, acts, data)
+    batches = _chosen(loader, acts, data, Labels.of(hooked.model, n_outputs(hooked), loader))
     return splice_images(hooked, site, batches, rewrites, mean=data.mean)
 
 
@@ -312,7 +313,7 @@ def _rewrite(dictionary: Dictionary) -> Rewrite:
 
 
 def _chosen(
-    loader: Iterable[Any], acts: Activations, data: HeldOut
+    loader: Iterable[Any], acts: Activations, data: HeldOut, labels: Labels
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the held-out images of the recorded loader; in the end, raise if it is another one."""
     is_chosen = torch.zeros(acts.n_images, dtype=torch.bool)
@@ -320,7 +321,7 @@ def _chosen(
     # The same labels in the same order are taken for the same images; pixels were not recorded.
     digest = hashlib.sha256()
     start = 0
-    for batch in labelled_batches(loader, None):
+    for batch in map(labels.of_model, labelled_batches(loader, None)):
         digest.update(batch.labels.numpy().tobytes())
         chosen_in_batch = is_chosen[start : start + len(batch.labels)]
         start += len(batch.labels)

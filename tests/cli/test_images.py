@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from salve_plugin.cli.images import ImageTree, match_classes, open_image
+from salve_plugin.cli.images import ImageTree, open_image
+from salve_plugin.discover.recording.labels import match_classes
 from salve_plugin.errors import InputError, ReadError
 
 IMAGENET = [

@@ -1,11 +1,14 @@
 """A sweep fits every combination and marks those that nothing beats."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from salve_plugin.discover import sweep as module
 from salve_plugin.discover.sweep import Trial, sweep
 from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.run import Run
 from salve_plugin.errors import InputError
 
 
@@ -52,6 +55,32 @@ def test_a_trial_that_diverges_does_not_lose_the_others() -> None:
     assert [trial.arguments for trial in trials] == [{"learning_rate": 0.01}]
     with pytest.warns(UserWarning, match="no trial"), pytest.raises(InputError, match="diverged"):
         sweep(rows(), "relu_l1", {"learning_rate": [1e30]}, **shared)
+
+
+@pytest.mark.parametrize(
+    ("learners", "grid", "complaint"),
+    [
+        (["topk"], {"k": [2, 400]}, "400"),
+        (["topk", "topkk"], {"k": [2]}, "topkk"),
+        (["topk"], {"k": [2], "n_latents": [12, 10**6]}, "too few for 1000000 latents"),
+        (["topk"], {"initialization": ["rows", "raws"]}, "no initialization 'raws'"),
+        (["topk", "l1"], {"k": [2]}, "k"),
+        (["topk"], {"steps": [5, 0]}, "steps"),
+        (["topk"], {"learning_rate": [0.01, -1.0]}, "learning_rate"),
+        (["topk"], {"seed": [0, 2**50]}, "seed"),
+        (["topk"], {"target_l0": [2, 500]}, "target_l0 = 500"),
+    ],
+)
+def test_all_trials_are_checked_before_any_is_trained(
+    learners: list[str], grid: dict[str, list[Any]], complaint: str
+) -> None:
+    trained: list[int] = []
+    run = Run(callback=lambda progress: trained.append(progress.step))
+    shared = {"n_latents": 12, "steps": 5, "learning_rate": 0.01}
+    shared = {name: value for name, value in shared.items() if name not in grid}
+    with pytest.raises(InputError, match=complaint):
+        sweep(rows(), learners, grid, run=run, **shared)
+    assert trained == []
 
 
 def test_grids_that_make_no_sense_are_refused() -> None:

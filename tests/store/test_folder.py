@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from salve_plugin.errors import ArtifactError, WriteError
-from salve_plugin.store.files import folder_reader, replace_files
+from salve_plugin.store.files import folder_reader
+from salve_plugin.store.folders import replace_files
 from salve_plugin.store.place import ExistingFolder
 
 
@@ -144,7 +145,7 @@ WRITE_TOO_MUCH = """
 import resource, sys
 from pathlib import Path
 from salve_plugin.errors import WriteError
-from salve_plugin.store.files import replace_files
+from salve_plugin.store.folders import replace_files
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:

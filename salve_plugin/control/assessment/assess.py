@@ -92,7 +92,7 @@ def assess(
         raise InputError(
             f"target={target!r} and a concept (has, counterparts) are two aims; assess one"
         )
-    names = tuple(classes) if classes is not None else names_in(data)
+    names = tuple(classes) if classes is not None else names_in(data, hooked)
     label = None if target is None else label_of(target, names)
     model = state_digest(bare(hooked))
     changes = Changes.of(hooked, edit, on_base_mismatch)

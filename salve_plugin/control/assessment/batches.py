@@ -22,6 +22,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.strength import check_labels
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import ImagesDigest, labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating, reading
@@ -194,6 +195,7 @@ def run(
     parameter = next(model.parameters(), torch.empty(0))
     digest = ImagesDigest()
     labels: list[Tensor] = []
+    names: Labels | None = None
     file = tempfile.TemporaryFile()  # noqa: SIM115 # it is handed over
     try:
         with evaluating(model), evaluating(edited), kept(model):
@@ -206,7 +208,9 @@ def run(
                 after = edited(images)
                 for logits in (before, after):
                     check_logits(logits, len(batch.labels))
-                check_labels(batch.labels, before.shape[1])
+                names = names or Labels.of(model, before.shape[1], loader)
+                labels.append(names.of_model(batch).labels)
+                check_labels(labels[-1], before.shape[1])
                 rows = [site.rows(seen[site.name]) for site in sites]
                 inputs = torch.cat(rows, 1) if rows else before[:, :0]
                 if len(inputs) != len(batch.labels):  # a classifier that is pooled behind itself
@@ -216,7 +220,6 @@ def run(
                     part = part.float() if part.element_size() < 4 else part
                     np.save(file, part.cpu().numpy(), allow_pickle=False)
                 digest.add(batch)
-                labels.append(batch.labels)
     except BaseException:
         file.close()
         raise

@@ -18,10 +18,10 @@ from salve_plugin.control.assessment.marks import label_of, truth_values
 from salve_plugin.control.assessment.probe import Probed, probe
 from salve_plugin.control.assessment.relearning import relearned
 from salve_plugin.control.assessment.site_features import LOGITS, site_features
+from salve_plugin.control.assessment.sources import names_in
 from salve_plugin.control.assessment.verdict import percent
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators.base import whole
-from salve_plugin.discover.recording.loader import class_names
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch
@@ -159,7 +159,7 @@ def forgetting(
     if not numbers or numbers[0] < 0:
         raise InputError(f"steps {list(steps)} are to be numbers of steps from 0 on, e.g. {STEPS}")
     chosen = [hooked.site(name) for name in (_later(hooked, edit) if sites is None else sites)]
-    label = None if target is None else label_of(target, class_names(loader, None))
+    label = None if target is None else label_of(target, names_in(loader, hooked))
     seen = site_features(hooked, edit, loader, chosen, on_base_mismatch)
     if has is None:
         assert label is not None  # one of the two is given

@@ -12,6 +12,7 @@ from salve_plugin.control.assessment.batches import Head, kept
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import LowRankUpdate
+from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.network import OnBaseMismatch
@@ -57,6 +58,7 @@ def site_features(
     reads = [hooked.site(name) for name in hooked.head_sites]
     sites = list({site.name: site for site in (*chosen, *reads)}.values())
     parameter = next(model.parameters(), torch.empty(0))
+    names = Labels.of(model, n_outputs(hooked), loader)
     labels: list[Tensor] = []
     parts: tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]] = ({}, {})
     with evaluating(model), evaluating(edited), kept(model):
@@ -64,7 +66,7 @@ def site_features(
             images = batch.images.to(parameter.device)
             if images.is_floating_point() and parameter.is_floating_point():
                 images = images.to(parameter.dtype)
-            labels.append(batch.labels)
+            labels.append(names.of_model(batch).labels)
             for network, lists in zip((model, edited), parts, strict=True):
                 with reading(network, sites) as activations:
                     logits = network(images)

@@ -13,7 +13,7 @@ from salve_plugin.control.assessment.changes import Changes
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.networks import Networks
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.loader import class_names
+from salve_plugin.discover.recording.labels import Labels, check_of_model, n_outputs
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch
@@ -22,9 +22,16 @@ Data = Activations | Iterable[Any]
 """A recording of the classifier's input, or an iterable of (images, labels) batches."""
 
 
-def names_in(data: Data) -> tuple[str, ...] | None:
-    """Return the class names that the data itself knows, by label."""
-    return data.classes if isinstance(data, Activations) else class_names(data, None)
+def names_in(data: Data, hooked: HookedModel) -> tuple[str, ...] | None:
+    """Return the class names that the data itself knows, by the model's class index.
+
+    Raises:
+        InputError: if the names are not those of the model's classes, nor one for each.
+    """
+    if isinstance(data, Activations):
+        check_of_model(data.classes, n_outputs(hooked) or data.n_classes)
+        return data.classes
+    return Labels.of(hooked.model, n_outputs(hooked), data).classes
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from salve_plugin.control.rows import Rows, take
 from salve_plugin.control.slots import slots_of
 from salve_plugin.control.strength import check_labels
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.labels import check_of_model
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Site
@@ -59,13 +60,7 @@ class JudgedHead:
             )
         weight, bias = (part.detach().float().cpu() for part in hooked.unembed(site))
         for acts in recordings:
-            if acts.classes is not None and len(acts.classes) != len(bias):
-                raise InputError(
-                    f"the recording's labels are {list(acts.classes)[:8]}, {len(acts.classes)} of "
-                    f"them, and the classifier has {len(bias)} classes: label 0 of one is not row "
-                    "0 of the other. Record with the model's own labels; an attribute goes into "
-                    "find_concept(acts, has)"
-                )
+            check_of_model(acts.classes, len(bias))
             if acts.n_rows != acts.n_images:
                 raise InputError(
                     f"the recording of '{acts.site.name}' has {acts.n_rows} rows for "

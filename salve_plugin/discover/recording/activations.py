@@ -14,6 +14,7 @@ from salve_plugin.discover.recording.shards import Index, Shard
 from salve_plugin.errors import InputError, ReadError
 from salve_plugin.site import Site
 from salve_plugin.store.digest import sha256_file
+from salve_plugin.store.files import usable
 
 BLOCK_ROWS = 1024
 """Rows that lie together on disk and are read together."""
@@ -118,7 +119,7 @@ class Activations:
         Raises:
             ReadError: if the recording is unfinished, or a file is missing, truncated or damaged.
         """
-        folder = Path(folder)
+        folder = usable(folder)
         index = Index.read(folder)
         for shard in index.shards if verify else ():
             if sha256_file(folder / shard.file) != shard.sha256:

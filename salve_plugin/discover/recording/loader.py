@@ -4,12 +4,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from salve_plugin.discover.recording.whole import check_count, whole
 from salve_plugin.errors import InputError, ReadError, SalveError
 
 SAMPLED_VALUES = 1024
@@ -71,16 +73,46 @@ def _octets(tensor: Tensor) -> bytes:
 
 
 def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[LabelledImages]:
-    """Yield the loader's batches, checked.
+    """Yield the batches of all images of the loader, checked.
+
+    A loader that gives this process its share only is undone, see `whole`.
 
     Args:
         loader: yields (images, labels) pairs.
         n_classes: labels must be below; None if unknown.
 
     Raises:
-        InputError: if the loader yields nothing, or something else than images with labels.
+        InputError: if the loader yields nothing, something else than images with labels, or images
+            more than once.
         ReadError: if the data set cannot read an image; its file is named if that can be known.
+
+    Warns:
+        UserWarning: if images of the data set were left out.
     """
+    loader = whole(loader)
+    workers = getattr(loader, "num_workers", 0)
+    iterable = isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset)
+    batches = _read(loader, n_classes)
+    # Each worker of an iterable data set yields all of it unless the data set asks which worker it
+    # is in: then the first batch of each is the same. Nothing is used before that is known.
+    first = list(islice(batches, workers if iterable else 0))
+    prints = Counter(batch.fingerprint() for batch in first)
+    if len(prints) < len(first):
+        raise InputError(
+            f"the first batches of the loader's {workers} workers are the same images: each worker "
+            "yields all of the iterable data set. Use num_workers=0, or let its __iter__ yield a "
+            "part in each worker (torch.utils.data.get_worker_info)"
+        )
+    images = 0
+    for batch in chain(first, batches):
+        yield batch
+        images += len(batch.labels)
+    if images == 0:
+        raise InputError("the loader is empty: it yielded no batch of (images, labels)")
+    check_count(loader, images)
+
+
+def _read(loader: Iterable[Any], n_classes: int | None) -> Iterator[LabelledImages]:
     iterator: Iterator[Any] | None = None
     images_seen = number = 0
     while True:
@@ -88,7 +120,7 @@ def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[L
             iterator = iter(loader) if iterator is None else iterator
             item = next(iterator)
         except StopIteration:
-            break
+            return
         except SalveError:
             raise
         except (OSError, SyntaxError) as error:  # PIL reports some damaged files as SyntaxError
@@ -97,15 +129,18 @@ def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[L
             raise ReadError(
                 f"cannot read {where}: {reason}; repair or remove the file, then record again"
             ) from error
-        batch = _checked(item, number, n_classes)
+        batch = checked(item, number, n_classes)
         yield batch
         images_seen += len(batch.labels)
         number += 1
-    if number == 0:
-        raise InputError("the loader is empty: it yielded no batch of (images, labels)")
 
 
-def _checked(item: Any, number: int, n_classes: int | None) -> LabelledImages:
+def checked(item: Any, number: int, n_classes: int | None) -> LabelledImages:
+    """Return a batch of a loader, its labels on the CPU.
+
+    Raises:
+        InputError: if it is something else than images with class indices.
+    """
     if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[0], Tensor):
         raise InputError(
             f"batch {number} of the loader is {_described(item)}; expected a pair (images, labels) "

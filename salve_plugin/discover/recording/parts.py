@@ -1,17 +1,20 @@
 """A recording made by several processes: each records its share, one index joins them."""
 
 import hashlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
+from salve_plugin.discover.recording.loader import checked, length
 from salve_plugin.discover.recording.shards import Index, Shard
 from salve_plugin.discover.recording.team import Team
+from salve_plugin.discover.recording.whole import every_nth, expected_images
 from salve_plugin.errors import InputError, ReadError
 
 
@@ -20,35 +23,96 @@ def part_folder(folder: Path, rank: int) -> Path:
     return folder / f"part-{rank:05d}"
 
 
-def share_of(loader: Iterable[Any], team: Team) -> Iterable[Any]:
-    """Return this process's batches: every size-th of the loader's, from its rank on.
+class Share:
+    """This process's batches: every size-th of the loader's, from its rank on.
 
-    A `DataLoader` over a map-style data set reads only the images of its own batches
-    (`accelerate` splits it); of anything else the other processes' batches are skipped.
+    A `DataLoader` over a map-style data set reads only the images of its own batches; of anything
+    else the other processes' batches are skipped. It can be gone through again and again.
+
+    Attributes:
+        loader: of all images.
+        dataset: of the loader.
+        first: fingerprint of the whole loader's first batch, once this was gone through: the same
+            in every process, unless each has other data or another order.
     """
-    if isinstance(loader, DataLoader) and loader.batch_sampler is not None:
-        from accelerate.data_loader import prepare_data_loader
-
-        prepared: Iterable[Any] = prepare_data_loader(
-            loader,
-            num_processes=team.size,
-            process_index=team.rank,
-            put_on_device=False,
-            even_batches=False,
-        )
-        return prepared
-    return _Strided(loader, team)
-
-
-class _Strided:
-    """Every size-th batch of an iterable; it can be gone through again and again."""
 
     def __init__(self, loader: Iterable[Any], team: Team) -> None:
-        self._loader, self._team = loader, team
+        """Share out a loader of all images, see `whole`."""
+        self.loader, self._team = loader, team
         self.dataset = getattr(loader, "dataset", None)
+        self.first = ""
+        self._own = _map_style(loader)
 
-    def __iter__(self) -> Any:
-        return islice(self._loader, self._team.rank, None, self._team.size)
+    def __len__(self) -> int:
+        """Return the number of batches.
+
+        Raises:
+            TypeError: if the loader does not know its own.
+        """
+        count = length(self.loader)
+        if count is None:
+            raise TypeError("the loader has no length")
+        return len(range(self._team.rank, count, self._team.size))
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches."""
+        if self._own is None:
+            for number, item in enumerate(self.loader):
+                if number == 0:
+                    self.first = checked(item, 0, None).fingerprint()
+                if number % self._team.size == self._team.rank:
+                    yield item
+            return
+        own = every_nth(self._own, self._team.rank, self._team.size)
+        batches = self._own.batch_sampler
+        assert batches is not None
+        indices = next(iter(batches), None)
+        if indices is not None:
+            read = self._own.collate_fn([self._own.dataset[index] for index in indices])
+            self.first = checked(read, 0, None).fingerprint()
+        yield from own
+
+
+def _map_style(loader: Iterable[Any]) -> DataLoader[Any] | None:
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    return loader if loader.batch_sampler is not None else None
+
+
+def check_together(team: Team, share: Share, images: int, *, failed: bool) -> None:
+    """Wait for all processes and compare what each has seen of the loader.
+
+    Args:
+        team: the processes.
+        share: of this one, gone through.
+        images: that it recorded.
+        failed: whether it could not record its part.
+
+    Raises:
+        ReadError: if another process failed.
+        InputError: if the processes have different loaders, or images are missing.
+    """
+    expected = expected_images(share.loader)
+    own = [failed, images, -1 if expected is None else expected, int(share.first[:15] or "0", 16)]
+    seen = team.gather(torch.tensor(own, dtype=torch.int64, device=team.device)).view(team.size, -1)
+    broken = seen[:, 0].nonzero().flatten().tolist()
+    if broken:
+        raise ReadError(
+            f"process {broken[0]} could not record its part, its own message says why; record "
+            "again, then every process continues its part"
+        )
+    if bool((seen[:, 2:] != seen[0, 2:]).any()):
+        raise InputError(
+            "the loaders of the processes are different: each must be the loader of all images, in "
+            "one order (shuffle=False), and record() shares it out. Give the data set as it was "
+            "before it was split"
+        )
+    total = int(seen[:, 1].sum())
+    if expected is not None and total != expected:
+        message = f"{team.size} processes recorded {total} of the {expected} images of the data set"
+        if total > expected or not getattr(share.loader, "drop_last", False):
+            raise InputError(f"{message}; give a loader that yields each image once")
+        warnings.warn(f"{message}: drop_last=True left out the rest", UserWarning, stacklevel=4)
 
 
 def join(folder: Path, parts: int) -> None:

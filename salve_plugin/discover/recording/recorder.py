@@ -1,25 +1,44 @@
 """The write side of a recording: rows become shards, shards count once the index lists them."""
 
 import hashlib
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from salve_plugin.discover.recording.loader import ImagesDigest, LabelledImages
-from salve_plugin.discover.recording.shards import INDEX_FILE, Index, Shard
-from salve_plugin.errors import InputError
+from salve_plugin.discover.recording.shards import INDEX_FILE, PARTIAL, Index, Shard
+from salve_plugin.errors import InputError, ReadError
 from salve_plugin.store.files import write_atomically
 
 SHARD_BYTES = 128 * 2**20
 """A shard ends with the batch that reaches this many bytes of activations, or its limit of rows."""
+KEEP_SECONDS = 30.0
+"""After so long, rows that make no shard yet are written too: a kill costs at most their time."""
+
+
+class _Held(NamedTuple):
+    """Rows in memory, those of one or more batches."""
+
+    rows: Tensor
+    labels: Tensor
+    images: Tensor
+    batches: tuple[str, ...]
+    n_images: int
 
 
 class Recorder:
-    """The write side of a folder of shards: rows are held until they make a shard."""
+    """The write side of a folder of shards: rows are held until they make a shard.
+
+    From time to time they are written before, as a partial shard, which lasts until the whole one
+    is there: in the end the files are the same, however often a recording was interrupted.
+    """
 
     def __init__(self, folder: Path, index: Index, shard_rows: int) -> None:
         """Continue the recording in `folder`, or start one with the empty `index`."""
@@ -29,15 +48,13 @@ class Recorder:
         self._shard_rows = shard_rows
         self._labels, self._images = hashlib.sha256(), ImagesDigest()
         self._largest_label = -1
-        self._n_images = self.index.n_images
-        self._start_shard()
-
-    def _start_shard(self) -> None:
-        self._rows: list[Tensor] = []
-        self._row_labels: list[Tensor] = []
-        self._row_images: list[Tensor] = []
-        self._batches: list[str] = []
-        self._images_in_shard = 0
+        # One list of whole entries: an interrupt can come between any two statements.
+        self._held: list[_Held] = []
+        self._listed = self.index.shards
+        if self._listed and PARTIAL.fullmatch(self._listed[-1].file):
+            self._held.append(_read_partial(folder, self._listed[-1]))
+            self.index = replace(self.index, shards=self._listed[:-1])
+        self._kept_at = time.monotonic()
 
     def compared(self, batch: LabelledImages) -> str:
         """Note images and labels of the loader's next batch and return the batch's fingerprint.
@@ -73,22 +90,40 @@ class Recorder:
                 "run the model in one precision"
             )
         self.index = replace(self.index, dtype=dtype)
-        per_image = len(rows) // len(batch.labels)
-        images = torch.arange(self._n_images, self._n_images + len(batch.labels))
-        self._rows.append(rows)
-        self._row_labels.append(batch.labels.repeat_interleave(per_image))
-        self._row_images.append(images.repeat_interleave(per_image))
-        self._batches.append(fingerprint)
-        self._images_in_shard += len(images)
-        self._n_images += len(images)
-        n_rows = sum(map(len, self._rows))
+        n_images = len(batch.labels)
+        first = self.index.n_images + sum(held.n_images for held in self._held)
+        images = torch.arange(first, first + n_images)
+        per_image = len(rows) // n_images
+        labels = batch.labels.repeat_interleave(per_image)
+        images = images.repeat_interleave(per_image)
+        self._held.append(_Held(rows, labels, images, (fingerprint,), n_images))
+        n_rows = sum(len(held.rows) for held in self._held)
         if n_rows >= self._shard_rows or n_rows * rows[0].nbytes >= SHARD_BYTES:
             self._write_shard()
-            self.index.write(self.folder)
+            self._write_index(self.index)
+        elif time.monotonic() - self._kept_at >= KEEP_SECONDS:
+            self.keep()
+
+    def keep(self) -> int:
+        """Write what makes no shard yet, so that it need not be computed again.
+
+        Returns:
+            The number of images that are on disk.
+        """
+        shards = self.index.shards
+        if self._held:
+            batches = sum(len(held.batches) for held in self._held)
+            name = Shard.partial_name(len(shards), batches)
+            known = bool(self._listed) and self._listed[-1].file == name
+            shards = (*shards, self._listed[-1] if known else self._written(name))
+        index = replace(self.index, shards=shards)
+        if index.shards != self._listed:
+            self._write_index(index)
+        return index.n_images
 
     def finish(self) -> None:
         """Write the last shard and mark the recording as finished."""
-        if self._rows:
+        if self._held:
             self._write_shard()
         self.index = replace(
             self.index,
@@ -97,34 +132,67 @@ class Recorder:
             images_sha256=self._images.hexdigest(),
             n_classes=self.index.n_classes or self._largest_label + 1,
         )
-        self.index.write(self.folder)
+        self._write_index(self.index)
+
+    def _write_index(self, index: Index) -> None:
+        index.write(self.folder)
+        self._listed = index.shards
+        self._kept_at = time.monotonic()
+        _remove_partials(self.folder, index)
 
     def _write_shard(self) -> None:
-        tensors = {
-            "activations": torch.cat(self._rows),
-            "labels": torch.cat(self._row_labels),
-            "images": torch.cat(self._row_images),
-        }
-        self._rows.clear()  # the joined copy is enough
+        shard = self._written(Shard.name(len(self.index.shards)))
+        # Interrupted between these two, rows would be in the index and held again.
+        self.index, self._held = replace(self.index, shards=(*self.index.shards, shard)), []
+
+    def _written(self, name: str) -> Shard:
+        """Write all held rows to a file; they stay held, joined."""
+        rows, labels, images, batches, counts = zip(*self._held, strict=True)
+        held = _Held(
+            torch.cat(rows), torch.cat(labels), torch.cat(images), sum(batches, ()), sum(counts)
+        )
+        self._held = [held]
+        del rows  # the joined copy is enough
+        tensors = {"activations": held.rows, "labels": held.labels, "images": held.images}
         data = save(tensors, metadata={"format": "pt"})
         shard = Shard(
-            file=Shard.name(len(self.index.shards)),
-            rows=len(tensors["labels"]),
-            images=self._images_in_shard,
+            file=name,
+            rows=len(held.rows),
+            images=held.n_images,
             size=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
-            batches=tuple(self._batches),
+            batches=held.batches,
         )
         write_atomically(self.folder / shard.file, data)
-        self.index = replace(self.index, shards=(*self.index.shards, shard))
-        self._start_shard()
+        return shard
+
+
+def _read_partial(folder: Path, shard: Shard) -> _Held:
+    try:
+        data = (folder / shard.file).read_bytes()
+    except OSError as error:
+        raise ReadError(f"cannot read {folder / shard.file}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise ReadError(
+            f"shard {folder / shard.file} is not what was recorded: its SHA-256 differs from the "
+            "index; restore it, or delete the folder and record again"
+        )
+    tensors = load(data)
+    rows, labels, images = (tensors[name] for name in ("activations", "labels", "images"))
+    return _Held(rows, labels, images, shard.batches, shard.images)
+
+
+def _remove_partials(folder: Path, index: Index) -> None:
+    """Remove partial shards that the index does not list: a whole or a longer one replaced them."""
+    listed = {shard.file for shard in index.shards}
+    for path in folder.glob("shard-*.safetensors"):
+        if PARTIAL.fullmatch(path.name) and path.name not in listed:
+            with suppress(OSError):
+                path.unlink()
 
 
 def _continued(folder: Path, index: Index) -> Index:
     """Return the index in `folder` if it belongs to the same recording, else the empty one."""
-    for name in (".shard-*", f".{INDEX_FILE}.*"):  # what a killed write leaves behind
-        for leftover in folder.glob(name):
-            leftover.unlink(missing_ok=True)
     if not (folder / INDEX_FILE).exists():
         return index
     recorded = Index.read(folder)

@@ -16,6 +16,9 @@ FORMAT_VERSION = 1
 PART_SHARD = re.compile(r"part-\d{5}/shard-\d{5}\.safetensors")
 """Names of shards that another process recorded."""
 
+PARTIAL = re.compile(r"shard-\d{5}\.partial-\d+\.safetensors")
+"""Names of the last shard of an unfinished recording, if it is not whole yet."""
+
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -48,6 +51,11 @@ class Shard:
     def name(number: int) -> str:
         """Return the file name of the shard of that number."""
         return f"shard-{number:05d}.safetensors"
+
+    @staticmethod
+    def partial_name(number: int, batches: int) -> str:
+        """Return the file name of the shard of that number while it has so many batches."""
+        return f"shard-{number:05d}.partial-{batches}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,14 @@ class Index:
         write_atomically(folder / INDEX_FILE, text.encode() + b"\n")
 
     @classmethod
+    def is_finished(cls, folder: Path) -> bool:
+        """Tell whether a folder holds a finished recording."""
+        try:
+            return (folder / INDEX_FILE).is_file() and cls.read(folder).finished
+        except ReadError:
+            return False
+
+    @classmethod
     def read(cls, folder: Path) -> "Index":
         """Read a folder's index and check that every listed shard is there in full length.
 
@@ -156,7 +172,13 @@ class Index:
             counts = (shard.rows, shard.images, shard.size, shard.images_from)
             # Names are made, never taken as paths: an index from elsewhere must not point out of
             # its folder.
-            own = shard.file == Shard.name(number) or PART_SHARD.fullmatch(shard.file)
+            partial = Shard.partial_name(number, len(shard.batches))
+            last = number == len(shards) - 1 and not fields["finished"]
+            own = (
+                shard.file == Shard.name(number)
+                or PART_SHARD.fullmatch(shard.file)
+                or (last and shard.file == partial)
+            )
             if not own or not all(type(n) is int and n >= 0 for n in counts):
                 raise TypeError(f"bad entry for shard {number}: {shard.file!r}, {counts}")
         if shards and fields["dtype"] not in DTYPES:

@@ -2,10 +2,9 @@
 
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +12,25 @@ import torch
 from torch import Tensor
 
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import (
     LabelledImages,
-    class_names,
     labelled_batches,
     length,
 )
-from salve_plugin.discover.recording.parts import join, part_folder, share_of
+from salve_plugin.discover.recording.parts import Share, check_together, join, part_folder
 from salve_plugin.discover.recording.recorder import Recorder
 from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
-from salve_plugin.errors import InputError, WriteError
+from salve_plugin.discover.recording.whole import whole
+from salve_plugin.errors import InputError, SalveError, WriteError
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.network import network_digest
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import fingerprints, state_digest
+from salve_plugin.store.files import usable
+from salve_plugin.store.lock import locked
+from salve_plugin.store.owner import make_scratch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,21 +55,27 @@ def record(
     and is left as it was found. Rows are stored in the network's own floating type.
 
     Memory holds one shard, and three copies of it while it is written. A shard counts once it is
-    whole and the index lists it, so after a crash, a kill or a full disk the same call continues
-    after the last whole shard: batches that are on disk are read from the loader and compared, not
-    run through the model. The comparison covers the labels, the images' shape and type, and 1024
-    evenly spaced values of each image. The result is byte for byte that of an uninterrupted run.
-    If the folder holds the finished recording already, only the first batch and the number of
-    batches are compared.
+    whole and the index lists it; what makes no shard yet is written too, every half minute, and
+    when an error or Ctrl-C ends the recording. After a crash, a kill or a full disk the same call
+    continues where the last one was: batches that are on disk are read from the loader and
+    compared, not run through the model. The comparison covers the labels, the images' shape and
+    type, and 1024 evenly spaced values of each image. The result is byte for byte that of an
+    uninterrupted run. If the folder holds the finished recording already, only the first batch and
+    the number of batches are compared.
 
     Args:
         hooked: the attached model.
         loader: any iterable of (images, labels) batches, in the same order each time
-            (`shuffle=False`, no random augmentation); labels are class indices (batch,).
+            (`shuffle=False`, no random augmentation); labels are class indices (batch,). Of a
+            loader that is split among processes already, by `accelerator.prepare()` or a
+            `DistributedSampler`, the whole data set is read.
         site: hook-point name of the activation.
         folder: where the recording goes; None is a temporary folder (below
             `tempfile.gettempdir()`) that is removed together with the returned object.
-        classes: class names by label; by default `loader.dataset.classes`, if there is one.
+        classes: class names by label; by default `loader.dataset.classes`, if there is one. Names
+            of some classes of the model, as the model's library knows them, are found among them,
+            and the labels become the model's class indices. Empty for labels that are those
+            already, whatever the data set says.
         shard_rows: a shard ends with the batch that reaches this many rows, or 128 MiB.
         progress: show a progress bar on stderr.
         device: where images are moved; by default where the model's parameters are.
@@ -76,30 +85,53 @@ def record(
 
     Raises:
         UnknownSiteError: if the model has no such site.
-        InputError: if the loader is empty, labels are not class indices, activations are NaN or
-            infinite, or the folder holds a recording of another model, site or data.
+        InputError: if the loader is empty, labels are not class indices, class names are not the
+            model's nor one for each of its classes, activations are NaN or infinite, the folder
+            holds a recording of another model, site or data, or the loader yields images more than
+            once or is split among processes in a way that cannot be undone.
         ReadError: if the data set cannot read an image, or a shard in the folder is damaged; what
             was recorded stays.
+        FolderInUseError: if another job records into the folder.
         WriteError: if the disk is full or not writable; what was recorded stays.
     """
     if shard_rows < 1:
         raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
     team = Team(accelerator)
+    loader = whole(loader)
     if team.size > 1:
         return _record_together(
             team, hooked, loader, site, folder,
             classes=classes, shard_rows=shard_rows, progress=progress, device=device,
         )  # fmt: skip
-    index = _empty_index(hooked, hooked.site(site), class_names(loader, classes))
+    labels = Labels.of(hooked.model, n_outputs(hooked), loader, classes)
+    index = _empty_index(hooked, hooked.site(site), labels)
     run = _forward(hooked, index.site, device)
     with _folder(folder) as (target, temporary):
         recorder = Recorder(target, index, shard_rows)
         with evaluating(hooked.model), _bar(length(loader), progress) as advance:
-            _fill(recorder, loader, run, _label_bound(hooked, index), advance)
+            try:
+                _fill(recorder, loader, run, labels, advance)
+            except BaseException as error:
+                if not temporary:
+                    _keep(recorder, error)
+                raise
         activations = Activations(target, recorder.index)
     if temporary:
         weakref.finalize(activations, shutil.rmtree, target, ignore_errors=True)
     return activations
+
+
+def _keep(recorder: Recorder, error: BaseException) -> None:
+    """Keep what is whole when a recording ends before its time, and say how to go on."""
+    if isinstance(error, WriteError):  # there is no room for more
+        return
+    with suppress(SalveError):
+        n_images = recorder.keep()
+        if n_images:
+            error.add_note(
+                f"{n_images} images are recorded in {recorder.folder}: repeat the call to go on "
+                "with the others"
+            )
 
 
 def _record_together(
@@ -116,12 +148,22 @@ def _record_together(
     """Record this process's part; the first process joins the parts once all are there."""
     if folder is None:
         raise InputError("several processes record into one folder that all of them see: name it")
-    record(
-        hooked, share_of(loader, team), site, folder=part_folder(Path(folder), team.rank),
-        classes=class_names(loader, classes), progress=progress and team.rank == 0, **options,
-    )  # fmt: skip
-    # An index is joined from those of all parts, and nobody may read it before it is there.
-    team.wait()
+    share = Share(loader, team)
+    failure: SalveError | None = None
+    images = 0
+    try:
+        images = record(
+            hooked, share, site, folder=part_folder(Path(folder), team.rank),
+            classes=classes, progress=progress and team.rank == 0, **options,
+        ).n_images  # fmt: skip
+    except SalveError as error:
+        failure = error
+    # An index is joined from those of all parts, and nobody may read it before it is there; nor may
+    # a process that failed leave the others waiting.
+    try:
+        check_together(team, share, images, failed=failure is not None)
+    except SalveError as error:
+        raise failure or error from None
     if team.rank == 0:
         join(Path(folder), team.size)
     team.wait()
@@ -132,7 +174,7 @@ def _fill(
     recorder: Recorder,
     loader: Iterable[Any],
     run: Callable[[LabelledImages], Tensor],
-    n_classes: int | None,
+    labels: Labels,
     advance: Callable[[], None],
 ) -> None:
     """Record every batch that is not on disk yet; compare the others."""
@@ -143,7 +185,8 @@ def _fill(
     ):
         raise InputError(recorder.changed(f"{n_batches} batches", f"the {recorded} recorded"))
     seen = 0
-    for batch in labelled_batches(loader, n_classes):
+    bound = labels.n_classes if labels.indices is None else None
+    for batch in map(labels.of_model, labelled_batches(loader, bound)):
         seen += 1
         fingerprint = recorder.compared(batch)
         if recorder.index.finished:
@@ -158,23 +201,16 @@ def _fill(
     recorder.finish()
 
 
-def _empty_index(hooked: HookedModel, site: Site, names: tuple[str, ...] | None) -> Index:
-    known = hooked.description.get("num_classes")
+def _empty_index(hooked: HookedModel, site: Site, labels: Labels) -> Index:
     prints = fingerprints(hooked.model)
     return Index(
         site=site,
         model=hooked.description,
         model_sha256=state_digest(prints),
-        classes=names,
-        n_classes=len(names) if names else known if isinstance(known, int) else None,
+        classes=labels.classes,
+        n_classes=labels.n_classes,
         network_sha256=network_digest(hooked, prints),
     )
-
-
-def _label_bound(hooked: HookedModel, index: Index) -> int | None:
-    """Return what every label must be below: the model's classes and the names both count."""
-    bounds = [index.n_classes, hooked.description.get("num_classes")]
-    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
 
 
 def _forward(
@@ -208,22 +244,22 @@ def _forward(
 
 @contextmanager
 def _folder(folder: str | os.PathLike[str] | None) -> Iterator[tuple[Path, bool]]:
-    """Make the folder; a temporary one (True) is removed again if the recording fails."""
+    """Make the folder, for this job alone; a temporary one (True) is removed if recording fails."""
     if folder is None:
         # Removed by the finalizer of what is returned, or here if nothing comes of it.
-        target = Path(tempfile.mkdtemp(prefix="salve-activations-"))
+        target = make_scratch("activations")
         try:
             yield target, True
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
         return
-    target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"cannot make the folder {target}: {error.strerror}") from error
-    yield target, False
+    target = usable(folder)
+    if Index.is_finished(target):  # it is only read, by as many as want to
+        yield target, False
+        return
+    with locked(target):
+        yield target, False
 
 
 @contextmanager

@@ -30,6 +30,11 @@ class Team:
         """Number of this process, from 0."""
         return 0 if self.accelerator is None else int(self.accelerator.process_index)
 
+    @property
+    def device(self) -> torch.device:
+        """Where tensors that the processes exchange must be."""
+        return torch.device("cpu") if self.accelerator is None else self.accelerator.device
+
     def share(self, rows: Tensor) -> Tensor:
         """Return this process's rows of a batch: every size-th, from its rank on.
 

@@ -91,6 +91,32 @@ def fit(
         learner, options, n_latents, seed, steps, batch_size, learning_rate, initialization,
         target_l0, patience, train_atoms,
     )  # fmt: skip
+    with torch.inference_mode(False), torch.enable_grad():
+        work = work_of(acts, asked, site=site, run=run, gradient=gradient)
+        tensors, numbers = work.done()
+    data, moments = work.data, work.moments
+    folded_tensors = folded(work.rule, tensors, moments.shift, moments.scale)
+    dictionary = Dictionary(folded_tensors, work.rule, data.site)
+    quality = quality_of(dictionary, data, moments.scale)
+    warn_of(quality, target_l0)
+    numbers |= {"scale": moments.scale, **quality, **data.origin}
+    dictionary.meta = {**work.settings.to_json(), **numbers}
+    return dictionary
+
+
+def work_of(
+    acts: Activations | Tensor,
+    asked: FitSettings,
+    *,
+    site: Site | None = None,
+    run: Run,
+    gradient: Callable[[Tensor], Tensor] | None = None,
+) -> Work:
+    """Return a fit that has everything but its training: what is wrong with it shows here.
+
+    Raises:
+        SalveError: as `fit`, but for what only training can show.
+    """
     rule = asked.rule()
     data = RowReader(acts, site)
     moments = Moments.of(data) if rule.centred else Moments.of(data).unshifted()
@@ -99,16 +125,11 @@ def fit(
     batch_size, steps = asked.batch_and_steps(moments.n_rows)
     settings = asked.chosen(rule, n_latents=n_latents, batch_size=batch_size, steps=steps)
     plan = Plan(
-        steps, seed, moments.n_rows, batch_size,
-        target_l0=target_l0 if rule.l0_control == "weight" else None,
+        steps, asked.seed, moments.n_rows, batch_size,
+        target_l0=asked.target_l0 if rule.l0_control == "weight" else None,
         autocast=autocasts(run.precision),
     )  # fmt: skip
-    with torch.inference_mode(False), torch.enable_grad():
-        start = start_of(data, moments, rule, n_latents, initialization=initialization, seed=seed)
-        tensors, numbers = Work(rule, data, moments, start, settings, plan, run, gradient).done()
-    dictionary = Dictionary(folded(rule, tensors, moments.shift, moments.scale), rule, data.site)
-    quality = quality_of(dictionary, data, moments.scale)
-    warn_of(quality, target_l0)
-    numbers |= {"scale": moments.scale, **quality, **data.origin}
-    dictionary.meta = {**settings.to_json(), **numbers}
-    return dictionary
+    start = start_of(
+        data, moments, rule, n_latents, initialization=asked.initialization, seed=asked.seed
+    )
+    return Work(rule, data, moments, start, settings, plan, run, gradient)

@@ -77,6 +77,15 @@ class Work:
         """From scaled rows to the gradient of the model's loss with respect to them."""
         return None if self.raw_gradient is None else self._scaled(self.raw_gradient)
 
+    def check(self) -> None:
+        """Try what the run begins with.
+
+        Raises:
+            InputError: if the learner cannot start from these rows with these settings.
+        """
+        if not isinstance(self.rule, Solver):
+            self._prepared()
+
     def done(self) -> tuple[Tensors, dict[str, Any]]:
         """Return the tensors found, and what is known only now: the steps, the learning rate."""
         return self._solved(self.rule) if isinstance(self.rule, Solver) else self._trained()

@@ -1,5 +1,6 @@
 """`choose` for goals about a class: bounds that hold, controls that compete, wrong evidence."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,12 +119,16 @@ def test_labels_that_are_no_classes_of_the_model_are_refused(
     digits_hooked: HookedModel, digits_test: digits.Split, tmp_path: Path
 ) -> None:
     has = (digits_test.labels < 5).long()
-    acts = record(
-        digits_hooked, [(digits_test.images, has)], folder=tmp_path, progress=False,
-        classes=("without", "with"),
-    )  # fmt: skip
+    loader = [(digits_test.images, has)]
+    with pytest.raises(SalveError, match=r"match no class of the model, which has 10"):
+        record(digits_hooked, loader, classes=("without", "with"), progress=False)
+    record(digits_hooked, loader, folder=tmp_path, progress=False)
+    # As recordings could be before their names were compared with the model's.
+    index = json.loads((tmp_path / "index.json").read_text())
+    named = {**index, "classes": ["without", "with"], "n_classes": 2}
+    (tmp_path / "index.json").write_text(json.dumps(named))
     with pytest.raises(SalveError, match=r"label 0 of one is not row 0 of the other"):
-        choose(digits_hooked, SuppressClass(1), acts)
+        choose(digits_hooked, SuppressClass(1), Activations.load(tmp_path))
 
 
 def test_bad_requests_are_named(digits_hooked: HookedModel, digits_acts: Activations) -> None:

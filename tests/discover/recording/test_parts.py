@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.parts import join, part_folder, share_of
+from salve_plugin.discover.recording.parts import Share, join, part_folder
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.training.rows import RowReader, held_out
@@ -28,10 +28,12 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.stream import record
+from salve_plugin.errors import InputError
 
 torch.set_num_threads(1)
 weights, out = sys.argv[1:]
@@ -42,12 +44,39 @@ accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
 loader = DataLoader(TensorDataset(images, labels), batch_size=20)
 batches = [(images[at : at + 20], labels[at : at + 20]) for at in range(0, 70, 20)]
-for name, source in (("loader", loader), ("list", batches)):
+data = TensorDataset(images, labels)
+sampled = DataLoader(data, batch_size=20, sampler=DistributedSampler(data, shuffle=True))
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(images, labels))
+
+sources = {
+    "loader": loader, "list": batches, "sampler": sampled,
+    "prepared": accelerator.prepare(DataLoader(data, batch_size=20)),
+    "prepared sampler": accelerator.prepare(sampled),
+    "prepared stream": accelerator.prepare(DataLoader(Stream(), batch_size=20)),
+}
+for name, source in sources.items():
     for _ in range(2):  # the second time it is all there
         acts = record(
             hooked, source, folder=f"{out}/{name}", progress=False, accelerator=accelerator
         )
-        assert acts.n_images == 70
+        assert acts.n_images == 70, (name, acts.n_images)
+rank = accelerator.process_index
+halves = Subset(data, range(rank, 70, 2))
+broken = [*batches[:3], (images[:5], labels[:5] + 99)]  # the second process's last batch
+for name, source, words in (
+    ("halves", DataLoader(halves, batch_size=20), "loaders of the processes are different"),
+    ("batch lists", batches[2 * rank :][:2], "loaders of the processes are different"),
+    ("broken", broken, "out of range" if rank else "process 1 could not record its part"),
+):
+    try:
+        record(hooked, source, folder=f"{out}/{name}", progress=False, accelerator=accelerator)
+    except (InputError, OSError) as error:
+        assert words in str(error), (name, error)
+    else:
+        raise AssertionError(name)
 accelerator.end_training()
 os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts although all is done
 """
@@ -72,7 +101,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["loader", "list"])
+@pytest.mark.parametrize(
+    "kind",
+    ["loader", "list", "sampler", "prepared", "prepared sampler", "prepared stream"],
+)
 def test_two_processes_record_the_rows_of_one(
     kind: str, shared: Path, digits_resnet: nn.Module, digits_test: digits.Split, tmp_path: Path
 ) -> None:
@@ -132,6 +164,8 @@ def test_batches_are_dealt_out_without_overlap_and_again_each_time() -> None:
 
         size = 2
 
-    first = share_of([1, 2, 3, 4, 5], Two())
-    assert list(first) == [1, 3, 5]
-    assert list(first) == [1, 3, 5]
+    items = [(torch.zeros(1, 2), torch.tensor([number])) for number in (1, 2, 3, 4, 5)]
+    first = Share(items, Two())
+    for _ in range(2):
+        assert [int(labels) for _, labels in first] == [1, 3, 5]
+    assert len(first) == 3

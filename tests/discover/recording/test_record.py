@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -181,6 +181,7 @@ def test_class_names_come_from_the_data_set_also_through_subsets(
 ) -> None:
     dataset = ImageFolder(str(image_folder), transform=grey)
     part = Subset(Subset(dataset, range(0, 30, 2)), range(10))
+    cast(Any, hooked_resnet.model).reset_classifier(3)
     acts = record(hooked_resnet, DataLoader(part, batch_size=4), progress=False)
     assert acts.classes == ("one", "three", "two")
     assert acts.n_classes == 3
@@ -205,12 +206,13 @@ def test_an_unreadable_image_is_named_and_what_was_recorded_stays(
     broken.write_bytes(b"no picture" if corrupt == "garbage" else whole[: len(whole) // 2])
     folder = tmp_path / "recording"
     with pytest.raises(ReadError, match=r"two/3\.png"):
-        record(hooked_resnet, loader, folder=folder, shard_rows=8, progress=False)
-    assert len(files(folder)) == 3  # the index and two shards of eight rows
-    with pytest.raises(ReadError, match="interrupted after 16 images"):
+        record(hooked_resnet, loader, folder=folder, shard_rows=8, progress=False, classes=())
+    # The index, two shards of eight rows, and the batch before the one with the broken file.
+    assert len(files(folder)) == 4
+    with pytest.raises(ReadError, match="interrupted after 20 images"):
         Activations.load(folder)
     broken.write_bytes(whole)
-    acts = record(hooked_resnet, loader, folder=folder, shard_rows=8, progress=False)
+    acts = record(hooked_resnet, loader, folder=folder, shard_rows=8, progress=False, classes=())
     assert acts.n_images == 30
 
 
@@ -273,17 +275,52 @@ def test_an_interrupted_recording_continues_without_running_the_model_again(
     hooked_resnet: HookedModel, few_batches: Batches, tmp_path: Path
 ) -> None:
     folder, whole = tmp_path / "a", tmp_path / "b"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         record(
             hooked_resnet, interrupted(few_batches, 5), folder=folder, shard_rows=20, progress=False
         )
+    assert caught.value.__notes__ == [
+        f"50 images are recorded in {folder}: repeat the call to go on with the others"
+    ]
     passes = []
     handle = hooked_resnet.model.register_forward_hook(lambda *_: passes.append(1))
     record(hooked_resnet, few_batches, folder=folder, shard_rows=20, progress=False)
-    assert len(passes) == 2  # four of six batches were in whole shards
+    assert len(passes) == 1  # four of six batches were in whole shards, one in a partial one
     record(hooked_resnet, few_batches, folder=whole, shard_rows=20, progress=False)
     handle.remove()
     assert files(folder) == files(whole)
+
+
+@pytest.mark.parametrize("rows", [20, 10**6])
+def test_any_number_of_interrupts_gives_the_same_files(
+    hooked_resnet: HookedModel, few_batches: Batches, tmp_path: Path, rows: int
+) -> None:
+    folder, whole = tmp_path / "a", tmp_path / "b"
+    passes = []
+    handle = hooked_resnet.model.register_forward_hook(lambda *_: passes.append(1))
+    for after in (1, 2, 2, 5, 3):  # a shard of two batches, or one for all
+        loader = interrupted(few_batches, after)
+        with pytest.raises((KeyboardInterrupt, InputError)):
+            record(hooked_resnet, loader, folder=folder, shard_rows=rows, progress=False)
+        assert sum(".partial-" in name for name in files(folder)) <= 1
+    record(hooked_resnet, few_batches, folder=folder, shard_rows=rows, progress=False)
+    assert len(passes) == 6
+    handle.remove()
+    record(hooked_resnet, few_batches, folder=whole, shard_rows=rows, progress=False)
+    assert files(folder) == files(whole)
+
+
+def test_a_damaged_partial_shard_is_refused(
+    hooked_resnet: HookedModel, few_batches: Batches, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        record(hooked_resnet, interrupted(few_batches, 2), folder=tmp_path, progress=False)
+    path = tmp_path / "shard-00000.partial-2.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ReadError, match=r"partial-2.safetensors .* SHA-256 differs"):
+        record(hooked_resnet, few_batches, folder=tmp_path, progress=False)
 
 
 def test_the_digest_of_the_images_asks_for_no_size_of_batches_and_sees_any_change(
@@ -339,7 +376,7 @@ def test_a_loader_that_changed_is_refused(
     with pytest.raises(InputError, match="shuffle=False"):
         record(hooked_resnet, other, folder=tmp_path, shard_rows=20, progress=False)
     if not finished and change == "fewer":
-        with pytest.raises(InputError, match="yields 3 batches, not the 4 recorded"):
+        with pytest.raises(InputError, match="yields 3 batches, not the 5 recorded"):
             record(hooked_resnet, iter(other), folder=tmp_path, shard_rows=20, progress=False)
     assert files(tmp_path) == before
 
@@ -393,5 +430,5 @@ def test_a_folder_that_cannot_be_made_is_refused(
     hooked_resnet: HookedModel, few_batches: Batches, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="cannot make the folder"):
+    with pytest.raises(WriteError, match="cannot write to"):
         record(hooked_resnet, few_batches, folder=tmp_path / "file" / "x", progress=False)

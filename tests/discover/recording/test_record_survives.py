@@ -28,6 +28,7 @@ import torch
 torch.set_num_threads(1)
 from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
+from salve_plugin.discover.recording import recorder
 from salve_plugin.discover.recording.stream import record
 
 hooked = attach(digits.load("resnet", Path(sys.argv[1])))
@@ -61,6 +62,9 @@ def until(number):
     os.kill(os.getpid(), signal.SIGKILL)
 
 assert run("whole", batches, None) == 0
+recorder.KEEP_SECONDS = 0.0  # every batch is a partial shard first
+assert run("kept", until(5), None) == signal.SIGKILL
+recorder.KEEP_SECONDS = 30.0
 assert run("between-batches", until(5), None) == signal.SIGKILL
 assert run("before-the-shard-counts", batches, "shard-00001.safetensors") == signal.SIGKILL
 assert run("before-the-index-counts", batches, "index.json") == signal.SIGKILL
@@ -96,6 +100,7 @@ def test_a_killed_recording_continues_to_the_same_bytes(tmp_path: Path) -> None:
     }
     # What each kill left: only the index makes a shard count.
     first, second = "shard-00000.safetensors", "shard-00001.safetensors"
+    assert left["kept"] == ["index.json", first, second, "shard-00002.partial-1.safetensors"]
     assert left["between-batches"] == ["index.json", first, second]
     assert left["before-the-shard-counts"] == ["index.json", first]
     assert left["before-the-index-counts"] == ["index.json", first, second]

@@ -1,0 +1,109 @@
+"""Labels of a data set are the model's class indices, are made so by name, or are refused."""
+
+from typing import Any, cast
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from salve_plugin.adapter import attach
+from salve_plugin.control.evaluate import evaluate
+from salve_plugin.discover.recording.labels import Labels, n_outputs
+from salve_plugin.discover.recording.stream import record
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel
+
+
+class Named(Dataset[tuple[Tensor, int]]):
+    """Six images whose classes have names, as torchvision's folders do."""
+
+    def __init__(self, *classes: str) -> None:
+        """Take the names."""
+        self.classes = list(classes)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return an image and its label among the names."""
+        random = torch.Generator().manual_seed(index)
+        return torch.rand(3, 64, 64, generator=random), index % len(self.classes)
+
+
+def loader(*classes: str) -> DataLoader[Any]:
+    return DataLoader(Named(*classes), batch_size=4)
+
+
+def hooked(n: int = 1000) -> HookedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = timm.create_model("test_resnet", num_classes=n).eval()
+    return attach(model)
+
+
+def test_names_of_some_of_the_models_classes_give_its_own_indices() -> None:
+    acts = record(hooked(), loader("church", "n03425413", "Garbage truck"), progress=False)
+    assert acts.labels().tolist() == [497, 571, 569] * 2  # torchvision's and timm's indices
+    assert (acts.n_classes, len(acts.classes or ())) == (1000, 1000)
+    assert acts.classes is not None
+    assert acts.classes[497] == "church"
+    assert acts.classes[0] == "tench"
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("church", "dog", "gas pump")])
+def test_names_that_are_not_the_models_are_refused(names: tuple[str, ...]) -> None:
+    model = hooked()
+    for call in (
+        lambda: record(model, loader(*names), progress=False),
+        lambda: record(model, loader("a"), classes=names, progress=False),
+        lambda: evaluate(model, loader(*names)),
+    ):
+        with pytest.raises(InputError, match=r"class names \[.*match no class .* has 1000.*=\(\)"):
+            call()
+
+
+def test_more_names_than_classes_and_other_classifiers_than_at_first_are_refused() -> None:
+    model = hooked(5)
+    with pytest.raises(InputError, match="has 5"):
+        record(model, loader(*"abcdef"), progress=False)
+    assert n_outputs(model) == 5
+    cast(Any, model.model).reset_classifier(3)
+    assert n_outputs(model) == 3
+    with pytest.raises(InputError, match="has 3"):
+        record(model, loader(*"abcde"), progress=False)
+    assert record(model, loader(*"abc"), progress=False).classes == ("a", "b", "c")
+    names = hooked()
+    cast(Any, names.model).reset_classifier(3)  # its classes are no longer those that timm knows
+    with pytest.raises(InputError, match="has 3"):
+        record(names, loader("church", "gas pump"), progress=False)
+    with pytest.raises(InputError, match=r"label 3 in batch 0 .* 0 to 2"):
+        record(names, [(torch.rand(1, 3, 64, 64), [3])], progress=False)
+
+
+def test_labels_can_be_said_to_be_the_models_already() -> None:
+    acts = record(hooked(5), loader("a", "b"), classes=(), progress=False)
+    assert acts.classes is None
+    assert acts.n_classes == 5
+    assert acts.labels().tolist() == [0, 1] * 3
+
+
+def test_evaluate_counts_images_at_the_models_classes() -> None:
+    model = hooked()
+    confusion = evaluate(model, loader("church", "gas pump")).confusion
+    assert confusion.sum(1).nonzero().flatten().tolist() == [497, 571]
+    assert torch.equal(
+        confusion, evaluate(model, [(x, y * 74 + 497) for x, y in loader("a", "b")]).confusion
+    )
+
+
+def test_a_label_without_a_name_is_refused() -> None:
+    labels = Labels.of(hooked().model, 1000, loader("church", "gas pump"))
+    assert labels.indices is not None
+    with pytest.raises(InputError, match=r"label 497 .* names 2 classes, and the model has 1000"):
+        record(
+            hooked(), [(torch.rand(1, 3, 64, 64), [497])], classes=["church", "gas pump"],
+            progress=False,
+        )  # fmt: skip
