@@ -116,6 +116,17 @@ class HookedModel(HookedRoot):
         check_fired(listening, fired)
         return output
 
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Return the model's output and copies of its activations by name, in eval mode.
+
+        The model is left as it was found, `incl_bwd=True` included: the gradients are in the
+        cache, not in the parameters. Arguments and errors are those of `HookedRoot`, or of
+        TransformerLens where it is installed.
+        """
+        with evaluating(self.model):
+            result: tuple[Any, Any] = super().run_with_cache(*args, **kwargs)
+        return result
+
     def _replicate_for_data_parallel(self) -> Any:
         """Tell the replica, which DataParallel runs in a new thread, for whom it works."""
         replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call] # torch leaves it untyped

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.modes import evaluating_within
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 from salve_plugin.validate.latents import Encoder, LatentTarget, Stage, image_latents, latent_index
@@ -51,9 +52,9 @@ if TYPE_CHECKING:
 class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc] # captum is untyped
     """Grad-FAM of any module, with or without an adapter; a Captum layer attribution.
 
-    The model is run as it is: put it into eval mode before. Nothing of it or of the caller's is
-    changed: tensors, gradients, hooks, training modes. It can be called in any grad mode, and
-    in half precision: the latent, the weights and the map are computed in float32 at least.
+    The model runs in eval mode. Nothing of it or of the caller's is changed: tensors, buffers,
+    gradients, hooks, training modes. It can be called in any grad mode, and in half precision: the
+    latent, the weights and the map are computed in float32 at least.
 
     With `captum.attr.NoiseTunnel` it works as any other method. `captum.concept.TCAV` needs
     `interpret(..., attr_dim_summation=False)` and layers that are NCHW maps: it compares with the
@@ -192,14 +193,18 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 layer's layout is not the one given, or the site's layout is not certain.
             AttributionError: if the latent does not depend on the layer, or on none of its
                 positions, as for class-token pooling at the output of the last block; or if the
-                map is not finite, or the layer runs several times in a forward pass.
+                map is not finite, the layer runs several times in a forward pass, or it is in train
+                mode and forward_func does not show which model to put into eval mode.
             HookNotFiredError: if the forward pass does not run the layer or the site.
         """
         explains_input = attribute_to_layer_input or self.layer is self._explains_input_of
         layer: ModuleSide = (_one_module(self.layer), "in" if explains_input else "out")
         run = _forward(self.forward_func, inputs, additional_forward_args)
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        with traced(run, layer, self.site, device_ids) as graph:
+        with (
+            evaluating_within(self.forward_func),
+            traced(_in_eval_mode(run, layer[0]), layer, self.site, device_ids) as graph,
+        ):
             latent_gradient = self._latent_gradient(graph, target, is_site=layer == self.site)
             layer_gradient = pull_back(graph, latent_gradient, grad_kwargs or {})
         if layer_gradient is None:
@@ -281,6 +286,20 @@ def _forward(
 
     arguments = as_tuple(inputs) + (() if additional is None else as_tuple(additional))
     return lambda: forward_func(*map(detached, arguments))
+
+
+def _in_eval_mode(run: Callable[[], object], layer: nn.Module) -> Callable[[], object]:
+    """Return the forward pass, refused where the model that it runs was not found."""
+
+    def checked() -> object:
+        if layer.training:
+            raise AttributionError(
+                f"{type(layer).__name__} is in train mode, and forward_func does not show whose "
+                "module it is; call model.eval() first, or pass the model itself as forward_func"
+            )
+        return run()
+
+    return checked
 
 
 def _no_dependence(layer: ModuleSide) -> str:

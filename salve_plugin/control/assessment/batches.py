@@ -8,14 +8,13 @@ import hashlib
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
@@ -196,7 +195,7 @@ def run(
     labels: list[Tensor] = []
     file = tempfile.TemporaryFile()  # noqa: SIM115 # it is handed over
     try:
-        with evaluating(model), evaluating(edited), kept(model):
+        with evaluating(model), evaluating(edited):
             for batch in labelled_batches(loader, None):
                 images = batch.images.to(parameter.device)
                 if images.is_floating_point() and parameter.is_floating_point():
@@ -221,14 +220,3 @@ def run(
         file.close()
         raise
     return Spooled(file, labels, digest.hexdigest())
-
-
-@contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Put buffers back afterwards: some models write to theirs in eval mode, too."""
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in values:
-            buffer.copy_(value)

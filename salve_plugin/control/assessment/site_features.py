@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from salve_plugin.control.assessment.batches import Head, kept
+from salve_plugin.control.assessment.batches import Head
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import LowRankUpdate
@@ -59,7 +59,7 @@ def site_features(
     parameter = next(model.parameters(), torch.empty(0))
     labels: list[Tensor] = []
     parts: tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]] = ({}, {})
-    with evaluating(model), evaluating(edited), kept(model):
+    with evaluating(model), evaluating(edited):
         for batch in labelled_batches(loader, None):
             images = batch.images.to(parameter.device)
             if images.is_floating_point() and parameter.is_floating_point():
