@@ -107,8 +107,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating_within(function: Callable[..., Any]) -> Iterator[None]:
-    """Put the models that a function runs into eval mode, as `evaluating` does.
+def evaluating_within(function: Callable[..., Any]) -> Iterator[list[nn.Module]]:
+    """Put the models that a function runs into eval mode, as `evaluating` does; yield them.
 
     They are the function itself if it is a module, else those that it names: what it is bound to
     and that one's attributes, what it closes over, the globals in its code; and what functions
@@ -118,7 +118,7 @@ def evaluating_within(function: Callable[..., Any]) -> Iterator[None]:
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
-        yield
+        yield list(models.values())
 
 
 def _models_of(value: Any, depth: int) -> Iterator[nn.Module]:

@@ -10,6 +10,7 @@ E[l, k] / (h w), and the map sums to z_l - z_l(0): what the image adds to the la
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.modes import evaluating_within
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
+from salve_plugin.validate.grids import grid_of_call, watching_grids
 from salve_plugin.validate.latents import Encoder, LatentTarget, Stage, image_latents, latent_index
 from salve_plugin.validate.layout import (
     Tokens,
@@ -114,6 +116,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         self._site = readable(site, dictionary) if isinstance(site, Site) else None
         self.stage: Stage = stage
         self.tokens = layer_tokens(layer, checked_tokens(tokens))
+        self._grid_is_given = not isinstance(layer, Site)
         # Bound to this module: a layer that is assigned later, as TCAV does, means its output.
         self._explains_input_of = module if side == "in" else None
 
@@ -199,22 +202,32 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         """
         explains_input = attribute_to_layer_input or self.layer is self._explains_input_of
         layer: ModuleSide = (_one_module(self.layer), "in" if explains_input else "out")
-        run = _forward(self.forward_func, inputs, additional_forward_args)
+        arguments = _arguments(inputs, additional_forward_args)
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        with (
-            evaluating_within(self.forward_func),
-            traced(_in_eval_mode(run, layer[0]), layer, self.site, device_ids) as graph,
-        ):
+        with ExitStack() as stack:
+            models = stack.enter_context(evaluating_within(self.forward_func))
+            grids: set[tuple[int, int]] = set()
+
+            def run() -> None:
+                _check_eval_mode(self.forward_func, layer[0])
+                with watching_grids(models) as seen:
+                    self.forward_func(*arguments)
+                grids.update(seen)
+
+            graph = stack.enter_context(traced(run, layer, self.site, device_ids))
             latent_gradient = self._latent_gradient(graph, target, is_site=layer == self.site)
             layer_gradient = pull_back(graph, latent_gradient, grad_kwargs or {})
         if layer_gradient is None:
             raise AttributionError(_no_dependence(layer))
-        gradient = as_map(layer_gradient, self.tokens)
+        tokens = grid_of_call(
+            self.tokens, layer_gradient.shape[1], arguments, grids, given=self._grid_is_given
+        )
+        gradient = as_map(layer_gradient, tokens)
         # Dead or off, a latent's own gradient is zero, and so is its map, rightly. But where the
         # latent has one and no position of the layer does, a map would be a lie.
         if not gradient.any() and latent_gradient.any():
             raise AttributionError(_no_gradient(layer))
-        heat = weighted_map(as_map(joined(graph.layer), self.tokens), gradient)
+        heat = weighted_map(as_map(joined(graph.layer), tokens), gradient)
         heat = heat.sum(1, keepdim=True) if attr_dim_summation else heat
         if not heat.isfinite().all():
             raise AttributionError(
@@ -267,10 +280,8 @@ def _one_module(layer: object) -> nn.Module:
     return layer
 
 
-def _forward(
-    forward_func: Callable[..., Any], inputs: object, additional: object
-) -> Callable[[], object]:
-    """Return the forward pass on tensors of its own that share the caller's memory.
+def _arguments(inputs: object, additional: object) -> tuple[object, ...]:
+    """Return what the forward pass gets: tensors of its own that share the caller's memory.
 
     So `requires_grad` may be set on them; and those made in inference mode, which autograd
     refuses, are copied.
@@ -285,21 +296,16 @@ def _forward(
         return tuple(values) if isinstance(values, (tuple, list)) else (values,)
 
     arguments = as_tuple(inputs) + (() if additional is None else as_tuple(additional))
-    return lambda: forward_func(*map(detached, arguments))
+    return tuple(map(detached, arguments))
 
 
-def _in_eval_mode(run: Callable[[], object], layer: nn.Module) -> Callable[[], object]:
-    """Return the forward pass, refused where the model that it runs was not found."""
-
-    def checked() -> object:
-        if layer.training:
-            raise AttributionError(
-                f"{type(layer).__name__} is in train mode, and forward_func does not show whose "
-                "module it is; call model.eval() first, or pass the model itself as forward_func"
-            )
-        return run()
-
-    return checked
+def _check_eval_mode(forward_func: object, layer: nn.Module) -> None:
+    """Refuse a forward pass in train mode, where the model that a function runs was not found."""
+    if layer.training and not isinstance(forward_func, nn.Module):
+        raise AttributionError(
+            f"{type(layer).__name__} is in train mode, and forward_func does not show whose "
+            "module it is; put the model into eval mode first, or pass it itself as forward_func"
+        )
 
 
 def _no_dependence(layer: ModuleSide) -> str:
