@@ -47,7 +47,7 @@ class LensHookedModel(HookedRootModule, HookedModel):  # type: ignore[misc] # Tr
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         """Do as TransformerLens does, in eval mode; the model is left as it was found."""
         with evaluating(self.model):
-            return HookedRootModule.run_with_cache(self, *args, **kwargs)
+            return HookedRootModule.run_with_cache(self, *self._inputs(args), **kwargs)
 
     def _make_point(self) -> nn.Module:
         point: nn.Module = HookPoint()

@@ -44,6 +44,11 @@ class _EvalSpan:
             module.training = False
         for parameter, _, _ in self.parameters:
             parameter.grad = None  # a backward pass would add to it in place
+        for _, _, cache, before in self.caches:
+            # What a pass in inference mode has left cannot take part in a backward pass.
+            for key, value in before.items():
+                if isinstance(value, Tensor) and value.is_inference():
+                    cache.pop(key, None)
 
     def take_over(self, earlier: "_EvalSpan") -> None:
         """Put back what an earlier span would have."""
@@ -54,7 +59,8 @@ class _EvalSpan:
         for module, training in self.modes:
             module.training = training
         for parameter, wanted, gradient in self.parameters:
-            parameter.requires_grad_(wanted)
+            if parameter.requires_grad != wanted:  # one made in inference mode cannot be asked
+                parameter.requires_grad_(wanted)
             parameter.grad = gradient
         for module, name, buffer, value, version in self.buffers:
             if name in module._buffers:
@@ -76,6 +82,17 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Compute in the tensors' own types within, whatever autocast region is around."""
+    with ExitStack() as stack:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 _lock = threading.Lock()
 _spans: WeakKeyDictionary[nn.Module, list[_EvalSpan]] = WeakKeyDictionary()
 
@@ -85,8 +102,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module into eval mode, and leave the model as it was found, on error too.
 
     Afterwards each module has its own mode again, buffers and gradients have their values, and
-    caches that the passes filled are as before. If several threads do so with one model, it stays
-    in eval mode until the last is through.
+    caches that the passes filled are as before. An autocast region around the context does not
+    act within: what is read does not depend on where the reading stands. If several threads do so
+    with one model, it stays in eval mode until the last is through.
     """
     with _lock:
         span = _EvalSpan(model)
@@ -94,7 +112,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         spans.append(span)
     try:
         span.begin()
-        yield
+        with without_autocast():
+            yield
     finally:
         with _lock:
             later = spans.index(span) + 1

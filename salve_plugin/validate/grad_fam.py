@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.modes import evaluating_within
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
@@ -192,8 +193,9 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             grad_kwargs: passed to `torch.autograd.grad`.
 
         Raises:
-            InputError: if the target is not a latent of the dictionary, the site's width or the
-                layer's layout is not the one given, or the site's layout is not certain.
+            InputError: if the model does not take the inputs, the target is not a latent of the
+                dictionary, the site's width or the layer's layout is not the one given, or the
+                site's layout is not certain.
             AttributionError: if the latent does not depend on the layer, or on none of its
                 positions, as for class-token pooling at the output of the last block; or if the
                 map is not finite, the layer runs several times in a forward pass, or it is in train
@@ -202,7 +204,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         """
         explains_input = attribute_to_layer_input or self.layer is self._explains_input_of
         layer: ModuleSide = (_one_module(self.layer), "in" if explains_input else "out")
-        arguments = _arguments(inputs, additional_forward_args)
+        arguments = _arguments(self.forward_func, inputs, additional_forward_args)
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
         with ExitStack() as stack:
             models = stack.enter_context(evaluating_within(self.forward_func))
@@ -210,7 +212,11 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
 
             def run() -> None:
                 _check_eval_mode(self.forward_func, layer[0])
-                with watching_grids(models) as seen:
+                images = arguments[0] if arguments else None
+                with (
+                    watching_grids(models) as seen,
+                    refused_in_words(self.forward_func, images, "inputs"),
+                ):
                     self.forward_func(*arguments)
                 grids.update(seen)
 
@@ -280,12 +286,18 @@ def _one_module(layer: object) -> nn.Module:
     return layer
 
 
-def _arguments(inputs: object, additional: object) -> tuple[object, ...]:
+def _arguments(forward_func: object, inputs: object, additional: object) -> tuple[object, ...]:
     """Return what the forward pass gets: tensors of its own that share the caller's memory.
 
     So `requires_grad` may be set on them; and those made in inference mode, which autograd
-    refuses, are copied.
+    refuses, are copied. If a model is run, inputs are cast and moved as its parameters are.
     """
+    owner = getattr(forward_func, "__self__", forward_func)
+
+    def fitting(value: object) -> object:
+        if isinstance(owner, nn.Module) and isinstance(value, Tensor) and value.is_floating_point():
+            return as_input(owner, value)
+        return value
 
     def detached(value: object) -> object:
         if not isinstance(value, Tensor):
@@ -295,7 +307,9 @@ def _arguments(inputs: object, additional: object) -> tuple[object, ...]:
     def as_tuple(values: object) -> tuple[object, ...]:
         return tuple(values) if isinstance(values, (tuple, list)) else (values,)
 
-    arguments = as_tuple(inputs) + (() if additional is None else as_tuple(additional))
+    arguments = tuple(map(fitting, as_tuple(inputs))) + (
+        () if additional is None else as_tuple(additional)
+    )
     return tuple(map(detached, arguments))
 
 

@@ -24,6 +24,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.loader import ImagesDigest, labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating, reading
+from salve_plugin.images import run as run_images
 from salve_plugin.network import OnBaseMismatch
 
 ROWS = 2048
@@ -190,19 +191,16 @@ def run(
     # A copy, so that no other thread ever sees the edit, and nothing has to be taken back.
     edited = edit.edited(model, on_base_mismatch=on_base_mismatch)
     sites = [hooked.site(name) for name in hooked.head_sites]
-    parameter = next(model.parameters(), torch.empty(0))
     digest = ImagesDigest()
     labels: list[Tensor] = []
     file = tempfile.TemporaryFile()  # noqa: SIM115 # it is handed over
     try:
         with evaluating(model), evaluating(edited):
             for batch in labelled_batches(loader, None):
-                images = batch.images.to(parameter.device)
-                if images.is_floating_point() and parameter.is_floating_point():
-                    images = images.to(parameter.dtype)
+                name = f"batch {batch.number}"
                 with reading(model, sites) as seen:
-                    before = model(images)
-                after = edited(images)
+                    before = run_images(model, batch.images, name)
+                after = run_images(edited, batch.images, name)
                 for logits in (before, after):
                     check_logits(logits, len(batch.labels))
                 check_labels(batch.labels, before.shape[1])

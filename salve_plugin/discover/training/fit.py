@@ -17,6 +17,7 @@ from salve_plugin.discover.training.run import Run
 from salve_plugin.discover.training.settings import FitSettings, check_number_type
 from salve_plugin.discover.training.start import start_of
 from salve_plugin.discover.training.work import Work
+from salve_plugin.modes import without_autocast
 from salve_plugin.site import Site
 
 
@@ -103,11 +104,12 @@ def fit(
         target_l0=target_l0 if rule.l0_control == "weight" else None,
         autocast=autocasts(run.precision),
     )  # fmt: skip
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast():
         start = start_of(data, moments, rule, n_latents, initialization=initialization, seed=seed)
         tensors, numbers = Work(rule, data, moments, start, settings, plan, run, gradient).done()
     dictionary = Dictionary(folded(rule, tensors, moments.shift, moments.scale), rule, data.site)
-    quality = quality_of(dictionary, data, moments.scale)
+    with without_autocast():
+        quality = quality_of(dictionary, data, moments.scale)
     warn_of(quality, target_l0)
     numbers |= {"scale": moments.scale, **quality, **data.origin}
     dictionary.meta = {**settings.to_json(), **numbers}
