@@ -11,6 +11,7 @@ from salve_plugin import passes
 from salve_plugin.errors import InputError, UnknownSiteError
 from salve_plugin.hook_points import HookPoint
 from salve_plugin.hooked_root import HookedRoot
+from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.modes import evaluating
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.taps import Replace, check_fired, reading, tapped
@@ -115,6 +116,29 @@ class HookedModel(HookedRoot):
             output = self.model(*args, **kwargs)
         check_fired(listening, fired)
         return output
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Return the model's output and copies of its activations by name, in eval mode.
+
+        The model is left as it was found, `incl_bwd=True` included: the gradients are in the
+        cache, not in the parameters. Images are cast and moved as its parameters are, and an
+        autocast region around the call does not act. Arguments and errors are those of
+        `HookedRoot`, or of TransformerLens where it is installed.
+        """
+        with evaluating(self.model):
+            inputs = self._inputs(args)
+            with refused_in_words(self.model, inputs[0] if inputs else None, "inputs"):
+                result: tuple[Any, Any] = super().run_with_cache(*inputs, **kwargs)
+        return result
+
+    def _inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return floating-point tensors as the model takes them, all else as it is."""
+        return tuple(
+            as_input(self.model, arg)
+            if isinstance(arg, Tensor) and arg.is_floating_point()
+            else arg
+            for arg in args
+        )
 
     def _replicate_for_data_parallel(self) -> Any:
         """Tell the replica, which DataParallel runs in a new thread, for whom it works."""

@@ -9,6 +9,7 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from salve_plugin.hooks import HookedModel
+from salve_plugin.modes import evaluating
 
 __all__ = ["HookedRootModule", "LensHookedModel", "with_lens"]
 
@@ -42,6 +43,11 @@ class LensHookedModel(HookedRootModule, HookedModel):  # type: ignore[misc] # Tr
         """Make the hook points; unlike TransformerLens, name no module of the bare model."""
         HookedModel.setup(self)
         self.mod_dict = dict(self.hook_dict)
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """Do as TransformerLens does, in eval mode; the model is left as it was found."""
+        with evaluating(self.model):
+            return HookedRootModule.run_with_cache(self, *self._inputs(args), **kwargs)
 
     def _make_point(self) -> nn.Module:
         point: nn.Module = HookPoint()

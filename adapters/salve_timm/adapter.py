@@ -59,12 +59,14 @@ class TimmAdapter(Adapter):
             wanted = linear_paths(model, groups)
             probe, log = probed(model, lambda images: log_calls(model, images, wanted), probe)
             heads = proven(model, groups, log, probe)
-            # Tokens need their grid; maps show their own.
-            flat = len(log.features_shape) != 4 or any(
-                len(call.result_shape) == 3 for call in log.calls.values()
+            # Tokens need their grid; maps show their own, if their sides are equal.
+            unclear = (
+                len(log.features_shape) != 4
+                or probe.shape[-2] != probe.shape[-1]
+                or any(len(call.result_shape) == 3 for call in log.calls.values())
             )
-            maps = spatial_maps(model, probe) if flat else []  # one more forward pass
-            layouts = Layouts.of(model, maps, len(probe))
+            maps = spatial_maps(model, probe) if unclear else []  # one more forward pass
+            layouts = Layouts.of(model, maps, probe.shape)
             head_points = _head_points(heads, log)
             head_sites = [point.site for point in head_points]
             look = attribution_point(model, log, layouts, head_sites, probe)

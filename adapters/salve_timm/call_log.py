@@ -7,6 +7,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -28,6 +29,7 @@ class Call:
         source_shape: shape of that argument.
         result: id of its output, or of its first output, None if that is no tensor.
         result_shape: shape of that output.
+        result_dtype: type of that output.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Call:
     source_shape: tuple[int, ...] = ()
     result: ValueId | None = None
     result_shape: tuple[int, ...] = ()
+    result_dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def log_calls(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Ca
     def after(path: str, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         first = output[0] if isinstance(output, tuple) and output else output
         calls[path].result, calls[path].result_shape = ids.of(first)
+        calls[path].result_dtype = first.dtype if isinstance(first, Tensor) else None
         calls[path].ended = next(clock)
 
     with ExitStack() as stack:

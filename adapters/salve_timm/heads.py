@@ -143,11 +143,17 @@ def _shares(model: nn.Module, paths: list[str], log: CallLog, probe: Tensor) -> 
     shares = [1.0]
     # One head whose output is not zero is proven by its values alone, without further passes.
     if len(paths) > 1 or not bool(logits.any()):
-        measured = [_measured(model, path, probe, logits, len(paths)) for path in paths]
+        measured = [
+            _measured(model, path, probe, logits, len(paths), _tolerance(path, log))
+            for path in paths
+        ]
         shares = [share for share in measured if share is not None]
     if len(paths) == 1 and shares != [1.0]:
         return f"'{paths[0]}' gives only a part of the logits ({shares})"
-    if len(shares) == len(paths) and _sums_to(torch.stack(outputs).double(), shares, logits):
+    tolerance = max(_tolerance(path, log) for path in paths)
+    if len(shares) == len(paths) and _sums_to(
+        torch.stack(outputs).double(), shares, logits, tolerance
+    ):
         return shares
     return "no weighted sum of these layers' outputs equals the logits"
 
@@ -162,15 +168,20 @@ def _output(layer: nn.Module, path: str, log: CallLog) -> Tensor | str:
             f"'{path}' reads {tuple(x.shape)} where one row of {width_of(layer)} features "
             "an image was expected"
         )
-    weight = layer.get_parameter("weight").detach().flatten(1)
+    if not isinstance(weight := getattr(layer, "weight", None), Tensor):
+        return f"the weight of '{path}' is {type(weight).__name__}, not a tensor"
+    # Parametrized and pruned layers compute theirs; to be read, it need not be a parameter. In
+    # single precision at least, since autocast may have cast the input.
+    kind = torch.promote_types(torch.promote_types(weight.dtype, x.dtype), torch.float32)
+    weight = weight.detach().flatten(1).to(kind)
     if len(weight) != logits.shape[1]:
         return f"'{path}' has {len(weight)} outputs for {logits.shape[1]} logits"
-    bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else None
-    return functional.linear(x.flatten(1), weight, bias)
+    bias = layer.bias.detach().to(kind) if isinstance(layer.bias, Tensor) else None
+    return functional.linear(x.flatten(1).to(kind), weight, bias)
 
 
 def _measured(
-    model: nn.Module, path: str, probe: Tensor, logits: Tensor, heads: int
+    model: nn.Module, path: str, probe: Tensor, logits: Tensor, heads: int, tolerance: float
 ) -> float | None:
     """Return c if adding any d to the head's output adds c d to the logits, else None."""
     generator = torch.Generator().manual_seed(0)
@@ -189,15 +200,23 @@ def _measured(
     pushed = pushes[-1].flatten(1).double()
     # The least-squares c of moved = c pushed; that it fits everywhere is checked, not assumed.
     share = float((moved * pushed).sum() / pushed.square().sum())
-    tolerance = TOLERANCE.get(logits.dtype, 1e-4)
     if bool((moved - share * pushed).abs().max() > tolerance * size):
         return None
     return 1 / heads if abs(share - 1 / heads) <= tolerance else share
 
 
-def _sums_to(heads: Tensor, shares: list[float], logits: Tensor) -> bool:
+def _tolerance(path: str, log: CallLog) -> float:
+    """Return the relative tolerance of the coarsest type that the head's output has passed.
+
+    Not of the logits' alone: a forward pass under autocast often ends with a cast to float32.
+    """
+    kinds = (log.output.dtype, log.calls[path].result_dtype)
+    return max(TOLERANCE.get(kind, 1e-4) for kind in kinds if kind is not None)
+
+
+def _sums_to(heads: Tensor, shares: list[float], logits: Tensor, tolerance: float) -> bool:
     total = (heads * heads.new_tensor(shares)[:, None, None]).sum(0)
-    tolerance = TOLERANCE.get(logits.dtype, 1e-4) * float(logits.abs().max())
+    tolerance = tolerance * float(logits.abs().max())
     return bool((total - logits.double()).abs().max() <= max(tolerance, 1e-10))
 
 

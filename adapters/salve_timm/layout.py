@@ -1,5 +1,6 @@
 """How an activation is laid out, read off its shape."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -31,22 +32,27 @@ class Layouts:
         prefix: how many leading tokens the model says it has.
         images: how many images the shapes are of; windows and pixels in the batch axis are told
             apart by it.
+        sides: (height, width) of these images.
     """
 
     maps: tuple[tuple[int, int, int], ...]
     nhwc: bool
     prefix: int
     images: int
+    sides: tuple[int, int] = (1, 1)
 
     @classmethod
-    def of(cls, model: nn.Module, maps: list[tuple[int, int, int]], images: int) -> "Layouts":
-        """Collect what the model says about itself."""
+    def of(
+        cls, model: nn.Module, maps: list[tuple[int, int, int]], probe: Sequence[int]
+    ) -> "Layouts":
+        """Collect what the model says about itself; `probe` is the shape of the images."""
         prefix = getattr(model, "num_prefix_tokens", 0)
         grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
         if not maps and isinstance(grid, tuple) and len(grid) == 2:
             maps = [(0, *grid)]
         nhwc = getattr(model, "output_fmt", "") == "NHWC"
-        return cls(tuple(maps), nhwc, prefix if isinstance(prefix, int) else 0, images)
+        prefix = prefix if isinstance(prefix, int) else 0
+        return cls(tuple(maps), nhwc, prefix, probe[0], (probe[-2], probe[-1]))
 
     def read(
         self, shape: tuple[int, ...], *, features_last: bool | None = None
@@ -67,15 +73,19 @@ class Layouts:
 
     def _map(self, shape: tuple[int, ...]) -> Arrangement | None:
         _, a, b, c = shape
-        # What the model reports is certain; then maps are mostly square; last comes its word on its
-        # format, which is about what it returns, not about every module inside.
-        if (a, b, c) in self.maps:
-            return Arrangement("nchw", a)
-        if (c, a, b) in self.maps or (a == b != c):
-            return Arrangement("nhwc", c)
-        if b == c != a:
-            return Arrangement("nchw", a)
+        # What the model reports is certain; then maps have the shape of the images; last comes its
+        # word on its format, which is about what it returns, not about every module inside.
+        known = [(a, b, c) in self.maps, (c, a, b) in self.maps]
+        alike = [self._is_like_images(b, c), self._is_like_images(a, b)]
+        for nchw, nhwc in (known, alike):
+            if nchw != nhwc:
+                return Arrangement("nchw", a) if nchw else Arrangement("nhwc", c)
         return Arrangement("nhwc", c) if self.nhwc else Arrangement("nchw", a)
+
+    def _is_like_images(self, height: int, width: int) -> bool:
+        """Say whether a map has the images' ratio of sides, to the pixel that rounding costs."""
+        tall, wide = self.sides
+        return abs(height * wide - width * tall) < max(tall, wide) or height * wide == width * tall
 
     def _tokens(self, shape: tuple[int, ...]) -> Arrangement | None:
         _, length, width = shape

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -108,6 +109,8 @@ def _first_that_matters(
     """Return the index of the first site with a non-zero gradient on its patches."""
     if not options:
         return None
+    if any(weight.is_inference() for weight in (*model.parameters(), *model.buffers())):
+        model = deepcopy(model)  # whose tensors autograd takes
     with torch.inference_mode(False), torch.enable_grad():
         activations, head_inputs = _forward(model, options, heads, probe)
         generator = torch.Generator().manual_seed(0)

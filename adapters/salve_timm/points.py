@@ -60,4 +60,4 @@ def _features_last(module: nn.Module) -> bool | None:
         isinstance(module, nn.LayerNorm) and type(module).__name__ == "LayerNorm"
     ):
         return True
-    return False if isinstance(module, nn.Conv2d) else None
+    return False if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)) else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.errors import UnsupportedModelError
+from salve_plugin.modes import evaluating
 
 Result = TypeVar("Result")
 
@@ -20,28 +21,9 @@ IMAGES = 2
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is restored, on error too.
-
-    The flags are set directly since some timm modules override `train()` with side effects, and
-    the attention biases that LeViT and its relatives cache in evaluation are put back as found.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    caches = [
-        (cache, dict(cache))
-        for module, _ in modes
-        if isinstance(cache := getattr(module, "attention_bias_cache", None), dict)
-    ]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for cache, before in caches:
-            cache.clear()
-            cache.update(before)
+    """Evaluation mode without gradients; the model is left as it was found, on error too."""
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def pretrained_cfg(model: nn.Module) -> dict[str, Any]:

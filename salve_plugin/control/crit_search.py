@@ -26,8 +26,10 @@ from salve_plugin.control.locks import locked
 from salve_plugin.control.operators import Gate, LowRankUpdate
 from salve_plugin.control.operators.base import real
 from salve_plugin.control.solving import check_labels
+from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.images import run
 from salve_plugin.modes import evaluating
 
 GATE_LIMIT = 10.0
@@ -129,15 +131,15 @@ def search_alpha_crit(
     _check_not_applied(hooked, edit)
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     with locked(hooked) as model, evaluating(model):
-        for images, labels in loader:
-            search = _Search(model, edit, images, target, fraction, threshold)
+        for batch in labelled_batches(loader, None):
+            images, labels = batch.images, batch.labels
+            name = f"batch {batch.number}"
+            search = _Search(model, edit, images, name, target, fraction, threshold)
             before = search.logits(0.0, images)
             check_labels(labels, before.shape[1])
             predicted = before.argmax(1)
-            asked = labels.long() if against == "label" else predicted
-            columns.append((search.values(before, asked, grid, halvings), labels.long(), predicted))
-    if not columns:
-        raise InputError("the loader has no batch; give at least one of (images, labels)")
+            asked = labels if against == "label" else predicted
+            columns.append((search.values(before, asked, grid, halvings), labels, predicted))
     values, labels, predicted = (torch.cat(column) for column in zip(*columns, strict=True))
     step = float(grid[0])
     return SearchedCrit(
@@ -153,6 +155,7 @@ class _Search:
     model: nn.Module
     edit: Edit
     images: Tensor
+    name: str
     target: CritGoal
     fraction: float
     threshold: float
@@ -182,9 +185,8 @@ class _Search:
 
     def logits(self, strength: float, images: Tensor) -> Float64[Tensor, "images classes"]:
         """Return the logits at a strength; a single one as the two sides of its threshold."""
-        parameter = next(self.model.parameters())
         with self._edited(strength):
-            output = self.model(images.to(parameter.device))
+            output = run(self.model, images, self.name)
         first = output[0] if isinstance(output, tuple | list) else output
         logits: Tensor = first.double().cpu()
         if logits.ndim != 2 or not bool(logits.isfinite().all()):

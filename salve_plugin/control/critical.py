@@ -23,6 +23,7 @@ from salve_plugin.control.strength import (
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import HEAD_INPUT
 
@@ -125,6 +126,7 @@ def alpha_crit(
     return crit
 
 
+@without_autocast()
 def alpha_crits(
     hooked: HookedModel,
     edits: Sequence[Edit],

@@ -15,6 +15,8 @@ from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import evaluating
+from salve_plugin.images import run
+from salve_plugin.modes import without_autocast
 
 _BATCH = 4096
 
@@ -146,16 +148,16 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
 
     Raises:
         InputError: if the loader is empty, a label or a name is no class of the model, or the
-            model returns something else than finite logits (images, classes).
+            model does not take the images or returns something else than finite logits (images,
+            classes).
         ReadError: if the data set cannot read an image.
     """
     network = bare(model)
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     confusion: Tensor | None = None
     labels: Labels | None = None
     with evaluating(network):
         for batch in labelled_batches(loader, None):
-            logits = network(batch.images.to(device))
+            logits = run(network, batch.images, f"batch {batch.number}")
             check_logits(logits, len(batch.labels))
             if confusion is None:
                 confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64)
@@ -185,6 +187,7 @@ def evaluate_head(
     return evaluate_heads([weight], bias, acts)[0]
 
 
+@without_autocast()
 def evaluate_heads(
     weights: Iterable[Tensor], bias: Tensor, acts: Activations | tuple[Tensor, Tensor]
 ) -> list[Evaluation]:

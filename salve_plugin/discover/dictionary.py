@@ -14,6 +14,7 @@ from salve_plugin.discover.learners.base import COMMON, Learner
 from salve_plugin.discover.saelens_layout import WEIGHTS_FILE
 from salve_plugin.discover.unit_atoms import check_tensors
 from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.modes import without_autocast
 from salve_plugin.site import Site
 from salve_plugin.store.digest import content_digest
 from salve_plugin.store.hub.address import Origin
@@ -145,6 +146,7 @@ class Dictionary(Stored, nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch's own hook
         return self
 
+    @without_autocast()
     def pre_activation(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows latents"]:
         """Return E x + b_e, or what the learner has in its place; differentiable.
 
@@ -153,6 +155,7 @@ class Dictionary(Stored, nn.Module):
         """
         return self._learner.pre_activation(self.tensors, self._rows(x))
 
+    @without_autocast()
     def encode(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows latents"]:
         """Return the code z of activations; differentiable.
 
@@ -161,6 +164,7 @@ class Dictionary(Stored, nn.Module):
         """
         return self._learner.encode(self.tensors, self._rows(x))
 
+    @without_autocast()
     def decode(self, z: Float[Tensor, "*rows latents"]) -> Float[Tensor, "*rows width"]:
         """Return the activations that codes stand for, z V + b_d as a rule; differentiable.
 

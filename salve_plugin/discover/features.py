@@ -10,6 +10,7 @@ from torch import Tensor
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
+from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
 
 LEAST_SPREAD = 1e-3
@@ -145,6 +146,7 @@ def _shares(sizes: Tensor, negligible: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@without_autocast()
 def profile(
     dictionary: Dictionary,
     acts: Activations,

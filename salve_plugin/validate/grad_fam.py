@@ -10,6 +10,7 @@ E[l, k] / (h w), and the map sums to z_l - z_l(0): what the image adds to the la
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +22,11 @@ from torch import Tensor, nn
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.images import as_input, refused_in_words
+from salve_plugin.modes import evaluating_within
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
+from salve_plugin.validate.grids import grid_of_call, watching_grids
 from salve_plugin.validate.latents import Encoder, LatentTarget, Stage, image_latents, latent_index
 from salve_plugin.validate.layout import (
     Tokens,
@@ -51,9 +55,9 @@ if TYPE_CHECKING:
 class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc] # captum is untyped
     """Grad-FAM of any module, with or without an adapter; a Captum layer attribution.
 
-    The model is run as it is: put it into eval mode before. Nothing of it or of the caller's is
-    changed: tensors, gradients, hooks, training modes. It can be called in any grad mode, and
-    in half precision: the latent, the weights and the map are computed in float32 at least.
+    The model runs in eval mode. Nothing of it or of the caller's is changed: tensors, buffers,
+    gradients, hooks, training modes. It can be called in any grad mode, and in half precision: the
+    latent, the weights and the map are computed in float32 at least.
 
     With `captum.attr.NoiseTunnel` it works as any other method. `captum.concept.TCAV` needs
     `interpret(..., attr_dim_summation=False)` and layers that are NCHW maps: it compares with the
@@ -113,6 +117,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         self._site = readable(site, dictionary) if isinstance(site, Site) else None
         self.stage: Stage = stage
         self.tokens = layer_tokens(layer, checked_tokens(tokens))
+        self._grid_is_given = not isinstance(layer, Site)
         # Bound to this module: a layer that is assigned later, as TCAV does, means its output.
         self._explains_input_of = module if side == "in" else None
 
@@ -188,28 +193,47 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             grad_kwargs: passed to `torch.autograd.grad`.
 
         Raises:
-            InputError: if the target is not a latent of the dictionary, the site's width or the
-                layer's layout is not the one given, or the site's layout is not certain.
+            InputError: if the model does not take the inputs, the target is not a latent of the
+                dictionary, the site's width or the layer's layout is not the one given, or the
+                site's layout is not certain.
             AttributionError: if the latent does not depend on the layer, or on none of its
                 positions, as for class-token pooling at the output of the last block; or if the
-                map is not finite, or the layer runs several times in a forward pass.
+                map is not finite, the layer runs several times in a forward pass, or it is in train
+                mode and forward_func does not show which model to put into eval mode.
             HookNotFiredError: if the forward pass does not run the layer or the site.
         """
         explains_input = attribute_to_layer_input or self.layer is self._explains_input_of
         layer: ModuleSide = (_one_module(self.layer), "in" if explains_input else "out")
-        run = _forward(self.forward_func, inputs, additional_forward_args)
+        arguments = _arguments(self.forward_func, inputs, additional_forward_args)
         device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        with traced(run, layer, self.site, device_ids) as graph:
+        with ExitStack() as stack:
+            models = stack.enter_context(evaluating_within(self.forward_func))
+            grids: set[tuple[int, int]] = set()
+
+            def run() -> None:
+                _check_eval_mode(self.forward_func, layer[0])
+                images = arguments[0] if arguments else None
+                with (
+                    watching_grids(models) as seen,
+                    refused_in_words(self.forward_func, images, "inputs"),
+                ):
+                    self.forward_func(*arguments)
+                grids.update(seen)
+
+            graph = stack.enter_context(traced(run, layer, self.site, device_ids))
             latent_gradient = self._latent_gradient(graph, target, is_site=layer == self.site)
             layer_gradient = pull_back(graph, latent_gradient, grad_kwargs or {})
         if layer_gradient is None:
             raise AttributionError(_no_dependence(layer))
-        gradient = as_map(layer_gradient, self.tokens)
+        tokens = grid_of_call(
+            self.tokens, layer_gradient.shape[1], arguments, grids, given=self._grid_is_given
+        )
+        gradient = as_map(layer_gradient, tokens)
         # Dead or off, a latent's own gradient is zero, and so is its map, rightly. But where the
         # latent has one and no position of the layer does, a map would be a lie.
         if not gradient.any() and latent_gradient.any():
             raise AttributionError(_no_gradient(layer))
-        heat = weighted_map(as_map(joined(graph.layer), self.tokens), gradient)
+        heat = weighted_map(as_map(joined(graph.layer), tokens), gradient)
         heat = heat.sum(1, keepdim=True) if attr_dim_summation else heat
         if not heat.isfinite().all():
             raise AttributionError(
@@ -262,14 +286,18 @@ def _one_module(layer: object) -> nn.Module:
     return layer
 
 
-def _forward(
-    forward_func: Callable[..., Any], inputs: object, additional: object
-) -> Callable[[], object]:
-    """Return the forward pass on tensors of its own that share the caller's memory.
+def _arguments(forward_func: object, inputs: object, additional: object) -> tuple[object, ...]:
+    """Return what the forward pass gets: tensors of its own that share the caller's memory.
 
     So `requires_grad` may be set on them; and those made in inference mode, which autograd
-    refuses, are copied.
+    refuses, are copied. If a model is run, inputs are cast and moved as its parameters are.
     """
+    owner = getattr(forward_func, "__self__", forward_func)
+
+    def fitting(value: object) -> object:
+        if isinstance(owner, nn.Module) and isinstance(value, Tensor) and value.is_floating_point():
+            return as_input(owner, value)
+        return value
 
     def detached(value: object) -> object:
         if not isinstance(value, Tensor):
@@ -279,8 +307,19 @@ def _forward(
     def as_tuple(values: object) -> tuple[object, ...]:
         return tuple(values) if isinstance(values, (tuple, list)) else (values,)
 
-    arguments = as_tuple(inputs) + (() if additional is None else as_tuple(additional))
-    return lambda: forward_func(*map(detached, arguments))
+    arguments = tuple(map(fitting, as_tuple(inputs))) + (
+        () if additional is None else as_tuple(additional)
+    )
+    return tuple(map(detached, arguments))
+
+
+def _check_eval_mode(forward_func: object, layer: nn.Module) -> None:
+    """Refuse a forward pass in train mode, where the model that a function runs was not found."""
+    if layer.training and not isinstance(forward_func, nn.Module):
+        raise AttributionError(
+            f"{type(layer).__name__} is in train mode, and forward_func does not show whose "
+            "module it is; put the model into eval mode first, or pass it itself as forward_func"
+        )
 
 
 def _no_dependence(layer: ModuleSide) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.hooks import evaluating, reading
+from salve_plugin.images import run
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.latents import image_latents, latent_index
 from salve_plugin.validate.parametrization import (
@@ -192,12 +193,11 @@ def _measuring(
     """Give the function from images (batch, channels, h, w) in [0, 1] to the latent of each."""
     site = hooked.site(dictionary.site.name)
     low, high = bounds
-    example = next(hooked.model.parameters(), low)
 
     with evaluating(hooked.model), reading(hooked.model, [site]) as activations:
 
         def measure(images: Tensor) -> Tensor:
-            hooked.model((low + (high - low) * images).to(example))
+            run(hooked.model, (low + (high - low) * images), "images of this size")
             latents = image_latents(dictionary, activations[site.name], site.channel_axis, "pre")
             return latents[:, latent]
 

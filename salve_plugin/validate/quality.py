@@ -18,6 +18,7 @@ from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
 from salve_plugin.validate import quality_report
 from salve_plugin.validate.baselines import CONTROLS, control
@@ -120,6 +121,7 @@ class Quality:
 
 
 @torch.no_grad()
+@without_autocast()
 def quality(
     dictionary: Dictionary,
     acts: Activations,

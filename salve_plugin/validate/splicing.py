@@ -13,6 +13,7 @@ from salve_plugin.control.strength import check_labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating, tapped
+from salve_plugin.images import run
 from salve_plugin.site import Site
 from salve_plugin.validate.reconstruction import check_finite
 
@@ -147,15 +148,14 @@ def splice_images(
             infinite.
         ReadError: if the data set cannot read an image.
     """
-    parameter = next(hooked.model.parameters(), torch.empty(0))
     tallies = _Tallies(rewrites, mean)
     with evaluating(hooked.model):
         for batch in labelled_batches(batches, None):
-            images = batch.images.to(parameter.device)
+            name = f"batch {batch.number}"
 
-            def logits(rewrite: Rewrite, images: Tensor = images) -> Tensor:
+            def logits(rewrite: Rewrite, images: Tensor = batch.images, name: str = name) -> Tensor:
                 with tapped(hooked.model, site, replacing(site, rewrite)):
-                    result: Tensor = hooked.model(images)
+                    result: Tensor = run(hooked.model, images, name)
                 return result.double().cpu()
 
             tallies.add(logits, batch.labels)

@@ -1,7 +1,12 @@
 """Layouts read off shapes."""
 
-import pytest
+from typing import Any
 
+import pytest
+import timm
+import torch
+
+from salve_plugin.adapter import attach
 from salve_timm.layout import Arrangement, Layouts
 
 
@@ -35,3 +40,34 @@ def test_without_maps_a_square_number_of_patches_is_a_square() -> None:
     layouts = Layouts(maps=(), nhwc=False, prefix=1, images=2)
     assert layouts.read((2, 26, 8)) == Arrangement("tokens", 8, 1, (5, 5))
     assert layouts.read((2, 27, 8)) is None
+
+
+def test_a_rectangular_map_is_read_by_the_ratio_of_the_images() -> None:
+    for height, width in ((256, 128), (128, 256), (100, 75), (75, 100)):
+        for stride, channels in ((4, 64), (4, 32), (4, 25), (8, 16), (8, 13)):
+            sides = -(-height // stride), -(-width // stride)
+            layouts = Layouts((), nhwc=False, prefix=0, images=2, sides=(height, width))
+            assert layouts.read((2, channels, *sides)) == Arrangement("nchw", channels)
+            layouts = Layouts((), nhwc=True, prefix=0, images=2, sides=(height, width))
+            assert layouts.read((2, *sides, channels)) == Arrangement("nhwc", channels)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sites"),
+    [
+        ("resnet18", (256, 128), {"blocks.0.hook_resid_pre": 64, "blocks.0.hook_resid_post": 64}),
+        ("resnet18", (128, 256), {"blocks.0.hook_resid_post": 64, "blocks.1.hook_resid_post": 128}),
+        ("convnext_atto", (80, 160), {"blocks.0.hook_resid_post": 40}),
+        ("swin_s3_tiny_224", (128, 256), {"blocks.1.hook_resid_post": 192}),
+    ],
+)
+def test_a_probe_with_a_side_as_long_as_the_channels_is_not_mistaken(
+    name: str, size: tuple[int, int], sites: dict[str, int]
+) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"img_size": size} if name.startswith("swin") else {}
+    model = timm.create_model(name, num_classes=3, **options)
+    hooked = attach(model, probe=torch.randn(2, 3, *size))
+    for site, width in sites.items():
+        assert hooked.site(site).width == width
+        assert hooked.site(site).layout == ("nhwc" if name.startswith("swin") else "nchw")

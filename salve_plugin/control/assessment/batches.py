@@ -8,14 +8,13 @@ import hashlib
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
@@ -26,6 +25,7 @@ from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import ImagesDigest, labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating, reading
+from salve_plugin.images import run as run_images
 from salve_plugin.network import OnBaseMismatch
 
 ROWS = 2048
@@ -192,20 +192,17 @@ def run(
     # A copy, so that no other thread ever sees the edit, and nothing has to be taken back.
     edited = edit.edited(model, on_base_mismatch=on_base_mismatch)
     sites = [hooked.site(name) for name in hooked.head_sites]
-    parameter = next(model.parameters(), torch.empty(0))
     digest = ImagesDigest()
     labels: list[Tensor] = []
     names: Labels | None = None
     file = tempfile.TemporaryFile()  # noqa: SIM115 # it is handed over
     try:
-        with evaluating(model), evaluating(edited), kept(model):
+        with evaluating(model), evaluating(edited):
             for batch in labelled_batches(loader, None):
-                images = batch.images.to(parameter.device)
-                if images.is_floating_point() and parameter.is_floating_point():
-                    images = images.to(parameter.dtype)
+                name = f"batch {batch.number}"
                 with reading(model, sites) as seen:
-                    before = model(images)
-                after = edited(images)
+                    before = run_images(model, batch.images, name)
+                after = run_images(edited, batch.images, name)
                 for logits in (before, after):
                     check_logits(logits, len(batch.labels))
                 names = names or Labels.of(model, before.shape[1], loader)
@@ -224,14 +221,3 @@ def run(
         file.close()
         raise
     return Spooled(file, labels, digest.hexdigest())
-
-
-@contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Put buffers back afterwards: some models write to theirs in eval mode, too."""
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in values:
-            buffer.copy_(value)

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from salve_plugin.control.assessment.batches import Head, kept
+from salve_plugin.control.assessment.batches import Head
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import LowRankUpdate
 from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.hooks import HookedModel, evaluating, reading
+from salve_plugin.images import run
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 
@@ -57,24 +58,20 @@ def site_features(
     edited = edit.edited(model, on_base_mismatch=mismatch)
     reads = [hooked.site(name) for name in hooked.head_sites]
     sites = list({site.name: site for site in (*chosen, *reads)}.values())
-    parameter = next(model.parameters(), torch.empty(0))
     names = Labels.of(model, n_outputs(hooked), loader)
     labels: list[Tensor] = []
     parts: tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]] = ({}, {})
-    with evaluating(model), evaluating(edited), kept(model):
+    with evaluating(model), evaluating(edited):
         for batch in labelled_batches(loader, None):
-            images = batch.images.to(parameter.device)
-            if images.is_floating_point() and parameter.is_floating_point():
-                images = images.to(parameter.dtype)
             labels.append(names.of_model(batch).labels)
             for network, lists in zip((model, edited), parts, strict=True):
                 with reading(network, sites) as activations:
-                    logits = network(images)
+                    logits = run(network, batch.images, f"batch {batch.number}")
                 for site in sites:
                     activation = activations[site.name]
                     if network is edited and site.name == edit.site.name:
                         activation = _as_read(hooked, edit, site, activation)
-                    pooled = _pooled(site, activation, len(images))
+                    pooled = _pooled(site, activation, len(batch.images))
                     lists.setdefault(site.name, []).append(pooled)
                 lists.setdefault(LOGITS, []).append(logits.cpu().float())
     before, after = ({name: torch.cat(each) for name, each in own.items()} for own in parts)

@@ -30,9 +30,11 @@ from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 
 
+@without_autocast()
 def choose(
     hooked: HookedModel,
     goal: Goal,

@@ -18,6 +18,7 @@ from salve_plugin.control.writers.zeroing import zeroed_inputs, zeroed_outputs
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating
+from salve_plugin.images import as_input
 from salve_plugin.network import OnBaseMismatch
 
 Effect = Literal["lower", "raise"]
@@ -136,7 +137,7 @@ def _network_margins(layer: Layer, images: Tensor, labels: Tensor) -> Margins:
         for name, parameter in module.named_parameters(recurse=False)
     }
     device = next(iter(parameters.values())).device
-    images = images.to(device)
+    images = as_input(model, images)
 
     @torch.no_grad()
     def margins(mask: Tensor) -> Tensor:

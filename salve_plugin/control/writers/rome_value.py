@@ -13,6 +13,7 @@ from salve_plugin.control.writers.layer import Layer, layer_at
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating
+from salve_plugin.images import as_input
 from salve_plugin.network import OnBaseMismatch
 
 STEPS, RATE, STOP, CLAMP = 20, 0.1, 0.05, 4.0
@@ -94,7 +95,7 @@ def _change(
 ) -> Float64[Tensor, " outputs"]:  # fmt: skip
     model = target.hooked.model
     weight = model.get_submodule(target.path).get_parameter("weight").detach()
-    batches = [batch.to(weight.device) for batch in batches]
+    batches = [as_input(model, batch) for batch in batches]
     read, length = read.to(weight.device), value.norm()
     # In the network as it is, other edits included; the change is added to what they make of it.
     with torch.no_grad():

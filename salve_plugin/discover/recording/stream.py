@@ -25,6 +25,8 @@ from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.recording.whole import whole
 from salve_plugin.errors import InputError, SalveError, WriteError
 from salve_plugin.hooks import HookedModel, evaluating, reading
+from salve_plugin.images import run as run_images
+from salve_plugin.images import usable_device
 from salve_plugin.network import network_digest
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import fingerprints, state_digest
@@ -85,10 +87,11 @@ def record(
 
     Raises:
         UnknownSiteError: if the model has no such site.
-        InputError: if the loader is empty, labels are not class indices, class names are not the
-            model's nor one for each of its classes, activations are NaN or infinite, the folder
-            holds a recording of another model, site or data, or the loader yields images more than
-            once or is split among processes in a way that cannot be undone.
+        InputError: if the loader is empty, the model does not take its images, labels are not class
+            indices, class names are not the model's nor one for each of its classes, activations
+            are NaN or infinite, the device cannot be used, the folder holds a recording of another
+            model, site or data, or the loader yields images more than once or is split among
+            processes in a way that cannot be undone.
         ReadError: if the data set cannot read an image, or a shard in the folder is damaged; what
             was recorded stays.
         FolderInUseError: if another job records into the folder.
@@ -217,16 +220,12 @@ def _forward(
     hooked: HookedModel, site: Site, device: torch.device | str | None
 ) -> Callable[[LabelledImages], Tensor]:
     """Return the function from a batch to its finite rows (rows, width) on the CPU."""
-    parameter = next(hooked.model.parameters(), torch.empty(0))
-    device = parameter.device if device is None else device
+    target = usable_device(device)
 
     @torch.no_grad()
     def run(batch: LabelledImages) -> Tensor:
-        images = batch.images.to(device)
-        if images.is_floating_point() and parameter.is_floating_point():
-            images = images.to(parameter.dtype)
         with reading(hooked.model, [site]) as seen:
-            hooked.model(images)
+            run_images(hooked.model, batch.images, f"batch {batch.number}", target)
         activation = seen[site.name]
         if site.layout == "tokens":
             activation = activation[:, site.prefix_tokens :]

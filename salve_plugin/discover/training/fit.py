@@ -17,6 +17,7 @@ from salve_plugin.discover.training.run import Run
 from salve_plugin.discover.training.settings import FitSettings, check_number_type
 from salve_plugin.discover.training.start import start_of
 from salve_plugin.discover.training.work import Work
+from salve_plugin.modes import without_autocast
 from salve_plugin.site import Site
 
 
@@ -91,13 +92,14 @@ def fit(
         learner, options, n_latents, seed, steps, batch_size, learning_rate, initialization,
         target_l0, patience, train_atoms,
     )  # fmt: skip
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast():
         work = work_of(acts, asked, site=site, run=run, gradient=gradient)
         tensors, numbers = work.done()
     data, moments = work.data, work.moments
     folded_tensors = folded(work.rule, tensors, moments.shift, moments.scale)
     dictionary = Dictionary(folded_tensors, work.rule, data.site)
-    quality = quality_of(dictionary, data, moments.scale)
+    with without_autocast():
+        quality = quality_of(dictionary, data, moments.scale)
     warn_of(quality, target_l0)
     numbers |= {"scale": moments.scale, **quality, **data.origin}
     dictionary.meta = {**work.settings.to_json(), **numbers}

@@ -36,7 +36,8 @@ def projected(resnet: HookedModel, patched: Pictures) -> Edit:
 
 def features(hooked: HookedModel, images: Tensor) -> Tensor:
     _, cache = hooked.run_with_cache(images, names_filter="unembed.hook_in")
-    return cache["unembed.hook_in"].detach().double()
+    activation: Tensor = cache["unembed.hook_in"]
+    return activation.detach().double()
 
 
 def batches(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
