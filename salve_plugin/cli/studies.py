@@ -5,6 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from salve_plugin.cli.images import open_image
 from salve_plugin.cli.output import console, saying_how_to_go_on, show_json, show_table
 from salve_plugin.cli.study import ModelSpec, Study, made_folder
@@ -104,8 +106,10 @@ def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -
         if class_name is not None
         else [int(label) for label in (class_features.counts > 0).nonzero()[:, 0]]
     )
+    images = torch.bincount(acts.image_labels().long(), minlength=len(class_features.counts))
     summaries = [
-        _class_summary(class_features, label, min(top, dictionary.n_latents)) for label in labels
+        _class_summary(class_features, label, min(top, dictionary.n_latents), int(images[label]))
+        for label in labels
     ]
     if as_json:
         show_json({"study": str(folder), "classes": summaries})
@@ -126,12 +130,12 @@ def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -
     show_table(f"latents of {folder}", columns, rows)
 
 
-def _class_summary(class_features: Features, label: int, top: int) -> dict[str, Any]:
+def _class_summary(class_features: Features, label: int, top: int, images: int) -> dict[str, Any]:
     dominant = class_features.dominant(label)
     return {
         "class": label,
         "name": class_features.classes[label] if class_features.classes else str(label),
-        "images": int(class_features.counts[label]),
+        "images": images,
         "dominant": {"latent": dominant, "mean": float(class_features.means[label, dominant])},
         "ranked": [
             {
