@@ -119,7 +119,7 @@ class Study:
             fields = json.loads(path.read_text())
             version = fields["format_version"]
             study = cls(folder, ModelSpec(**fields["source"]), str(fields["data"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReadError(
                 f"{folder} is not a study ({type(error).__name__}: {error}); make one with "
                 f"`salve discover --model NAME --data FOLDER --out {folder}`"

@@ -14,7 +14,8 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
-from salve_plugin.hooks import evaluating
+from salve_plugin.feeding import feeding, fitted
+from salve_plugin.hooks import HookedModel, evaluating
 
 _BATCH = 4096
 
@@ -150,12 +151,15 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
         ReadError: if the data set cannot read an image.
     """
     network = bare(model)
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    probe = model.probe if isinstance(model, HookedModel) else None
     confusion: Tensor | None = None
     labels: Labels | None = None
     with evaluating(network):
         for batch in labelled_batches(loader, None):
-            logits = network(batch.images.to(device))
+            what = f"images of batch {batch.number}"
+            images = fitted(batch.images, network, what)
+            with feeding(images, what, probe):
+                logits = network(images)
             check_logits(logits, len(batch.labels))
             if confusion is None:
                 confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64)

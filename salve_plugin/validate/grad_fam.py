@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.feeding import feeding
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 from salve_plugin.validate.latents import Encoder, LatentTarget, Stage, image_latents, latent_index
@@ -280,7 +281,12 @@ def _forward(
         return tuple(values) if isinstance(values, (tuple, list)) else (values,)
 
     arguments = as_tuple(inputs) + (() if additional is None else as_tuple(additional))
-    return lambda: forward_func(*map(detached, arguments))
+
+    def run() -> object:
+        with feeding(inputs, "inputs"):
+            return forward_func(*map(detached, arguments))
+
+    return run
 
 
 def _no_dependence(layer: ModuleSide) -> str:

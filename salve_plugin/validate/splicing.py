@@ -12,6 +12,7 @@ from torch.nn import functional
 from salve_plugin.control.strength import check_labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
+from salve_plugin.feeding import feeding, fitted
 from salve_plugin.hooks import HookedModel, evaluating, tapped
 from salve_plugin.site import Site
 from salve_plugin.validate.reconstruction import check_finite
@@ -147,14 +148,17 @@ def splice_images(
             infinite.
         ReadError: if the data set cannot read an image.
     """
-    parameter = next(hooked.model.parameters(), torch.empty(0))
     tallies = _Tallies(rewrites, mean)
     with evaluating(hooked.model):
         for batch in labelled_batches(batches, None):
-            images = batch.images.to(parameter.device)
+            what = f"images of batch {batch.number}"
+            images = fitted(batch.images, hooked.model, what)
 
-            def logits(rewrite: Rewrite, images: Tensor = images) -> Tensor:
-                with tapped(hooked.model, site, replacing(site, rewrite)):
+            def logits(rewrite: Rewrite, images: Tensor = images, what: str = what) -> Tensor:
+                with (
+                    tapped(hooked.model, site, replacing(site, rewrite)),
+                    feeding(images, what, hooked.probe),
+                ):
                     result: Tensor = hooked.model(images)
                 return result.double().cpu()
 

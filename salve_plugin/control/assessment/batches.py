@@ -25,6 +25,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import ImagesDigest, labelled_batches
 from salve_plugin.errors import InputError
+from salve_plugin.feeding import feeding, fitted
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.network import OnBaseMismatch
 
@@ -192,7 +193,6 @@ def run(
     # A copy, so that no other thread ever sees the edit, and nothing has to be taken back.
     edited = edit.edited(model, on_base_mismatch=on_base_mismatch)
     sites = [hooked.site(name) for name in hooked.head_sites]
-    parameter = next(model.parameters(), torch.empty(0))
     digest = ImagesDigest()
     labels: list[Tensor] = []
     names: Labels | None = None
@@ -200,10 +200,9 @@ def run(
     try:
         with evaluating(model), evaluating(edited), kept(model):
             for batch in labelled_batches(loader, None):
-                images = batch.images.to(parameter.device)
-                if images.is_floating_point() and parameter.is_floating_point():
-                    images = images.to(parameter.dtype)
-                with reading(model, sites) as seen:
+                what = f"images of batch {batch.number}"
+                images = fitted(batch.images, model, what)
+                with reading(model, sites) as seen, feeding(images, what, hooked.probe):
                     before = model(images)
                 after = edited(images)
                 for logits in (before, after):

@@ -14,6 +14,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import LowRankUpdate
 from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import labelled_batches
+from salve_plugin.feeding import feeding, fitted
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
@@ -57,18 +58,19 @@ def site_features(
     edited = edit.edited(model, on_base_mismatch=mismatch)
     reads = [hooked.site(name) for name in hooked.head_sites]
     sites = list({site.name: site for site in (*chosen, *reads)}.values())
-    parameter = next(model.parameters(), torch.empty(0))
     names = Labels.of(model, n_outputs(hooked), loader)
     labels: list[Tensor] = []
     parts: tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]] = ({}, {})
     with evaluating(model), evaluating(edited), kept(model):
         for batch in labelled_batches(loader, None):
-            images = batch.images.to(parameter.device)
-            if images.is_floating_point() and parameter.is_floating_point():
-                images = images.to(parameter.dtype)
+            what = f"images of batch {batch.number}"
+            images = fitted(batch.images, model, what)
             labels.append(names.of_model(batch).labels)
             for network, lists in zip((model, edited), parts, strict=True):
-                with reading(network, sites) as activations:
+                with (
+                    reading(network, sites) as activations,
+                    feeding(images, what, hooked.probe),
+                ):
                     logits = network(images)
                 for site in sites:
                     activation = activations[site.name]

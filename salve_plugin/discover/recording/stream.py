@@ -24,6 +24,7 @@ from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.recording.whole import whole
 from salve_plugin.errors import InputError, SalveError, WriteError
+from salve_plugin.feeding import feeding, fitted
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.network import network_digest
 from salve_plugin.site import HEAD_INPUT, Site
@@ -217,15 +218,12 @@ def _forward(
     hooked: HookedModel, site: Site, device: torch.device | str | None
 ) -> Callable[[LabelledImages], Tensor]:
     """Return the function from a batch to its finite rows (rows, width) on the CPU."""
-    parameter = next(hooked.model.parameters(), torch.empty(0))
-    device = parameter.device if device is None else device
 
     @torch.no_grad()
     def run(batch: LabelledImages) -> Tensor:
-        images = batch.images.to(device)
-        if images.is_floating_point() and parameter.is_floating_point():
-            images = images.to(parameter.dtype)
-        with reading(hooked.model, [site]) as seen:
+        what = f"images of batch {batch.number}"
+        images = fitted(batch.images, hooked.model, what, device)
+        with reading(hooked.model, [site]) as seen, feeding(images, what, hooked.probe):
             hooked.model(images)
         activation = seen[site.name]
         if site.layout == "tokens":
