@@ -79,7 +79,7 @@ def refused_in_words(model: object, images: object, name: str) -> Iterator[None]
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise InputError(
             f"{type(model).__name__} does not take {name}, {_described(images)} ({reason}); "
-            f"expected are {_expected(model)}"
+            f"expected are {_expected(model)}{_remedy(images)}"
         ) from error
 
 
@@ -117,6 +117,17 @@ def _expected(model: object) -> str:
         return wanted
     kind = str(weight.dtype).removeprefix("torch.")
     return f"{wanted} of {kind} on '{weight.device}', normalized as the model was trained"
+
+
+def _remedy(images: object) -> str:
+    """Return what to do where the shape or the type gives away what is wrong."""
+    if isinstance(images, Tensor) and not images.is_floating_point() and not images.is_complex():
+        return ". Convert them: images.float() / 255, normalized as the model was trained"
+    if isinstance(images, Tensor) and images.ndim == 3:
+        return ". Add a batch axis: images[None]"
+    if isinstance(images, Tensor) and images.ndim == 4 and images.shape[-1] in (1, 3):
+        return ". Put the channels first: images.permute(0, 3, 1, 2)"
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

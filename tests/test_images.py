@@ -214,3 +214,25 @@ def test_an_error_of_the_network_s_own_keeps_its_cause() -> None:
     with pytest.raises(InputError, match="only on Sundays") as error:
         salve.evaluate(Picky(), LOADER)
     assert isinstance(error.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda x: (x * 255).byte(), r"uint8.*images\.float\(\) / 255"),
+        (lambda x: x.permute(0, 2, 3, 1), r"permute\(0, 3, 1, 2\)"),
+        (lambda x: x[:, :1], r"does not take batch 1, float32 of shape \(4, 1, 64, 64\)"),
+        (lambda x: x.flatten(1), r"does not take batch 1, float32 of shape \(4, 12288\)"),
+    ],
+)
+def test_what_to_do_is_told_where_shape_or_type_give_it_away(
+    change: Callable[[Tensor], Tensor], remedy: str
+) -> None:
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hooked = attach(timm.create_model("test_resnet", num_classes=4).eval())
+    loader = [(images, torch.arange(4)), (change(images), torch.arange(4))]
+    for call in (lambda: record(hooked, loader, progress=False), lambda: evaluate(hooked, loader)):
+        with pytest.raises(InputError, match=remedy):
+            call()

@@ -12,6 +12,7 @@ from salve_plugin.cli.options import (
     Classes,
     ClassName,
     EditRows,
+    Force,
     HeadRows,
     Json,
     Latent,
@@ -69,13 +70,14 @@ def discover_command(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the dictionary.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Record a model's activations on an image folder and learn a dictionary; resumable."""
     spec = studies.model_spec(model, checkpoint, num_classes)
     studies.discover(
         spec, data, out, site=site, latents=latents, learner=learner, l0=l0,
-        seed=seed, batch_size=batch_size, as_json=as_json,
+        seed=seed, batch_size=batch_size, force=force, as_json=as_json,
     )  # fmt: skip
 
 
@@ -103,10 +105,11 @@ def explain_command(
     out: Out,
     class_name: ClassName = None,
     latent: Latent = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Show where in images a latent comes from: Grad-FAM overlays as PNG."""
-    studies.explain(study, images, out, class_name, latent, as_json=as_json)
+    studies.explain(study, images, out, class_name, latent, force=force, as_json=as_json)
 
 
 @app.command("alpha-crit")
@@ -154,6 +157,7 @@ def edit_command(
     max_harm: Annotated[
         float, typer.Option("--max-harm", help="Accuracy that --remove may cost.")
     ] = 0.01,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make an edit and save it as an artifact; the model itself is not changed."""
@@ -164,11 +168,12 @@ def edit_command(
             **{"class": class_name, "latent": latent, "strength": strength, "rows": rows},
             enhance=enhance,
         )
-        removing.remove(study, out, removing.Removal(remove, without, max_harm), as_json=as_json)
+        removal = removing.Removal(remove, without, max_harm)
+        removing.remove(study, out, removal, force=force, as_json=as_json)
         return
     editing.make(
         study, out, class_name, latent, strength, rows,
-        enhance=enhance, n_pictures=pictures, as_json=as_json,
+        enhance=enhance, n_pictures=pictures, force=force, as_json=as_json,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from salve_plugin.cli.assessments import show_assessment
 from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.overwriting import check_file, check_outside
 from salve_plugin.cli.shared import find
 from salve_plugin.cli.studies import model_spec
 from salve_plugin.cli.study import OpenModel
@@ -32,6 +33,7 @@ def apply(
     num_classes: int | None,
     data: Path | None,
     *,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Apply the edit, or all edits of the bundle, to the base; write the edited state dict.
@@ -40,6 +42,7 @@ def apply(
         InputError: if `out` has another suffix than .safetensors, or the base is not named.
         SalveError: if anything cannot be read, applied or written; nothing is written then.
     """
+    check_outside(out, [] if data is None else [data])
     kind, shared = edits_at(source, where)
     _check_out(out)
     opened = base_of(shared, model, checkpoint, num_classes)
@@ -56,7 +59,7 @@ def apply(
     (shared if isinstance(shared, EditBundle) else shared.edit).apply_(network)
     if loader is not None and assessment is None:
         after = evaluate(network, loader).overall
-    _save(network, out)
+    _save(network, out, force=force)
     result: dict[str, object] = {
         "kind": kind,
         "artifact": shared.digest,
@@ -82,6 +85,7 @@ def revert(
     checkpoint: Path,
     num_classes: int | None,
     *,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Undo the edit, or all edits of the bundle, in a state dict; write the restored one.
@@ -93,7 +97,7 @@ def revert(
     _check_out(out)
     opened = base_of(shared, model, checkpoint, num_classes)
     shared.revert_(opened.hooked.model)
-    _save(opened.hooked.model, out)
+    _save(opened.hooked.model, out, force=force)
     result: dict[str, object] = {
         "kind": kind,
         "artifact": shared.digest,
@@ -183,12 +187,14 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {out} must end in .safetensors")
 
 
-def _save(model: nn.Module, out: Path) -> None:
+def _save(model: nn.Module, out: Path, *, force: bool) -> None:
     from safetensors.torch import save
 
     # safetensors holds no strides, which a channels_last model has.
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    write_atomically(out, save(state, metadata={"format": "pt"}))
+    data = save(state, metadata={"format": "pt"})
+    check_file(out, data, force=force)
+    write_atomically(out, data)
 
 
 def _show(result: dict[str, object], match: BaseMatch, title: str, *, as_json: bool) -> None:

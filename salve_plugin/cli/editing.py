@@ -5,6 +5,7 @@ from typing import Literal, cast
 
 from salve_plugin.cli.assessments import show_assessment
 from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.overwriting import check_outside, save
 from salve_plugin.cli.pictures import of_study
 from salve_plugin.cli.studies import label_of, latent_of
 from salve_plugin.cli.study import OpenModel, Study
@@ -104,16 +105,19 @@ def make(
     *,
     enhance: bool,
     n_pictures: int,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Make the edit, measure it on the recorded images, and save the artifact.
 
     Raises:
-        InputError: if class, latent, rows or strength cannot be used, or none can be chosen.
+        InputError: if class, latent, rows or strength cannot be used, none can be chosen, or
+            something else lies in `out` and `force` is not given.
         SalveError: if the study cannot be read, its model is another one by now, or the artifact
             cannot be written.
     """
     study = Study.load(folder)
+    check_outside(out, [study.data])
     acts, dictionary, features = study.parts()
     label = None if class_name is None else label_of(features, class_name)
     rows = rows or ("all" if label is None else "class" if enhance else "rivals")
@@ -153,7 +157,7 @@ def make(
         },
         pictures=pictures,
     )
-    artifact.save_pretrained(out)
+    save(artifact, out, force=force)
     if as_json:
         show_json(
             {"artifact": str(out), "sha256": artifact.digest, **edit.to_json(),

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from salve_plugin.cli.output import show_json, show_table
+from salve_plugin.cli.overwriting import save
 from salve_plugin.cli.shared import SharedItem, find
 from salve_plugin.store.hub.push import How
 from salve_plugin.store.source import Where
@@ -24,11 +25,11 @@ def verify(source: str, where: Where, *, as_json: bool) -> None:
     _show(result, "verified: every byte is as it was written", as_json=as_json)
 
 
-def pull(repo_id: str, where: Where, out: Path, *, as_json: bool) -> None:
+def pull(repo_id: str, where: Where, out: Path, *, force: bool, as_json: bool) -> None:
     """Get what lies in a repository, verify it and write it into a folder."""
     with _bars(shown=not as_json):
         item = find(repo_id, **where)
-    item.shared.save_pretrained(out)
+    save(item.shared, out, force=force)
     result: dict[str, object] = {
         "kind": item.kind,
         "folder": str(out),

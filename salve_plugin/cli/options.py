@@ -27,6 +27,9 @@ Endpoint = Annotated[
     str | None, typer.Option("--endpoint", help="Address of the Hub; by default HF_ENDPOINT.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Overwrite what lies at --out, whatever it is.")
+]
 Model = Annotated[
     str | None, typer.Option("--model", help="timm model name; by default the artifact's base.")
 ]

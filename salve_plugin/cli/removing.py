@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from salve_plugin.cli.assessments import show_assessment
 from salve_plugin.cli.images import ImageTree
 from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.overwriting import check_outside, save
 from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.choosing.candidate import Choice
@@ -44,16 +45,17 @@ class Removal:
     max_harm: float = 0.01
 
 
-def remove(folder: Path, out: Path, removal: Removal, *, as_json: bool) -> None:
+def remove(folder: Path, out: Path, removal: Removal, *, force: bool, as_json: bool) -> None:
     """Find the concept, choose its edit, measure it, and save the artifact.
 
     Raises:
         InputError: if the folders do not fit the study's classes, hold too few images, or tell
-            nothing.
+            nothing; or something else lies in `out` and `force` is not given.
         SalveError: if the study cannot be read, its model is another one by now, or the artifact
             cannot be written.
     """
     study = Study.load(folder)
+    check_outside(out, [study.data, removal.with_folder, removal.without_folder])
     acts = Activations.load(study.activations_folder)
     opened = study.open(acts)
     names = [(name,) for name in acts.classes] if acts.classes else opened.class_names
@@ -84,7 +86,7 @@ def remove(folder: Path, out: Path, removal: Removal, *, as_json: bool) -> None:
         )
         choice = choose(opened.hooked, goal)
         artifact = _artifact(opened, study, choice, concept, trees, paired=paired)
-    artifact.save_pretrained(out)
+    save(artifact, out, force=force)
     _show(artifact, choice, concept, out, as_json=as_json)
 
 

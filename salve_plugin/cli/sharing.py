@@ -12,6 +12,7 @@ from salve_plugin.cli.options import (
     Checkpoint,
     Classes,
     Endpoint,
+    Force,
     Json,
     Model,
     Offline,
@@ -42,11 +43,13 @@ def apply_command(
     revision: Revision = None,
     subfolder: Subfolder = None,
     offline: Offline = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Apply an edit or a bundle, all of it, to its base model and save the edited weights."""
     where = _where(revision, subfolder, offline)
-    artifacts.apply(artifact, where, out, model, checkpoint, num_classes, data, as_json=as_json)
+    options = (model, checkpoint, num_classes)
+    artifacts.apply(artifact, where, out, *options, data, force=force, as_json=as_json)
 
 
 @commands.command("evaluate")
@@ -81,11 +84,13 @@ def revert_command(
     revision: Revision = None,
     subfolder: Subfolder = None,
     offline: Offline = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Undo an edit or a bundle, all of it, in a saved model, bit for bit."""
     where = _where(revision, subfolder, offline)
-    artifacts.revert(artifact, where, out, model, checkpoint, num_classes, as_json=as_json)
+    options = (model, checkpoint, num_classes)
+    artifacts.revert(artifact, where, out, *options, force=force, as_json=as_json)
 
 
 @commands.command("audit")
@@ -167,6 +172,7 @@ def pull_command(
     offline: Offline = False,
     force_download: Again = False,
     endpoint: Endpoint = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Get an edit, bundle or dictionary from the Hub, verify it and write it into a folder.
@@ -174,7 +180,7 @@ def pull_command(
     For a private repository set HF_TOKEN or log in with `hf auth login`.
     """
     where = _where(revision, subfolder, offline, force_download, endpoint)
-    hub.pull(repo, where, out, as_json=as_json)
+    hub.pull(repo, where, out, force=force, as_json=as_json)
 
 
 @commands.command("push")

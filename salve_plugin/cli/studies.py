@@ -5,8 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from salve_plugin.cli.images import open_image
 from salve_plugin.cli.output import console, saying_how_to_go_on, show_json, show_table
+from salve_plugin.cli.overwriting import check_file, check_outside, save
 from salve_plugin.cli.study import ModelSpec, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
@@ -35,18 +38,25 @@ def discover(
     l0: float | None,
     seed: int,
     batch_size: int,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Record, fit, profile, and leave a study in `out`.
 
     Raises:
+        InputError: if another study is there, or another dictionary, and `force` is not given.
         SalveError: if the model cannot be built, an image cannot be read, or the learner and its
             settings do not go together.
     """
+    check_outside(out, [data])
+    study = Study(out, spec, str(data.resolve()))
+    asked = {"learner": learner, "n_latents": latents, "target_l0": l0, "seed": seed}
+    different = study.replaced(site, asked, force=force)
     opened = spec.open()
     opened.hooked.site(site)
     images = opened.images(data)
-    study = Study(made_folder(out), spec, str(data.resolve()))
+    made_folder(out)
+    study.remove_other(different)
     with saying_how_to_go_on():
         acts = record(
             opened.hooked,
@@ -59,7 +69,7 @@ def discover(
         dictionary = fit(acts, learner, n_latents=latents, target_l0=l0, seed=seed, run=run)
     with suppress(OSError):
         study.checkpoint_folder.rmdir()  # empty by now, if it was made
-    dictionary.save_pretrained(study.dictionary_folder)
+    save(dictionary, study.dictionary_folder, force=force)
     study.save()
     class_features = profile(dictionary, acts)
     meta = dictionary.meta
@@ -104,8 +114,10 @@ def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -
         if class_name is not None
         else [int(label) for label in (class_features.counts > 0).nonzero()[:, 0]]
     )
+    images = torch.bincount(acts.image_labels().long(), minlength=len(class_features.counts))
     summaries = [
-        _class_summary(class_features, label, min(top, dictionary.n_latents)) for label in labels
+        _class_summary(class_features, label, min(top, dictionary.n_latents), int(images[label]))
+        for label in labels
     ]
     if as_json:
         show_json({"study": str(folder), "classes": summaries})
@@ -126,12 +138,12 @@ def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -
     show_table(f"latents of {folder}", columns, rows)
 
 
-def _class_summary(class_features: Features, label: int, top: int) -> dict[str, Any]:
+def _class_summary(class_features: Features, label: int, top: int, images: int) -> dict[str, Any]:
     dominant = class_features.dominant(label)
     return {
         "class": label,
         "name": class_features.classes[label] if class_features.classes else str(label),
-        "images": int(class_features.counts[label]),
+        "images": images,
         "dominant": {"latent": dominant, "mean": float(class_features.means[label, dominant])},
         "ranked": [
             {
@@ -182,12 +194,13 @@ def explain(
     class_name: str | None,
     latent: int | None,
     *,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Write one Grad-FAM overlay an image.
 
     Raises:
-        InputError: if there is no such class or latent.
+        InputError: if there is no such class or latent, or another picture lies there.
         AttributionError: if the model has no map or patch grid to look at.
         SalveError: if the study or an image cannot be read, or an overlay cannot be written.
     """
@@ -195,6 +208,7 @@ def explain(
     from salve_plugin.validate.pictures import overlay, png_bytes
 
     study = Study.load(folder)
+    check_outside(out, [study.data])
     acts, dictionary, class_features = study.parts()
     chosen = latent_of(class_features, dictionary, class_name, latent)
     opened = study.open(acts)
@@ -205,7 +219,9 @@ def explain(
         inputs = opened.transform(open_image(path))[None]
         heat = fam.attribute(inputs, target=chosen)[0]
         overlay_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
-        write_atomically(overlay_path, png_bytes(overlay(inputs[0], heat)))
+        picture = png_bytes(overlay(inputs[0], heat))
+        check_file(overlay_path, picture, force=force)
+        write_atomically(overlay_path, picture)
         written.append(
             {
                 "image": str(path),

@@ -1,10 +1,11 @@
 """A study: what `salve discover` leaves in a folder, and what the other commands start from."""
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from salve_plugin.cli.images import ImageTree
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.errors import InputError, ReadError, WriteError
+from salve_plugin.errors import InputError, ReadError, SalveError, WriteError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import check_one_network, network_digest
 from salve_plugin.store.files import write_atomically
@@ -107,6 +108,49 @@ class Study:
             self.folder / STUDY_FILE, json.dumps(fields, indent=1, sort_keys=True).encode() + b"\n"
         )
 
+    def replaced(self, site: str, asked: Mapping[str, Any], *, force: bool) -> list[str]:
+        """Return in what a study that lies in the folder is another one.
+
+        Args:
+            site: to record.
+            asked: arguments of `fit` by name; None stands for its default.
+            force: whether another study may be replaced.
+
+        Raises:
+            InputError: naming what is different, if it may not.
+        """
+        different = self._different(site, asked)
+        if different and not force:
+            raise InputError(
+                f"{self.folder} holds a study with other {', '.join(different)}, which would be "
+                "overwritten; choose another --out, or add --force"
+            )
+        return different
+
+    def remove_other(self, different: Sequence[str]) -> None:
+        """Remove what another study in the folder has recorded and begun; see `replaced`."""
+        if different:
+            shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+        if {"model", "data", "site"} & set(different):
+            shutil.rmtree(self.activations_folder, ignore_errors=True)
+
+    def _different(self, site: str, asked: Mapping[str, Any]) -> list[str]:
+        different = []
+        if (self.folder / STUDY_FILE).exists():
+            before = Study.load(self.folder)
+            different += ["model"] if before.spec != self.spec else []
+            different += ["data"] if before.data != self.data else []
+        try:
+            dictionary = Dictionary.from_pretrained(self.dictionary_folder)
+        except SalveError:
+            return different
+        different += ["site"] if dictionary.site.name != site else []
+        return different + [
+            name
+            for name, value in asked.items()
+            if (value is not None or name == "target_l0") and dictionary.meta.get(name) != value
+        ]
+
     @classmethod
     def load(cls, folder: Path) -> "Study":
         """Read `study.json`.
@@ -119,7 +163,7 @@ class Study:
             fields = json.loads(path.read_text())
             version = fields["format_version"]
             study = cls(folder, ModelSpec(**fields["source"]), str(fields["data"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReadError(
                 f"{folder} is not a study ({type(error).__name__}: {error}); make one with "
                 f"`salve discover --model NAME --data FOLDER --out {folder}`"

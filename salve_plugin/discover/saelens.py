@@ -31,6 +31,7 @@ from salve_plugin.discover.saelens_layout import (
 from salve_plugin.discover.unit_atoms import NORM_TOLERANCE
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.site import Site
+from salve_plugin.store.files import usable
 
 UNIT = 1e-6
 """How far norms of single-precision atoms may be from 1 by rounding alone."""
@@ -78,7 +79,7 @@ def load_saelens(folder: str | os.PathLike[str], site: Site) -> Dictionary:
         InputError: if the dictionary does something that a `Dictionary` cannot (another
             architecture, normalized or reshaped activations), or does not fit the site.
     """
-    folder = Path(folder)
+    folder = usable(folder)
     config = _config(folder / CONFIG_FILE)
     _refuse(config, folder / CONFIG_FILE, site)
     architecture = config["architecture"]
@@ -97,9 +98,13 @@ def _config(path: Path) -> dict[str, Any]:
     """Return the fields of `cfg.json`, in the layout that SAELens has had since version 6."""
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("metadata") or {}, dict):
+    texts = ("architecture", "hook_name", "hook_point")
+    fields = config if isinstance(config, dict) else {"metadata": 0}
+    if not isinstance(fields.get("metadata", {}), dict | None) or any(
+        not isinstance(fields.get(name), str | None) for name in texts
+    ):
         raise ArtifactError(f"{path} does not hold the fields of a SAELens dictionary")
     for older, newer in (("activation_fn_str", "activation_fn"), ("hook_point", "hook_name")):
         if older in config:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from salve_plugin.errors import FolderInUseError, WriteError
-from salve_plugin.store.files import no_such_write
+from salve_plugin.errors import ArtifactError, FolderInUseError, WriteError
+from salve_plugin.store.files import no_such_write, read_plain
 from salve_plugin.store.owner import Owner
 
 LOCK_FILE = ".salve-lock"
+MAX_BYTES = 1000
 UNWRITTEN_SECONDS = 10
 """After so long, a lock that names nobody is one whose process was killed before it could write."""
 
@@ -76,26 +77,35 @@ def _release(folder: Path, text: bytes) -> None:
     path = folder / LOCK_FILE
     with suppress(OSError), _moment(folder):
         owner = Owner.of_tag(text.decode().partition("\n")[0])
-        if path.read_bytes() == text and owner is not None and owner.pid == os.getpid():
+        if (
+            _lines(path) == text.decode().splitlines()
+            and owner is not None
+            and owner.pid == os.getpid()
+        ):
             path.unlink()
 
 
 def _is_stale(path: Path) -> bool:
-    try:
-        text = path.read_bytes() if path.is_file() and not path.is_symlink() else b"?"
-        age = time.time() - path.lstat().st_mtime
-    except OSError:
+    lines = _lines(path)
+    if lines is None:
         return False
-    owner = Owner.of_tag(text[:200].decode(errors="replace").partition("\n")[0])
-    return owner.is_dead() if owner else not text and age > UNWRITTEN_SECONDS
+    owner = Owner.of_tag(lines[0]) if lines else None
+    if owner is not None:
+        return owner.is_dead()
+    return not lines and time.time() - path.lstat().st_mtime > UNWRITTEN_SECONDS
 
 
 def _said(path: Path) -> str:
-    try:
-        lines = path.read_text(errors="replace")[:300].splitlines()
-    except OSError:
-        lines = []
+    lines = _lines(path) or []
     return lines[1] if len(lines) > 1 else "another job"
+
+
+def _lines(path: Path) -> list[str] | None:
+    """Return the lines of a lock; None if it is no lock of ours, nor could be."""
+    try:
+        return read_plain(path, MAX_BYTES).decode(errors="replace").splitlines()
+    except ArtifactError:
+        return None
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def _local(folder: Path, where: Where) -> Source:
         )
     subfolder = where.get("subfolder")
     check_subfolder(subfolder)
-    place = folder if subfolder is None else folder / subfolder
+    place = folder if subfolder is None else usable(folder / subfolder)
     inside = [] if subfolder is None else [place, *place.parents][: subfolder.count("/") + 1]
     if any(each.is_symlink() for each in inside):
         raise ArtifactError(f"subfolder '{subfolder}' of '{folder}' leads through a link; copy it")

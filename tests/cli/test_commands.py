@@ -75,7 +75,7 @@ def test_another_learner_can_be_steered_to_a_number_of_active_latents(
     assert 0 < found["l0"] <= 3
     refused = _fails(
         capsys, "discover", "--model", "test_resnet", "--checkpoint", checkpoint, "--num-classes",
-        10, "--data", image_folder, "--out", tmp_path, "--learner", "l1", "--l0", 3,
+        10, "--data", image_folder, "--out", tmp_path, "--learner", "l1", "--l0", 3, "--force",
     )  # fmt: skip
     assert "learner 'l1' has no sparsity that could be steered to target_l0 = 3" in refused
 
@@ -158,7 +158,7 @@ def test_apply_and_revert_say_what_was_compared(
     ):
         edited = tmp_path / f"edited-{rest}.safetensors"
         for command, source in (("apply", base), ("revert", edited)):
-            out = edited if command == "apply" else tmp_path / "restored.safetensors"
+            out = edited if command == "apply" else tmp_path / f"restored-{rest}.safetensors"
             options = (command, tmp_path / "edit", "--checkpoint", source, "--out", out)
             said = _run(capsys, *options)
             assert (said["touched"], said["rest"]) == (True, rest)
@@ -258,15 +258,16 @@ def test_a_named_latent_gets_the_rivals_rows_that_it_needs(
     assert found, "every latent of this study does with the class's own row: choose another"
     label, edit = found[0]
     named = ("edit", study, "--class", label, "--latent", edit.latent, "--out", tmp_path / "edit")
+    forced = (*named, "--force")
     for rows in (("--rows", "rivals"), ()):  # which is the default where a class is named
-        made = _run(capsys, *named, *rows, "--strength", edit.gate.strength)
+        made = _run(capsys, *forced, *rows, "--strength", edit.gate.strength)
         assert (made["rows"], made["strength"]) == (sorted(edit.rows or ()), edit.gate.strength)
-    weak = _run(capsys, *named, "--rows", "rivals", "--strength", 0.5)
+    weak = _run(capsys, *forced, "--rows", "rivals", "--strength", 0.5)
     assert weak["rows"] == sorted(needed(label, edit.latent, [0.5]).rows or ())
     assert "is for suppressing" in _fails(
-        capsys, *named, "--rows", "rivals", "--enhance", "--strength", 1
+        capsys, *forced, "--rows", "rivals", "--enhance", "--strength", 1
     )
-    made = _run(capsys, *named, "--enhance", "--strength", 1)
+    made = _run(capsys, *forced, "--enhance", "--strength", 1)
     assert (made["mode"], made["rows"]) == ("enhance", [label])
 
 

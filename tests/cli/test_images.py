@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -51,6 +52,62 @@ def test_an_image_that_cannot_be_read_is_named(image_folder: Path, tmp_path: Pat
     (tmp_path / "3" / "text.png").write_text("no image")
     with pytest.raises(ReadError, match=r"text\.png"):
         open_image(tmp_path / "3" / "text.png")
+
+
+def wide(mode: str) -> Image.Image:
+    ramp = np.linspace(1000, 5000, 64 * 64).reshape(64, 64)
+    if mode == "F":
+        return Image.fromarray((ramp / 10_000).astype(np.float32))
+    return Image.fromarray(ramp.astype(np.int32 if mode == "I" else np.uint16))
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("I;16", "png"), ("I;16", "tif"), ("F", "tiff")])
+def test_wide_and_floating_point_pictures_keep_their_contrast(
+    tmp_path: Path, mode: str, ending: str
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    wide(mode).save(path)
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+    values = np.asarray(open_image(path))
+    assert values.shape == (64, 64, 3)
+    assert (values.min(), values.max()) == (0, 255)
+    assert len(np.unique(values)) == 256
+    expected = np.round(np.linspace(0, 255, 64 * 64))
+    assert np.abs(values[..., 1].ravel() - expected).max() <= 1
+
+
+def test_a_picture_of_one_value_is_black_and_one_with_nan_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 7, np.uint16)).save(tmp_path / "a.png")
+    assert np.asarray(open_image(tmp_path / "a.png")).max() == 0
+    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ReadError, match=r"a\.tif .*NaN"):
+        open_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_stand_upright(tmp_path: Path, orientation: int) -> None:
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:10, :10] = 255  # a mark in one corner
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    upright = np.asarray(open_image(tmp_path / "a.jpg"))[..., 0] > 128
+    rows, columns = ([0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 1, 0, 0, 1, 1, 0])  # bottom, right
+    assert upright.shape == ((40, 60) if orientation < 5 else (60, 40))
+    assert upright[-5 if rows[orientation - 1] else 4, -5 if columns[orientation - 1] else 4]
+
+
+@pytest.mark.parametrize("ending", ["gif", "GIF", "png", "JPEG", "jfif", "tif", "webp", "bmp"])
+def test_every_kind_of_picture_that_can_be_opened_is_found_in_a_folder(
+    tmp_path: Path, ending: str
+) -> None:
+    (tmp_path / "3").mkdir()
+    Image.new("RGB", (8, 8), (10, 200, 30)).save(tmp_path / "3" / f"a.{ending}")
+    (tmp_path / "3" / "notes.txt").write_text("no picture")
+    tree = ImageTree(tmp_path, _size, names=None, n=10)
+    assert [path.name for path, _ in tree.samples] == [f"a.{ending}"]
+    assert tree[0][0].tolist() == [8, 8]
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

@@ -323,3 +323,27 @@ def test_a_folder_that_cannot_be_made_is_a_write_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WriteError, match=r"cannot write .*file"):
         save_saelens(dictionary_of(TopK(k=3)), tmp_path / "file" / "sae")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"architecture": []}',
+        '{"architecture": {}}',
+        '{"metadata": []}',
+        '{"metadata": 0}',
+        '{"metadata": ""}',
+        '{"hook_name": 3}',
+        '{"hook_point": ["hook_z"]}',
+        "[]",
+        "3",
+    ],
+    ids=lambda text: str(text)[:24],
+)
+def test_any_contents_of_the_configuration_end_in_an_error_of_ours(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "cfg.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"cfg\.json"):
+        load_saelens(tmp_path, Site("rows", "", "out", "pooled", 6))

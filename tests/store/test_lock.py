@@ -75,6 +75,12 @@ def test_a_lock_is_taken_over_from_the_dead_and_from_nobody_else(tmp_path: Path)
         with pytest.raises(FolderInUseError, match=r"delete .*\.salve-lock"), locked(tmp_path):
             pass
         assert lock.read_text() == text
+    lock.unlink()
+    os.mkfifo(lock)  # reading it would wait for ever
+    with pytest.raises(FolderInUseError), locked(tmp_path):
+        pass
+    lock.unlink()
+    lock.touch()
     os.utime(lock, (0, 0))  # empty, and nobody is about to write it
     with locked(tmp_path):
         pass

@@ -186,6 +186,14 @@ class Activations:
         parts = [self._part(shard, 0, shard.rows, "labels")[0] for shard in self._shards]
         return torch.cat(parts)
 
+    def image_labels(self) -> Int[Tensor, " images"]:
+        """Return the class index of every image, one each, in the loader's order."""
+        parts = []
+        for shard in self._shards:
+            labels, images = self._part(shard, 0, shard.rows, "labels", "images")
+            parts.append(labels[images.diff(prepend=images[:1] - 1) != 0])
+        return torch.cat(parts)
+
     def _read(
         self,
         blocks: Iterable[tuple[Shard, int, int]],

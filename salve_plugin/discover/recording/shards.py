@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from salve_plugin.errors import InputError, ReadError
+from salve_plugin.errors import ReadError
 from salve_plugin.site import Site
 from salve_plugin.store.files import write_atomically
 
@@ -148,7 +148,7 @@ class Index:
             fields = json.loads(path.read_text())
         except FileNotFoundError as error:
             raise ReadError(f"no recording in {folder}: {INDEX_FILE} is missing") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ReadError(f"cannot read {path}: {error}; record again") from error
         version = fields.get("format_version") if isinstance(fields, dict) else None
         if version != FORMAT_VERSION:
@@ -158,7 +158,7 @@ class Index:
             )
         try:
             index = cls._from_fields(fields)
-        except (KeyError, TypeError, AttributeError, InputError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ReadError(f"{path} is damaged ({error!r}); record again") from error
         index._check_files(folder)
         return index

@@ -4,7 +4,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,24 +151,27 @@ def _record_together(
     """Record this process's part; the first process joins the parts once all are there."""
     if folder is None:
         raise InputError("several processes record into one folder that all of them see: name it")
-    share = Share(loader, team)
+    target, share = usable(folder), Share(loader, team)
     failure: SalveError | None = None
     images = 0
-    try:
-        images = record(
-            hooked, share, site, folder=part_folder(Path(folder), team.rank),
-            classes=classes, progress=progress and team.rank == 0, **options,
-        ).n_images  # fmt: skip
-    except SalveError as error:
-        failure = error
-    # An index is joined from those of all parts, and nobody may read it before it is there; nor may
-    # a process that failed leave the others waiting.
-    try:
-        check_together(team, share, images, failed=failure is not None)
-    except SalveError as error:
-        raise failure or error from None
-    if team.rank == 0:
-        join(Path(folder), team.size)
+    with ExitStack() as stack:
+        try:
+            if team.rank == 0 and not Index.is_finished(target):
+                stack.enter_context(locked(target))  # each part has a lock of its own
+            images = record(
+                hooked, share, site, folder=part_folder(target, team.rank),
+                classes=classes, progress=progress and team.rank == 0, **options,
+            ).n_images  # fmt: skip
+        except SalveError as error:
+            failure = error
+        # An index is joined from those of all parts, and nobody may read it before it is there; nor
+        # may a process that failed leave the others waiting.
+        try:
+            check_together(team, share, images, failed=failure is not None)
+        except SalveError as error:
+            raise failure or error from None
+        if team.rank == 0:
+            join(target, team.size)
     team.wait()
     return Activations.load(folder)
 

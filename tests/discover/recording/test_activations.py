@@ -158,6 +158,10 @@ def test_a_folder_without_a_readable_index_is_refused(
         ("n_classes", None),
         ("site", {"name": "x"}),
         ("model", None),
+        ("model", "ab"),
+        ("model", [1]),
+        ("classes", 3),
+        ("shards", 3),
     ],
 )
 def test_a_damaged_index_is_refused(
@@ -167,3 +171,9 @@ def test_a_damaged_index_is_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(ReadError, match="is damaged"):
         Activations.load(path.parent)
+
+
+def test_an_index_of_any_depth_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("[" * 100_000)
+    with pytest.raises(ReadError, match="record again"):
+        Activations.load(tmp_path)

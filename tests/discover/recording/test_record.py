@@ -59,6 +59,7 @@ def test_maps_give_a_row_for_each_position(
         whole.x[whole.images == 13], feature_map[3].flatten(1).T, rtol=1e-5, atol=1e-5
     )
     assert set(whole.labels[whole.images == 13].tolist()) == {int(few_batches[1][1][3])}
+    assert torch.equal(acts.image_labels(), torch.cat([y for _, y in few_batches[:2]]))
 
 
 def test_tokens_give_a_row_for_each_patch_without_the_class_token(
