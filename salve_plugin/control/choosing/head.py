@@ -58,6 +58,13 @@ class JudgedHead:
                 "salve.erase(hooked, concept)"
             )
         weight, bias = (part.detach().float().cpu() for part in hooked.unembed(site))
+        if len(bias) == 1:
+            raise InputError(
+                "the classifier has one logit, and an edit is chosen by whose logit is largest. "
+                "Make it yourself: salve.suppress(hooked, dictionary, latent=...), with the latent "
+                "from salve.profile(dictionary, acts) and the strength from "
+                "salve.alpha_crit(hooked, edit, acts, threshold=...)"
+            )
         for acts in recordings:
             if acts.classes is not None and len(acts.classes) != len(bias):
                 raise InputError(

@@ -70,12 +70,16 @@ def _octets(tensor: Tensor) -> bytes:
     return octets
 
 
-def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[LabelledImages]:
+def labelled_batches(
+    loader: Iterable[Any], n_classes: int | None, *, several_logits: bool = False
+) -> Iterator[LabelledImages]:
     """Yield the loader's batches, checked.
 
     Args:
         loader: yields (images, labels) pairs.
         n_classes: labels must be below; None if unknown.
+        several_logits: whether the model is known to have several: then labels in the forms that
+            belong to one logit (truth values, floats, a column) are refused.
 
     Raises:
         InputError: if the loader yields nothing, or something else than images with labels.
@@ -97,7 +101,7 @@ def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[L
             raise ReadError(
                 f"cannot read {where}: {reason}; repair or remove the file, then record again"
             ) from error
-        batch = _checked(item, number, n_classes)
+        batch = _checked(item, number, n_classes, several_logits)
         yield batch
         images_seen += len(batch.labels)
         number += 1
@@ -105,7 +109,7 @@ def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[L
         raise InputError("the loader is empty: it yielded no batch of (images, labels)")
 
 
-def _checked(item: Any, number: int, n_classes: int | None) -> LabelledImages:
+def _checked(item: Any, number: int, n_classes: int | None, several_logits: bool) -> LabelledImages:
     if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[0], Tensor):
         raise InputError(
             f"batch {number} of the loader is {_described(item)}; expected a pair (images, labels) "
@@ -116,10 +120,11 @@ def _checked(item: Any, number: int, n_classes: int | None) -> LabelledImages:
         labels = torch.as_tensor(item[1]).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"labels of batch {number} are not numbers: {error}") from error
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if labels.is_complex():
         raise InputError(
             f"labels of batch {number} are {labels.dtype}; expected integer class indices"
         )
+    labels = _indices(labels, number, several_logits)
     if images.ndim < 2 or labels.shape != images.shape[:1] or len(labels) == 0:
         raise InputError(
             f"batch {number} has images of shape {tuple(images.shape)} and labels of shape "
@@ -135,6 +140,38 @@ def _checked(item: Any, number: int, n_classes: int | None) -> LabelledImages:
             "all of them"
         )
     return LabelledImages(number, images, labels)
+
+
+def _indices(labels: Tensor, number: int, several_logits: bool) -> Tensor:
+    """Return class indices from what losses of one logit or of several take as labels.
+
+    A single column is one logit's, 0 or 1; of one-hot rows the index is taken. What is neither
+    stays as it is where it is of integers, and is refused where it is not.
+
+    Raises:
+        InputError: if they are numbers to be predicted, or an image has several labels or none.
+    """
+    truth = bool(((labels == 0) | (labels == 1)).all())
+    if labels.ndim == 2 and labels.shape[1] == 1 and not several_logits:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and labels.shape[1] > 1 and truth and len(labels):
+        counts = labels.long().sum(1)
+        if bool((counts == 1).all()):
+            return labels.long().argmax(1)
+        raise InputError(
+            f"labels of batch {number} name up to {int(counts.max())} of {labels.shape[1]} classes "
+            "an image; a recording has one. Give one column as labels, hot[:, column], or any "
+            "grouping of the images; then profile(dictionary, acts, attribute=hot[:, column]) "
+            "sets the images with a label against those without, for each column in turn"
+        )
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool
+    if not whole and not (truth and not several_logits):
+        raise InputError(
+            f"labels of batch {number} are {labels.dtype}; expected integer class indices, or 0 "
+            "and 1 for one logit. For a regression, group the images: labels = "
+            "(target > limit).long()"
+        )
+    return labels
 
 
 def _described(item: Any) -> str:

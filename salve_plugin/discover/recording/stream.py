@@ -64,7 +64,8 @@ def record(
     Args:
         hooked: the attached model.
         loader: any iterable of (images, labels) batches, in the same order each time
-            (`shuffle=False`, no random augmentation); labels are class indices (batch,).
+            (`shuffle=False`, no random augmentation); labels are class indices (batch,), one-hot
+            rows, or 0 and 1 for a classifier with one logit, which counts as two classes.
         site: hook-point name of the activation.
         folder: where the recording goes; None is a temporary folder (below
             `tempfile.gettempdir()`) that is removed together with the returned object.
@@ -97,8 +98,12 @@ def record(
     run = _forward(hooked, index.site, device)
     with _folder(folder) as (target, temporary):
         recorder = Recorder(target, index, shard_rows)
-        with evaluating(hooked.model), _bar(length(loader), progress) as advance:
-            _fill(recorder, loader, run, _label_bound(hooked, index), advance)
+        with (
+            evaluating(hooked.model, keep_autocast=True),
+            _bar(length(loader), progress) as advance,
+        ):
+            several = (hooked.description.get("num_classes") or 1) != 1
+            _fill(recorder, loader, run, _label_bound(hooked, index), several, advance)
         activations = Activations(target, recorder.index)
     if temporary:
         weakref.finalize(activations, shutil.rmtree, target, ignore_errors=True)
@@ -136,6 +141,7 @@ def _fill(
     loader: Iterable[Any],
     run: Callable[[LabelledImages], Tensor],
     n_classes: int | None,
+    several_logits: bool,
     advance: Callable[[], None],
 ) -> None:
     """Record every batch that is not on disk yet; compare the others."""
@@ -146,7 +152,7 @@ def _fill(
     ):
         raise InputError(recorder.changed(f"{n_batches} batches", f"the {recorded} recorded"))
     seen = 0
-    for batch in labelled_batches(loader, n_classes):
+    for batch in labelled_batches(loader, n_classes, several_logits=several_logits):
         seen += 1
         fingerprint = recorder.compared(batch)
         if recorder.index.finished:
@@ -162,22 +168,28 @@ def _fill(
 
 
 def _empty_index(hooked: HookedModel, site: Site, names: tuple[str, ...] | None) -> Index:
-    known = hooked.description.get("num_classes")
+    known = _n_classes(hooked)
     prints = fingerprints(hooked.model)
     return Index(
         site=site,
         model=hooked.description,
         model_sha256=state_digest(prints),
         classes=names,
-        n_classes=len(names) if names else known if isinstance(known, int) else None,
+        n_classes=len(names) if names else known,
         network_sha256=network_digest(hooked, prints),
     )
 
 
 def _label_bound(hooked: HookedModel, index: Index) -> int | None:
     """Return what every label must be below: the model's classes and the names both count."""
-    bounds = [index.n_classes, hooked.description.get("num_classes")]
-    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
+    bounds = [index.n_classes, _n_classes(hooked)]
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _n_classes(hooked: HookedModel) -> int | None:
+    """Return how many classes the model's logits tell apart: one logit has two sides."""
+    known = hooked.description.get("num_classes")
+    return max(known, 2) if isinstance(known, int) else None
 
 
 def _forward(
