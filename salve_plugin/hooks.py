@@ -227,6 +227,19 @@ class HookedModel(HookedRoot):
             return getattr(model, name)
 
 
+def check_attached(hooked: object) -> None:
+    """Refuse a bare model where the attached one is meant.
+
+    Raises:
+        InputError: that says how to attach it.
+    """
+    if not isinstance(hooked, HookedModel):
+        raise InputError(
+            f"an attached model was expected, got {type(hooked).__name__}; attach it first: "
+            "hooked = salve.attach(model)"
+        )
+
+
 def _has_listeners(point: nn.Module) -> bool:
     if point._forward_hooks or point._backward_hooks or point._backward_pre_hooks:
         return True  # torch's own, by which TransformerLens' points work

@@ -22,7 +22,7 @@ from salve_plugin.control.strength import (
 )  # fmt: skip
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import EditStateError, InputError
-from salve_plugin.hooks import HookedModel
+from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import HEAD_INPUT
@@ -147,6 +147,7 @@ def alpha_crits(
     Raises:
         SalveError: as `alpha_crit`, for any of the edits; InputError if there is none.
     """
+    check_attached(hooked)
     _check_options(edits, acts, target, fraction, against)
     _check_not_applied(hooked, edits)
     networks = Networks(hooked, on_base_mismatch)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.hooks import check_attached
 from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.modes import evaluating_within
 from salve_plugin.network import OnBaseMismatch
@@ -150,6 +151,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 was trained on another layout of it.
             AttributionError: if there is no map or patch grid to look at.
         """
+        check_attached(hooked)
         site = readable(hooked.site(dictionary.site.name), dictionary)
         Networks(hooked, on_base_mismatch).check_either(
             "the dictionary", getattr(dictionary, "network", None)

@@ -24,7 +24,7 @@ from salve_plugin.discover.recording.recorder import Recorder
 from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.errors import InputError, WriteError
-from salve_plugin.hooks import HookedModel, evaluating, reading
+from salve_plugin.hooks import HookedModel, check_attached, evaluating, reading
 from salve_plugin.images import run as run_images
 from salve_plugin.images import usable_device
 from salve_plugin.network import network_digest
@@ -86,6 +86,7 @@ def record(
             was recorded stays.
         WriteError: if the disk is full or not writable; what was recorded stays.
     """
+    check_attached(hooked)
     if shard_rows < 1:
         raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
     team = Team(accelerator)
