@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 import salve_plugin as salve
 from salve_plugin.control.evaluate import evaluate_head
 from salve_plugin.errors import InputError, SalveError, UnsupportedModelError
+from salve_plugin.images import as_input
 
 IMAGES = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 3
@@ -218,3 +219,11 @@ def test_an_error_of_the_network_s_own_keeps_its_cause() -> None:
     with pytest.raises(InputError, match="only on Sundays") as error:
         salve.evaluate(Picky(), LOADER)
     assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_a_model_without_parameters_gets_the_images_as_they_are() -> None:
+    for kind in (torch.float64, torch.float16, torch.uint8):
+        images = torch.ones(2, 3, 4, 4, dtype=kind)
+        assert as_input(nn.Identity(), images) is images
+    assert as_input(nn.Linear(2, 2), torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float32
+    assert as_input(nn.Linear(2, 2), torch.ones(1, 2, dtype=torch.int64)).dtype == torch.int64

@@ -14,6 +14,7 @@ from salve_plugin.control.decisions import Decisions
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import LowRankUpdate
+from salve_plugin.control.operators.base import whole
 from salve_plugin.control.strength import (
     check_labels,
     critical_flip_strength,
@@ -203,7 +204,11 @@ def _strengths(
     classes: Iterable[int] | None,
 ) -> tuple[AlphaCrit, ...]:
     decisions = Decisions.of(hooked, edits[0].site, threshold)
-    wanted = None if classes is None else torch.tensor(sorted(classes))
+    wanted = (
+        None
+        if classes is None
+        else torch.tensor(sorted(whole(label, "a class") for label in classes))
+    )
     marks: list[tuple[Tensor, Tensor]] = []
     parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in edits]
     for batch in acts.batches(_BATCH):
