@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -37,6 +37,19 @@ class Adapter(ABC):
         Raises:
             UnsupportedModelError: if there is no classifier that can be read and edited.
         """
+
+    def attach_by_head(
+        self, model: nn.Module, head: str, *, probe: Tensor | None = None
+    ) -> HookedModel:
+        """Return any hooked model whose classifier is the linear layer at `head`, verified.
+
+        Raises:
+            UnsupportedModelError: if this adapter knows its own families only, or the logits are
+                not that layer's output.
+        """
+        raise UnsupportedModelError(
+            f"{type(self).__name__} attaches to its own families only; leave head out"
+        )
 
     @abstractmethod
     def create(
@@ -128,13 +141,18 @@ def _by_name(points: list[EntryPoint]) -> dict[str, EntryPoint]:
     return named
 
 
-def attach(model: nn.Module, *, probe: Tensor | None = None) -> HookedModel:
+def attach(
+    model: nn.Module, *, head: str | None = None, probe: Tensor | None = None
+) -> HookedModel:
     """Return `model` with named sites; `model` itself is left untouched.
 
-    Where transformer_lens is installed the result is a `HookedRootModule` of its own.
+    Where transformer_lens is installed the result is a `HookedRootModule` of its own. What
+    DataParallel, DistributedDataParallel and torch.compile put around a model is taken off.
 
     Args:
-        model: a model of a family for which an adapter is installed.
+        model: a model of a family for which an adapter is installed, or any with `head`.
+        head: path of the linear layer whose output the logits are, for a model of your own. It is
+            verified on the probe, as are the sites that are found with it.
         probe: images (n, channels, height, width) to find and verify the sites with; needed only
             if the adapter cannot guess what the model accepts.
 
@@ -142,14 +160,50 @@ def attach(model: nn.Module, *, probe: Tensor | None = None) -> HookedModel:
         UnsupportedModelError: if no installed adapter knows it, if several do, or if it has no
             editable classifier.
     """
-    if isinstance(model, HookedModel):
-        model = model.model
+    model = unwrapped(model)
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             f"attach() takes a torch.nn.Module, not {type(model).__name__}; build the model first, "
             "e.g. timm.create_model('resnet18', pretrained=True)"
         )
-    return _with_lens_if_installed(adapter_of(model).attach(model, probe=probe))
+    if head is None:
+        return _with_lens_if_installed(adapter_of(model).attach(model, probe=probe))
+    if not isinstance(dict(model.named_modules()).get(head), nn.Module):
+        linear = [path for path, part in model.named_modules() if isinstance(part, nn.Linear)]
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no module {head!r}; head is the path of the classifier's "
+            f"linear layer, such as one of {linear[-5:]}"
+        )
+    return _with_lens_if_installed(_any_adapter(model).attach_by_head(model, head, probe=probe))
+
+
+def unwrapped(model: Any) -> Any:
+    """Return what is inside of DataParallel, torch.compile's wrapper and `HookedModel`."""
+    while True:
+        if isinstance(model, HookedModel):
+            model = model.model
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, nn.Module) and isinstance(
+            inner := model._modules.get("_orig_mod"), nn.Module
+        ):
+            model = inner
+        else:
+            return model
+
+
+def _any_adapter(model: nn.Module) -> Adapter:
+    """Return the adapter that knows the model, else one that measures any."""
+    adapters = installed_adapters().values()
+    knowing = [adapter for adapter in adapters if adapter.matches(model)]
+    measuring = [
+        adapter
+        for adapter in adapters
+        if type(adapter).attach_by_head is not Adapter.attach_by_head
+    ]
+    if not knowing and not measuring:
+        raise UnsupportedModelError(_nobody_knows(model))
+    return (knowing or measuring)[0]
 
 
 def adapter_of(model: nn.Module) -> Adapter:
@@ -177,11 +231,30 @@ def _nobody_knows(model: nn.Module) -> str:
         f"; '{name}' could not be loaded ({reason}), install its library"
         for name, reason in missing_adapters().items()
     )
+    inside = _known_inside(model)
+    if inside is not None:
+        path, known = inside
+        return (
+            f"{kind.__qualname__} is of no known family, but has one inside: {known} at '{path}'. "
+            f"Name the linear layer whose output the logits are: attach(model, head=...), or "
+            f"attach(model.get_submodule('{path}')) if that part is a whole classifier, with "
+            "images as that part takes them"
+        )
     return (
         f"no installed adapter knows {kind.__module__}.{kind.__qualname__}; installed: "
-        f"{sorted(installed_adapters())}{missing}. Use a model of these families, or register an "
+        f"{sorted(installed_adapters())}{missing}. Name the linear layer whose output the "
+        "logits are: attach(model, head='fc'), use a model of these families, or register an "
         f"adapter under the entry-point group '{ENTRY_POINT_GROUP}'"
     )
+
+
+def _known_inside(model: nn.Module) -> tuple[str, str] | None:
+    """Return path and class of the outermost module inside that an adapter knows."""
+    adapters = list(installed_adapters().values())
+    for path, module in model.named_modules():
+        if path and any(adapter.matches(module) for adapter in adapters):
+            return path, type(module).__name__
+    return None
 
 
 def _with_lens_if_installed(hooked: HookedModel) -> HookedModel:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.errors import UnknownSiteError
+from salve_plugin.errors import InputError, UnknownSiteError
 from salve_plugin.hook_points import Direction, HookFunction
 from salve_plugin.passes import opened
 
@@ -172,11 +172,17 @@ class HookedRoot(nn.Module):
 
         Raises:
             UnknownSiteError: if a name does not exist.
+            InputError: if `remove_batch_dim` would drop images.
             HookNotFiredError: if the forward pass did not compute one.
         """
         cache: dict[str, Tensor] = {}
 
         def save(tensor: Tensor, hook: Any, suffix: str = "") -> None:
+            if remove_batch_dim and len(tensor) != 1:
+                raise InputError(
+                    f"remove_batch_dim drops the axis of one image, and '{hook.name}' has "
+                    f"{len(tensor)}; run one image, or leave remove_batch_dim out"
+                )
             copied = tensor.detach().to(device) if device is not None else tensor.detach()
             # A copy: TransformerLens keeps the tensor itself, which a later in-place ReLU rewrites.
             cache[f"{hook.name}{suffix}"] = (copied[0] if remove_batch_dim else copied).clone()

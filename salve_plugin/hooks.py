@@ -121,11 +121,10 @@ class HookedModel(HookedRoot):
         """Return the model's output and copies of its activations by name, in eval mode.
 
         The model is left as it was found, `incl_bwd=True` included: the gradients are in the
-        cache, not in the parameters. Images are cast and moved as its parameters are, and an
-        autocast region around the call does not act. Arguments and errors are those of
-        `HookedRoot`, or of TransformerLens where it is installed.
+        cache, not in the parameters. Images are cast and moved as its parameters are. Arguments
+        and errors are those of `HookedRoot`, or of TransformerLens where it is installed.
         """
-        with evaluating(self.model):
+        with evaluating(self.model, keep_autocast=True):
             inputs = self._inputs(args)
             with refused_in_words(self.model, inputs[0] if inputs else None, "inputs"):
                 result: tuple[Any, Any] = super().run_with_cache(*inputs, **kwargs)
@@ -226,6 +225,19 @@ class HookedModel(HookedRoot):
             if model is None or name.startswith("__"):
                 raise
             return getattr(model, name)
+
+
+def check_attached(hooked: object) -> None:
+    """Refuse a bare model where the attached one is meant.
+
+    Raises:
+        InputError: that says how to attach it.
+    """
+    if not isinstance(hooked, HookedModel):
+        raise InputError(
+            f"an attached model was expected, got {type(hooked).__name__}; attach it first: "
+            "hooked = salve.attach(model)"
+        )
 
 
 def _has_listeners(point: nn.Module) -> bool:

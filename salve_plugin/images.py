@@ -25,9 +25,12 @@ def as_input(model: nn.Module, images: Tensor, device: torch.device | None = Non
         InputError: if they cannot be moved there.
     """
     floating = (weight for weight in model.parameters() if weight.is_floating_point())
-    weight = next(floating, next(model.parameters(), torch.empty(0)))
-    target = weight.device if device is None else device
-    kind = weight.dtype if images.is_floating_point() and weight.is_floating_point() else None
+    weight = next(floating, next(model.parameters(), None))
+    # A model without parameters computes in whatever it is given.
+    target = device or (images.device if weight is None else weight.device)
+    kind = images.dtype
+    if weight is not None and weight.is_floating_point() and images.is_floating_point():
+        kind = weight.dtype
     try:
         return images.to(target, kind)
     except COMPLAINTS as error:

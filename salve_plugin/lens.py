@@ -46,7 +46,7 @@ class LensHookedModel(HookedRootModule, HookedModel):  # type: ignore[misc] # Tr
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         """Do as TransformerLens does, in eval mode; the model is left as it was found."""
-        with evaluating(self.model):
+        with evaluating(self.model, keep_autocast=True):
             return HookedRootModule.run_with_cache(self, *self._inputs(args), **kwargs)
 
     def _make_point(self) -> nn.Module:

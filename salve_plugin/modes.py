@@ -3,7 +3,7 @@
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -98,13 +98,13 @@ _spans: WeakKeyDictionary[nn.Module, list[_EvalSpan]] = WeakKeyDictionary()
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, *, keep_autocast: bool = False) -> Iterator[None]:
     """Put every module into eval mode, and leave the model as it was found, on error too.
 
     Afterwards each module has its own mode again, buffers and gradients have their values, and
     caches that the passes filled are as before. An autocast region around the context does not
-    act within: what is read does not depend on where the reading stands. If several threads do so
-    with one model, it stays in eval mode until the last is through.
+    act within, unless activations themselves are wanted as they are there. If several threads do
+    so with one model, it stays in eval mode until the last is through.
     """
     with _lock:
         span = _EvalSpan(model)
@@ -112,7 +112,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         spans.append(span)
     try:
         span.begin()
-        with without_autocast():
+        with nullcontext() if keep_autocast else without_autocast():
             yield
     finally:
         with _lock:

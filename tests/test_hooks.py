@@ -374,3 +374,13 @@ def test_a_hook_point_knows_its_block_and_refuses_other_directions() -> None:
         point.layer()
     with pytest.raises(InputError, match="sideways"):
         unwrap(HookPoint.add_hook)(point, print, dir="sideways")  # past the run's type checks
+
+
+def test_the_batch_axis_is_removed_from_one_image_only(digits_resnet: Any) -> None:
+    hooked = attach(digits_resnet)
+    images = torch.randn(8, 1, 8, 8)
+    kept = hooked.run_with_cache(images[:1])[1]
+    removed = hooked.run_with_cache(images[:1], remove_batch_dim=True)[1]
+    assert all(torch.equal(removed[name], kept[name][0]) for name in kept)
+    with pytest.raises(InputError, match="has 8; run one image"):
+        hooked.run_with_cache(images, remove_batch_dim=True)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 import salve_plugin as salve
 from salve_plugin.control.evaluate import evaluate_head
 from salve_plugin.errors import InputError, SalveError, UnsupportedModelError
+from salve_plugin.images import as_input
 
 IMAGES = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 3
@@ -43,10 +44,12 @@ def in_inference_mode(name: str) -> Any:
         return made(name)
 
 
-def results(model: nn.Module, *, edits: bool = True) -> dict[str, Any]:
+def results(model: nn.Module, *, edits: bool = True, acts_within: bool = True) -> dict[str, Any]:
     """Run the whole flow with float32 images; return what it measures."""
     hooked = salve.attach(model)
-    acts = salve.record(hooked, LOADER, progress=False)
+    with nullcontext() if acts_within else torch.autocast("cpu", enabled=False):
+        acts = salve.record(hooked, LOADER, progress=False)
+        cache = hooked.run_with_cache(IMAGES)[1]
     sae = salve.fit(acts, "l1", n_latents=4, steps=10, learning_rate=0.01)
     measured: dict[str, Any] = {
         "rows": next(acts.batches(100)).x,
@@ -55,7 +58,7 @@ def results(model: nn.Module, *, edits: bool = True) -> dict[str, Any]:
         "heat": salve.LayerGradFam.of(hooked, sae).attribute(IMAGES[:2], target=0),
         "evaluate": salve.evaluate(hooked, LOADER).confusion,
         "head": evaluate_head(*hooked.unembed(), acts).confusion,
-        "cache": hooked.run_with_cache(IMAGES)[1]["unembed.hook_in"],
+        "cache": cache["unembed.hook_in"],
         "maximize": salve.maximize(hooked, sae, 0, steps=2).activation,
     }
     salve.quality(sae, acts, hooked=hooked, loader=LOADER, controls=())
@@ -93,10 +96,12 @@ def test_the_whole_flow_works_in_any_precision_with_float32_images(name: str, ki
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_an_autocast_region_around_the_calls_changes_nothing(name: str) -> None:
+def test_an_autocast_region_around_the_calls_changes_activations_alone(name: str) -> None:
     plain = results(made(name))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = results(made(name))
+        inside = results(made(name), acts_within=False)
+        rounded = results(made(name))["rows"]  # activations are as they are computed there
+    assert 0 < float((rounded - plain["rows"]).norm() / plain["rows"].norm()) < 0.05
     for quantity, value in plain.items():
         torch.testing.assert_close(inside[quantity], value, msg=quantity, rtol=0, atol=0)
 
@@ -216,6 +221,14 @@ def test_an_error_of_the_network_s_own_keeps_its_cause() -> None:
     assert isinstance(error.value.__cause__, ValueError)
 
 
+def test_a_model_without_parameters_gets_the_images_as_they_are() -> None:
+    for kind in (torch.float64, torch.float16, torch.uint8):
+        images = torch.ones(2, 3, 4, 4, dtype=kind)
+        assert as_input(nn.Identity(), images) is images
+    assert as_input(nn.Linear(2, 2), torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float32
+    assert as_input(nn.Linear(2, 2), torch.ones(1, 2, dtype=torch.int64)).dtype == torch.int64
+
+
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
@@ -231,8 +244,12 @@ def test_what_to_do_is_told_where_shape_or_type_give_it_away(
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        hooked = attach(timm.create_model("test_resnet", num_classes=4).eval())
+        hooked = salve.attach(timm.create_model("test_resnet", num_classes=4).eval())
     loader = [(images, torch.arange(4)), (change(images), torch.arange(4))]
-    for call in (lambda: record(hooked, loader, progress=False), lambda: evaluate(hooked, loader)):
+    calls: list[Callable[[], object]] = [
+        lambda: salve.record(hooked, loader, progress=False),
+        lambda: salve.evaluate(hooked, loader),
+    ]
+    for call in calls:
         with pytest.raises(InputError, match=remedy):
             call()

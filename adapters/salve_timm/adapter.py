@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from salve_timm.create import (
     transform_of,
 )
 from salve_timm.export import export_model
-from salve_timm.heads import Head, candidates, linear_paths, proven
+from salve_timm.heads import Head, candidates, linear_paths, named_head, proven
 from salve_timm.layout import Layouts
 from salve_timm.look import attribution_point
 from salve_timm.measure import measured
@@ -35,7 +35,7 @@ class TimmAdapter(Adapter):
 
     def matches(self, model: nn.Module) -> bool:
         """Say whether `model`, or a class that it extends, is one of timm's models."""
-        return any(kind.__module__.startswith("timm.models.") for kind in type(model).__mro__)
+        return _is_of_timm(model)
 
     def attach(self, model: nn.Module, *, probe: Tensor | None = None) -> HookedModel:
         """Return the hooked model, its head proven and its sites seen on a probe batch.
@@ -54,33 +54,19 @@ class TimmAdapter(Adapter):
         Raises:
             UnsupportedModelError: if there is no classifier, or it is not linear in what it reads.
         """
-        groups = candidates(model)
-        with quiet(model):
-            wanted = linear_paths(model, groups)
-            probe, log = probed(model, lambda images: log_calls(model, images, wanted), probe)
-            heads = proven(model, groups, log, probe)
-            # Tokens need their grid; maps show their own, if their sides are equal.
-            unclear = (
-                len(log.features_shape) != 4
-                or probe.shape[-2] != probe.shape[-1]
-                or any(len(call.result_shape) == 3 for call in log.calls.values())
-            )
-            maps = spatial_maps(model, probe) if unclear else []  # one more forward pass
-            layouts = Layouts.of(model, maps, probe.shape)
-            head_points = _head_points(heads, log)
-            head_sites = [point.site for point in head_points]
-            look = attribution_point(model, log, layouts, head_sites, probe)
-            body = measured(model, body_points(model, log, layouts), log, head_sites, probe)
-        points, attribution = _merged(body, look)
-        ordered = sorted([*points, *head_points], key=lambda point: point.at)
-        return HookedModel(
-            model,
-            [point.site for point in ordered],
-            attribution_site=attribution,
-            description=_description(model, heads, probe),
-            heads={head.path: head.share for head in heads},
-            probe=None if probe.is_meta else probe[:2].detach().clone(),
-        )
+        return _attached(model, candidates(model), probe)
+
+    def attach_by_head(
+        self, model: nn.Module, head: str, *, probe: Tensor | None = None
+    ) -> HookedModel:
+        """Return any hooked model whose logits are the output of the linear layer at `head`.
+
+        It is measured as timm's models are; see `attach`.
+
+        Raises:
+            UnsupportedModelError: if no such layer is there, or the logits are not its output.
+        """
+        return _attached(model, named_head(model, head), probe)
 
     def create(
         self, name: str, *, checkpoint: str | None = None, num_classes: int | None = None
@@ -99,6 +85,40 @@ class TimmAdapter(Adapter):
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model as timm loads it; see `salve_timm.export.export_model`."""
         export_model(model, folder)
+
+
+def _is_of_timm(model: nn.Module) -> bool:
+    return any(kind.__module__.startswith("timm.models.") for kind in type(model).__mro__)
+
+
+def _attached(model: nn.Module, groups: list[tuple[str, ...]], probe: Tensor | None) -> HookedModel:
+    """Return the hooked model, its classifier proven to be one of the groups of layers."""
+    with quiet(model):
+        wanted = linear_paths(model, groups)
+        probe, log = probed(model, lambda images: log_calls(model, images, wanted), probe)
+        heads = proven(model, groups, log, probe)
+        # Tokens need their grid; maps show their own, if their sides are equal.
+        unclear = (
+            len(log.features_shape) != 4
+            or probe.shape[-2] != probe.shape[-1]
+            or any(len(call.result_shape) == 3 for call in log.calls.values())
+        )
+        maps = spatial_maps(model, probe) if unclear else []  # one more forward pass
+        layouts = Layouts.of(model, maps, probe.shape)
+        head_points = _head_points(heads, log)
+        head_sites = [point.site for point in head_points]
+        look = attribution_point(model, log, layouts, head_sites, probe)
+        body = measured(model, body_points(model, log, layouts), log, head_sites, probe)
+    points, attribution = _merged(body, look)
+    ordered = sorted([*points, *head_points], key=lambda point: point.at)
+    return HookedModel(
+        model,
+        [point.site for point in ordered],
+        attribution_site=attribution,
+        description=_description(model, heads, probe),
+        heads={head.path: head.share for head in heads},
+        probe=None if probe.is_meta else probe[:2].detach().clone(),
+    )
 
 
 def _head_points(heads: Sequence[Head], log: CallLog) -> list[Point]:
@@ -142,8 +162,13 @@ def _description(model: nn.Module, heads: Sequence[Head], probe: Tensor) -> Mapp
         for name, values in normalization_of(model).items()
         if len(values) == channels
     }
+    described = describe(model)
+    # A model of the user's own need not say how many classes it has.
+    head: Any = model.get_submodule(heads[0].path)
     return {
-        **describe(model),
+        **described,
+        "num_classes": described["num_classes"] or len(head.weight),
+        "family": "timm" if _is_of_timm(model) else "torch",
         "in_chans": channels,
         "input_size": [int(side) for side in probe.shape[1:]],
         **normalization,

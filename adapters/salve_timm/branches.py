@@ -70,8 +70,12 @@ def _attention_points(add: "_Adder", name: str, block: str) -> Iterator[Point]:
 
 def _mlp_points(add: "_Adder", name: str, norm: Call, mlp: Call) -> Iterator[Point]:
     layers = _linears(add.log, mlp)
-    last = max(layers, key=lambda call: call.ended).path if layers else f"{mlp.path}.fc2"
-    readers = _all_reading(norm, [call for call in layers if call.path != last])
+    # Within an adapter's wrapper (PEFT's LoRA) the layer itself is meant, not the bottleneck's.
+    own = [call for call in layers if not _is_adapter(add.log, call)]
+    last = max(own, key=lambda call: call.ended).path if own else f"{mlp.path}.fc2"
+    last = last.removesuffix(".base_layer")  # the wrapper, whose input both of them read
+    before = [call for call in layers if not f"{call.path}.".startswith(f"{last}.")]
+    readers = _all_reading(norm, before)
     yield from add(f"{name}.ln2.hook_normalized", norm.path, "out", readers)
     yield from add(f"{name}.mlp.hook_post", last, "in", (last,))
     yield from _branch_out(add, f"{name}.hook_mlp_out", mlp, "2", last)
@@ -141,6 +145,17 @@ def _linears(log: CallLog, parent: Call) -> list[Call]:
         for path, call in log.calls.items()
         if path.startswith(f"{parent.path}.") and is_linear(call.module)
     ]
+
+
+def _is_adapter(log: CallLog, call: Call) -> bool:
+    """Say whether the layer stands beside a `base_layer` in a wrapper of it."""
+    parts = call.path.split(".")
+    wrappers = (".".join(parts[:length]) for length in range(1, len(parts)))
+    return any(
+        f"{wrapper}.base_layer" in log.calls
+        and not f"{call.path}.".startswith(f"{wrapper}.base_layer.")
+        for wrapper in wrappers
+    )
 
 
 def _all_reading(norm: Call, layers: list[Call]) -> tuple[str, ...]:

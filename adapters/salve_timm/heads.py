@@ -72,6 +72,20 @@ def candidates(model: nn.Module) -> list[tuple[str, ...]]:
     return groups
 
 
+def named_head(model: nn.Module, path: str) -> list[tuple[str, ...]]:
+    """Return the one group that the caller names.
+
+    Raises:
+        UnsupportedModelError: if there is no linear layer at or under the path.
+    """
+    if not _linear_paths(model, path):
+        raise UnsupportedModelError(
+            f"'{path}' of {type(model).__name__} is {_kind_of(model, path)}, with no Linear or 1x1 "
+            "Conv2d in it; head is the path of the linear layer whose output the logits are"
+        )
+    return [(path,)]
+
+
 def linear_paths(model: nn.Module, groups: list[tuple[str, ...]]) -> set[str]:
     """Return the paths of every linear layer at or under the groups' paths."""
     return {inner for group in groups for path in group for inner in _linear_paths(model, path)}

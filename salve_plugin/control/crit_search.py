@@ -28,7 +28,7 @@ from salve_plugin.control.operators.base import real
 from salve_plugin.control.solving import check_labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import EditStateError, InputError
-from salve_plugin.hooks import HookedModel
+from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.images import run
 from salve_plugin.modes import evaluating
 
@@ -126,6 +126,7 @@ def search_alpha_crit(
         EditStateError: if the edit is applied.
         BaseMismatchError: if the model is not the one that the edit was made for.
     """
+    check_attached(hooked)
     check_goal(target, fraction, against)
     grid = _grid(edit, limit, steps, halvings)
     _check_not_applied(hooked, edit)

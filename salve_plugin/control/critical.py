@@ -14,6 +14,7 @@ from salve_plugin.control.decisions import Decisions
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import LowRankUpdate
+from salve_plugin.control.operators.base import whole
 from salve_plugin.control.strength import (
     check_labels,
     critical_flip_strength,
@@ -22,7 +23,7 @@ from salve_plugin.control.strength import (
 )  # fmt: skip
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import EditStateError, InputError
-from salve_plugin.hooks import HookedModel
+from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import HEAD_INPUT
@@ -147,6 +148,7 @@ def alpha_crits(
     Raises:
         SalveError: as `alpha_crit`, for any of the edits; InputError if there is none.
     """
+    check_attached(hooked)
     _check_options(edits, acts, target, fraction, against)
     _check_not_applied(hooked, edits)
     networks = Networks(hooked, on_base_mismatch)
@@ -202,7 +204,11 @@ def _strengths(
     classes: Iterable[int] | None,
 ) -> tuple[AlphaCrit, ...]:
     decisions = Decisions.of(hooked, edits[0].site, threshold)
-    wanted = None if classes is None else torch.tensor(sorted(classes))
+    wanted = (
+        None
+        if classes is None
+        else torch.tensor(sorted(whole(label, "a class") for label in classes))
+    )
     marks: list[tuple[Tensor, Tensor]] = []
     parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in edits]
     for batch in acts.batches(_BATCH):

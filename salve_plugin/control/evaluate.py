@@ -9,7 +9,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from salve_plugin.control.base import bare
-from salve_plugin.control.strength import check_labels
+from salve_plugin.control.decisions import check_threshold
+from salve_plugin.control.solving import check_labels, two_sided
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import labelled_batches
@@ -139,12 +140,13 @@ def change_of_others(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
+def evaluate(model: nn.Module, loader: Iterable[Any], *, threshold: float = 0.0) -> Evaluation:
     """Run a model over labelled images, in eval mode; its training modes are restored.
 
     Args:
         model: the bare or hooked model.
         loader: any iterable of (images, labels) batches; for the names of classes see `record`.
+        threshold: of a classifier with one logit, which says class 1 above it and class 0 else.
 
     Raises:
         InputError: if the loader is empty, a label or a name is no class of the model, or the
@@ -159,6 +161,8 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
         for batch in labelled_batches(loader, None):
             logits = run(network, batch.images, f"batch {batch.number}")
             check_logits(logits, len(batch.labels))
+            check_threshold(threshold, logits.shape[1])
+            logits = two_sided(logits, threshold)
             if confusion is None:
                 confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64)
                 labels = Labels.of(network, logits.shape[1], loader)
@@ -171,7 +175,11 @@ def evaluate(model: nn.Module, loader: Iterable[Any]) -> Evaluation:
 
 
 def evaluate_head(
-    weight: Tensor, bias: Tensor, acts: Activations | tuple[Tensor, Tensor]
+    weight: Tensor,
+    bias: Tensor,
+    acts: Activations | tuple[Tensor, Tensor],
+    *,
+    threshold: float = 0.0,
 ) -> Evaluation:
     """Evaluate a linear head on recorded inputs: far cheaper than the whole model.
 
@@ -179,21 +187,28 @@ def evaluate_head(
         weight: (classes, width), e.g. from `HookedModel.unembed` and `scaled_weight`.
         bias: (classes,).
         acts: a recording of the head's input, or (inputs (images, width), labels (images,)).
+        threshold: of a head with one logit.
 
     Raises:
         InputError: if shapes do not fit, a label is no class of the head, a logit is not finite, or
             there are no images.
     """
-    return evaluate_heads([weight], bias, acts)[0]
+    return evaluate_heads([weight], bias, acts, threshold=threshold)[0]
 
 
 @without_autocast()
 def evaluate_heads(
-    weights: Iterable[Tensor], bias: Tensor, acts: Activations | tuple[Tensor, Tensor]
+    weights: Iterable[Tensor],
+    bias: Tensor,
+    acts: Activations | tuple[Tensor, Tensor],
+    *,
+    threshold: float = 0.0,
 ) -> list[Evaluation]:
     """Evaluate several heads with the same bias in one pass over the inputs."""
     heads = [weight.float() for weight in weights]
-    confusions = [torch.zeros(len(bias), len(bias), dtype=torch.int64) for _ in heads]
+    check_threshold(threshold, len(bias))
+    n_classes = max(len(bias), 2)
+    confusions = [torch.zeros(n_classes, n_classes, dtype=torch.int64) for _ in heads]
     seen = 0
     for x, labels in _rows(acts):
         if any(head.shape != (len(bias), x.shape[1]) for head in heads):
@@ -201,11 +216,11 @@ def evaluate_heads(
                 f"heads of shape {[tuple(head.shape) for head in heads][:3]} with {len(bias)} "
                 f"biases do not fit inputs of {x.shape[1]} features"
             )
-        check_labels(labels, len(bias))
+        check_labels(labels, n_classes)
         for head, confusion in zip(heads, confusions, strict=True):
             logits = torch.addmm(bias.float(), x.float(), head.T)
             check_logits(logits, len(labels))
-            count_pairs(confusion, labels, logits)
+            count_pairs(confusion, labels, two_sided(logits, threshold))
         seen += len(x)
     if not seen:
         raise InputError("there are no images to evaluate")

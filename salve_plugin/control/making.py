@@ -20,7 +20,7 @@ from salve_plugin.control.recipe import row_tuple
 from salve_plugin.control.targets import Target, targets_at
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
-from salve_plugin.hooks import HookedModel
+from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 
@@ -166,6 +166,7 @@ def unchanged(hooked: HookedModel, site: Site | str) -> Edit:
 
 def _site(hooked: HookedModel, site: Site | str) -> Site:
     """Return the model's own site of that name."""
+    check_attached(hooked)
     if not isinstance(hooked, HookedModel):
         raise InputError(
             f"an edit is made of an attached model; got {type(hooked).__name__}: pass "
@@ -207,6 +208,7 @@ def latent_gate(
     Raises:
         SalveError: as for `suppress`.
     """
+    check_attached(hooked)
     if not isinstance(dictionary, Dictionary):
         raise InputError(f"a dictionary was expected, got {type(dictionary).__name__}")
     site = _site(hooked, dictionary.site.name)

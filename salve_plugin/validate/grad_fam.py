@@ -22,12 +22,20 @@ from torch import Tensor, nn
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.hooks import check_attached
 from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.modes import evaluating_within
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 from salve_plugin.validate.grids import grid_of_call, watching_grids
-from salve_plugin.validate.latents import Encoder, LatentTarget, Stage, image_latents, latent_index
+from salve_plugin.validate.latents import (
+    Encodes,
+    LatentTarget,
+    Stage,
+    check_encodes,
+    image_latents,
+    latent_index,
+)
 from salve_plugin.validate.layout import (
     Tokens,
     as_map,
@@ -77,7 +85,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         self,
         forward_func: Callable[..., Any],
         layer: ActivationLike,
-        dictionary: Encoder,
+        dictionary: Encodes,
         *,
         site: ActivationLike,
         stage: Stage = "pre",
@@ -91,7 +99,9 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             layer: the activation (a map or tokens) that is explained: a module, for its output; a
                 module and "in" for its first input or "out"; or a `Site` of the model, which
                 brings its layout along.
-            dictionary: anything with `n_latents`, `pre_activation(x)` and `encode(x)`.
+            dictionary: any module or object with `encode(x)` from rows (..., width) to latents
+                (..., latents), for `stage="post"`, and `pre_activation(x)` likewise for "pre". A
+                `width` that it has is compared; it computes in its own parameters' type.
             site: the activation that the dictionary reads, in the same ways. A `Site` says where
                 its features are. Otherwise they are on the last axis or, in a 4-d map, on the one
                 that is as long as the dictionary is wide; if axes 1 and 3 both are, the
@@ -112,6 +122,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         GradientAttribution.__init__(self, forward_func)
         if stage not in ("pre", "post"):
             raise InputError(f"stage {stage!r} is unknown; use 'pre' or 'post'")
+        check_encodes(dictionary, stage)
         self.dictionary = dictionary
         self.site = as_module_side(site, forward_func, "site")
         self._site = readable(site, dictionary) if isinstance(site, Site) else None
@@ -150,6 +161,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 was trained on another layout of it.
             AttributionError: if there is no map or patch grid to look at.
         """
+        check_attached(hooked)
         site = readable(hooked.site(dictionary.site.name), dictionary)
         Networks(hooked, on_base_mismatch).check_either(
             "the dictionary", getattr(dictionary, "network", None)
@@ -250,7 +262,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         with torch.enable_grad():
             axis = self._feature_axis(tuple(features.shape), is_site)
             latents = image_latents(self.dictionary, features, axis, self.stage)
-            index = latent_index(target, len(latents), self.dictionary.n_latents)
+            index = latent_index(target, len(latents), latents.shape[1])
             chosen = latents.gather(1, index.to(latents.device)[:, None])
             # No image's latent depends on another image, so the sum's gradient is each one's own.
             (gradient,) = torch.autograd.grad(chosen.sum(), features, materialize_grads=True)

@@ -16,8 +16,36 @@ LatentTarget = int | Tensor | Sequence[int] | Sequence[tuple[int]] | None
 
 
 @runtime_checkable
-class Encoder(Protocol):
-    """What validation needs of a dictionary; `salve_plugin.discover.dictionary.Dictionary` has it.
+class Encodes(Protocol):
+    """The least that Grad-FAM needs of a dictionary: any module with this method will do.
+
+    It takes rows (..., width) and returns one value a latent, (..., latents).
+    """
+
+    def encode(self, x: Any, /) -> Any:
+        """Return the latents of rows: the code."""
+
+
+def check_encodes(dictionary: object, stage: Stage) -> None:
+    """Refuse what has not the method that a stage needs.
+
+    Raises:
+        InputError: that names the method.
+    """
+    for method in ("encode",) if stage == "post" else ("encode", "pre_activation"):
+        if not callable(getattr(dictionary, method, None)):
+            remedy = "give it one"
+            if method != "encode":
+                remedy = "give it one, or pass stage='post', which explains the code of its encode"
+            raise InputError(
+                f"{type(dictionary).__name__} has no method '{method}', from rows (..., width) to "
+                f"latents (..., latents); {remedy}"
+            )
+
+
+@runtime_checkable
+class Encoder(Encodes, Protocol):
+    """What the rest needs of a dictionary; `salve_plugin.discover.dictionary.Dictionary` has it.
 
     Both methods take (..., width) and return (..., n_latents).
     """
@@ -34,7 +62,7 @@ class Encoder(Protocol):
 
 
 def image_latents(
-    dictionary: Encoder, activation: Tensor, channel_axis: int, stage: Stage
+    dictionary: Encodes, activation: Tensor, channel_axis: int, stage: Stage
 ) -> Float[Tensor, "batch latents"]:
     """Return every latent of every image, as its mean over all positions.
 
@@ -64,8 +92,15 @@ def image_latents(
     rows = rows.to(_reference(dictionary, rows))
     # A dictionary run in an autocast region would round its latents to half precision.
     with torch.autocast(rows.device.type, enabled=False):
-        encode = dictionary.pre_activation if stage == "pre" else dictionary.encode
-        latents: Tensor = encode(rows.flatten(1, -2) if rows.ndim > 2 else rows)
+        encode = getattr(dictionary, "pre_activation" if stage == "pre" else "encode")
+        given = rows.flatten(1, -2) if rows.ndim > 2 else rows
+        latents: Tensor = encode(given)
+    if not isinstance(latents, Tensor) or latents.shape[:-1] != given.shape[:-1]:
+        found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise InputError(
+            f"the dictionary returns {found} for rows of shape {tuple(given.shape)}; expected is a "
+            "tensor with the same axes but for the last, which holds the latents"
+        )
     return latents.mean(1) if latents.ndim > 2 else latents
 
 
@@ -103,7 +138,7 @@ def latent_index(target: LatentTarget, batch: int, n_latents: int) -> Int[Tensor
     return index.expand(batch)
 
 
-def _reference(dictionary: Encoder, rows: Tensor) -> Tensor:
+def _reference(dictionary: Encodes, rows: Tensor) -> Tensor:
     """Return a tensor of the dtype and device in which the dictionary computes."""
     if isinstance(dictionary, nn.Module):
         for tensor in (*dictionary.parameters(), *dictionary.buffers()):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
-from salve_plugin.hooks import evaluating, reading
+from salve_plugin.hooks import check_attached, evaluating, reading
 from salve_plugin.images import run
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.latents import image_latents, latent_index
@@ -116,6 +116,7 @@ def maximize(
         UnknownSiteError: if the model lacks the dictionary's site.
         AttributionError: if the latent or its gradient is not finite.
     """
+    check_attached(hooked)
     latent = int(latent_index(latent, 1, dictionary.n_latents))
     if sign not in (1, -1) or steps < 0 or parametrization not in ("fourier", "pixel"):
         raise InputError(

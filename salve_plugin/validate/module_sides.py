@@ -8,7 +8,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Side, Site
 from salve_plugin.taps import SIDE_NAMES
-from salve_plugin.validate.latents import Encoder
+from salve_plugin.validate.latents import Encodes
 from salve_plugin.validate.layout import Tokens, tokens_of
 
 ModuleSide = tuple[nn.Module, Side]
@@ -68,13 +68,13 @@ def _module_of_site(site: Site, forward_func: Any, argument: str) -> nn.Module:
         ) from None
 
 
-def trained_at(dictionary: Encoder) -> Site | None:
+def trained_at(dictionary: Encodes) -> Site | None:
     """Return the site that a dictionary was trained at, if it says so."""
     site = getattr(dictionary, "site", None)
     return site if isinstance(site, Site) else None
 
 
-def readable(site: Site, dictionary: Encoder) -> Site:
+def readable(site: Site, dictionary: Encodes) -> Site:
     """Return the site if the dictionary can read it.
 
     Raises:

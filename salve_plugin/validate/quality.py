@@ -17,7 +17,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import BaseMismatchError, InputError
-from salve_plugin.hooks import HookedModel
+from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
 from salve_plugin.validate import quality_report
@@ -272,6 +272,7 @@ def _check_networks(
         on_base_mismatch,
     )
     if hooked is not None:
+        check_attached(hooked)
         networks = Networks(hooked, on_base_mismatch)
         networks.check_present("the recording", acts.network_sha256)
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.control.strength import check_labels
+from salve_plugin.control.solving import check_labels, two_sided
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating, tapped
@@ -200,7 +200,7 @@ class _Tallies:
         """Take a batch into account; `logits` runs it with a replacement."""
         clean: Tensor | None = None
         for key, rewrite in self._rewrites.items():
-            batch_logits = logits(rewrite)
+            batch_logits = two_sided(logits(rewrite))
             _check_logits(batch_logits, labels)
             log_p = functional.log_softmax(batch_logits, dim=1)
             clean = log_p if clean is None else clean  # the untouched model comes first

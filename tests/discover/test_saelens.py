@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners.archetypal import Archetypal
 from salve_plugin.discover.learners.base import Learner, Tensors
 from salve_plugin.discover.learners.batch_topk import BatchTopK
 from salve_plugin.discover.learners.feature_choice import FeatureChoice
@@ -35,6 +36,7 @@ SITE = Site("unembed.hook_in", "fc", "in", "pooled", WIDTH)
 WRITABLE = [
     ReluL1(),
     TopK(k=3),
+    Archetypal(k=3),
     GradientTopK(k=3),
     JumpReLU(),
     BatchTopK(k=3),
@@ -222,7 +224,7 @@ def test_fields_of_older_versions_are_understood(tmp_path: Path) -> None:
 def test_a_learner_without_architecture_is_refused_with_those_that_have_one(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(InputError, match=r"learner 'l1'; it can represent those of \['batch_topk'"):
+    with pytest.raises(InputError, match=r"learner 'l1'; it can represent those of \['archetypal'"):
         save_saelens(dictionary_of(L1()), tmp_path)
     assert not any(tmp_path.iterdir())
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import check_logits
-from salve_plugin.control.strength import check_labels
+from salve_plugin.control.solving import check_labels, two_sided
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import ImagesDigest, labelled_batches
@@ -35,6 +35,8 @@ ROWS = 2048
 @dataclass(frozen=True, eq=False)
 class Head:
     """The classifier: logits = x W^T + b, over the inputs of all its layers side by side.
+
+    One with a single logit has a row of zeros for the class below its threshold, 0.
 
     Attributes:
         weight: W; without columns if the model has no site at its classifier.
@@ -52,8 +54,12 @@ class Head:
             return None
         weight = torch.cat([weight for weight, _ in terms], 1)
         # On the CPU first: not every device has float64.
-        biases = torch.stack([bias.cpu().double() for _, bias in terms])
-        return cls(weight.cpu().double(), biases.sum(0))
+        weight, bias = weight.cpu().double(), sum(bias.cpu().double() for _, bias in terms)
+        assert isinstance(bias, Tensor)
+        if len(bias) == 1:  # what `two_sided` makes of its logit
+            weight = torch.cat([torch.zeros_like(weight), weight])
+            bias = torch.cat([torch.zeros_like(bias), bias])
+        return cls(weight, bias)
 
     def logits(self, inputs: Tensor) -> Float64[Tensor, "images classes"]:
         """Return the logits of inputs (images, width)."""
@@ -205,6 +211,7 @@ def run(
                 after = run_images(edited, batch.images, name)
                 for logits in (before, after):
                     check_logits(logits, len(batch.labels))
+                before, after = two_sided(before), two_sided(after)
                 names = names or Labels.of(model, before.shape[1], loader)
                 labels.append(names.of_model(batch).labels)
                 check_labels(labels[-1], before.shape[1])

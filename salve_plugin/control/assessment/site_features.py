@@ -12,6 +12,7 @@ from salve_plugin.control.assessment.batches import Head
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import LowRankUpdate
+from salve_plugin.control.solving import two_sided
 from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.hooks import HookedModel, evaluating, reading
@@ -73,7 +74,7 @@ def site_features(
                         activation = _as_read(hooked, edit, site, activation)
                     pooled = _pooled(site, activation, len(batch.images))
                     lists.setdefault(site.name, []).append(pooled)
-                lists.setdefault(LOGITS, []).append(logits.cpu().float())
+                lists.setdefault(LOGITS, []).append(two_sided(logits.cpu().float()))
     before, after = ({name: torch.cat(each) for name, each in own.items()} for own in parts)
     inputs = heads = None
     head = Head.of(hooked)

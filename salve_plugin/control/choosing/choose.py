@@ -29,7 +29,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
-from salve_plugin.hooks import HookedModel
+from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 
@@ -78,6 +78,7 @@ def choose(
         InputError: if the recording's labels are not the classifier's, the class has no images, or
             what the goal needs is missing.
     """
+    check_attached(hooked)
     if not isinstance(goal, Goal):
         raise InputError(
             f"goal {goal!r:.200} is none; give a SuppressClass, EnhanceClass, MoveDecision, "

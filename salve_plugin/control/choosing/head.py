@@ -59,6 +59,13 @@ class JudgedHead:
                 "salve.erase(hooked, concept)"
             )
         weight, bias = (part.detach().float().cpu() for part in hooked.unembed(site))
+        if len(bias) == 1:
+            raise InputError(
+                "the classifier has one logit, and an edit is chosen by whose logit is largest. "
+                "Make it yourself: salve.suppress(hooked, dictionary, latent=...), with the latent "
+                "from salve.profile(dictionary, acts) and the strength from "
+                "salve.alpha_crit(hooked, edit, acts, threshold=...)"
+            )
         for acts in recordings:
             check_of_model(acts.classes, len(bias))
             if acts.n_rows != acts.n_images:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.learners.base import Outcome, Start, Step, Tensors
+from salve_plugin.discover.learners.base import Architecture, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import at_least, whole
 from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
@@ -44,6 +44,7 @@ class Archetypal(TopK):
     name: ClassVar[str] = "archetypal"
     summary: ClassVar[str] = "TopK with atoms that are mixtures of data points (relaxed archetypes)"
     source: ClassVar[str] = "Fel et al. 2025, Archetypal SAE: RA-SAE"
+    saelens: ClassVar[Architecture | None] = "topk"
     delta: float = 0.1
     points: int | None = None
 

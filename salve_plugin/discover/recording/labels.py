@@ -85,11 +85,14 @@ class Labels:
 
 
 def n_outputs(hooked: HookedModel) -> int | None:
-    """Return how many classes the model's classifier has now; None if it is not known."""
+    """Return how many classes the model's logits tell apart now; None if it is not known.
+
+    One logit has two sides.
+    """
     for site in hooked.head_sites:
-        return len(hooked.unembed(site, partial=True)[1])
+        return max(2, len(hooked.unembed(site, partial=True)[1]))
     known = hooked.description.get("num_classes")
-    return known if isinstance(known, int) else None
+    return max(2, known) if isinstance(known, int) else None
 
 
 def check_of_model(classes: Sequence[str] | None, n_classes: int) -> None:

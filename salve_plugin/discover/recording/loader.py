@@ -72,7 +72,9 @@ def _octets(tensor: Tensor) -> bytes:
     return octets
 
 
-def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[LabelledImages]:
+def labelled_batches(
+    loader: Iterable[Any], n_classes: int | None, *, several_logits: bool = False
+) -> Iterator[LabelledImages]:
     """Yield the batches of all images of the loader, checked.
 
     A loader that gives this process its share only is undone, see `whole`.
@@ -80,6 +82,8 @@ def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[L
     Args:
         loader: yields (images, labels) pairs.
         n_classes: labels must be below; None if unknown.
+        several_logits: whether the model is known to have several: then labels in the forms that
+            belong to one logit (truth values, floats, a column) are refused.
 
     Raises:
         InputError: if the loader yields nothing, something else than images with labels, or images
@@ -92,7 +96,7 @@ def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[L
     loader = whole(loader)
     workers = getattr(loader, "num_workers", 0)
     iterable = isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset)
-    batches = _read(loader, n_classes)
+    batches = _read(loader, n_classes, several_logits)
     # Each worker of an iterable data set yields all of it unless the data set asks which worker it
     # is in: then the first batch of each is the same. Nothing is used before that is known.
     first = list(islice(batches, workers if iterable else 0))
@@ -112,7 +116,9 @@ def labelled_batches(loader: Iterable[Any], n_classes: int | None) -> Iterator[L
     check_count(loader, images)
 
 
-def _read(loader: Iterable[Any], n_classes: int | None) -> Iterator[LabelledImages]:
+def _read(
+    loader: Iterable[Any], n_classes: int | None, several_logits: bool
+) -> Iterator[LabelledImages]:
     iterator: Iterator[Any] | None = None
     images_seen = number = 0
     while True:
@@ -129,13 +135,15 @@ def _read(loader: Iterable[Any], n_classes: int | None) -> Iterator[LabelledImag
             raise ReadError(
                 f"cannot read {where}: {reason}; repair or remove the file, then record again"
             ) from error
-        batch = checked(item, number, n_classes)
+        batch = checked(item, number, n_classes, several_logits)
         yield batch
         images_seen += len(batch.labels)
         number += 1
 
 
-def checked(item: Any, number: int, n_classes: int | None) -> LabelledImages:
+def checked(
+    item: Any, number: int, n_classes: int | None, several_logits: bool = False
+) -> LabelledImages:
     """Return a batch of a loader, its labels on the CPU.
 
     Raises:
@@ -151,10 +159,11 @@ def checked(item: Any, number: int, n_classes: int | None) -> LabelledImages:
         labels = torch.as_tensor(item[1]).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"labels of batch {number} are not numbers: {error}") from error
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if labels.is_complex():
         raise InputError(
             f"labels of batch {number} are {labels.dtype}; expected integer class indices"
         )
+    labels = _indices(labels, number, several_logits)
     if images.ndim < 2 or labels.shape != images.shape[:1] or len(labels) == 0:
         raise InputError(
             f"batch {number} has images of shape {tuple(images.shape)} and labels of shape "
@@ -170,6 +179,38 @@ def checked(item: Any, number: int, n_classes: int | None) -> LabelledImages:
             "all of them"
         )
     return LabelledImages(number, images, labels)
+
+
+def _indices(labels: Tensor, number: int, several_logits: bool) -> Tensor:
+    """Return class indices from what losses of one logit or of several take as labels.
+
+    A single column is one logit's, 0 or 1; of one-hot rows the index is taken. What is neither
+    stays as it is where it is of integers, and is refused where it is not.
+
+    Raises:
+        InputError: if they are numbers to be predicted, or an image has several labels or none.
+    """
+    truth = bool(((labels == 0) | (labels == 1)).all())
+    if labels.ndim == 2 and labels.shape[1] == 1 and not several_logits:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and labels.shape[1] > 1 and truth and len(labels):
+        counts = labels.long().sum(1)
+        if bool((counts == 1).all()):
+            return labels.long().argmax(1)
+        raise InputError(
+            f"labels of batch {number} name up to {int(counts.max())} of {labels.shape[1]} classes "
+            "an image; a recording has one. Give one column as labels, hot[:, column], or any "
+            "grouping of the images; then profile(dictionary, acts, attribute=hot[:, column]) "
+            "sets the images with a label against those without, for each column in turn"
+        )
+    whole = not labels.is_floating_point() and labels.dtype != torch.bool
+    if not whole and not (truth and not several_logits):
+        raise InputError(
+            f"labels of batch {number} are {labels.dtype}; expected integer class indices, or 0 "
+            "and 1 for one logit. For a regression, group the images: labels = "
+            "(target > limit).long()"
+        )
+    return labels
 
 
 def _described(item: Any) -> str:

@@ -24,7 +24,7 @@ from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.recording.whole import whole
 from salve_plugin.errors import InputError, SalveError, WriteError
-from salve_plugin.hooks import HookedModel, evaluating, reading
+from salve_plugin.hooks import HookedModel, check_attached, evaluating, reading
 from salve_plugin.images import run as run_images
 from salve_plugin.images import usable_device
 from salve_plugin.network import network_digest
@@ -68,7 +68,8 @@ def record(
     Args:
         hooked: the attached model.
         loader: any iterable of (images, labels) batches, in the same order each time
-            (`shuffle=False`, no random augmentation); labels are class indices (batch,). Of a
+            (`shuffle=False`, no random augmentation); labels are class indices (batch,), one-hot
+            rows, or 0 and 1 for a classifier with one logit, which counts as two classes. Of a
             loader that is split among processes already, by `accelerator.prepare()` or a
             `DistributedSampler`, the whole data set is read.
         site: hook-point name of the activation.
@@ -97,6 +98,7 @@ def record(
         FolderInUseError: if another job records into the folder.
         WriteError: if the disk is full or not writable; what was recorded stays.
     """
+    check_attached(hooked)
     if shard_rows < 1:
         raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
     team = Team(accelerator)
@@ -111,9 +113,13 @@ def record(
     run = _forward(hooked, index.site, device)
     with _folder(folder) as (target, temporary):
         recorder = Recorder(target, index, shard_rows)
-        with evaluating(hooked.model), _bar(length(loader), progress) as advance:
+        with (
+            evaluating(hooked.model, keep_autocast=True),
+            _bar(length(loader), progress) as advance,
+        ):
+            several = (hooked.description.get("num_classes") or 1) != 1
             try:
-                _fill(recorder, loader, run, labels, advance)
+                _fill(recorder, loader, run, labels, several, advance)
             except BaseException as error:
                 if not temporary:
                     _keep(recorder, error)
@@ -181,6 +187,7 @@ def _fill(
     loader: Iterable[Any],
     run: Callable[[LabelledImages], Tensor],
     labels: Labels,
+    several_logits: bool,
     advance: Callable[[], None],
 ) -> None:
     """Record every batch that is not on disk yet; compare the others."""
@@ -192,7 +199,8 @@ def _fill(
         raise InputError(recorder.changed(f"{n_batches} batches", f"the {recorded} recorded"))
     seen = 0
     bound = labels.n_classes if labels.indices is None else None
-    for batch in map(labels.of_model, labelled_batches(loader, bound)):
+    checked = labelled_batches(loader, bound, several_logits=several_logits)
+    for batch in map(labels.of_model, checked):
         seen += 1
         fingerprint = recorder.compared(batch)
         if recorder.index.finished:
