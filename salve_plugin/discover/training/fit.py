@@ -40,11 +40,11 @@ def fit(
 ) -> Dictionary:
     """Learn a dictionary of atoms from activations; the same seed gives the same dictionary.
 
-    The rows are centred (not for the paper's `l1`) and divided by one scalar, the root of their
-    mean squared distance from their mean; both are folded back: the dictionary takes raw rows. The
-    encoder starts as the transpose of the atoms, which stay at unit norm. Adam follows a rate with
-    warm-up and decay. One image in ten, spread evenly over the recording, is held out; `meta` says
-    how well those are reconstructed.
+    The rows are centred and divided by one scalar, the root of their mean squared distance from
+    their mean; both are folded back, exactly: the dictionary takes raw rows. The encoder starts as
+    the transpose of the atoms, which stay at unit norm. Adam follows a rate with warm-up and decay.
+    One image in ten, spread evenly over the recording, is held out; `meta` says how well those are
+    reconstructed.
 
     Args:
         acts: a recording, or rows in memory (rows, width), each then counting as an image.
@@ -68,7 +68,7 @@ def fit(
         site: what rows in memory are activations of; a recording knows.
         run: checkpoints, precision, progress, several processes.
         **options: the learner's hyper-parameters, e.g. `k=32`. Without it, k is the learner's
-            default, but at most an eighth of the latents.
+            default, but at most an eighth of the latents and of the width.
 
     Returns:
         The frozen dictionary. Its `meta` holds the arguments and `scale`, `held_out_r2`,
@@ -82,8 +82,9 @@ def fit(
         WriteError: if a checkpoint cannot be written.
 
     Warns:
-        UserWarning: if the dictionary is dead or reconstructs worse than the mean row would, or
-            its L0 is more than a quarter off the target.
+        UserWarning: if a fifth of the latents or more are dead, the dictionary reconstructs worse
+            than the mean row would, held-out R² is more than 0.1 below that of training, or its L0
+            is more than a quarter off the target.
     """
     check_number_type()
     run = run or Run()
@@ -93,9 +94,9 @@ def fit(
     )  # fmt: skip
     rule = asked.rule()
     data = RowReader(acts, site)
-    moments = Moments.of(data) if rule.centred else Moments.of(data).unshifted()
+    moments = Moments.of(data)
     n_latents = asked.latents_of(rule, moments)
-    rule = asked.with_fitting_k(rule, n_latents)
+    rule = asked.with_fitting_k(rule, n_latents, data.site.width)
     batch_size, steps = asked.batch_and_steps(moments.n_rows)
     settings = asked.chosen(rule, n_latents=n_latents, batch_size=batch_size, steps=steps)
     plan = Plan(
@@ -106,7 +107,7 @@ def fit(
     with torch.inference_mode(False), torch.enable_grad():
         start = start_of(data, moments, rule, n_latents, initialization=initialization, seed=seed)
         tensors, numbers = Work(rule, data, moments, start, settings, plan, run, gradient).done()
-    dictionary = Dictionary(folded(rule, tensors, moments.shift, moments.scale), rule, data.site)
+    dictionary = Dictionary(folded(rule, tensors, moments.mean, moments.scale), rule, data.site)
     quality = quality_of(dictionary, data, moments.scale)
     warn_of(quality, target_l0)
     numbers |= {"scale": moments.scale, **quality, **data.origin}
