@@ -332,7 +332,7 @@ def test_numbers_of_a_dense_dictionary_with_twins_are_explained(digits_quality: 
     sparse = replace(digits_quality.dictionary, coherence=0.5, dense_share=0.1, separability=0.4)
     random = replace(digits_quality.controls["random"], separability=0.2)
 
-    def text(**changed: float | None) -> str:
+    def text(**changed: Any) -> str:
         rows = {"dictionary": replace(sparse, **changed), "random": random}
         return replace(digits_quality, rows=rows).table()
 
