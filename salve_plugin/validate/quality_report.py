@@ -1,7 +1,7 @@
 """The measures of dictionaries as a table and as a figure."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from salve_plugin.validate.measures import Measures
     from salve_plugin.validate.quality import Quality
+
+TWINS = 0.99
+"""|cosine| of two atoms from which on they are one direction."""
+
+MOST = 0.5
+"""Share of dense latents from which on a dictionary's codes are dense, and not some latents."""
 
 TITLES = {
     "n_latents": "latents",
@@ -97,6 +104,35 @@ def notes(quality: "Quality") -> list[str]:
         lines.append(
             f"A latent that does not care about the image has monosemanticity "
             f"{quality.mean_cosine:.4f}."
+        )
+    return lines + cautions(quality.rows)
+
+
+def cautions(rows: Mapping[str, "Measures"]) -> list[str]:
+    """Return what the dictionary's numbers mean where they are not those of a sparse dictionary.
+
+    Args:
+        rows: measures by name, the dictionary's own first.
+    """
+    own, *_ = rows.values()
+    lines = []
+    if own.coherence >= TWINS:
+        lines.append(
+            f"Coherence {own.coherence:.3f}: some atoms are twins, one direction in two latents. "
+            "They share what one would code, so that neither is a feature of its own, and an edit "
+            "of one leaves the other's share. Fewer latents have fewer twins."
+        )
+    if own.dense_share >= MOST:
+        lines.append(
+            f"{own.dense_share:.0%} of the latents are active in more than a tenth of the rows: "
+            "whether one is active says little, only its size does. A code without activation "
+            "function ('l1', 'pca') is so by construction; others can be asked for a smaller L0."
+        )
+    random = rows["random"].separability if "random" in rows else None
+    if own.separability is not None and random is not None and own.separability < random:
+        lines.append(
+            "Single latents tell classes apart less well than latents of random atoms with as many "
+            "active: read classes from several latents, or choose a sparser learner."
         )
     return lines
 

@@ -61,6 +61,7 @@ def test_a_study_says_what_was_found(study: Path, capsys: Capture) -> None:
     assert three["ranked"] == sorted(three["ranked"], key=lambda each: -each["score"])
 
 
+@pytest.mark.filterwarnings("ignore:.*of the latents are dead")
 def test_another_learner_can_be_steered_to_a_number_of_active_latents(
     study: Path, image_folder: Path, checkpoint: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -252,8 +253,9 @@ def test_a_named_latent_gets_the_rivals_rows_that_it_needs(
     found = [
         (label, edit)
         for label in range(10)
-        for latent in range(16)
-        if len((edit := needed(label, latent, None)).rows or ()) > 1
+        for latent in range(dictionary.n_latents)
+        for strengths in (None, [5.0], [20.0], [80.0])
+        if len((edit := needed(label, latent, strengths)).rows or ()) > 1
     ]
     assert found, "every latent of this study does with the class's own row: choose another"
     label, edit = found[0]

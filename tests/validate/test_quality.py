@@ -34,6 +34,9 @@ from salve_plugin.validate.separability import separability
 from salve_plugin.validate.splicing import splice_head
 from salve_plugin.validate.stability import random_atoms, stability
 
+# As large as the controls' are meant to be: on a head's few directions most of TopK's are dead.
+pytestmark = pytest.mark.filterwarnings("ignore:.*of the latents are dead")
+
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 WIDTH, LATENTS, K = 12, 12, 4
 OPTIONAL = [field.name for field in fields(Measures) if field.default is None]
@@ -323,6 +326,22 @@ def test_the_table_is_aligned_and_says_what_it_rests_on(digits_quality: Quality)
     assert "atoms started from: rows, rows" in notes
     assert "site at its mean: cross-entropy" in notes
     assert "-0.000" not in text
+
+
+def test_numbers_of_a_dense_dictionary_with_twins_are_explained(digits_quality: Quality) -> None:
+    sparse = replace(digits_quality.dictionary, coherence=0.5, dense_share=0.1, separability=0.4)
+    random = replace(digits_quality.controls["random"], separability=0.2)
+
+    def text(**changed: Any) -> str:
+        rows = {"dictionary": replace(sparse, **changed), "random": random}
+        return replace(digits_quality, rows=rows).table()
+
+    assert "twins" in text(coherence=0.999)
+    assert "100% of the latents are active in more than a tenth" in text(dense_share=1.0)
+    assert "less well than latents of random atoms" in text(separability=0.1)
+    unremarkable = text() + text(separability=None)
+    for word in ("twins", "more than a tenth", "less well"):
+        assert word not in unremarkable
 
 
 def test_json_has_plain_values_only(digits_quality: Quality) -> None:

@@ -38,14 +38,12 @@ class Start:
         atoms: initial atoms (latents, width), rows of unit norm.
         gain: the encoder starts as gain · atoms, the tied encoder that reconstructs best.
         random: for whatever else the learner draws.
-        centre: mean of the rows (width,), for a learner that is not given centred ones.
     """
 
     rows: Float[Tensor, "sample width"]
     atoms: Float[Tensor, "latents width"]
     gain: float
     random: torch.Generator
-    centre: Float[Tensor, " width"] | None = None
 
     @property
     def sample(self) -> Float[Tensor, "few width"]:
@@ -60,16 +58,13 @@ class Start:
     def tensors(self) -> Tensors:
         """Return the four common tensors, tied, all of them trained.
 
-        E = gain · V; the decoder's bias is the centre, and the encoder's takes it away: both are
-        zero for centred rows.
+        E = gain · V; the biases are zero, as suits centred rows.
         """
-        weight = self.gain * self.atoms
-        centre = torch.zeros(weight.shape[1]) if self.centre is None else self.centre.clone()
         tensors = {
             "atoms": self.atoms.clone(),
-            "encoder_weight": weight,
-            "encoder_bias": -(weight @ centre),
-            "decoder_bias": centre,
+            "encoder_weight": self.gain * self.atoms,
+            "encoder_bias": torch.zeros(self.n_latents),
+            "decoder_bias": torch.zeros(self.atoms.shape[1]),
         }
         return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
@@ -132,7 +127,6 @@ class Learner(ABC):
         revived: whether dead latents start anew from badly reconstructed rows.
         expansion: latents for each feature, if nobody says how many.
         learning_rate: if nobody gives one; None is what a range test finds.
-        centred: whether it learns from centred rows; else the mean stays in them.
         saelens: the architecture of SAELens that codes as its finished dictionary does, if one
             does. A subclass codes in another way, and so does not inherit it.
         affine: whether the code of a finished dictionary is E x + b_e as it stands, so that
@@ -149,7 +143,6 @@ class Learner(ABC):
     revived: ClassVar[bool] = False
     expansion: ClassVar[float] = 4.0
     learning_rate: ClassVar[float | None] = None
-    centred: ClassVar[bool] = True
     saelens: ClassVar[Architecture | None] = None
     affine: ClassVar[bool] = False
     costly: ClassVar[Mapping[str, int]] = {}

@@ -19,6 +19,15 @@ class L1(Learner):
     Codes are signed and dense: an l1 penalty on a linear code makes most values small, none zero.
     Atoms of unit norm keep it honest, else small codes with large atoms would evade it.
 
+    The paper's autoencoder reads activations as they are, and so does the finished dictionary: E x
+    is learned from centred rows, and the biases take the mean in, exactly. Learned from the rows
+    themselves, E would follow their mean, and E x move by as much more in each step as that is
+    larger than what varies.
+
+    As many atoms as the rows have axes of variance would do for a linear code: further ones become
+    twins of these, for the loss is the same whether one latent or two share what they code. At a
+    classifier's input, about as many latents as classes, started from k-means, have no twins.
+
     Attributes:
         l1: weight of the penalty. On data with mean squared distance 1 from their mean, 0.1 costs
             about 0.04 of R² on late-layer features and leaves each class its own latent.
@@ -29,7 +38,6 @@ class L1(Learner):
     source: ClassVar[str] = "SALVE: sparse autoencoder-latent vector editing, linear l1 autoencoder"
     expansion: ClassVar[float] = 0.5
     learning_rate: ClassVar[float | None] = 5e-3  # a lower loss is not what an edit needs
-    centred: ClassVar[bool] = False  # the paper's autoencoder sees the activations as they are
     affine: ClassVar[bool] = True
     l1: float = 0.1
 

@@ -41,11 +41,11 @@ def fit(
 ) -> Dictionary:
     """Learn a dictionary of atoms from activations; the same seed gives the same dictionary.
 
-    The rows are centred (not for the paper's `l1`) and divided by one scalar, the root of their
-    mean squared distance from their mean; both are folded back: the dictionary takes raw rows. The
-    encoder starts as the transpose of the atoms, which stay at unit norm. Adam follows a rate with
-    warm-up and decay. One image in ten, spread evenly over the recording, is held out; `meta` says
-    how well those are reconstructed.
+    The rows are centred and divided by one scalar, the root of their mean squared distance from
+    their mean; both are folded back, exactly: the dictionary takes raw rows. The encoder starts as
+    the transpose of the atoms, which stay at unit norm. Adam follows a rate with warm-up and decay.
+    One image in ten, spread evenly over the recording, is held out; `meta` says how well those are
+    reconstructed.
 
     Args:
         acts: a recording, or rows in memory (rows, width), each then counting as an image.
@@ -69,7 +69,7 @@ def fit(
         site: what rows in memory are activations of; a recording knows.
         run: checkpoints, precision, progress, several processes.
         **options: the learner's hyper-parameters, e.g. `k=32`. Without it, k is the learner's
-            default, but at most an eighth of the latents.
+            default, but at most an eighth of the latents and of the width.
 
     Returns:
         The frozen dictionary. Its `meta` holds the arguments and `scale`, `held_out_r2`,
@@ -83,8 +83,9 @@ def fit(
         WriteError: if a checkpoint cannot be written.
 
     Warns:
-        UserWarning: if the dictionary is dead or reconstructs worse than the mean row would, or
-            its L0 is more than a quarter off the target.
+        UserWarning: if a fifth of the latents or more are dead, the dictionary reconstructs worse
+            than the mean row would, held-out R² is more than 0.1 below that of training, or its L0
+            is more than a quarter off the target.
     """
     check_number_type()
     run = run or Run()
@@ -96,7 +97,7 @@ def fit(
         work = work_of(acts, asked, site=site, run=run, gradient=gradient)
         tensors, numbers = work.done()
     data, moments = work.data, work.moments
-    folded_tensors = folded(work.rule, tensors, moments.shift, moments.scale)
+    folded_tensors = folded(work.rule, tensors, moments.mean, moments.scale)
     dictionary = Dictionary(folded_tensors, work.rule, data.site)
     with without_autocast():
         quality = quality_of(dictionary, data, moments.scale)
@@ -121,9 +122,9 @@ def work_of(
     """
     rule = asked.rule()
     data = RowReader(acts, site)
-    moments = Moments.of(data) if rule.centred else Moments.of(data).unshifted()
+    moments = Moments.of(data)
     n_latents = asked.latents_of(rule, moments)
-    rule = asked.with_fitting_k(rule, n_latents)
+    rule = asked.with_fitting_k(rule, n_latents, data.site.width)
     batch_size, steps = asked.batch_and_steps(moments.n_rows)
     settings = asked.chosen(rule, n_latents=n_latents, batch_size=batch_size, steps=steps)
     plan = Plan(

@@ -12,6 +12,13 @@ from salve_plugin.discover.training.rows import RowReader, Spread, held_out
 OFF_TARGET = 0.25
 """Relative distance of L0 from its target from which on the target was missed."""
 
+MANY_DEAD = 0.2
+"""Share of dead latents from which on a dictionary is much smaller than its size says."""
+
+OVERFIT, FEWEST = 0.1, 10
+"""By how much held-out R² may stay below that of training, and from how many held-out rows on: R²
+of fewer says little."""
+
 
 @torch.no_grad()
 def quality_of(dictionary: Dictionary, data: RowReader, scale: float) -> dict[str, object]:
@@ -47,12 +54,13 @@ def warn_of(quality: Mapping[str, object], target_l0: float | int | None) -> Non
     """Warn of what `fit`'s caller would not expect of the dictionary that it returns.
 
     Warns:
-        UserWarning: if it is dead, reconstructs worse than the mean row would, or missed the
-            target L0.
+        UserWarning: if a fifth of it is dead, it reconstructs worse than the mean row would or
+            held-out rows much worse than those it learned from, or it missed the target L0.
     """
-    r2, l0 = quality["train_r2"], quality["l0"]
+    r2, dead = quality["train_r2"], quality["dead_share"]
+    l0, n_held_out = quality["l0"], quality["held_out_rows"]
     complaints = []
-    if quality["dead_share"] == 1:
+    if dead == 1:
         complaints.append(
             "no training row activates any latent: try a smaller penalty, another initialization, "
             "or more steps"
@@ -62,6 +70,18 @@ def warn_of(quality: Mapping[str, object], target_l0: float | int | None) -> Non
             f"the dictionary reconstructs its training rows worse than their mean would (R² = "
             f"{r2:.3g}): try a smaller learning_rate, a smaller penalty, or more steps"
         )
+    elif isinstance(dead, float) and dead >= MANY_DEAD:
+        complaints.append(
+            f"{dead:.0%} of the latents are dead, no training row activates them: choose fewer "
+            "n_latents, more steps, or another learner"
+        )
+    lost = _lost(r2, quality["held_out_r2"])
+    if lost > OVERFIT and isinstance(n_held_out, int) and n_held_out >= FEWEST:
+        complaints.append(
+            f"R² is {quality['train_r2']:.2f} on training rows and {lost:.2f} less on held-out "
+            "rows, so the atoms fit the former alone: record more images, or choose fewer "
+            "n_latents, fewer active latents, or fewer steps"
+        )
     if target_l0 is not None and isinstance(l0, float) and abs(l0 / target_l0 - 1) > OFF_TARGET:
         complaints.append(
             f"{l0:.3g} latents of a row are active, not target_l0 = {target_l0:g}: train for more "
@@ -69,3 +89,10 @@ def warn_of(quality: Mapping[str, object], target_l0: float | int | None) -> Non
         )
     for complaint in complaints:
         warnings.warn(complaint, UserWarning, stacklevel=3)
+
+
+def _lost(train_r2: object, held_out_r2: object) -> float:
+    """Return by how much R² is lower on held-out rows; 0 where training rows are missed, too."""
+    if not (isinstance(train_r2, float) and isinstance(held_out_r2, float)) or train_r2 <= 0:
+        return 0.0
+    return train_r2 - held_out_r2

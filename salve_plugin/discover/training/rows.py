@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -112,26 +112,15 @@ class Moments:
         mean: of each feature (width,).
         scale: root of the mean squared distance from the mean.
         n_rows: number of training rows.
-        shift: what is subtracted before learning: the mean, as a rule.
     """
 
     mean: Float[Tensor, " width"]
     scale: float
     n_rows: int
-    shift: Float[Tensor, " width"]
 
     def scaled(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-        """Return what learners see: rows minus the shift, divided by the scale; in their memory."""
-        return rows.sub_(self.shift).div_(self.scale)
-
-    @property
-    def centre(self) -> Float[Tensor, " width"]:
-        """The mean of the scaled rows: zero if they are shifted by their mean."""
-        return (self.mean - self.shift) / self.scale
-
-    def unshifted(self) -> "Moments":
-        """Return the same for a learner that sees rows divided by the scale only."""
-        return replace(self, shift=torch.zeros_like(self.mean))
+        """Return what learners see: rows minus the mean, divided by the scale; in their memory."""
+        return rows.sub_(self.mean).div_(self.scale)
 
     @classmethod
     def of(cls, data: RowReader) -> "Moments":
@@ -162,8 +151,7 @@ class Moments:
                 f"activations of '{data.site.name}' are constant: all {sums.n_rows} training rows "
                 "are equal, there is nothing to learn; check the images and the site"
             )
-        mean = sums.mean().float()
-        return cls(mean, math.sqrt(spread / sums.n_rows), sums.n_rows, mean)
+        return cls(sums.mean().float(), math.sqrt(spread / sums.n_rows), sums.n_rows)
 
 
 class Spread:

@@ -21,6 +21,9 @@ from salve_plugin.store.record import Record
 LARGEST_SEED = 2**40
 """Multiples of a seed seed the epochs and the steps: with this they still fit into 64 bits."""
 
+ACTIVE = ("k", "initial_l0")
+"""Options that say how many latents of a row are active."""
+
 COUNTS = ("n_latents", "steps", "batch_size", "patience")
 
 LARGE = 16_384
@@ -121,13 +124,18 @@ class FitSettings(Record):
             )
         return n_latents
 
-    def with_fitting_k(self, rule: Learner, n_latents: int) -> Learner:
-        """Return the learner with a k that nobody asked for, if it is too large, lowered."""
-        k, most = getattr(rule, "k", None), max(1, n_latents // 8)
-        asked = "k" in self.options or self.target_l0 is not None
-        if asked or not isinstance(k, int) or k <= most:
-            return rule
-        return replace(rule, **{"k": most})
+    def with_fitting_k(self, rule: Learner, n_latents: int, width: int) -> Learner:
+        """Return the learner with numbers of active latents that nobody asked for, lowered.
+
+        At most an eighth of the latents, and of the width: half as many directions as a row has
+        features reconstruct it almost whichever they are, so that nothing makes a learner find
+        those that the rows are made of. (Zhu et al. 2025, AbsTopK, take a tenth of the width.)
+        """
+        most = max(1, min(n_latents, width) // 8)
+        given = {*self.options, *(() if self.target_l0 is None else ("k",))}
+        counts = {name: getattr(rule, name, None) for name in ACTIVE if name not in given}
+        lowered = {name: most for name, n in counts.items() if isinstance(n, int) and n > most}
+        return replace(rule, **lowered) if lowered else rule
 
     def batch_and_steps(self, n_rows: int) -> tuple[int, int]:
         """Return rows of a step and number of steps for so many training rows."""

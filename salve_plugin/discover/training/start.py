@@ -31,7 +31,7 @@ def start_of(
 ) -> Start:
     """Draw initial atoms and calibrate the encoder.
 
-    `rows` are random training rows, minus the mean; `kmeans` are the centres of spherical k-means
+    `rows` are random training rows, minus their mean; `kmeans` are the centres of spherical k-means
     on a sample, with a fixed seed (equal ones, of few different rows, are moved apart); `random`
     are random directions. The encoder is the transpose of the atoms, times the one number that
     makes the learner's own reconstruction best.
@@ -47,20 +47,19 @@ def start_of(
     size = max(2 * n_latents, SAMPLE_ROWS) if kmeans else max(n_latents, CALIBRATION_ROWS)
     order = KMEANS_SEED if kmeans else seed
     rows = moments.scaled(next(data.training(size, shuffle_seed=order)))
-    centred = rows - moments.centre
     random = torch.Generator().manual_seed(order)
     noise = torch.randn(n_latents, rows.shape[1], generator=random)
     if kmeans:
-        atoms = spherical_kmeans(centred, n_latents)
+        atoms = spherical_kmeans(rows, n_latents)
         atoms = atoms + _apart(noise) * _useless(atoms)[:, None]
     elif initialization == "random":
         atoms = noise
     else:
         # Equal rows would give equal atoms, which equal gradients never part.
-        atoms = centred[:n_latents] + _apart(noise)
+        atoms = rows[:n_latents] + _apart(noise)
     atoms = functional.normalize(atoms, dim=1)
-    gain = _gain(rule, centred[:CALIBRATION_ROWS], atoms)
-    return Start(rows, atoms, gain, random, moments.centre)
+    gain = _gain(rule, rows[:CALIBRATION_ROWS], atoms)
+    return Start(rows, atoms, gain, random)
 
 
 def _apart(noise: Tensor) -> Tensor:

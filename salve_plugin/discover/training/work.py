@@ -181,10 +181,10 @@ class Work:
         }
 
     def _scaled(self, gradient: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        scale, shift = self.moments.scale, self.moments.shift
+        scale, mean = self.moments.scale, self.moments.mean
 
         def scaled(x: Tensor) -> Tensor:
-            raw = gradient(scale * x + shift).detach().to(x.dtype)
+            raw = gradient(scale * x + mean).detach().to(x.dtype)
             if raw.shape != x.shape:
                 raise InputError(
                     f"gradient returned shape {tuple(raw.shape)} for rows of shape "

@@ -105,6 +105,7 @@ def test_codes_depend_on_nothing_but_their_row(check_inference: Callable[[Learne
     check_inference(Variational(k=3))
 
 
+@pytest.mark.filterwarnings("ignore:.*of the latents are dead")
 def test_it_explains_less_than_abs_topk(train: Train, signed: Any) -> None:
     """The published result is negative: noise and prior cost reconstruction."""
     noisy, plain = (

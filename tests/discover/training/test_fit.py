@@ -4,9 +4,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
@@ -308,14 +311,75 @@ def test_a_dictionary_without_a_living_latent_comes_with_a_warning() -> None:
     assert found.meta["dead_share"] == 1
 
 
+def test_a_fifth_of_dead_latents_comes_with_a_warning() -> None:
+    """With k = 1, few steps and nothing that brings dead latents back."""
+    random = torch.Generator().manual_seed(0)
+    rows = functional.normalize(torch.randn(4, 16, generator=random), dim=1).repeat(100, 1)
+    rows = rows + 0.05 * torch.randn(rows.shape, generator=random)
+    with pytest.warns(UserWarning, match=r"\d+% of the latents are dead.*fewer n_latents"):
+        found = fit_any(
+            rows, "topk", k=1, aux=0.0, steps=60, learning_rate=0.02, n_latents=64,
+            initialization="random",
+        )  # fmt: skip
+    assert 0.2 <= float(found.meta["dead_share"]) < 1  # type: ignore[arg-type] # a number
+
+
+def test_rows_that_are_known_by_heart_come_with_a_warning_and_rows_enough_with_none() -> None:
+    """As many atoms as training rows, in noise: each row has an atom, and no new row has one."""
+    random = torch.Generator().manual_seed(0)
+    few, many = (torch.randn(n, 64, generator=random) for n in (120, 3000))
+    with pytest.warns(UserWarning, match=r"less on held-out rows.*record more images"):
+        found = fit_any(few, "topk", n_latents=100, k=2, steps=200, learning_rate=0.01)
+    held_out_r2, train_r2 = (float(found.meta[name]) for name in ("held_out_r2", "train_r2"))  # type: ignore[arg-type] # numbers
+    assert held_out_r2 < train_r2 - 0.1
+    fit_any(many, "topk", n_latents=64, k=2, steps=50, learning_rate=0.01)  # or a test error
+
+
 def test_by_default_it_is_a_matching_pursuit_of_a_size_that_suits_the_rows() -> None:
-    rows, _ = planted(rows=400, width=12)
+    rows, _ = planted(rows=3000, width=12)
     found = fit_any(rows, steps=60)
     assert (found.learner, found.n_latents) == ("mp", 48)
-    assert found.options["k"] == 6  # at most an eighth of the latents, if nobody says
-    assert found.meta["l0"] == pytest.approx(6, abs=0.5)
+    assert found.options["k"] == 1  # at most an eighth of the width, if nobody says
+    assert found.meta["l0"] == pytest.approx(1)
     assert fit_any(rows, steps=1, n_latents=3).options["k"] == 1
     assert fit_any(rows, steps=1, k=9).options["k"] == 9
+
+
+def overcomplete(width: int, atoms: int, active: int, rows: int = 3000) -> tuple[Tensor, Tensor]:
+    """Return rows of so many active atoms on average, more of them than features, and the atoms."""
+    random = torch.Generator().manual_seed(0)
+    truth = functional.normalize(torch.randn(atoms, width, generator=random), dim=1)
+    on = torch.rand(rows, atoms, generator=random) < active / atoms
+    code = on * (0.5 + torch.rand(rows, atoms, generator=random))
+    return code @ truth + 0.02 * torch.randn(rows, width, generator=random), truth
+
+
+@pytest.mark.parametrize(("learner", "n_latents"), [("topk", 128), ("gated", 64)])
+def test_a_learner_left_to_itself_finds_the_atoms_of_a_narrow_site(
+    learner: str, n_latents: int
+) -> None:
+    """With k = 16 of 32 features TopK found a tenth of them; with a weak penalty Gated none."""
+    rows, truth = overcomplete(32, 64, 3)
+    found = fit_any(rows, learner, n_latents=n_latents, learning_rate=0.02)
+    assert ((truth @ found.atoms.T).max(1).values > 0.9).float().mean() > 0.9
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["l1", "relu_l1", "topk", "gated"]), st.sampled_from([0.0, 3.0, 30.0, 100.0])
+)  # fmt: skip
+def test_where_the_rows_lie_makes_no_difference(learner: str, ratio: float) -> None:
+    """The mean is `ratio` times as long as the rows' distance from it is on average."""
+    rows, _ = planted(rows=600)
+    spread = rows.square().sum(1).mean().sqrt()
+    shift = ratio * spread * functional.normalize(torch.linspace(1, 2, rows.shape[1]), dim=0)
+    options: dict[str, int] = {"k": 2} if learner == "topk" else {}
+    arguments: dict[str, Any] = {"n_latents": 16, "steps": 60, "learning_rate": 5e-3, **options}
+    here = fit_any(rows, learner, **arguments)
+    there = fit_any(rows + shift, learner, **arguments)
+    # float32 rows keep fewer digits of what varies, the farther they lie from zero.
+    torch.testing.assert_close(there.atoms, here.atoms, rtol=0, atol=2e-3)
+    assert there.meta["held_out_r2"] == pytest.approx(here.meta["held_out_r2"], abs=5e-3)
 
 
 def test_a_recording_knows_its_site(make_recording: MakeRecording) -> None:

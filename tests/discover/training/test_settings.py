@@ -20,7 +20,7 @@ ROWS = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 
 
 def moments(width: int, n_rows: int) -> Moments:
-    return Moments(torch.zeros(width), 1.0, n_rows, torch.zeros(width))
+    return Moments(torch.zeros(width), 1.0, n_rows)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -43,9 +43,9 @@ def test_what_is_asked_for_is_kept_and_the_rest_fits_the_data(
     n_latents = asked.latents_of(rule, data)
     assert n_latents == (latents or n_latents)
     assert 1 <= n_latents <= n_rows
-    rule = asked.with_fitting_k(rule, n_latents)
+    rule = asked.with_fitting_k(rule, n_latents, width)
     if learner == "topk":
-        expected = options.get("k", min(32, max(1, n_latents // 8)))
+        expected = options.get("k", min(32, max(1, min(n_latents, width) // 8)))
         assert rule == create("topk", {"k": expected})
     batch_size, n_steps = asked.batch_and_steps(n_rows)
     assert batch_size == (batch or (1024 if n_rows >= 16_384 else 256))
