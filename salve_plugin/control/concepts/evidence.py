@@ -52,7 +52,8 @@ class ConceptEvidence(Record):
 def auc(scores: Float64[Tensor, " images"], has: Bool[Tensor, " images"]) -> float:
     """Return the area under the ROC curve; ties count half.
 
-    >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True]))
+    >>> scores = torch.tensor([0.1, 0.4, 0.35, 0.8], dtype=torch.float64)
+    >>> auc(scores, torch.tensor([False, False, True, True]))
     0.75
 
     Args:
