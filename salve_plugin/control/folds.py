@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin.control.operators import Fold
-from salve_plugin.control.slots import module_at, parameter_at
+from salve_plugin.control.slots import module_at
 from salve_plugin.errors import UnsupportedModelError
 
 
@@ -34,10 +34,11 @@ def fold_of(model: nn.Module, affine: tuple[str, ...], bias: str | None, width: 
     scale, shift = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     last_is_edited = bias == f"{affine[-1]}.bias"
     for path in affine:
-        own_scale, own_shift = _affine_map(path, module_at(model, path))
+        # Left out, not subtracted again: adding a bias and taking it away rounds as the bias wants,
+        # so that the same norm would look like another one once an edit has moved its bias.
+        without_bias = last_is_edited and path == affine[-1]
+        own_scale, own_shift = _affine_map(path, module_at(model, path), without_bias)
         scale, shift = own_scale * scale, own_scale * shift + own_shift
-    if last_is_edited:
-        shift = shift - parameter_at(model, bias or "").double().cpu()
     if not bool((scale.isfinite() & (scale != 0)).all()):
         raise UnsupportedModelError(
             f"{list(affine)} scale a feature by zero or by nothing finite, so what the layer "
@@ -46,7 +47,7 @@ def fold_of(model: nn.Module, affine: tuple[str, ...], bias: str | None, width: 
     return Fold(scale, shift, last_is_edited)
 
 
-def _affine_map(path: str, module: nn.Module) -> tuple[Tensor, Tensor]:
+def _affine_map(path: str, module: nn.Module, without_bias: bool) -> tuple[Tensor, Tensor]:
     """Return scale and shift of a BatchNorm in eval mode, or of a LayerScale."""
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
         assert module.running_var is not None
@@ -55,7 +56,9 @@ def _affine_map(path: str, module: nn.Module) -> tuple[Tensor, Tensor]:
         if module.weight is not None:
             scale = module.weight.double().cpu() * scale
         shift = -mean * scale
-        return scale, shift if module.bias is None else shift + module.bias.double().cpu()
+        if module.bias is None or without_bias:
+            return scale, shift
+        return scale, shift + module.bias.double().cpu()
     gamma = module._parameters.get("gamma")
     if isinstance(gamma, Tensor):
         flat = gamma.double().cpu().reshape(-1)
