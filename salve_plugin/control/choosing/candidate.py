@@ -129,7 +129,8 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
     """Return the candidate to take, and whether it meets the goal.
 
     Of those that cost no more than allowed: one that reaches the goal before one that does not;
-    then the least harm, to `HAIR`; then the most effect; then the least lead; then the first.
+    then the least cost (the others' mean loss, or the harm), to `HAIR`; then the least lead, since
+    new images follow it; then the most effect; then the first.
     One that costs more is never taken, whatever it reaches. Where effects have a standard error,
     the first in the list within one of the best is taken (Breiman et al. 1984): the list goes from
     simple to elaborate, and of many candidates the best on few images is best by luck.
@@ -139,7 +140,8 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
     def order(one: Candidate) -> tuple[float, int, float, float]:
         missed = max(0.0, enough - one.effect)
         # A missed goal is missed by so much; a reached one is not reached more by going further.
-        return missed, int(max(0.0, one.harm) / HAIR), -one.effect, one.lead
+        cost = one.figures.get("mean loss elsewhere", one.harm)
+        return missed, int(max(0.0, cost) / HAIR), one.lead, -one.effect
 
     best = min(allowed, key=order)
     level = best.effect - best.error
