@@ -81,7 +81,7 @@ class Summarized:
                 f"label {label} has {len(values)} images and share is {share}: give one of the "
                 f"labels {present(self.labels)} and a share above 0, at most 1"
             )
-        return float(values.sort().values[_position(len(values), share)])
+        return float(values.sort().values[order_statistic(len(values), share)])
 
 
 def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
@@ -91,10 +91,10 @@ def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
         count,
         bisect_right(ascending, 0.0) / count,
         (count - bisect_left(ascending, float("inf"))) / count,
-        tuple(ascending[_position(count, share)] for share in ClassCrit.LEVELS),
+        tuple(ascending[order_statistic(count, share)] for share in ClassCrit.LEVELS),
     )
 
 
-def _position(count: int, share: float) -> int:
+def order_statistic(count: int, share: float) -> int:
     """Return where the order statistic of a share is among `count` ascending values."""
     return min(count - 1, max(0, int(-(-share * count // 1)) - 1))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from salve_plugin.control.base import bare
@@ -137,6 +137,13 @@ def change_of_others(
     difference = after.accuracy - before.accuracy
     worst = int(torch.where(others, difference, torch.inf).argmin())
     return float(difference[others].mean()), float(difference[worst]), worst
+
+
+def leads(logits: Float[Tensor, "images classes"], label: int) -> Float[Tensor, " images"]:
+    """Return by how much a class's logit exceeds the best other one; negative where it loses."""
+    rivals = logits.clone()
+    rivals[:, label] = -torch.inf
+    return logits[:, label] - rivals.amax(1)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import leads
 from salve_plugin.control.operators import multiplier
 from salve_plugin.errors import InputError
 
@@ -187,10 +188,8 @@ class _Judge:
 
     def margin(self, rows: tuple[int, ...]) -> float:
         """Return the 95 % quantile of the class's lead over the best other class."""
-        logits = self._mixed(rows)[self.labels == self.label]
-        own = logits[:, self.label].clone()
-        logits[:, self.label] = -torch.inf
-        return float((own - logits.max(1).values).quantile(0.95))
+        own = self._mixed(rows)[self.labels == self.label]
+        return float(leads(own, self.label).quantile(0.95))
 
     def _mixed(self, rows: tuple[int, ...]) -> Tensor:
         logits = self.plain.clone()

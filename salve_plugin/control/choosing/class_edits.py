@@ -9,7 +9,9 @@ from salve_plugin.control.base import Base
 from salve_plugin.control.choosing.candidate import Candidate
 from salve_plugin.control.choosing.goals import EnhanceClass, MoveDecision, SuppressClass
 from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.crit_summary import order_statistic
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import leads
 from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import LowRankUpdate
 from salve_plugin.control.provenance import Provenance
@@ -39,18 +41,15 @@ def judged(
         is_control: whether it needs no feature.
         raises: whether the class is to be labelled more often.
     """
-    before, after = head.accuracies(head.logits), head.accuracies(logits)
-    own = head.labels == label
-    predicted = logits[own].argmax(1)
+    before, after = head.before, head.accuracies(logits)
+    own = logits[head.labels == label]
     loss = torch.where(kept & before.isfinite(), before - after, -torch.inf)
     others = (before - after)[kept & before.isfinite()]
     target = float(after[label])
     effect = target if raises else 1 - target
     if toward is not None:
-        effect = float((predicted == toward).double().mean())
-    rivals = logits[own].clone()
-    rivals[:, label] = -torch.inf
-    lead = (logits[own][:, label] - rivals.amax(1)).sort().values
+        effect = float((own.argmax(1) == toward).double().mean())
+    lead = leads(own, label).sort().values
     figures = {
         "target accuracy before": float(before[label]),
         "target accuracy": target,
@@ -98,13 +97,10 @@ def suppressing(
 def enhancing(head: JudgedHead, goal: EnhanceClass, label: int, base: Base) -> Iterator[Candidate]:
     """Yield the class's bias raised by what wins more and more of its images."""
     kept = kept_classes(head, label, goal.keep)
-    own = head.logits[head.labels == label].double().clone()
-    mine = own[:, label].clone()
-    own[:, label] = -torch.inf
-    missing = (own.amax(1) - mine).sort().values
+    missing = (-leads(head.logits[head.labels == label].double(), label)).sort().values
     for share in SHARES:
         # Just beyond the order statistic: at it the image is a tie.
-        needed = float(missing[max(0, int(-(-share * len(missing) // 1)) - 1)])
+        needed = float(missing[order_statistic(len(missing), share)])
         raised = needed + 1e-3 * (1 + abs(needed))
         if raised <= 0:
             continue
@@ -132,9 +128,13 @@ def moving(
     rivals[:, source] = -torch.inf
     missing = rivals.amax(1) - own[:, target]
     centre = float(head.logits[head.labels != source][:, source].double().mean())
+    # How much of the source's logit, above what it is elsewhere, the target needs.
+    above = own[:, source] - centre
+    ratios = torch.where(above > 0, missing / above.clamp(min=1e-9), torch.inf).sort().values
+    missing = missing.sort().values
     for share in SHARES:
-        at = max(0, int(-(-share * len(own)) // 1) - 1)
-        raised = float(missing.sort().values[at])
+        at = order_statistic(len(own), share)
+        raised = float(missing[at])
         raised += 1e-3 * (1 + abs(raised))
         if raised > 0:
             edit = _bias_edit(head, {source: lowered, target: raised}, base)
@@ -142,9 +142,6 @@ def moving(
                 head, edit, f"mask and bias +{raised:.3g}", source, kept, head.after(edit),
                 toward=target, is_control=True,
             )  # fmt: skip
-        # How much of the source's logit, above what it is elsewhere, the target needs.
-        above = own[:, source] - centre
-        ratios = torch.where(above > 0, missing / above.clamp(min=1e-9), torch.inf).sort().values
         factor = float(ratios[at]) * (1 + 1e-3) + 1e-6
         if not 0 < factor < 1e3:
             continue

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -81,6 +82,11 @@ class JudgedHead:
         if not bool(logits.isfinite().all()):
             raise InputError("logits are NaN or infinite; check the recording and the weights")
         return cls(hooked, site, weight, bias, x, labels, logits)
+
+    @cached_property
+    def before(self) -> Float64[Tensor, " classes"]:
+        """The accuracy of each class as the model is: what every candidate is compared with."""
+        return self.accuracies(self.logits)
 
     @property
     def n_classes(self) -> int:

@@ -15,8 +15,10 @@ from salve_plugin.control.choosing.candidate import Candidate
 from salve_plugin.control.choosing.class_edits import judged, kept_classes
 from salve_plugin.control.choosing.goals import EnhanceClass, SuppressClass
 from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.crit_summary import order_statistic
 from salve_plugin.control.critical import AlphaCrit, alpha_crit, strengths_of
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import leads
 from salve_plugin.control.making import latent_gate
 from salve_plugin.control.operators import Gate, scaled_rows
 from salve_plugin.control.provenance import Provenance
@@ -96,19 +98,17 @@ def enhancing_latents(
     In one row the logit is affine in the strength, so that each image has a closed form.
     """
     kept = kept_classes(head, label, goal.keep)
-    own = head.logits[head.labels == label].double().clone()
-    mine = own[:, label].clone()
-    own[:, label] = -torch.inf
+    own = head.labels == label
     # What the class's logit lacks to be the highest, image by image; the others stand still.
-    missing = own.amax(1) - mine
-    inputs = head.x[head.labels == label].double()
+    missing = -leads(head.logits[own].double(), label)
+    inputs = head.x[own].double()
     for latent in features.ranked(label, 5):
         edit = latent_gate(head.hooked, dictionary, "enhance", latent, 0.0, [label], base)
         slope = inputs @ (head.weight[label].double() * edit.gate.reach.double())
         needed = torch.where(missing <= 0, 0.0, torch.where(slope > 0, missing / slope, torch.inf))
         ordered = needed.sort().values
         for share in RAISES:
-            strength = float(ordered[max(0, int(-(-share * len(ordered) // 1)) - 1)])
+            strength = float(ordered[order_statistic(len(ordered), share)])
             if 0 < strength < 1e3:
                 trial = edit.with_strength(strength * (1 + NUDGE))
                 logits = head.after(trial)
