@@ -1,6 +1,7 @@
 """Erasing a concept: the permanent edit of its site that a closed-form eraser gives."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 from salve_plugin.control.base import Base
@@ -133,7 +134,7 @@ def erase(
     networks = Networks(hooked, on_base_mismatch)
     networks.check_present(f"the concept '{concept.name}'", concept.network)
     operator, note = eraser_map(concept, eraser, shrinkage=shrinkage, balanced=balanced, rank=rank)
-    operator = LowRankMap(operator.write, operator.read, operator.offset, scale)
+    operator = replace(operator, scale=scale)
     return edit_at(
         hooked, concept.site, operator, rows=rows, role=role, base=base,
         provenance=Provenance("concept", note=note[:1000]),

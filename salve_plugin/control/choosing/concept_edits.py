@@ -1,6 +1,7 @@
 """Candidates for goals about a concept: erasers with and without the biases refitted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool
@@ -27,9 +28,6 @@ WEIGHTS = (3.0, 10.0, 30.0, 100.0)
 RANKS = (1, 2, 4, 8)
 """Numbers of directions in which pairs are repaired."""
 
-COMPLETE = ("biases", "discriminant", "head refitted")
-"""Changes that come with biases of their own, or are those."""
-
 
 def removing(head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Edit) -> Choice:
     """Return the choice among erasers, biases and their controls; see `choose`.
@@ -53,14 +51,16 @@ def removing(head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Ed
     # Images that belong together, such as the two of a pair, are unseen at once.
     fold = concept.groups % FOLDS
     everything = torch.ones(len(fold), dtype=torch.bool)
-    parts = [dict(_changes(head, concept, groups, fold != part)) for part in range(FOLDS)]
-    final = dict(_changes(head, concept, groups, everything))
+    parts = [dict(_changes(head, concept, groups, affected, fold != part)) for part in range(FOLDS)]
+    final = dict(_changes(head, concept, groups, affected, everything))
     tried = [judge.candidate("no edit", nothing, head.logits.double(), is_control=True)]
+    among = list(tried)
     for name, change in final.items():
-        complete = name.split()[0] in COMPLETE or name in COMPLETE
-        # A new head, or biases alone, on some rows would mix logits of two scales.
-        for rows in row_sets[:1] if complete else row_sets:
-            for refits in (name == "biases",) if complete else (True, False):
+        if not all(name in part for part in parts):
+            continue  # a class is missing where some of its images are unseen
+        # Of biases alone, or a head refitted, there is one form.
+        for rows in row_sets[:1] if change.is_whole else row_sets:
+            for refits in (name == "biases",) if change.is_whole else (True, False):
                 unseen = torch.empty(len(fold), head.n_classes, dtype=torch.float64)
                 # The biases too are fitted without the images that they are judged on.
                 for part in range(FOLDS):
@@ -68,59 +68,58 @@ def removing(head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Ed
                     update = judge.update(parts[part][name], rows, ~own, refits)
                     unseen[own] = judge.logits(update, rows)[own]
                 update = judge.update(change, rows, everything, refits)
-                tried.append(judge.made(name, update, rows, refits, unseen, nothing))
+                where = "all rows" if rows is None else f"rows {list(rows)[:10]}"
+                method = f"{name}, {where}" + ", biases refitted" * (refits and not change.is_whole)
+                candidate = judge.made(
+                    method, update, rows, unseen, nothing, is_control=change.is_control
+                )
+                tried.append(candidate)
+                if not change.is_null:
+                    among.append(candidate)
     enough = goal.min_removed if isinstance(goal, RemoveConcept) else goal.min_gain
-    # A random direction is measured, never taken.
-    among = [one for one in tried if "random" not in one.method]
     chosen, met = best_of(among, enough, goal.max_harm)
     return Choice(goal, chosen, met, tuple(tried), enough)
 
 
 def _changes(
-    head: JudgedHead, concept: Concept, groups: Groups, keep: Bool[Tensor, " images"]
-) -> Iterator[tuple[str, HeadChange]]:
+    head: JudgedHead, concept: Concept, groups: Groups, affected: Sequence[int],
+    keep: Bool[Tensor, " images"],
+) -> Iterator[tuple[str, HeadChange]]:  # fmt: skip
     """Yield the changes of the head that are tried, fitted on some of the images."""
     weight = head.weight.double()
-    yield "biases", HeadChange.nothing(head)
-    for name, eraser in _maps(concept, groups, keep, head.n_classes):
-        yield name, HeadChange.of_map(weight, eraser)
-    labels = groups.labels[keep]
-    if len(set(labels.tolist())) < head.n_classes:
-        return  # a discriminant has no row for a class without images
-    x, weights = head.x[keep].double(), concept.group_weights(keep)[keep]
+    yield "biases", replace(HeadChange.nothing(head), is_control=True, is_whole=True)
     effects = concept.effects(keep)
-    for strength in (0.0, *WEIGHTS):
-        name = f"discriminant, effect x {strength:g}" if strength else "head refitted"
-        yield name, HeadChange.to(head, *nuisance_head(x, labels, weights, effects, strength))
-
-
-def _maps(
-    concept: Concept, groups: Groups, keep: Bool[Tensor, " images"], n_classes: int
-) -> Iterator[tuple[str, LowRankMap]]:
-    """Yield the erasers that are tried."""
-    moments = concept.moments(balanced=True, keep=keep)
-    published = concept.moments(keep=keep)
+    moments, published = concept.moments(balanced=True, keep=keep), concept.moments(keep=keep)
     # From simple to elaborate: of those that do as well the first is taken.
-    yield "leace as published", leace(published)
-    yield "leace, groups balanced", leace(moments)
-    for strength, eraser in zip(
-        WEIGHTS, wieners(moments, concept.effects(keep), WEIGHTS), strict=True
-    ):
-        yield f"wiener {strength:g}", eraser
-    affected = groups.affected(n_classes)
-    if 0 < len(affected) < n_classes:
+    yield "leace as published", HeadChange.of_map(weight, leace(published), is_control=True)
+    yield "leace, groups balanced", HeadChange.of_map(weight, leace(moments))
+    for strength, eraser in zip(WEIGHTS, wieners(moments, effects, WEIGHTS), strict=True):
+        yield f"wiener {strength:g}", HeadChange.of_map(weight, eraser)
+    if 0 < len(affected) < head.n_classes:
         mine = keep & torch.isin(groups.labels, torch.tensor(affected))
-        for strength, eraser in zip(
-            WEIGHTS, wieners(moments, concept.effects(mine), WEIGHTS), strict=True
-        ):
-            yield f"wiener {strength:g} of the affected classes' effects", eraser
+        theirs = wieners(moments, concept.effects(mine), WEIGHTS)
+        for strength, eraser in zip(WEIGHTS, theirs, strict=True):
+            name = f"wiener {strength:g} of the affected classes' effects"
+            yield name, HeadChange.of_map(weight, eraser)
     if groups.paired:
         pairs = concept.pair_moments(keep)
         for rank in RANKS:
             if rank <= len(pairs.mean):
-                yield f"repair of rank {rank}", repair(pairs, rank=rank)
-    yield "difference of means", directional_ablation(published, centre="origin")
+                yield f"repair of rank {rank}", HeadChange.of_map(weight, repair(pairs, rank=rank))
+    difference = directional_ablation(published, centre="origin")
+    yield "difference of means", HeadChange.of_map(weight, difference, is_control=True)
     draw = torch.Generator().manual_seed(0)
     direction = torch.randn(len(moments.x_mean), 1, generator=draw, dtype=torch.float64)
     direction /= direction.norm()
-    yield "random direction", LowRankMap(direction, direction, direction.T @ moments.x_mean)
+    chance = LowRankMap(direction, direction, direction.T @ moments.x_mean)
+    null = HeadChange.of_map(weight, chance, is_control=True)
+    yield "random direction", replace(null, is_null=True)
+    labels = groups.labels[keep]
+    if len(set(labels.tolist())) < head.n_classes:
+        return  # a discriminant has no row for a class without images
+    x, weights = head.x[keep].double(), concept.group_weights(keep)[keep]
+    for strength in (0.0, *WEIGHTS):
+        name = f"discriminant, effect x {strength:g}" if strength else "head refitted"
+        change = HeadChange.to(head, *nuisance_head(x, labels, weights, effects, strength))
+        refitted = not strength
+        yield name, replace(change, is_control=refitted, is_whole=refitted)

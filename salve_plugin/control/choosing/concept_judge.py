@@ -17,11 +17,6 @@ from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import LowRankMap, LowRankUpdate
 from salve_plugin.control.provenance import Provenance
 
-CONTROLS = (
-    "biases", "difference of means", "random direction", "leace as published", "head refitted",
-)  # fmt: skip
-"""What a good edit has to beat."""
-
 
 @dataclass(frozen=True, eq=False)
 class HeadChange:
@@ -31,17 +26,27 @@ class HeadChange:
         left: A, (classes, rank).
         right: B, (width, rank).
         shift: d, (classes,).
+        is_control: whether it is what a good edit has to beat.
+        is_whole: whether it is tried as it is: not for some rows, nor with its biases fitted again.
+        is_null: whether it is measured for what chance does, and never taken.
     """
 
     left: Float64[Tensor, "classes rank"]
     right: Float64[Tensor, "width rank"]
     shift: Float64[Tensor, " classes"]
+    is_control: bool = False
+    is_whole: bool = False
+    is_null: bool = False
 
     @classmethod
-    def of_map(cls, weight: Float64[Tensor, "classes width"], eraser: LowRankMap) -> "HeadChange":
+    def of_map(
+        cls, weight: Float64[Tensor, "classes width"], eraser: LowRankMap, *,
+        is_control: bool = False,
+    ) -> "HeadChange":  # fmt: skip
         r"""Return what a map of its input makes of a head: $-(WU)V^T$ and $WUc$."""
         read_by = weight @ eraser.write.double()
-        return cls(-read_by, eraser.read.double(), read_by @ eraser.offset.double())
+        shift = read_by @ eraser.offset.double()
+        return cls(-read_by, eraser.read.double(), shift, is_control)
 
     @classmethod
     def to(
@@ -102,19 +107,17 @@ class ConceptJudge:
         return result
 
     def made(
-        self, name: str, update: LowRankUpdate, rows: tuple[int, ...] | None, refits: bool,
-        unseen: Tensor, nothing: Edit,
+        self, method: str, update: LowRankUpdate, rows: tuple[int, ...] | None, unseen: Tensor,
+        nothing: Edit, *, is_control: bool,
     ) -> Candidate:  # fmt: skip
         """Return the candidate: its edit fitted on all images, its figures on unseen ones."""
-        where = "all rows" if rows is None else f"rows {list(rows)[:10]}"
-        method = f"{name}, {where}" + (", biases refitted" if refits and name != "biases" else "")
         note = f"{method}; {self._goal.concept.note}"
         edit = edit_at(
             self._head.hooked, self._head.site, update, rows=rows, base=nothing.base,
             provenance=Provenance("concept", note=note[:1000]),
         )  # fmt: skip
         recorded = self.logits(update, rows)
-        return self.candidate(method, edit, unseen, recorded=recorded, is_control=name in CONTROLS)
+        return self.candidate(method, edit, unseen, recorded=recorded, is_control=is_control)
 
     def candidate(
         self, method: str, edit: Edit, unseen: Tensor, *, recorded: Tensor | None = None,
@@ -169,8 +172,9 @@ class ConceptJudge:
 
     def _harm(self, logits: Tensor) -> float:
         """Return the loss of accuracy, over groups, or of a class to be kept if that is larger."""
-        before, after = (self._groups.accuracies(part.argmax(1)) for part in (self._plain, logits))
-        losses = [float(np.mean([*before.values()]) - np.mean([*after.values()]))]
-        one, two = (self._head.accuracies(part) for part in (self._plain, logits))
-        losses += [float(one[label] - two[label]) for label in self._goal.keep]
+        balanced = float(np.mean([*self._groups.accuracies(logits.argmax(1)).values()]))
+        losses = [self._before["balanced accuracy"] - balanced]
+        if self._goal.keep:
+            kept = list(self._goal.keep)
+            losses += (self._head.before - self._head.accuracies(logits))[kept].tolist()
         return max(loss for loss in losses if loss == loss)

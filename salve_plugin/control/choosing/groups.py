@@ -1,6 +1,7 @@
 """Images by class and concept, and what a head's decisions owe to the concept."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -39,24 +40,30 @@ class Groups:
         weights = concept.group_weights()
         return cls(concept.labels(), concept.flags(), weights / weights.sum(), concept.is_paired)
 
+    @cached_property
+    def _group(self) -> Int64[Tensor, " images"]:
+        return 2 * self.labels + self.flags.long()
+
+    @cached_property
+    def sizes(self) -> Int64[Tensor, " groups"]:
+        """Number of images of every group, at 2 label + flag."""
+        return torch.bincount(self._group, minlength=2 * int(self.labels.max()) + 2)
+
     def accuracies(self, predicted: Int64[Tensor, " images"]) -> dict[tuple[int, bool], float]:
         """Return the accuracy of every group that has enough images."""
-        result = {}
-        right = (predicted == self.labels).double()
-        for label in sorted(set(self.labels.tolist())):
-            for flag in (False, True):
-                mine = (self.labels == label) & (self.flags == flag)
-                if int(mine.sum()) >= LEAST_IMAGES:
-                    result[label, flag] = float(right[mine].mean())
-        return result
+        right = torch.bincount(self._group[predicted == self.labels], minlength=len(self.sizes))
+        shares = right.double() / self.sizes.double()
+        enough = (self.sizes >= LEAST_IMAGES).nonzero()[:, 0].tolist()
+        return {(group // 2, bool(group % 2)): float(shares[group]) for group in enough}
 
     def error(self, predicted: Int64[Tensor, " images"]) -> float:
         """Return the standard error of the worst group's accuracy."""
-        label, flag = min((value, key) for key, value in self.accuracies(predicted).items())[1]
-        mine = (self.labels == label) & (self.flags == flag)
-        count = int(mine.sum())
+        accuracy, (label, flag) = min(
+            (value, key) for key, value in self.accuracies(predicted).items()
+        )
+        count = int(self.sizes[2 * label + flag])
         # With one success and one failure more: none of five is not "never, and surely so".
-        share = (float((predicted == self.labels)[mine].sum()) + 1) / (count + 2)
+        share = (round(accuracy * count) + 1) / (count + 2)
         return float((share * (1 - share) / count) ** 0.5)
 
     def flips(self, predicted: Int64[Tensor, " images"]) -> float:
