@@ -1,7 +1,7 @@
 """`salve alpha-crit` and `salve edit`."""
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from salve_plugin.cli.assessments import show_assessment
 from salve_plugin.cli.output import console, show_json, show_table
@@ -11,7 +11,7 @@ from salve_plugin.cli.studies import label_of, latent_of
 from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.choosing.choose import choose
-from salve_plugin.control.choosing.goals import SuppressClass
+from salve_plugin.control.choosing.goals import RowChoice, SuppressClass
 from salve_plugin.control.critical import AlphaCrit, CritGoal, alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import enhance, suppress
@@ -21,8 +21,6 @@ from salve_plugin.discover.features import Features
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
-
-RowChoice = Literal["rivals"] | tuple[int, ...] | None
 
 
 def critical(

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from salve_plugin.control.concepts.recordings import as_tensor
 from salve_plugin.control.operators.base import whole
 from salve_plugin.errors import InputError
 
@@ -18,13 +19,7 @@ def truth_values(has: Flags, count: int) -> Bool[Tensor, " images"]:
     Raises:
         InputError: if it is not one truth value an image.
     """
-    try:
-        given = torch.as_tensor(has).cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"has {has!r:.80} is no list of truth values ({error}); give one for each of {count} "
-            "images"
-        ) from error
+    given = as_tensor(has, count)
     if given.dtype != torch.bool or given.shape != (count,):
         raise InputError(
             f"has is {given.dtype} of shape {list(given.shape)}; expected one truth value for each "

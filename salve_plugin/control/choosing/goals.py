@@ -9,7 +9,7 @@ from salve_plugin.control.operators.base import real, whole
 from salve_plugin.errors import InputError
 
 By = Literal["any", "latents"]
-Rows = Sequence[int] | Literal["rivals"] | None
+RowChoice = Sequence[int] | Literal["rivals"] | None
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SuppressClass:
     max_harm: float = 0.01
     keep: tuple[int, ...] | None = None
     by: By = "any"
-    rows: Rows = "rivals"
+    rows: RowChoice = "rivals"
     tries: int = 5
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -113,8 +114,10 @@ class Concept:
         Then the scores are cut in two where the two parts differ most from each other: the cut that
         maximizes the variance between the parts (Otsu 1979).
         """
-        if self.has is not None:
-            return self.has
+        return self._guessed if self.has is None else self.has
+
+    @cached_property
+    def _guessed(self) -> Bool[Tensor, " images"]:
         images = torch.cat([batch.images for batch, _ in self.rows()])
         scores = over_images(self.values, images, self.n_images)
         ordered = scores.sort().values

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from salve_plugin.control.concepts.concept import ROWS, Concept
 from salve_plugin.control.concepts.evidence import over_images
-from salve_plugin.control.concepts.finding import checked_recordings
 from salve_plugin.control.concepts.logistic import logistic
 from salve_plugin.control.concepts.probing import Probing
+from salve_plugin.control.concepts.recordings import checked_recordings
 from salve_plugin.control.concepts.split import Split, group_indices
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError

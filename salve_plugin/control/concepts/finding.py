@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from salve_plugin.control.concepts.concept import ROWS, Concept, ConceptLatent, Source, rows_of
 from salve_plugin.control.concepts.evidence import ConceptEvidence, over_images
 from salve_plugin.control.concepts.probing import Features, Probing, left_out
+from salve_plugin.control.concepts.recordings import (
+    check_one_site,
+    checked_recordings,
+    with_flags,
+)
 from salve_plugin.control.concepts.sparse_probe import (
     SCREENED,
     forward_selection,
@@ -20,10 +25,7 @@ from salve_plugin.control.operators.base import whole
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
-from salve_plugin.network import OnBaseMismatch, check_one_network
-
-LEAST = 4
-"""Images with and without the concept that are needed for any held-out judgement."""
+from salve_plugin.network import OnBaseMismatch
 
 
 def find_concept(
@@ -127,7 +129,7 @@ def latent_concept(
         InputError: if there is no such latent, or `has` does not fit.
         BaseMismatchError: as for `find_concept`.
     """
-    _check((acts,), dictionary, on_base_mismatch)
+    check_one_site((acts,), dictionary, on_base_mismatch)
     index = whole(latent, "latent")
     if not 0 <= index < dictionary.n_latents:
         raise InputError(f"latent {latent} is not from 0 to {dictionary.n_latents - 1}")
@@ -256,59 +258,6 @@ def _encoder(dictionary: Dictionary) -> Features:
     return encode
 
 
-def checked_recordings(
-    acts: Activations,
-    has: object,
-    without: Activations | None,
-    on_base_mismatch: OnBaseMismatch,
-    dictionary: Dictionary | None = None,
-) -> tuple[tuple[Activations, ...], Bool[Tensor, " images"]]:
-    """Return the recordings, of one site and network, and which of their images have the concept.
-
-    Raises:
-        SalveError: as for `find_concept`.
-    """
-    recordings, flags = _recordings(acts, has, without)
-    _check(recordings, dictionary, on_base_mismatch)
-    return recordings, flags
-
-
-def _recordings(
-    acts: Activations, has: object, without: Activations | None
-) -> tuple[tuple[Activations, ...], Bool[Tensor, " images"]]:
-    if not isinstance(acts, Activations) or not isinstance(without, Activations | None):
-        raise InputError(
-            f"a concept is found in recordings; got {type(acts).__name__} and "
-            f"{type(without).__name__}: pass those of salve.record"
-        )
-    if (has is None) == (without is None):
-        raise InputError("give either `has`, one truth value an image, or `without`")
-    if without is not None:
-        flags = torch.zeros(acts.n_images + without.n_images, dtype=torch.bool)
-        flags[: acts.n_images] = True
-        recordings: tuple[Activations, ...] = (acts, without)
-    else:
-        recordings, flags = (acts,), _flags(has, acts.n_images)
-    with_, total = int(flags.sum()), len(flags)
-    if min(with_, total - with_) < LEAST:
-        raise InputError(
-            f"{with_} of {total} images have the concept; at least {LEAST} with and {LEAST} "
-            "without it are needed to judge it on images that it was not found on"
-        )
-    return recordings, flags
-
-
-def _flags(has: object, n_images: int) -> Bool[Tensor, " images"]:
-    flags = torch.as_tensor(has)
-    binary = flags.dtype == torch.bool or bool(((flags == 0) | (flags == 1)).all())
-    if flags.shape != (n_images,) or not binary:
-        raise InputError(
-            f"has is {flags.dtype}{list(flags.shape)}; expected one truth value (or 0 and 1) for "
-            f"each of the recording's {n_images} images"
-        )
-    return flags.bool().cpu()
-
-
 def _given(
     recordings: tuple[Activations, ...], values: Tensor, has: object, seed: int
 ) -> tuple[Tensor | None, ConceptEvidence | None]:
@@ -316,28 +265,9 @@ def _given(
     if has is None:
         return None, None
     (acts,) = recordings
-    _, flags = _recordings(acts, has, None)
+    _, flags = with_flags(acts, has, None)
     split = Split.of(flags, torch.arange(len(flags)), torch.Generator().manual_seed(seed))
     images = torch.cat([batch.images for batch in acts.batches(ROWS)])
     scores = over_images(values, images, acts.n_images)[:, None]
     # The same score against permuted labels: nothing was fitted, so that nothing is fitted anew.
     return flags, split.evidence(scores.expand(-1, split.labels.shape[1]), seed)
-
-
-def _check(
-    recordings: tuple[Activations, ...], dictionary: Dictionary | None,
-    on_base_mismatch: OnBaseMismatch,
-) -> None:  # fmt: skip
-    site = recordings[0].site
-    sites = [acts.site for acts in recordings] + ([dictionary.site] if dictionary else [])
-    if any((other.name, other.width) != (site.name, site.width) for other in sites):
-        raise InputError(
-            f"recordings and dictionary are of the sites {[other.name for other in sites]} with "
-            f"{[other.width for other in sites]} features; a concept is found at one site"
-        )
-    networks = {"the recording": recordings[0].network_sha256}
-    if len(recordings) > 1:
-        networks["the recording without"] = recordings[1].network_sha256
-    if dictionary is not None:
-        networks["the dictionary"] = dictionary.network
-    check_one_network(networks, on_base_mismatch)

@@ -18,6 +18,7 @@ from salve_plugin import (
     latent_concept,
 )
 from salve_plugin.control.concepts.evidence import auc
+from salve_plugin.control.concepts.recordings import as_tensor
 from salve_plugin.control.concepts.split import Split, group_indices
 
 
@@ -130,6 +131,11 @@ def test_labels_that_tell_nothing_are_refused(
 ) -> None:
     with pytest.raises(SalveError, match=message):
         find_concept(planted().acts, has)
+
+
+def test_what_is_no_list_is_named() -> None:
+    with pytest.raises(SalveError, match=r"'bright ones' is no list of truth values"):
+        as_tensor("bright ones", 3)
 
 
 def test_what_belongs_elsewhere_is_refused(
