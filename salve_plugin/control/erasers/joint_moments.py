@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float64
@@ -142,6 +143,33 @@ class JointMoments:
         width = len(self.xx)
         ridge = amount * self.xx.diagonal().sum() / width
         return (1 - amount) * self.xx + ridge * torch.eye(width, dtype=torch.float64)
+
+    def whitening(self, shrinkage: float | None) -> tuple[Tensor, Tensor]:
+        """Return W = Σ^(-1/2) of the shrunk covariance and its pseudo-inverse.
+
+        Directions of no variance are left out.
+
+        Args:
+            shrinkage: as for `covariance`.
+
+        Raises:
+            InputError: as `covariance`.
+        """
+        return self._estimated if shrinkage is None else _whitening(self.covariance(shrinkage))
+
+    @cached_property
+    def _estimated(self) -> tuple[Tensor, Tensor]:
+        # Kept, since several erasers are made of the same moments, and this is most of their work.
+        return _whitening(self.covariance(None))
+
+
+def _whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return W = Σ^(-1/2) and its pseudo-inverse, without the directions of no variance."""
+    spreads, axes = torch.linalg.eigh(covariance)
+    cutoff = spreads[-1] * len(spreads) * torch.finfo(torch.float64).eps
+    roots = torch.where(spreads > cutoff, spreads, 0.0).sqrt()
+    inverse = torch.where(roots > 0, 1 / roots, 0.0)
+    return (axes * inverse) @ axes.T, (axes * roots) @ axes.T
 
 
 def oas_shrinkage(covariance: Float64[Tensor, "width width"], n_rows: float) -> float:

@@ -32,7 +32,7 @@ def leace(moments: JointMoments, *, shrinkage: float | None = None) -> LowRankMa
     Raises:
         InputError: if x does not covary with the concept: there is nothing to remove.
     """
-    whiten, colour = whitening(moments.covariance(shrinkage))
+    whiten, colour = moments.whitening(shrinkage)
     basis = _basis(whiten @ moments.xz, moments, "the concept")
     return _projection(whiten @ basis, colour @ basis, moments)
 
@@ -51,7 +51,7 @@ def splince(
         InputError: if x does not covary with the concept, or no linear map can tell the concept
             from the labels.
     """
-    whiten, colour = whitening(moments.covariance(shrinkage))
+    whiten, colour = moments.whitening(shrinkage)
     basis = _basis(whiten @ moments.xz, moments, "the concept")
     kept = _basis(whiten @ labels.xz, labels, "the labels")
     # N reads A off and is blind to B: NᵀA = I, NᵀB = 0. The shortest such N is the part of A that
@@ -66,15 +66,6 @@ def splince(
         )
     reading = torch.linalg.solve(overlap, apart.T).T
     return _projection(whiten @ reading, colour @ basis, moments)
-
-
-def whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return W = Σ^(-1/2) and its pseudo-inverse, without the directions of no variance."""
-    spreads, axes = torch.linalg.eigh(covariance)
-    cutoff = spreads[-1] * len(spreads) * torch.finfo(torch.float64).eps
-    roots = torch.where(spreads > cutoff, spreads, 0.0).sqrt()
-    inverse = torch.where(roots > 0, 1 / roots, 0.0)
-    return (axes * inverse) @ axes.T, (axes * roots) @ axes.T
 
 
 def _basis(

@@ -14,7 +14,6 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from salve_plugin.control.erasers.joint_moments import JointMoments
-from salve_plugin.control.erasers.oblique import whitening
 from salve_plugin.control.operators import LowRankMap
 from salve_plugin.errors import InputError
 
@@ -58,7 +57,7 @@ def wieners(
     Raises:
         InputError: as for `wiener`, for any weight.
     """
-    whiten, colour = whitening(moments.covariance(shrinkage))
+    whiten, colour = moments.whitening(shrinkage)
     # In whitened space S is the identity, so that the filter acts along the effects' own axes.
     axes, sizes, _ = torch.linalg.svd(whiten @ effects, full_matrices=False)
     maps = []
