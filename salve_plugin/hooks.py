@@ -1,7 +1,7 @@
 """A model with named sites, where activations are read and replaced."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -124,11 +124,25 @@ class HookedModel(HookedRoot):
         cache, not in the parameters. Images are cast and moved as its parameters are. Arguments
         and errors are those of `HookedRoot`, or of TransformerLens where it is installed.
         """
+        with self._cached(args, kwargs) as inputs:
+            result: tuple[Any, Any] = super().run_with_cache(*inputs, **kwargs)
+        return result
+
+    @contextmanager
+    def _cached(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield the inputs as the model takes them, in eval mode, for any `run_with_cache`."""
         with evaluating(self.model, keep_autocast=True):
             inputs = self._inputs(args)
-            with refused_in_words(self.model, inputs[0] if inputs else None, "inputs"):
-                result: tuple[Any, Any] = super().run_with_cache(*inputs, **kwargs)
-        return result
+            images = inputs[0] if inputs else None
+            if kwargs.get("remove_batch_dim") and isinstance(images, Tensor) and len(images) != 1:
+                raise InputError(
+                    f"remove_batch_dim drops the axis of one image, and the batch has "
+                    f"{len(images)}; run one image, or leave remove_batch_dim out"
+                )
+            with refused_in_words(self.model, images, "inputs"):
+                yield inputs
 
     def _inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return floating-point tensors as the model takes them, all else as it is."""

@@ -9,7 +9,6 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from salve_plugin.hooks import HookedModel
-from salve_plugin.modes import evaluating
 
 __all__ = ["HookedRootModule", "LensHookedModel", "with_lens"]
 
@@ -46,8 +45,8 @@ class LensHookedModel(HookedRootModule, HookedModel):  # type: ignore[misc] # Tr
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         """Do as TransformerLens does, in eval mode; the model is left as it was found."""
-        with evaluating(self.model, keep_autocast=True):
-            return HookedRootModule.run_with_cache(self, *self._inputs(args), **kwargs)
+        with self._cached(args, kwargs) as inputs:
+            return HookedRootModule.run_with_cache(self, *inputs, **kwargs)
 
     def _make_point(self) -> nn.Module:
         point: nn.Module = HookPoint()

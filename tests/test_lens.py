@@ -29,7 +29,8 @@ def test_it_is_theirs_and_ours(digits_network: nn.Module) -> None:
     assert isinstance(hooked, HookedModel)
     assert list(hooked.hook_dict) == list(hooked.sites)
     assert all(type(point) is HookPoint for point in hooked.hook_dict.values())
-    assert type(hooked).run_with_cache is HookedRootModule.run_with_cache
+    assert type(hooked).run_with_hooks is HookedRootModule.run_with_hooks
+    assert type(hooked).hooks is HookedRootModule.hooks
     assert not any(hasattr(module, "name") for module in digits_network.modules())
     assert hooked.probe is not None
     assert hooked(hooked.probe).shape == (len(hooked.probe), 10)
