@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
@@ -102,6 +103,54 @@ def by_goal(hooked: salve.HookedModel, concepts: dict[str, salve.Concept]) -> It
             yield f"**choose({name}), {known} known**", edited, choice.chosen.method
 
 
+def hidden_too(
+    hooked: salve.HookedModel, column: int, concept: salve.Concept,
+    recorded: Sequence[planted.Pictures], others: Sequence[planted.Pictures],
+    pictures: Sequence[planted.Pictures], test: Tested,
+) -> Iterator[tuple[str, Tensor, str]]:  # fmt: skip
+    """Yield what is tallied with edits of all branches of a transformer, alone and with the head's.
+
+    Args:
+        hooked: the network.
+        column: which attribute.
+        concept: found in the pairs `recorded`, with the attribute and without.
+        recorded: those.
+        others: other pairs, to fit hidden edits on.
+        pictures: the test pairs, without the attribute and with it.
+        test: what is recorded of them.
+    """
+    sites = [name for name in hooked.sites if name.endswith(("attn_out", "mlp_out"))]
+    if not sites:
+        return  # padded convolutions see no offset
+    hidden = salve.erase_through(
+        hooked, batches(others[0]), batches(others[1]), sites, "repair",
+        name=list(planted.ATTRIBUTES)[column],
+    )  # fmt: skip
+    goal = RemoveConcept(concept, min_removed=0.95)
+    choice = salve.choose(hooked, goal, hidden=hidden, images=[*map(batches, recorded)])
+
+    def tally(edits: Sequence[salve.Edit]) -> Tensor:
+        with ExitStack() as stack:
+            for edit in edits:
+                stack.enter_context(edit.applied(hooked))
+            without, there = (
+                salve.record(hooked, batches(each), progress=False).tensor().double()
+                for each in pictures
+            )
+            weight, bias = (part.detach().double() for part in hooked.unembed())
+            return replace(test, without=without, there=there).tally((weight, bias))
+
+    yield f"pairs: repair at {len(sites)} hidden sites", tally(hidden), ""
+    name = "**choose(RemoveConcept, hidden on offer), pairs known**"
+    yield name, tally(choice.edits), choice.chosen.method
+
+
+def batches(pictures: planted.Pictures) -> list[tuple[Tensor, Tensor]]:
+    """Return a loader of the pictures."""
+    starts = range(0, len(pictures.labels), 250)
+    return [(pictures.images[at : at + 250], pictures.labels[at : at + 250]) for at in starts]
+
+
 def head_with(hooked: salve.HookedModel, edit: salve.Edit) -> Head:
     """Return the head that an edit leaves."""
     with edit.applied(hooked):
@@ -175,15 +224,13 @@ def run(job: Job) -> Result:
     draw = 10_000 * (job.seed + 1)
 
     def recorded(pictures: planted.Pictures) -> salve.Activations:
-        starts = range(0, len(pictures.labels), 250)
-        parts = [(pictures.images[at : at + 250], pictures.labels[at : at + 250]) for at in starts]
-        return salve.record(hooked, parts, progress=False)
+        return salve.record(hooked, batches(pictures), progress=False)
 
     def read(pictures: planted.Pictures) -> Tensor:
         return recorded(pictures).tensor().double()
 
-    def tested(part: planted.Part, column: int, copies: int, seed: int) -> Tested:
-        without, there = planted.pairs(part, column, copies, seed)
+    def tested(column: int, pictures: tuple[planted.Pictures, planted.Pictures]) -> Tested:
+        without, there = pictures
         pair = list(planted.ATTRIBUTES.values())[column]
         return Tested(read(without), read(there), without.labels, without.digits, pair)
 
@@ -208,8 +255,11 @@ def run(job: Job) -> Result:
             rows, x=held_x, labels=held_pictures.labels,
             has=held_pictures.attributes[:, column].long(),
         )  # fmt: skip
-        held_pairs = tested("choose", column, TEST_COPIES, draw + 30 + column)
-        test = tested("test", column, TEST_COPIES, draw + 40 + column)
+        held_pairs = tested(
+            column, planted.pairs("choose", column, TEST_COPIES, draw + 30 + column)
+        )
+        test_pictures = planted.pairs("test", column, TEST_COPIES, draw + 40 + column)
+        test = tested(column, test_pictures)
         tallies, choices = {"base": test.tally(head)}, {}
         concepts = {
             # Pictures of one scan are not independent: they are unseen together.
@@ -221,6 +271,13 @@ def run(job: Job) -> Result:
         methods = heads(rows, head, held, held_pairs, dictionaries, job.seed)
         for name, edited, choice in chain(methods, by_goal(hooked, concepts)):
             tallies[name] = test.tally(edited)
+            if choice:
+                choices[name] = choice
+        others = planted.pairs("train", column, PAIR_COPIES, draw + 60 + column)
+        with_hidden = hidden_too(
+            hooked, column, concepts["pairs"], both[::-1], others[::-1], test_pictures, test
+        )
+        for name, tallies[name], choice in with_hidden:
             if choice:
                 choices[name] = choice
         removed.append(Removed(attribute, tallies, test.classes, choices))

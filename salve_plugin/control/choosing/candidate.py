@@ -24,6 +24,7 @@ class Candidate:
         is_control: whether it needs no concept and no feature: what a good edit has to beat.
         lead: breaks ties: by how much the decision is missed or made, the lower the better.
         error: standard error of the effect, where the images are few enough to matter.
+        hidden: edits of hidden layers that it was tried together with, in order of depth.
     """
 
     method: str
@@ -34,6 +35,7 @@ class Candidate:
     is_control: bool = False
     lead: float = 0.0
     error: float = 0.0
+    hidden: tuple[Edit, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -41,6 +43,7 @@ class Candidate:
             "method": self.method, "edit": self.edit.digest, "kind": self.edit.kind,
             "amount": self.edit.amount, "effect": self.effect, "harm": self.harm,
             "figures": dict(self.figures), "control": self.is_control,
+            "hidden": [edit.digest for edit in self.hidden],
         }  # fmt: skip
 
 
@@ -66,8 +69,13 @@ class Choice:
 
     @property
     def edit(self) -> Edit:
-        """The edit that was chosen."""
+        """The edit of the classifier that was chosen; see `edits` where hidden ones go with it."""
         return self.chosen.edit
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """All edits that were chosen, by depth: apply all of them."""
+        return (*self.chosen.hidden, self.chosen.edit)
 
     @property
     def front(self) -> tuple[Candidate, ...]:

@@ -1,8 +1,11 @@
 """`choose`: the edit for a goal, judged on recorded images beside its controls."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from salve_plugin.control.base import Base
+from salve_plugin.control.choosing.after_hidden import after_hidden
 from salve_plugin.control.choosing.candidate import Candidate, Choice, best_of
 from salve_plugin.control.choosing.class_edits import (
     enhancing,
@@ -22,6 +25,7 @@ from salve_plugin.control.choosing.goals import (
 )
 from salve_plugin.control.choosing.head import JudgedHead
 from salve_plugin.control.choosing.latent_edits import enhancing_latents, suppressing_latents
+from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import latent_gate, unchanged
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators.base import whole
@@ -42,6 +46,8 @@ def choose(
     *,
     dictionary: Dictionary | None = None,
     features: Features | None = None,
+    hidden: Sequence[Edit] = (),
+    images: Sequence[Iterable[Any]] = (),
     on_base_mismatch: OnBaseMismatch = "error",
 ) -> Choice:
     """Return the edit that reaches a goal at the least cost, with all that was tried for it.
@@ -69,6 +75,13 @@ def choose(
             evaluation. Goals about a concept use the recordings that it was found in.
         dictionary: of the head's input: its latents compete, too.
         features: the dictionary's profile on `acts`, if it is there already.
+        hidden: for goals about a concept: edits of hidden layers that are on offer, such as
+            `erase_through` makes. What is left to do at the classifier is chosen with them in
+            place, and they are taken only if that does more than the classifier's edit alone:
+            `Choice.edits` are all that were chosen. What they were fitted on is not known here:
+            fit them on other images.
+        images: with `hidden`: the images of the concept's recordings, in the recorded order, as
+            many loaders of (images, labels) as it has recordings.
         on_base_mismatch: "warn" goes on with evidence of another network, such as that which the
             model was fine-tuned from: what is claimed then need not hold for the model.
 
@@ -94,7 +107,13 @@ def choose(
         networks.check_present("the recording", recording.network_sha256)
     head = JudgedHead.of(hooked, recordings)
     if isinstance(goal, RemoveConcept | RemoveShortcut):
-        return removing(head, goal, nothing)
+        alone = removing(head, goal, nothing)
+        return after_hidden(head, alone, hidden, images, nothing) if hidden else alone
+    if hidden or images:
+        raise InputError(
+            f"hidden edits are on offer for goals about a concept, and {type(goal).__name__} is "
+            "about a class, which the classifier decides; leave hidden and images out"
+        )
     (recording,) = recordings
     if dictionary is not None:
         networks.check_either("the dictionary", dictionary.network)

@@ -29,8 +29,17 @@ RANKS = (1, 2, 4, 8)
 """Numbers of directions in which pairs are repaired."""
 
 
-def removing(head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Edit) -> Choice:
+def removing(
+    head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Edit,
+    reference: JudgedHead | None = None,
+) -> Choice:  # fmt: skip
     """Return the choice among erasers, biases and their controls; see `choose`.
+
+    Args:
+        head: with the inputs of the concept's images.
+        goal: what is wanted.
+        nothing: the edit that changes nothing.
+        reference: the same images before anything was edited; the head itself by default.
 
     Raises:
         InputError: if no class has images with and without the concept.
@@ -43,7 +52,7 @@ def removing(head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Ed
             f"no class has {LEAST_IMAGES} images with and {LEAST_IMAGES} without '{concept.name}', "
             "so that nothing tells it from the classes; add such images"
         )
-    judge = ConceptJudge(head, goal, groups)
+    judge = ConceptJudge(head, goal, groups, reference or head)
     affected = groups.affected(head.n_classes)
     row_sets: list[tuple[int, ...] | None] = [goal.rows]
     if goal.rows is None and 0 < len(affected) < head.n_classes:

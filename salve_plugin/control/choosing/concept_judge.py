@@ -68,13 +68,22 @@ class ConceptJudge:
     """Makes updates of the head and judges them on the concept's images."""
 
     def __init__(
-        self, head: JudgedHead, goal: RemoveConcept | RemoveShortcut, groups: Groups
-    ) -> None:
-        """Keep what candidates are compared with."""
+        self, head: JudgedHead, goal: RemoveConcept | RemoveShortcut, groups: Groups,
+        reference: JudgedHead,
+    ) -> None:  # fmt: skip
+        """Keep what candidates are made of, and the reference that they are compared with.
+
+        Args:
+            head: with the inputs that it gets once all other edits are in place.
+            goal: what is wanted.
+            groups: the images by class and concept.
+            reference: the same images in the model as it was given.
+        """
         self._head, self._goal, self._groups = head, goal, groups
         self._weight, self._x = head.weight.double(), head.x.double()
         self._plain = head.logits.double()
-        self._before = self._measured(self._plain)
+        self._reference = reference
+        self._before = self._measured(reference.logits.double())
 
     def update(
         self, change: HeadChange, rows: tuple[int, ...] | None, fitted: Tensor, refits: bool
@@ -176,5 +185,5 @@ class ConceptJudge:
         losses = [self._before["balanced accuracy"] - balanced]
         if self._goal.keep:
             kept = list(self._goal.keep)
-            losses += (self._head.before - self._head.accuracies(logits))[kept].tolist()
+            losses += (self._reference.before - self._head.accuracies(logits))[kept].tolist()
         return max(loss for loss in losses if loss == loss)
