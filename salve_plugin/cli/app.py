@@ -1,6 +1,7 @@
 """The `salve` command line: one command for each step of the way."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -17,17 +18,38 @@ from salve_plugin.cli.options import (
     Json,
     Latent,
     Out,
+    Skip,
     StudyFolder,
 )
-from salve_plugin.cli.output import show_error
+from salve_plugin.cli.output import show_error, show_json, show_warning
+from salve_plugin.cli.usage import Once, usage_message
 from salve_plugin.errors import InputError, SalveError
 
 app = typer.Typer(
     name="salve",
-    help="Find, validate and permanently edit the features of a vision model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    cls=Once,
 )
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        from salve_plugin import __version__
+
+        typer.echo(f"salve {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Find, validate and permanently edit the features of a vision model."""
 
 
 @app.command("demo")
@@ -60,7 +82,7 @@ def discover_command(
     num_classes: Classes = None,
     site: Annotated[str, typer.Option("--site", help="Hook point.")] = "unembed.hook_in",
     latents: Annotated[
-        int | None, typer.Option("--latents", help="Size of the dictionary.")
+        int | None, typer.Option("--latents", min=1, help="Size of the dictionary.")
     ] = None,
     learner: Annotated[
         str, typer.Option("--learner", help="How to learn it: see `salve learners`.")
@@ -70,6 +92,7 @@ def discover_command(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the dictionary.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    skip_unreadable: Skip = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +100,8 @@ def discover_command(
     spec = studies.model_spec(model, checkpoint, num_classes)
     studies.discover(
         spec, data, out, site=site, latents=latents, learner=learner, l0=l0,
-        seed=seed, batch_size=batch_size, force=force, as_json=as_json,
+        seed=seed, batch_size=batch_size, skip_unreadable=skip_unreadable, force=force,
+        as_json=as_json,
     )  # fmt: skip
 
 
@@ -155,7 +179,7 @@ def edit_command(
         typer.Option("--without", help="Images without it; the same names are pairs."),
     ] = None,
     max_harm: Annotated[
-        float, typer.Option("--max-harm", help="Accuracy that --remove may cost.")
+        float, typer.Option("--max-harm", min=0, max=1, help="Accuracy that --remove may cost.")
     ] = 0.01,
     force: Force = False,
     as_json: Json = False,
@@ -183,14 +207,26 @@ app.add_typer(sharing.commands)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; an expected error ends it with its message and status 1.
 
+    What the command line itself refuses ends with status 2.
+
     Args:
         arguments: those of the command line by default.
 
     Raises:
         SystemExit: always, with the command's status.
     """
+    as_json = "--json" in (sys.argv if arguments is None else arguments)
     try:
-        app(args=arguments, prog_name="salve", standalone_mode=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            status = app(args=arguments, prog_name="salve", standalone_mode=not as_json)
     except SalveError as error:
-        show_error(error, as_json="--json" in (sys.argv if arguments is None else arguments))
+        show_error(error, as_json=as_json)
         raise SystemExit(1) from error
+    except Exception as error:
+        usage = usage_message(error) if as_json else None
+        if usage is None:
+            raise
+        show_json({"error": "UsageError", "message": usage})
+        raise SystemExit(2) from error
+    raise SystemExit(status or 0)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import cast
 
 from salve_plugin.cli.assessments import show_assessment
-from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.output import console, show_json, show_note, show_table
 from salve_plugin.cli.overwriting import check_outside, save
 from salve_plugin.cli.pictures import of_study
 from salve_plugin.cli.studies import label_of, latent_of
@@ -170,7 +170,7 @@ def make(
         f"rows {'all' if edit.rows is None else list(edit.rows)}",
     )
     if missing is not None:
-        console(stderr=True).print(missing, highlight=False, markup=False)
+        show_note(missing)
     console().print(f"Saved in {out} ({artifact.digest[:12]}).", highlight=False)
 
 

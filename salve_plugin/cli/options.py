@@ -30,6 +30,13 @@ Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Overwrite what lies at --out, whatever it is.")
 ]
+Skip = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable",
+        help="Leave out images that cannot be read and subfolders without any, and count them.",
+    ),
+]
 Model = Annotated[
     str | None, typer.Option("--model", help="timm model name; by default the artifact's base.")
 ]
@@ -37,7 +44,12 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option("--checkpoint", help="State dict to load instead of pretrained weights."),
 ]
-Classes = Annotated[int | None, typer.Option("--num-classes", help="Size of the classifier.")]
+Classes = Annotated[
+    int | None,
+    typer.Option(
+        "--num-classes", min=1, help="Size of the classifier; by default the checkpoint's."
+    ),
+]
 ClassName = Annotated[
     str | None, typer.Option("--class", help="Class, by the name of its folder or its index.")
 ]

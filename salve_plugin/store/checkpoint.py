@@ -122,7 +122,8 @@ def _state_in(loaded: Mapping[str, Any], path: Path, *, averaged: bool) -> Mappi
             "its own"
         )
     if chosen:
-        return nested[chosen[0]]
+        state: Mapping[str, Tensor] = nested[chosen[0]]
+        return state
     objects = {str(key): value for key, value in loaded.items() if isinstance(value, _StandIn)}
     if objects and not any(isinstance(value, Tensor) for value in loaded.values()):
         name, value = next(iter(objects.items()))

@@ -52,7 +52,7 @@ def lightning(state: State) -> dict[str, Any]:
 
 def same(state: State, path: Path) -> bool:
     loaded = ADAPTER.create("test_resnet", checkpoint=str(path))
-    return loaded.num_classes == 3 and all(
+    return bool(loaded.num_classes == 3) and all(
         torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items()
     )
 
