@@ -7,19 +7,20 @@ from typing import Annotated
 
 import typer
 
-from salve_plugin.cli import demo, editing, removing, sharing, studies
+from salve_plugin.cli import demo, editing, explaining, measuring, removing, sharing, studies
+from salve_plugin.cli.choosing import Asked
 from salve_plugin.cli.options import (
     Checkpoint,
     Classes,
     ClassName,
-    EditRows,
     Force,
-    HeadRows,
     Json,
     Latent,
     Out,
+    Rows,
     Skip,
     StudyFolder,
+    StudyOrArtifact,
 )
 from salve_plugin.cli.output import show_error, show_json, show_warning
 from salve_plugin.cli.usage import Once, usage_message
@@ -122,32 +123,50 @@ def features_command(
     studies.features(study, class_name, top, as_json=as_json)
 
 
+@app.command("quality")
+def quality_command(
+    study: StudyFolder,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="Where to draw it, as PNG, PDF or SVG.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the controls.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the dictionary on held-out images, beside controls that need no training."""
+    measuring.measure(study, figure, seed=seed, batch_size=batch_size, force=force, as_json=as_json)
+
+
 @app.command("explain")
 def explain_command(
-    study: StudyFolder,
+    study: StudyOrArtifact,
     images: Annotated[list[Path], typer.Argument(help="Images to explain.")],
     out: Out,
     class_name: ClassName = None,
     latent: Latent = None,
+    checkpoint: Checkpoint = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Show where in images a latent comes from: Grad-FAM overlays as PNG."""
-    studies.explain(study, images, out, class_name, latent, force=force, as_json=as_json)
+    asked = Asked(class_name, latent)
+    explaining.explain(study, images, out, asked, checkpoint, force=force, as_json=as_json)
 
 
 @app.command("alpha-crit")
 def alpha_crit_command(
-    study: StudyFolder,
+    study: StudyOrArtifact,
     class_name: ClassName = None,
     latent: Latent = None,
-    rows: HeadRows = "all",
+    rows: Rows = None,
     target: Annotated[str, typer.Option("--target", help="zero, fraction or flip.")] = "flip",
     fraction: Annotated[float, typer.Option("--fraction", help="For --target fraction.")] = 0.5,
     as_json: Json = False,
 ) -> None:
     """Compute the exact strength at which each recorded image's decision breaks."""
-    editing.critical(study, class_name, latent, rows, target, fraction, as_json=as_json)
+    asked = Asked(class_name, latent, rows)
+    editing.critical(study, asked, target, fraction, as_json=as_json)
 
 
 @app.command("edit")
@@ -159,7 +178,7 @@ def edit_command(
     strength: Annotated[
         float | None, typer.Option("--strength", help="α; by default read off alpha-crit.")
     ] = None,
-    rows: EditRows = None,
+    rows: Rows = None,
     enhance: Annotated[bool, typer.Option("--enhance", help="Enhance, not suppress.")] = False,
     pictures: Annotated[
         int,
@@ -178,6 +197,7 @@ def edit_command(
         Path | None,
         typer.Option("--without", help="Images without it; the same names are pairs."),
     ] = None,
+    skip_unreadable: Skip = False,
     max_harm: Annotated[
         float, typer.Option("--max-harm", min=0, max=1, help="Accuracy that --remove may cost.")
     ] = 0.01,
@@ -192,13 +212,11 @@ def edit_command(
             **{"class": class_name, "latent": latent, "strength": strength, "rows": rows},
             enhance=enhance,
         )
-        removal = removing.Removal(remove, without, max_harm)
+        removal = removing.Removal(remove, without, max_harm, skip_unreadable)
         removing.remove(study, out, removal, force=force, as_json=as_json)
         return
-    editing.make(
-        study, out, class_name, latent, strength, rows,
-        enhance=enhance, n_pictures=pictures, force=force, as_json=as_json,
-    )  # fmt: skip
+    asked = Asked(class_name, latent, rows, strength, enhance)
+    editing.make(study, out, asked, n_pictures=pictures, force=force, as_json=as_json)
 
 
 app.add_typer(sharing.commands)

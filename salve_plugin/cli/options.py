@@ -7,6 +7,12 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 StudyFolder = Annotated[Path, typer.Argument(help="Folder that `salve discover` made.")]
+StudyOrArtifact = Annotated[
+    Path,
+    typer.Argument(
+        metavar="STUDY", help="Folder that `salve discover` made, or one that `salve edit` made."
+    ),
+]
 Artifact = Annotated[
     str,
     typer.Argument(
@@ -56,18 +62,12 @@ ClassName = Annotated[
 Latent = Annotated[
     int | None, typer.Option("--latent", help="Latent; by default chosen for the class.")
 ]
-HeadRows = Annotated[
-    str,
-    typer.Option(
-        "--rows",
-        help="Classifier rows to edit: all (the paper), class, or indices such as 3,5.",
-    ),
-]
-EditRows = Annotated[
+Rows = Annotated[
     str | None,
     typer.Option(
         "--rows",
-        help="As for alpha-crit, or rivals: the class's row and those rivals' that it needs. By "
-        "default rivals where a class is suppressed, class where one is enhanced, else all.",
+        help="Classifier rows to edit: all (the paper), class, indices such as 3,5, or rivals: the "
+        "class's row and those rivals' that it needs. By default rivals where a class is "
+        "suppressed, class where one is enhanced, else all.",
     ),
 ]
