@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
 from torch import Tensor, nn
 
-from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
+from salve_plugin.errors import ReadError, UnsupportedModelError
+from salve_timm.checkpoint import fill, n_classes_in, part_of, read_state
 from salve_timm.probe import pretrained_cfg
 
 if TYPE_CHECKING:
@@ -22,32 +22,38 @@ def create_model(
 
     Args:
         name: timm's name, with or without a tag (`resnet18.a1_in1k`), or `hf-hub:owner/name`.
-        checkpoint: path of a state dict, .safetensors or .pth; without it timm's own pretrained
-            weights are used, from the cache or downloaded. With it the model no longer says that
-            its weights are timm's and under their license.
-        num_classes: size of the classifier; timm's own number by default.
+        checkpoint: path of a state dict, .safetensors or .pth, alone or in a checkpoint of timm,
+            Lightning or another script, whose prefixes are taken off; without it timm's own
+            pretrained weights are used, from the cache or downloaded. With it the model no longer
+            says that its weights are timm's and under their license.
+        num_classes: size of the classifier; by default that of the checkpoint, or timm's own.
 
     Raises:
         UnsupportedModelError: if timm has no such model (close matches are listed), has no
             weights for it, or cannot build it with these arguments.
         ReadError: if the checkpoint or the pretrained weights cannot be read.
-        InputError: if the checkpoint does not fit the model.
+        InputError: if the checkpoint does not fit the model, or holds no or several state dicts.
     """
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise ReadError(
-            f"checkpoint '{checkpoint}' is not a file; give the path of a state dict, .safetensors "
-            "or .pth"
-        )
+    state = None if checkpoint is None else read_state(checkpoint)
     _check_name(name)
-    extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **extra)
-    except Exception as error:
-        raise _creation_error(name, checkpoint is None, error) from error
-    if checkpoint is not None:
-        _load(model, name, checkpoint)
+    model = _built(name, num_classes, pretrained=state is None)
+    if state is not None and checkpoint is not None:
+        own, rest = part_of(state, model.state_dict(), checkpoint)
+        n_classes = n_classes_in(own, model)
+        if num_classes is None and n_classes not in (None, getattr(model, "num_classes", None)):
+            model = _built(name, n_classes, pretrained=False)
+        fill(model, own, rest, name, checkpoint)
         _forget_origin(model)
     return model.eval()
+
+
+def _built(name: str, num_classes: int | None, *, pretrained: bool) -> nn.Module:
+    extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **extra)
+    except Exception as error:
+        raise _creation_error(name, pretrained, error) from error
+    return model
 
 
 def transform_of(model: nn.Module) -> "Callable[[Image], Tensor]":
@@ -129,20 +135,3 @@ def _forget_origin(model: Any) -> None:
     model.pretrained_cfg = {
         **pretrained_cfg(model), "tag": None, "hf_hub_id": None, "license": None,
     }  # fmt: skip
-
-
-def _load(model: nn.Module, name: str, checkpoint: str) -> None:
-    """Load a state dict strictly, with timm's own reader (safetensors, or weights only)."""
-    from timm.models import load_state_dict
-
-    try:
-        state = load_state_dict(checkpoint, weights_only=True)
-    except Exception as error:
-        raise ReadError(
-            f"checkpoint '{checkpoint}' cannot be read as a safetensors or PyTorch state dict "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"checkpoint '{checkpoint}' does not fit '{name}': {error}") from error

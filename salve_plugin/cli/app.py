@@ -1,33 +1,56 @@
 """The `salve` command line: one command for each step of the way."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from salve_plugin.cli import demo, editing, removing, sharing, studies
+from salve_plugin.cli import demo, editing, explaining, measuring, removing, sharing, studies
+from salve_plugin.cli.choosing import Asked
 from salve_plugin.cli.options import (
     Checkpoint,
     Classes,
     ClassName,
-    EditRows,
     Force,
-    HeadRows,
     Json,
     Latent,
     Out,
+    Rows,
+    Skip,
     StudyFolder,
+    StudyOrArtifact,
 )
-from salve_plugin.cli.output import show_error
+from salve_plugin.cli.output import show_error, show_json, show_warning
+from salve_plugin.cli.usage import Once, usage_message
 from salve_plugin.errors import InputError, SalveError
 
 app = typer.Typer(
     name="salve",
-    help="Find, validate and permanently edit the features of a vision model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    cls=Once,
 )
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        from salve_plugin import __version__
+
+        typer.echo(f"salve {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Find, validate and permanently edit the features of a vision model."""
 
 
 @app.command("demo")
@@ -60,7 +83,7 @@ def discover_command(
     num_classes: Classes = None,
     site: Annotated[str, typer.Option("--site", help="Hook point.")] = "unembed.hook_in",
     latents: Annotated[
-        int | None, typer.Option("--latents", help="Size of the dictionary.")
+        int | None, typer.Option("--latents", min=1, help="Size of the dictionary.")
     ] = None,
     learner: Annotated[
         str, typer.Option("--learner", help="How to learn it: see `salve learners`.")
@@ -70,6 +93,7 @@ def discover_command(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the dictionary.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    skip_unreadable: Skip = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +101,8 @@ def discover_command(
     spec = studies.model_spec(model, checkpoint, num_classes)
     studies.discover(
         spec, data, out, site=site, latents=latents, learner=learner, l0=l0,
-        seed=seed, batch_size=batch_size, force=force, as_json=as_json,
+        seed=seed, batch_size=batch_size, skip_unreadable=skip_unreadable, force=force,
+        as_json=as_json,
     )  # fmt: skip
 
 
@@ -98,32 +123,50 @@ def features_command(
     studies.features(study, class_name, top, as_json=as_json)
 
 
+@app.command("quality")
+def quality_command(
+    study: StudyFolder,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="Where to draw it, as PNG, PDF or SVG.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the controls.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the dictionary on held-out images, beside controls that need no training."""
+    measuring.measure(study, figure, seed=seed, batch_size=batch_size, force=force, as_json=as_json)
+
+
 @app.command("explain")
 def explain_command(
-    study: StudyFolder,
+    study: StudyOrArtifact,
     images: Annotated[list[Path], typer.Argument(help="Images to explain.")],
     out: Out,
     class_name: ClassName = None,
     latent: Latent = None,
+    checkpoint: Checkpoint = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Show where in images a latent comes from: Grad-FAM overlays as PNG."""
-    studies.explain(study, images, out, class_name, latent, force=force, as_json=as_json)
+    asked = Asked(class_name, latent)
+    explaining.explain(study, images, out, asked, checkpoint, force=force, as_json=as_json)
 
 
 @app.command("alpha-crit")
 def alpha_crit_command(
-    study: StudyFolder,
+    study: StudyOrArtifact,
     class_name: ClassName = None,
     latent: Latent = None,
-    rows: HeadRows = "all",
+    rows: Rows = None,
     target: Annotated[str, typer.Option("--target", help="zero, fraction or flip.")] = "flip",
     fraction: Annotated[float, typer.Option("--fraction", help="For --target fraction.")] = 0.5,
     as_json: Json = False,
 ) -> None:
     """Compute the exact strength at which each recorded image's decision breaks."""
-    editing.critical(study, class_name, latent, rows, target, fraction, as_json=as_json)
+    asked = Asked(class_name, latent, rows)
+    editing.critical(study, asked, target, fraction, as_json=as_json)
 
 
 @app.command("edit")
@@ -135,7 +178,7 @@ def edit_command(
     strength: Annotated[
         float | None, typer.Option("--strength", help="α; by default read off alpha-crit.")
     ] = None,
-    rows: EditRows = None,
+    rows: Rows = None,
     enhance: Annotated[bool, typer.Option("--enhance", help="Enhance, not suppress.")] = False,
     pictures: Annotated[
         int,
@@ -154,8 +197,9 @@ def edit_command(
         Path | None,
         typer.Option("--without", help="Images without it; the same names are pairs."),
     ] = None,
+    skip_unreadable: Skip = False,
     max_harm: Annotated[
-        float, typer.Option("--max-harm", help="Accuracy that --remove may cost.")
+        float, typer.Option("--max-harm", min=0, max=1, help="Accuracy that --remove may cost.")
     ] = 0.01,
     force: Force = False,
     as_json: Json = False,
@@ -168,13 +212,11 @@ def edit_command(
             **{"class": class_name, "latent": latent, "strength": strength, "rows": rows},
             enhance=enhance,
         )
-        removal = removing.Removal(remove, without, max_harm)
+        removal = removing.Removal(remove, without, max_harm, skip_unreadable)
         removing.remove(study, out, removal, force=force, as_json=as_json)
         return
-    editing.make(
-        study, out, class_name, latent, strength, rows,
-        enhance=enhance, n_pictures=pictures, force=force, as_json=as_json,
-    )  # fmt: skip
+    asked = Asked(class_name, latent, rows, strength, enhance)
+    editing.make(study, out, asked, n_pictures=pictures, force=force, as_json=as_json)
 
 
 app.add_typer(sharing.commands)
@@ -183,14 +225,26 @@ app.add_typer(sharing.commands)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; an expected error ends it with its message and status 1.
 
+    What the command line itself refuses ends with status 2.
+
     Args:
         arguments: those of the command line by default.
 
     Raises:
         SystemExit: always, with the command's status.
     """
+    as_json = "--json" in (sys.argv if arguments is None else arguments)
     try:
-        app(args=arguments, prog_name="salve", standalone_mode=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            status = app(args=arguments, prog_name="salve", standalone_mode=not as_json)
     except SalveError as error:
-        show_error(error, as_json="--json" in (sys.argv if arguments is None else arguments))
+        show_error(error, as_json=as_json)
         raise SystemExit(1) from error
+    except Exception as error:
+        usage = usage_message(error) if as_json else None
+        if usage is None:
+            raise
+        show_json({"error": "UsageError", "message": usage})
+        raise SystemExit(2) from error
+    raise SystemExit(status or 0)

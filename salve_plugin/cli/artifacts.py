@@ -1,15 +1,17 @@
 """`salve apply`, `revert` and `inspect`: of an edit or a bundle of edits."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from salve_plugin.cli.assessments import show_assessment
+from salve_plugin.cli.origins import noted_study
 from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.overwriting import check_file, check_outside
 from salve_plugin.cli.shared import find
-from salve_plugin.cli.studies import model_spec
+from salve_plugin.cli.studies import left_out_of, model_spec
 from salve_plugin.cli.study import OpenModel
 from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.edit import Edit
@@ -33,6 +35,7 @@ def apply(
     num_classes: int | None,
     data: Path | None,
     *,
+    skip_unreadable: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -45,9 +48,18 @@ def apply(
     check_outside(out, [] if data is None else [data])
     kind, shared = edits_at(source, where)
     _check_out(out)
-    opened = base_of(shared, model, checkpoint, num_classes)
+    opened = base_of(source, shared, model, checkpoint, num_classes)
     network = opened.hooked.model
-    loader = None if data is None else opened.images(data).batches(64)
+    loader = None
+    left_out: list[str] = []
+    if data is not None:
+        left_out = left_out_of(data, skip_unreadable, as_json=as_json)
+        images = opened.images(data, labels=labels_of(shared), left_out=left_out)
+        loader = images.batches(64)
+        # What lies at --out is compared before anything is measured, which may take hours.
+        shared.apply_(network) if isinstance(shared, EditBundle) else shared.edit.apply_(network)
+        _encoded(network, out, force=force)
+        shared.revert_(network)
     assessment = before = after = None
     if loader is not None and isinstance(shared, EditArtifact):
         # Of the artifact's own target: what is applied is what was made for it.
@@ -70,6 +82,7 @@ def apply(
     match = match_all(network, _edits(shared))
     if loader is not None:
         result |= {"accuracy_before": before, "accuracy_after": after}
+        result |= {"left_out": left_out} if as_json or left_out else {}
     if assessment is not None and as_json:
         result |= {"assessment": assessment.to_json(), "verdict": assessment.verdict}
     elif assessment is not None:
@@ -95,7 +108,7 @@ def revert(
     """
     kind, shared = edits_at(source, where)
     _check_out(out)
-    opened = base_of(shared, model, checkpoint, num_classes)
+    opened = base_of(source, shared, model, checkpoint, num_classes)
     shared.revert_(opened.hooked.model)
     _save(opened.hooked.model, out, force=force)
     result: dict[str, object] = {
@@ -149,7 +162,14 @@ def _weights(shared: EditArtifact | EditBundle) -> list[str]:
     return sorted({name for edit in _edits(shared) for name in edit.base.tensors})
 
 
+def labels_of(shared: EditArtifact | EditBundle) -> Sequence[str] | None:
+    """Return the names that an artifact, or the first of a bundle, has for the model's classes."""
+    artifacts = shared.members.values() if isinstance(shared, EditBundle) else (shared,)
+    return next((each.labels for each in artifacts if each.labels is not None), None)
+
+
 def base_of(
+    source: str | Path,
     shared: EditArtifact | EditBundle,
     model: str | None,
     checkpoint: Path | None,
@@ -157,8 +177,12 @@ def base_of(
 ) -> OpenModel:
     """Open the model named on the command line, or else the artifact's own base.
 
+    Weights that were a file's are taken from the study that the artifact was made from, where that
+    is noted; what is built is compared with the base before anything is done with it.
+
     Raises:
-        InputError: if the artifact does not name its base, or not by a plain name.
+        InputError: if the artifact does not name its base, or not by a plain name, or the base's
+            weights are a file's and it is not known which.
         SalveError: if the model cannot be built or attached.
     """
     description = _edits(shared)[0].base.description  # those of a bundle have one base
@@ -173,6 +197,8 @@ def base_of(
                     f"the artifact names its base model {name[:100]!r}, which is not the plain "
                     "name of an architecture; if you trust it, give it with --model"
                 )
+        if checkpoint is None:
+            checkpoint = _noted_checkpoint(source, shared, description)
         model = (
             f"{architecture}.{tag}" if isinstance(tag, str) and checkpoint is None else architecture
         )
@@ -182,19 +208,38 @@ def base_of(
     return model_spec(model, checkpoint, num_classes).open()
 
 
+def _noted_checkpoint(
+    source: str | Path, shared: EditArtifact | EditBundle, description: Mapping[str, object]
+) -> Path | None:
+    study = noted_study(source, shared.digest)
+    if study is not None and study.spec.checkpoint is not None:
+        return Path(study.spec.checkpoint)
+    if study is None and not (description.get("pretrained_tag") or description.get("hf_hub_id")):
+        raise InputError(
+            "the weights of the artifact's base are a file's, and it is not known here which; "
+            "give it with --checkpoint (or --model, if a library has them by a name)"
+        )
+    return None
+
+
 def _check_out(out: Path) -> None:
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} must end in .safetensors")
 
 
 def _save(model: nn.Module, out: Path, *, force: bool) -> None:
+    write_atomically(out, _encoded(model, out, force=force))
+
+
+def _encoded(model: nn.Module, out: Path, *, force: bool) -> bytes:
+    """Return the file that is to be at `out`, unless another one is there."""
     from safetensors.torch import save
 
     # safetensors holds no strides, which a channels_last model has.
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    data = save(state, metadata={"format": "pt"})
+    data: bytes = save(state, metadata={"format": "pt"})
     check_file(out, data, force=force)
-    write_atomically(out, data)
+    return data
 
 
 def _show(result: dict[str, object], match: BaseMatch, title: str, *, as_json: bool) -> None:

@@ -9,6 +9,13 @@ from salve_plugin.control.assessment.tables import (
     control_columns,
     control_rows,
 )
+from salve_plugin.control.choosing.candidate import Choice
+
+
+def show_verdict(choice: Choice) -> None:
+    """Print in one line what was chosen, in red and with the word NOT MET if it is not enough."""
+    style = "green" if choice.met else "bold red"
+    console().print(choice.verdict, highlight=False, markup=False, soft_wrap=True, style=style)
 
 
 def show_assessment(assessment: Assessment, title: str) -> None:

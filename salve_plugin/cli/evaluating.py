@@ -5,6 +5,7 @@ from pathlib import Path
 from salve_plugin.cli.artifacts import base_of, edits_at
 from salve_plugin.cli.assessments import show_assessment
 from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.studies import left_out_of
 from salve_plugin.control.assessment.reassess import TOLERANCE, deviations, reassess
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
@@ -19,6 +20,7 @@ def evaluate(
     checkpoint: Path | None,
     num_classes: int | None,
     *,
+    skip_unreadable: bool,
     as_json: bool,
 ) -> bool:
     """Assess an artifact's edit again and say whether it comes out as the artifact says.
@@ -37,8 +39,9 @@ def evaluate(
         raise InputError(
             f"{source} has no assessment that could be repeated; `salve apply --data` measures one"
         )
-    opened = base_of(shared, model, checkpoint, num_classes)
-    loader = opened.images(data).batches(64)
+    opened = base_of(source, shared, model, checkpoint, num_classes)
+    left_out = left_out_of(data, skip_unreadable, as_json=as_json)
+    loader = opened.images(data, labels=shared.labels, left_out=left_out).batches(64)
     # Nothing is fetched for one control: the dictionary counts where it travels in the artifact.
     measured = reassess(opened.hooked, shared.edit, stored, loader, shared.dictionary)
     different = deviations(stored, measured)
@@ -48,6 +51,7 @@ def evaluate(
                 "artifact": shared.digest,
                 "same": not different,
                 "tolerance": TOLERANCE,
+                "left_out": left_out,
                 "different": [each.to_json() for each in different],
                 "assessment": measured.to_json(),
                 "verdict": measured.verdict,

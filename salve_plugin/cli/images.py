@@ -1,6 +1,6 @@
 """Labelled images from a folder with one subfolder a class (torchvision's ImageFolder layout)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from salve_plugin.discover.recording.labels import model_classes
-from salve_plugin.errors import ReadError
+from salve_plugin.errors import InputError, ReadError
+from salve_plugin.store.checkpoint import in_short
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,6 +19,9 @@ WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """PIL's modes that its conversion to RGB would clip at 255."""
 NO_PICTURES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Forms that PIL knows but cannot show by itself, or not as a picture."""
+
+PHOTOGRAPHS = frozenset({".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef"})
+"""Photographs that PIL may not open: passing over them without a word would lose half a camera."""
 
 Transform = Callable[["Image"], Tensor]
 
@@ -31,7 +35,13 @@ class ImageTree(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, folder: Path, transform: Transform, *, names: Sequence[Sequence[str]] | None, n: int
+        self,
+        folder: Path,
+        transform: Transform,
+        *,
+        names: Sequence[Sequence[str]] | None,
+        n: int,
+        left_out: Collection[str] = (),
     ) -> None:
         """List the images; none is opened yet.
 
@@ -40,23 +50,33 @@ class ImageTree(Dataset[tuple[Tensor, int]]):
             transform: the model's preprocessing.
             names: for each class of the model, the names that it is known by, if any are.
             n: number of classes of the model.
+            left_out: files and empty subfolders to pass over, see `unusable`.
 
         Raises:
-            ReadError: if the folder has no images in subfolders.
+            ReadError: if the folder has no images in subfolders, or a subfolder has none.
             InputError: if the subfolders cannot be matched with the model's classes.
         """
-        from torchvision.datasets import ImageFolder
-
-        try:
-            tree = ImageFolder(str(folder), is_valid_file=is_image_name)
-        except (FileNotFoundError, OSError) as error:
+        samples, filled, empty = _listed(folder, left_out)
+        unexpected = [name for name in empty if name not in left_out]
+        if unexpected or not filled:
             raise ReadError(
-                f"{folder} is not an image folder ({error}); expected one subfolder a class with "
-                "images in it"
-            ) from error
-        indices, self.classes = model_classes(tree.classes, names, n, what="subfolders")
+                f"{folder} is not an image folder: no image is in {in_short(unexpected)}; remove "
+                "it, or leave such subfolders out with --skip-unreadable"
+                if filled
+                else f"{folder} is not an image folder: it has no images that can be read in its "
+                "subfolders; expected one subfolder a class"
+            )
+        try:
+            used = [*sorted((*filled, *empty))]
+            indices, self.classes = model_classes(used, names, n, what="subfolders")
+        except InputError:
+            if not empty:
+                raise
+            used = filled  # one for each class may be there without those that are empty
+            indices, self.classes = model_classes(used, names, n, what="subfolders")
+        index_of = dict(zip(used, indices, strict=True))
         self._transform = transform
-        self.samples = [(Path(path), indices[label]) for path, label in tree.samples]
+        self.samples = [(path, index_of[name]) for path, name in samples]
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -76,6 +96,60 @@ class ImageTree(Dataset[tuple[Tensor, int]]):
         return DataLoader(self, batch_size=size, shuffle=False)
 
 
+def unusable(folder: Path, *, progress: bool = True) -> list[str]:
+    """Return the images below a folder that cannot be read, and the subfolders that have no others.
+
+    Every image is decoded: that one is cut off shows only at its end.
+
+    Args:
+        folder: with one subfolder a class.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ReadError: if the folder has no subfolders.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    samples, _, _ = _listed(folder, ())
+    unreadable = []
+    shown = track(samples, "checking", console=Console(stderr=True), disable=not progress)
+    for path, _ in shown:
+        try:
+            open_image(path)
+        except ReadError:
+            unreadable.append(_name(path, folder))
+    _, _, empty = _listed(folder, unreadable)
+    return sorted([*unreadable, *empty])
+
+
+def _listed(
+    folder: Path, left_out: Collection[str]
+) -> tuple[list[tuple[Path, str]], list[str], list[str]]:
+    """Return images with their subfolders' names, subfolders that have some, and those without."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        tree = ImageFolder(str(folder), is_valid_file=is_image_name, allow_empty=True)
+    except OSError as error:
+        raise ReadError(
+            f"{folder} is not an image folder ({error}); expected one subfolder a class with "
+            "images in it"
+        ) from error
+    passed = set(left_out)
+    samples = [
+        (Path(path), tree.classes[label])
+        for path, label in tree.samples
+        if _name(Path(path), folder) not in passed
+    ]
+    filled = {name for _, name in samples}
+    return samples, sorted(filled), sorted(set(tree.classes) - filled)
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
 def open_image(path: Path) -> "Image":
     """Return the image as RGB, upright, of 8 bits a channel.
 
@@ -85,16 +159,19 @@ def open_image(path: Path) -> "Image":
     Raises:
         ReadError: naming the file, if it is no readable image.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
             return (_in_8_bits(upright) if upright.mode in WIDE_MODES else upright).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # every decoder has errors of its own for what it cannot decode
+        reason = "its file has another form than its name says, or one that Pillow does not open"
+        if not isinstance(error, UnidentifiedImageError):
+            reason = str(error)
         raise ReadError(
-            f"{path} cannot be read as an image ({error}); repair or remove the file, then repeat "
-            "the command: what is done already is kept"
+            f"{path} cannot be read as an image ({reason}); repair it, make it a JPEG, remove it, "
+            "or leave such files out with --skip-unreadable: what is done already is kept"
         ) from error
 
 
@@ -129,4 +206,4 @@ def is_image_name(path: str) -> bool:
     >>> is_image_name("a/photo.GIF"), is_image_name("a/notes.txt")
     (True, False)
     """
-    return Path(path).suffix.lower() in image_endings()
+    return Path(path).suffix.lower() in image_endings() | PHOTOGRAPHS

@@ -40,6 +40,16 @@ def show_error(error: SalveError, *, as_json: bool) -> None:
         console(stderr=True).print(shown, highlight=False)
 
 
+def show_note(text: str) -> None:
+    """Print a line on standard error: something that people should know of a result."""
+    console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as people read it, in place of `warnings.showwarning`."""
+    show_note(f"Note: {printable(str(message))}")
+
+
 @contextmanager
 def saying_how_to_go_on() -> Iterator[None]:
     """Say in one line what an interrupted command, given again, does."""
@@ -48,7 +58,7 @@ def saying_how_to_go_on() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         kept = " ".join(getattr(stop, "__notes__", ())).partition(": ")[0]
         said = f"Interrupted; {kept or 'what is done is kept'}. Repeat the command to go on."
-        console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)
+        show_note(said)
         raise
 
 

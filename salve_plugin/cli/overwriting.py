@@ -41,6 +41,16 @@ def save(thing: Stored, out: Path, *, force: bool) -> None:
     thing.save_pretrained(out)
 
 
+def check_folder(out: Path) -> None:
+    """Check that a folder can be made, before anything is computed for it.
+
+    Raises:
+        InputError: if something else has its name.
+    """
+    if os.path.lexists(usable(out)) and not usable(out).is_dir():
+        raise InputError(f"--out {out} is a file, and a folder is to be written; choose another")
+
+
 def check_free(out: Path, digest: str | None = None, *, force: bool) -> None:
     """Check that a folder holds nothing, or the same thing.
 

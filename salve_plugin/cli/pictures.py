@@ -40,7 +40,7 @@ def of_study(
     if count == 0:
         return {}, None
     try:
-        tree = opened.images(Path(study.data))
+        tree = opened.images(Path(study.data), left_out=study.left_out)
         labels = torch.tensor([image_label for _, image_label in tree.samples])
         chosen = _strongest(acts, dictionary, edit, labels, label)[:count]
         images = torch.stack([tree[index][0] for index in chosen])

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
-from salve_plugin.cli.assessments import show_assessment
+from salve_plugin.cli.assessments import show_assessment, show_verdict
 from salve_plugin.cli.images import ImageTree
+from salve_plugin.cli.origins import note_study
 from salve_plugin.cli.output import console, show_json, show_table
-from salve_plugin.cli.overwriting import check_outside, save
+from salve_plugin.cli.overwriting import check_folder, check_outside, save
+from salve_plugin.cli.studies import left_out_of
 from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.choosing.candidate import Choice
@@ -38,11 +40,13 @@ class Removal:
         with_folder: images that have it, one subfolder a class.
         without_folder: images that do not; the same names are taken for pairs.
         max_harm: see `RemoveConcept`.
+        skip_unreadable: whether images that cannot be read are left out.
     """
 
     with_folder: Path
     without_folder: Path
     max_harm: float = 0.01
+    skip_unreadable: bool = False
 
 
 def remove(folder: Path, out: Path, removal: Removal, *, force: bool, as_json: bool) -> None:
@@ -56,12 +60,14 @@ def remove(folder: Path, out: Path, removal: Removal, *, force: bool, as_json: b
     """
     study = Study.load(folder)
     check_outside(out, [study.data, removal.with_folder, removal.without_folder])
+    check_folder(out)
     acts = Activations.load(study.activations_folder)
     opened = study.open(acts)
-    names = [(name,) for name in acts.classes] if acts.classes else opened.class_names
+    folders = (removal.with_folder, removal.without_folder)
+    left_out = [left_out_of(each, removal.skip_unreadable, as_json=as_json) for each in folders]
     trees = [
-        ImageTree(where, opened.transform, names=names, n=opened.n_classes)
-        for where in (removal.with_folder, removal.without_folder)
+        opened.images(each, labels=acts.classes, left_out=names)
+        for each, names in zip(folders, left_out, strict=True)
     ]
     paired = _names(trees[0], removal.with_folder) == _names(trees[1], removal.without_folder)
     with scratch("recordings") as temporary:
@@ -87,6 +93,7 @@ def remove(folder: Path, out: Path, removal: Removal, *, force: bool, as_json: b
         choice = choose(opened.hooked, goal)
         artifact = _artifact(opened, study, choice, concept, trees, paired=paired)
     save(artifact, out, force=force)
+    note_study(out, artifact.digest, study)
     _show(artifact, choice, concept, out, as_json=as_json)
 
 
@@ -144,9 +151,8 @@ def _show(
         [(one.method, one.effect, one.harm, *one.figures.values()) for one in best],
     )
     show_assessment(assessment, f"chosen: {choice.chosen.method}")
-    style = "green" if choice.met else "red"
-    for line in (concept.note, choice.verdict):
-        console().print(line, highlight=False, markup=False, soft_wrap=True, style=style)
+    console().print(concept.note, highlight=False, markup=False, soft_wrap=True)
+    show_verdict(choice)
     console().print(f"Saved in {out} ({artifact.digest[:12]}).", highlight=False)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from salve_plugin.cli import artifacts, auditing, evaluating, hub
+from salve_plugin.cli import artifacts, auditing, comparing, evaluating, hub
 from salve_plugin.cli.options import (
     Again,
     Artifact,
@@ -18,6 +18,7 @@ from salve_plugin.cli.options import (
     Offline,
     Out,
     Revision,
+    Skip,
     Subfolder,
 )
 from salve_plugin.cli.output import show_error
@@ -40,6 +41,7 @@ def apply_command(
     data: Annotated[
         Path | None, typer.Option("--data", help="Images to evaluate on before and after.")
     ] = None,
+    skip_unreadable: Skip = False,
     revision: Revision = None,
     subfolder: Subfolder = None,
     offline: Offline = False,
@@ -49,7 +51,10 @@ def apply_command(
     """Apply an edit or a bundle, all of it, to its base model and save the edited weights."""
     where = _where(revision, subfolder, offline)
     options = (model, checkpoint, num_classes)
-    artifacts.apply(artifact, where, out, *options, data, force=force, as_json=as_json)
+    artifacts.apply(
+        artifact, where, out, *options, data,
+        skip_unreadable=skip_unreadable, force=force, as_json=as_json,
+    )  # fmt: skip
 
 
 @commands.command("evaluate")
@@ -59,6 +64,7 @@ def evaluate_command(
     model: Model = None,
     checkpoint: Checkpoint = None,
     num_classes: Classes = None,
+    skip_unreadable: Skip = False,
     revision: Revision = None,
     subfolder: Subfolder = None,
     offline: Offline = False,
@@ -70,7 +76,10 @@ def evaluate_command(
     """
     where = _where(revision, subfolder, offline)
     options = (model, checkpoint, num_classes)
-    if not evaluating.evaluate(artifact, where, data, *options, as_json=as_json):
+    same = evaluating.evaluate(
+        artifact, where, data, *options, skip_unreadable=skip_unreadable, as_json=as_json
+    )
+    if not same:
         raise typer.Exit(2)
 
 
@@ -131,6 +140,46 @@ def audit_command(
         raise typer.Exit(2) from error
     if not proven:
         raise typer.Exit(1)
+
+
+@commands.command("diff")
+def diff_command(
+    ours: Artifact, theirs: Artifact, offline: Offline = False, as_json: Json = False
+) -> None:
+    """Show what differs between two edits: fields of their manifests, elements of their tensors.
+
+    Status 0 means that nothing does, 1 that something does, 2 that they could not be compared.
+    """
+    try:
+        same = comparing.diff(ours, theirs, _where(None, None, offline), as_json=as_json)
+    except SalveError as error:
+        show_error(error, as_json=as_json)
+        raise typer.Exit(2) from error
+    if not same:
+        raise typer.Exit(1)
+
+
+@commands.command("bundle")
+def bundle_command(
+    members: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MEMBER...",
+            help="Edits of one base: folders or repositories, or NAME=FOLDER to name them.",
+        ),
+    ],
+    out: Out,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    num_classes: Classes = None,
+    offline: Offline = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make one bundle of several edits of one base, which apply and revert together."""
+    options = (model, checkpoint, num_classes)
+    where = _where(None, None, offline)
+    comparing.bundle(members, where, out, *options, force=force, as_json=as_json)
 
 
 @commands.command("inspect")

@@ -1,24 +1,28 @@
-"""`salve discover`, `features` and `explain`."""
+"""`salve discover`, `learners` and `features`."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from salve_plugin.cli.images import open_image
-from salve_plugin.cli.output import console, saying_how_to_go_on, show_json, show_table
-from salve_plugin.cli.overwriting import check_file, check_outside, save
+from salve_plugin.cli.choosing import label_of
+from salve_plugin.cli.images import unusable
+from salve_plugin.cli.output import console, saying_how_to_go_on, show_json, show_note, show_table
+from salve_plugin.cli.overwriting import check_outside, save
 from salve_plugin.cli.study import ModelSpec, Study, made_folder
-from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.learners import learners
+from salve_plugin.discover.learners.base import Solver
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.rows import Moments, held_out
 from salve_plugin.discover.training.run import Run
-from salve_plugin.errors import InputError
-from salve_plugin.store.files import write_atomically
+from salve_plugin.discover.training.settings import FitSettings
+from salve_plugin.site import Site
+from salve_plugin.store.checkpoint import in_short
 
 
 def model_spec(model: str, checkpoint: Path | None, num_classes: int | None) -> ModelSpec:
@@ -38,6 +42,7 @@ def discover(
     l0: float | None,
     seed: int,
     batch_size: int,
+    skip_unreadable: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -49,12 +54,19 @@ def discover(
             settings do not go together.
     """
     check_outside(out, [data])
-    study = Study(out, spec, str(data.resolve()))
-    asked = {"learner": learner, "n_latents": latents, "target_l0": l0, "seed": seed}
+    asked: dict[str, Any] = {
+        "learner": learner,
+        "n_latents": latents,
+        "target_l0": l0,
+        "seed": seed,
+    }
+    FitSettings(options={}, **asked).rule()
+    left_out = left_out_of(data, skip_unreadable, as_json=as_json)
+    study = Study(out, spec.pinned(), str(data.resolve()), tuple(left_out))
     different = study.replaced(site, asked, force=force)
     opened = spec.open()
-    opened.hooked.site(site)
-    images = opened.images(data)
+    images = opened.images(data, left_out=left_out)
+    _rehearse(opened.hooked.site(site), len(images), asked)
     made_folder(out)
     study.remove_other(different)
     with saying_how_to_go_on():
@@ -78,6 +90,7 @@ def discover(
         "model": spec.model,
         "site": site,
         "images": acts.n_images,
+        "left_out": left_out,
         "rows": acts.n_rows,
         "classes_with_images": int((class_features.counts > 0).sum()),
         "learner": learner,
@@ -90,8 +103,47 @@ def discover(
     if as_json:
         show_json(summary)
         return
-    show_table("discovered", ("what", "value"), [*summary.items()])
+    show_table("discovered", ("what", "value"), [*{**summary, "left_out": len(left_out)}.items()])
     console().print(f"Next: salve features {out}", highlight=False)
+
+
+def left_out_of(folder: Path, skip: bool, *, as_json: bool) -> list[str]:
+    """Return what is to be passed over in an image folder, and say how much that is.
+
+    Args:
+        folder: with one subfolder a class.
+        skip: whether anything is to be.
+        as_json: whether results are for a program.
+
+    Raises:
+        ReadError: if it has no subfolders.
+    """
+    left_out = unusable(folder, progress=not as_json) if skip else []
+    if left_out:
+        what = f"{len(left_out)} unreadable images or subfolders without any"
+        show_note(f"Left out of {folder}: {what} ({in_short(left_out)}).")
+    return left_out
+
+
+def _rehearse(site: Site, n_images: int, asked: Mapping[str, Any]) -> None:
+    """Fit random rows for one step: what is wrong with the options shows before the recording.
+
+    Raises:
+        InputError: as `fit`.
+    """
+    # One row in ten is held out; maps and tokens have more rows than images, nobody knows how many.
+    enough = 2 * max(asked["n_latents"] or 0, site.width) + 64
+    n_rows = min(n_images, enough) if site.layout == "pooled" else enough
+    settings = FitSettings(options={}, **asked)
+    rule = settings.rule()
+    if isinstance(rule, Solver):  # one step of it is all of its work
+        n_training = int((~held_out(torch.arange(n_rows))).sum())
+        settings.latents_of(rule, Moments(torch.zeros(site.width), 1.0, n_training))
+        return
+    rows = torch.randn(n_rows, site.width, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is said of these rows does not hold for others
+        fit(rows, **asked, steps=1, learning_rate=1e-4, run=Run(progress=False))
 
 
 def list_learners(*, as_json: bool) -> None:
@@ -154,84 +206,3 @@ def _class_summary(class_features: Features, label: int, top: int, images: int) 
             for latent in class_features.ranked(label, top)
         ],
     }
-
-
-def label_of(class_features: Features, class_name: str) -> int:
-    """Return the class of a name, or of an index where no class has that name.
-
-    Raises:
-        InputError: if there is no such class, or it has no images.
-    """
-    named = class_features.classes is not None and class_name in class_features.classes
-    plain_number = class_name.isascii() and class_name.isdigit()
-    return class_features.class_index(int(class_name) if plain_number and not named else class_name)
-
-
-def latent_of(
-    class_features: Features, dictionary: Dictionary, class_name: str | None, latent: int | None
-) -> int:
-    """Return the latent that was named, or the dominant one of the class.
-
-    Raises:
-        InputError: if neither is given, or the latent does not exist.
-    """
-    if latent is None:
-        if class_name is None:
-            raise InputError("name a class (--class) or a latent (--latent)")
-        return class_features.dominant(label_of(class_features, class_name))
-    if not 0 <= latent < dictionary.n_latents:
-        raise InputError(
-            f"latent {latent} does not exist: the dictionary has {dictionary.n_latents}, 0 to "
-            f"{dictionary.n_latents - 1}"
-        )
-    return latent
-
-
-def explain(
-    folder: Path,
-    images: Sequence[Path],
-    out: Path,
-    class_name: str | None,
-    latent: int | None,
-    *,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Write one Grad-FAM overlay an image.
-
-    Raises:
-        InputError: if there is no such class or latent, or another picture lies there.
-        AttributionError: if the model has no map or patch grid to look at.
-        SalveError: if the study or an image cannot be read, or an overlay cannot be written.
-    """
-    from salve_plugin.validate.grad_fam import LayerGradFam
-    from salve_plugin.validate.pictures import overlay, png_bytes
-
-    study = Study.load(folder)
-    check_outside(out, [study.data])
-    acts, dictionary, class_features = study.parts()
-    chosen = latent_of(class_features, dictionary, class_name, latent)
-    opened = study.open(acts)
-    fam = LayerGradFam.of(opened.hooked, dictionary)
-    made_folder(out)
-    written = []
-    for number, path in enumerate(images):
-        inputs = opened.transform(open_image(path))[None]
-        heat = fam.attribute(inputs, target=chosen)[0]
-        overlay_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
-        picture = png_bytes(overlay(inputs[0], heat))
-        check_file(overlay_path, picture, force=force)
-        write_atomically(overlay_path, picture)
-        written.append(
-            {
-                "image": str(path),
-                "overlay": str(overlay_path),
-                "most": float(heat.max()),
-                "least": float(heat.min()),
-            }
-        )
-    if as_json:
-        show_json({"latent": chosen, "images": written})
-        return
-    rows = [tuple(picture.values()) for picture in written]
-    show_table(f"Grad-FAM of latent {chosen}", ("image", "overlay", "most", "least"), rows)

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,16 @@ from torch import Tensor
 
 from salve_plugin.adapter import Adapter, attach, installed_adapters
 from salve_plugin.cli.images import ImageTree
+from salve_plugin.cli.output import show_note
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.dictionary_files import DICTIONARY
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, ReadError, SalveError, WriteError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import check_one_network, network_digest
+from salve_plugin.store.checkpoint import weights_file
+from salve_plugin.store.digest import sha256_file
 from salve_plugin.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -33,14 +37,29 @@ class ModelSpec:
     Attributes:
         model: name in its family, e.g. timm's `resnet18.a1_in1k`.
         checkpoint: absolute path of a state dict; None for the family's pretrained weights.
-        num_classes: size of the classifier if not the family's own.
+        num_classes: size of the classifier, if not the checkpoint's or the family's own.
         adapter: which installed adapter.
+        checkpoint_sha256: of the checkpoint, as it was when it was pinned; None if it was not.
     """
 
     model: str
     checkpoint: str | None = None
     num_classes: int | None = None
     adapter: str = "timm"
+    checkpoint_sha256: str | None = None
+
+    def pinned(self) -> "ModelSpec":
+        """Return the spec with the digest of the checkpoint as it is now."""
+        return replace(self, checkpoint_sha256=self._present())
+
+    @property
+    def is_as_pinned(self) -> bool:
+        """Whether the checkpoint is the file that it was; false if that is not known."""
+        return self.checkpoint_sha256 is not None and self.checkpoint_sha256 == self._present()
+
+    def _present(self) -> str | None:
+        file = None if self.checkpoint is None else weights_file(Path(self.checkpoint))
+        return sha256_file(file) if file is not None and file.is_file() else None
 
     def _adapter(self) -> Adapter:
         adapters = installed_adapters()
@@ -76,9 +95,21 @@ class OpenModel:
         """Number of classes of the classifier."""
         return len(self.hooked.unembed(partial=True)[1])
 
-    def images(self, folder: Path) -> ImageTree:
-        """Return the labelled images of a folder for this model; see `ImageTree`."""
-        return ImageTree(folder, self.transform, names=self.class_names, n=self.n_classes)
+    def images(
+        self, folder: Path, *, labels: Sequence[str] | None = None, left_out: Collection[str] = ()
+    ) -> ImageTree:
+        """Return the labelled images of a folder for this model; see `ImageTree`.
+
+        Args:
+            folder: with one subfolder a class.
+            labels: further names of the model's classes, by index: then some of them will do.
+            left_out: files and empty subfolders to pass over.
+        """
+        names = self.class_names
+        if labels is not None and len(labels) == self.n_classes:
+            known = names or [()] * len(labels)
+            names = [(*own, label) for own, label in zip(known, labels, strict=True)]
+        return ImageTree(folder, self.transform, names=names, n=self.n_classes, left_out=left_out)
 
 
 @dataclass(frozen=True)
@@ -89,11 +120,13 @@ class Study:
         folder: of the study.
         spec: how to build its model.
         data: absolute path of the images that were recorded.
+        left_out: what below it was passed over, see `unusable`.
     """
 
     folder: Path
     spec: ModelSpec
     data: str
+    left_out: tuple[str, ...] = ()
 
     def save(self) -> None:
         """Write `study.json`.
@@ -103,6 +136,7 @@ class Study:
         """
         fields = {
             "format_version": FORMAT_VERSION, "source": asdict(self.spec), "data": self.data,
+            "left_out": list(self.left_out),
         }  # fmt: skip
         write_atomically(
             self.folder / STUDY_FILE, json.dumps(fields, indent=1, sort_keys=True).encode() + b"\n"
@@ -138,12 +172,17 @@ class Study:
         different = []
         if (self.folder / STUDY_FILE).exists():
             before = Study.load(self.folder)
-            different += ["model"] if before.spec != self.spec else []
-            different += ["data"] if before.data != self.data else []
+            pinned = before.spec.checkpoint_sha256 is not None
+            spec = self.spec if pinned else replace(self.spec, checkpoint_sha256=None)
+            different += ["model"] if before.spec != spec else []
+            same_data = (before.data, before.left_out) == (self.data, self.left_out)
+            different += [] if same_data else ["data"]
+        if not (self.dictionary_folder / DICTIONARY.manifest).exists():
+            return different
         try:
             dictionary = Dictionary.from_pretrained(self.dictionary_folder)
         except SalveError:
-            return different
+            return [*different, "dictionary (damaged, or somebody else's)"]
         different += ["site"] if dictionary.site.name != site else []
         return different + [
             name
@@ -162,7 +201,8 @@ class Study:
         try:
             fields = json.loads(path.read_text())
             version = fields["format_version"]
-            study = cls(folder, ModelSpec(**fields["source"]), str(fields["data"]))
+            spec, data = ModelSpec(**fields["source"]), str(fields["data"])
+            study = cls(folder, spec, data, tuple(map(str, fields.get("left_out", ()))))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReadError(
                 f"{folder} is not a study ({type(error).__name__}: {error}); make one with "
@@ -204,6 +244,8 @@ class Study:
     def open(self, acts: Activations) -> OpenModel:
         """Return the model, which must still be the one that was recorded, its classifier excepted.
 
+        That the file of its checkpoint is another one all the same is said.
+
         Args:
             acts: the study's recording.
 
@@ -221,6 +263,11 @@ class Study:
             "the model": network_digest(opened.hooked),
         }
         check_one_network(networks, remedy=remedy)
+        if self.spec.checkpoint_sha256 is not None and not self.spec.is_as_pinned:
+            show_note(
+                f"{self.spec.checkpoint} is not the file that was recorded: its classifier may be "
+                "another one, all else in it is the same"
+            )
         return opened
 
     def check_checkpoint(self, acts: Activations) -> None:
@@ -229,7 +276,8 @@ class Study:
         Raises:
             SalveError: as for `open`.
         """
-        if self.spec.checkpoint is not None and Path(self.spec.checkpoint).exists():
+        checkpoint = self.spec.checkpoint
+        if checkpoint is not None and Path(checkpoint).exists() and not self.spec.is_as_pinned:
             self.open(acts)
 
 

@@ -19,11 +19,11 @@ from salve_plugin.share.audited_tensor import AuditedTensor, cast_between, compa
 from salve_plugin.share.model_state import (
     State,
     StateSource,
-    in_short,
     state_of,
     tied_to,
     without_prefix,
 )
+from salve_plugin.store.checkpoint import in_short
 from salve_plugin.store.digest import Fingerprint, fingerprints, state_digest
 
 

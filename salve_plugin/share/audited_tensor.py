@@ -10,7 +10,8 @@ from torch import Tensor
 
 from salve_plugin.control.base import dtype_name
 from salve_plugin.control.rows import same_bits
-from salve_plugin.share.model_state import State, in_short
+from salve_plugin.share.model_state import State
+from salve_plugin.store.checkpoint import in_short
 
 Verdict = Literal["identical", "changed as the edit says", "changed otherwise", "missing", "added"]
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

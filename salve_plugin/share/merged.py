@@ -29,7 +29,8 @@ from salve_plugin.network import OnBaseMismatch, check_choice
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.audit import put_back
 from salve_plugin.share.edit_manifest import MODEL_FILES
-from salve_plugin.share.model_state import in_short, state_of, tied_to
+from salve_plugin.share.model_state import state_of, tied_to
+from salve_plugin.store.checkpoint import in_short
 from salve_plugin.store.digest import state_digest
 from salve_plugin.store.files import usable
 from salve_plugin.store.folders import save_into

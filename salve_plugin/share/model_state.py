@@ -1,6 +1,6 @@
 """The tensors of a model, of a state dict, or of a file of one, by the names of the model."""
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,11 @@ from torch.nn.parameter import is_lazy
 
 from salve_plugin.control.base import bare
 from salve_plugin.control.matching import pristine_state
-from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
+from salve_plugin.errors import InputError, UnsupportedModelError
+from salve_plugin.store.checkpoint import in_short, load_state
 
 State = Mapping[str, Tensor]
 StateSource = nn.Module | State | str | Path
-
-WEIGHTS = "model.safetensors"
-"""The file in a folder that holds the weights."""
-_NESTED = ("state_dict", "state_dict_ema", "model", "model_ema")
-"""Where training scripts put a state dict beside an optimizer's state and the like."""
 
 
 def state_of(source: StateSource, *, pristine: bool = False) -> dict[str, Tensor]:
@@ -26,7 +22,7 @@ def state_of(source: StateSource, *, pristine: bool = False) -> dict[str, Tensor
 
     Args:
         source: a model; its state dict; the path of a `.safetensors` file, of a file that
-            `torch.save` wrote (a state dict, alone or under one of `_NESTED`), or of a folder with
+            `torch.save` wrote (a state dict, alone or in a checkpoint), or of a folder with
             `model.safetensors`.
         pristine: take a model without the edits that are on it.
 
@@ -42,7 +38,7 @@ def state_of(source: StateSource, *, pristine: bool = False) -> dict[str, Tensor
         if pristine:
             entries = {**entries, **pristine_state(network)}
     elif isinstance(source, str | Path):
-        entries = _loaded(Path(source))
+        entries = load_state(Path(source))
     else:
         entries = source
     name = str(source) if isinstance(source, str | Path) else f"the {type(source).__name__}"
@@ -66,33 +62,6 @@ def state_of(source: StateSource, *, pristine: bool = False) -> dict[str, Tensor
 def _is_plain(tensor: Tensor) -> bool:
     dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
     return dense and not is_lazy(tensor)
-
-
-def _loaded(path: Path) -> Mapping[str, Any]:
-    if path.is_dir():
-        path = path / WEIGHTS
-    try:
-        if path.suffix == ".safetensors":
-            import safetensors.torch
-
-            tensors: dict[str, Any] = safetensors.torch.load_file(path)
-            return tensors
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each library has errors of its own for a file that is not one
-        raise ReadError(
-            f"cannot read the weights in {path}: {error}; expected a .safetensors file, a state "
-            f"dict that torch.save wrote, or a folder with {WEIGHTS}"
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path} holds a {type(loaded).__name__}, expected a state dict")
-    nested = [key for key in _NESTED if isinstance(loaded.get(key), Mapping)]
-    if len(nested) > 1:
-        raise InputError(
-            f"{path} holds several state dicts, {nested}; save the one that is meant in a file of "
-            "its own"
-        )
-    inner: Mapping[str, Any] = loaded[nested[0]] if nested else loaded
-    return inner
 
 
 def without_prefix(state: State, wanted: Set[str]) -> State:
@@ -131,9 +100,3 @@ def tied_to(state: State, names: Iterable[str]) -> dict[str, str]:
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
     return tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()
-
-
-def in_short(names: Collection[str], most: int = 3) -> str:
-    """Return the first of some names, and how many more there are."""
-    shown = ", ".join(list(names)[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,68 @@
+"""Command lines that cannot be meant are refused, as JSON where that was asked for."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from command import run
+
+from salve_plugin.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_the_version_is_told(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"salve {version('salve-plugin')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("features",), "Missing argument"),
+        (("features", "study", "--tops", 3), "No such option: --tops"),
+        (("features", "study", "--top", "many"), "Invalid value"),
+        (("explode",), "No such command"),
+        (("discover", "--model", "a", "--data", "b", "--out", "c", "--latents", 0), "--latents"),
+        (("discover", "--model", "a", "--data", "b", "--out", "c", "--num-classes", -1), "classes"),
+        (("edit", "study", "--out", "e", "--max-harm", 2), "--max-harm"),
+    ],
+)
+def test_usage_errors_are_json_where_json_was_asked_for(
+    arguments: tuple[object, ...], message: str, capsys: Capture
+) -> None:
+    status, told = run(capsys, *arguments)
+    assert (status, told["error"]) == (2, "UsageError")
+    assert message in told["message"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("features", "study", "--class", "a", "--class", "b"),
+        ("alpha-crit", "study", "--class", "a", "--latent", 1, "--latent", 1),
+        ("apply", "edit", "--out", "a.safetensors", "--out", "b.safetensors"),
+    ],
+)
+def test_an_option_given_twice_is_refused(arguments: tuple[object, ...], capsys: Capture) -> None:
+    status, told = run(capsys, *arguments)
+    assert (status, told["error"]) == (2, "UsageError")
+    assert "is given 2 times and takes one value" in told["message"]
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(each) for each in arguments])
+    assert exit_info.value.code == 2
+    assert "2 times" in " ".join(capsys.readouterr().err.split())
+
+
+def test_arguments_of_several_values_and_flags_may_be_repeated(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    status, told = run(capsys, "explain", tmp_path, "a.png", "a.png", "--out", tmp_path, "--json")
+    assert (status, told["error"]) == (1, "ReadError")  # that it is no study
+    with pytest.raises(SystemExit):
+        main(["learners", "--json", "--json"])
+    assert json.loads(capsys.readouterr().out)["learners"]
