@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from salve_plugin import passes
 from salve_plugin.errors import InputError, UnknownSiteError
+from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.hook_points import HookPoint
 from salve_plugin.hooked_root import HookedRoot
 from salve_plugin.images import as_input, refused_in_words
@@ -91,6 +92,14 @@ class HookedModel(HookedRoot):
 
     def _make_point(self) -> nn.Module:
         return HookPoint()
+
+    def __repr__(self) -> str:
+        """Say in one line what is attached; `model` prints the layers."""
+        heads = listed(self.heads) if self.heads else "none"
+        return shortened(
+            f"<{type(self).__name__} of {type(self.model).__name__}: {len(self.sites)} sites, "
+            f"classifier at {heads}>"
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return exactly what the bare model returns, unless a hook function changes it.

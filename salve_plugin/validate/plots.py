@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from salve_plugin.control.critical import AlphaCrit
-from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import Gate
 from salve_plugin.errors import InputError
 from salve_plugin.validate.pictures import png_bytes
@@ -22,6 +20,10 @@ from salve_plugin.validate.pictures import png_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from salve_plugin.control.critical import AlphaCrit
+    from salve_plugin.control.edit import Edit
+    from salve_plugin.faces.drawing import Drawing
 
 ALPHA_CRIT = "alpha-crit"
 """Name of the picture in an artifact."""
@@ -69,7 +71,7 @@ class Curve:
         return values[inside].tolist(), shares[inside].tolist()
 
 
-def alpha_crit_picture(critical: AlphaCrit, edit: Edit) -> bytes:
+def alpha_crit_picture(critical: "AlphaCrit", edit: "Edit") -> bytes:
     """Return a PNG of the distribution of the critical strengths, the same bytes every time.
 
     For each class the share of images that have reached the target at a strength, exactly, as
@@ -84,28 +86,39 @@ def alpha_crit_picture(critical: AlphaCrit, edit: Edit) -> bytes:
     Raises:
         InputError: if there is no image.
     """
+    import matplotlib
+    from PIL import Image
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # what users configured must not change the bytes
+        stream = BytesIO()
+        alpha_crit_figure(critical, edit).savefig(stream, format="png")
+    with Image.open(stream) as drawn:
+        return png_bytes(drawn, colours=128)
+
+
+def alpha_crit_figure(critical: "AlphaCrit", edit: "Edit | None") -> "Drawing":
+    """Draw the distribution of the critical strengths; see `alpha_crit_picture`.
+
+    Raises:
+        InputError: if there is no image.
+    """
     if not len(critical.values):
         raise InputError(
             "critical strengths of no image cannot be drawn; compute them for images of some "
             "class, or leave the plot out (plot=False)"
         )
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from PIL import Image
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # what users configured must not change the bytes
-        figure = Figure((WIDTH, HEIGHT), DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        _draw(figure, curves(critical, edit), critical, edit)
-        stream = BytesIO()
-        figure.savefig(stream, format="png")
-    with Image.open(stream) as drawn:
-        return png_bytes(drawn, colours=128)
+    from salve_plugin.faces.drawing import Drawing
+
+    figure = Drawing((WIDTH, HEIGHT), DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    _draw(figure, curves(critical, edit), critical, edit)
+    return figure
 
 
-def curves(critical: AlphaCrit, edit: Edit) -> list[Curve]:
+def curves(critical: "AlphaCrit", edit: "Edit | None") -> list[Curve]:
     """Return the lines to draw; the classes' own by label, then the one of all the rest."""
     values = critical.values.detach().cpu()
     labels = critical.labels.detach().cpu()
@@ -122,12 +135,13 @@ def curves(critical: AlphaCrit, edit: Edit) -> list[Curve]:
     return [*named, Curve(others, rest, _REST_COLOUR)] if len(rest) else named
 
 
-def _most_concerned(values: Tensor, labels: Tensor, edit: Edit) -> list[int]:
+def _most_concerned(values: Tensor, labels: Tensor, edit: "Edit | None") -> list[int]:
     """Return all labels; those of edited rows first, then by the share that the edit moves."""
     classes, index, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    moved = ((values > 0) & (values <= edit.strength)).double()
+    strength = torch.finfo(torch.float64).max if edit is None else edit.strength
+    moved = ((values > 0) & (values <= strength)).double()
     shares = torch.zeros(len(classes), dtype=torch.float64).index_add_(0, index, moved) / counts
-    rows = set(edit.rows or ())
+    rows = set(() if edit is None else edit.rows or ())
     ranked = sorted(
         zip(classes.tolist(), shares.tolist(), strict=True),
         key=lambda label_and_share: (
@@ -151,9 +165,11 @@ def _name(classes: Sequence[str] | None, label: int) -> str:
     return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
 
 
-def _draw(figure: "Figure", lines: Sequence[Curve], critical: AlphaCrit, edit: Edit) -> None:
+def _draw(
+    figure: "Figure", lines: Sequence[Curve], critical: "AlphaCrit", edit: "Edit | None"
+) -> None:
     axes = figure.add_subplot()
-    span = _span(lines, edit.strength)
+    span = _span(lines, 0.0 if edit is None else edit.strength)
     axes.set_xscale("log")
     axes.set_xlim(span.left, span.right)
     axes.set_ylim(-0.02, 1.02)
@@ -206,8 +222,8 @@ def _legend(line: Curve) -> str:
     return f"\u200a{line.name} ({', '.join(parts)})"
 
 
-def _draw_strength(axes: "Axes", edit: Edit, span: _StrengthSpan) -> None:
-    if edit.strength <= 0:
+def _draw_strength(axes: "Axes", edit: "Edit | None", span: _StrengthSpan) -> None:
+    if edit is None or edit.strength <= 0:
         return
     axes.axvline(edit.strength, color="#222222", linestyle="--", linewidth=1)
     # On the side of the line that has room, halfway along the logarithmic axis.
@@ -219,10 +235,12 @@ def _draw_strength(axes: "Axes", edit: Edit, span: _StrengthSpan) -> None:
     )  # fmt: skip
 
 
-def _label(axes: "Axes", critical: AlphaCrit, edit: Edit, span: _StrengthSpan) -> None:
+def _label(axes: "Axes", critical: "AlphaCrit", edit: "Edit | None", span: _StrengthSpan) -> None:
     from matplotlib.ticker import NullLocator, PercentFormatter
 
-    if isinstance(edit.operator, Gate):
+    if edit is None:
+        axes.set_xlabel("strength of the edit")
+    elif isinstance(edit.operator, Gate):
         sign = {"suppress": "-", "enhance": "+"}[edit.operator.mode]
         reach = "|c_j|" if len(edit.operator.directions) == 1 else r"\mathrm{reach}_j"
         axes.set_xlabel(
@@ -255,7 +273,7 @@ def _round_values(span: _StrengthSpan) -> list[float]:
     return next((values for values in fitting if len(values) > 3), fitting[-1])
 
 
-def _reached(critical: AlphaCrit) -> str:
+def _reached(critical: "AlphaCrit") -> str:
     logit = {"label": "logit", "predicted": "predicted class's logit"}[critical.against]
     goal = {
         "zero": "is 0 or less",
