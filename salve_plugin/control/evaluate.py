@@ -55,7 +55,9 @@ class Evaluation(Tabular):
     def __repr__(self) -> str:
         """Say in one line how many images are labelled rightly."""
         images, classes = int(self.confusion.sum()), len(self.confusion)
-        return f"<Evaluation of {images} images in {classes} classes: {percent(self.overall)}>"
+        return (
+            f"<Evaluation of {images} images in {classes} classes: {percent(self.overall)} right>"
+        )
 
     def as_table(self) -> Table:
         """Return accuracy and most frequent mistake of each class that has images."""

@@ -26,7 +26,7 @@ def choice_figure(choice: "Choice") -> Drawing:
     front = choice.front
     axes.step(
         [one.effect for one in front], [one.harm for one in front], where="post",
-        color="black", linewidth=1, linestyle=":", label="front: nothing beats these",
+        color="black", linewidth=1, linestyle=":", label="front: no other one beats these",
     )  # fmt: skip
     chosen = choice.chosen
     axes.scatter(
@@ -43,17 +43,12 @@ def choice_figure(choice: "Choice") -> Drawing:
     axes.fill_between([choice.enough, right], low, bound, color="#e6e6e6", zorder=0, linewidth=0)
     axes.set(xlim=(left, right), ylim=(low, max(high, bound)))
     axes.annotate(
-        "goal",
-        (right, low),
-        xytext=(-4, 4),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-        color="#333333",
-    )
+        "goal", (choice.enough, bound), xytext=(5, -5), textcoords="offset points", va="top",
+        fontsize=9, color="#333333",
+    )  # fmt: skip
     axes.set_title(f"{type(choice.goal).__name__}: {'met' if choice.met else 'NOT MET'}")
-    axes.set_xlabel(f"effect (share of the goal's own unit; {choice.enough:.3g} is enough)")
-    axes.set_ylabel(f"harm: largest loss of accuracy ({bound:.1%} allowed)")
+    axes.set_xlabel(f"effect, in the goal's unit (at least {choice.enough:.3g} is wanted)")
+    axes.set_ylabel(f"harm: largest loss of accuracy\n(at most {bound:.1%} is allowed)")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure

@@ -194,7 +194,7 @@ class EditArtifact(Stored):
                 critical is not None,
             "an assessment": self.assessment is not None,
             "pristine rows": self.pristine is not None,
-            f"{len(self.pictures or ())} pictures": bool(self.pictures),
+            "pictures": bool(self.pictures),
         }  # fmt: skip
         with_parts = ", ".join(part for part, there in parts.items() if there) or "nothing else"
         return shortened(

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64
@@ -32,6 +33,8 @@ NAMED_CLASSES = 6
 WIDTH, HEIGHT, DPI = 8.0, 5.0, 160
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Told apart by colour-blind readers too (Okabe and Ito)."""
+STYLES = ("-", (0, (6, 2)), (0, (2, 1)), "-.", (0, (9, 2, 2, 2, 2, 2)), (0, (1, 2)))
+"""Told apart in grey."""
 _REST_COLOUR = "#767676"
 _BAND_COLOUR = "#f0f0f0"
 _NAME_LENGTH = 24
@@ -175,8 +178,8 @@ def _draw(
     axes.set_ylim(-0.02, 1.02)
     for start, end in ((span.left, span.low), (span.high, span.right)):
         axes.axvspan(start, end, color=_BAND_COLOUR, linewidth=0)
-    for line in lines:
-        _draw_curve(axes, line, span)
+    for line, style in zip(lines, cycle(STYLES), strict=False):
+        _draw_curve(axes, line, style, span)
     _draw_strength(axes, edit, span)
     _label(axes, critical, edit, span)
     legend = figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
@@ -203,12 +206,15 @@ def _span(lines: Sequence[Curve], strength: float) -> _StrengthSpan:
     return _StrengthSpan(low / room, high * room)
 
 
-def _draw_curve(axes: "Axes", line: Curve, span: _StrengthSpan) -> None:
+def _draw_curve(axes: "Axes", line: Curve, style: Any, span: _StrengthSpan) -> None:
     strengths, shares = line.steps()
     reached = shares[-1] if shares else line.already
     x = [span.left, *strengths, span.right]
     y = [line.already, *shares, reached]
-    axes.step(x, y, where="post", color=line.colour, linewidth=1.8, label=_legend(line))
+    axes.step(
+        x, y, where="post", color=line.colour, linestyle=style, linewidth=1.8,
+        label=_legend(line),
+    )  # fmt: skip
     if line.already:
         axes.plot([span.zero], [line.already], "o", color=line.colour, markersize=5)
     if line.never:
