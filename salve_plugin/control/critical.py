@@ -98,7 +98,7 @@ class AlphaCrit(Summarized):
             InputError: if there is no image, or matplotlib does not know the format.
             WriteError: if the file cannot be written.
         """
-        from salve_plugin.validate.plots import alpha_crit_figure
+        from salve_plugin.faces.alpha_crit import alpha_crit_figure
 
         return alpha_crit_figure(self, edit).written(path)
 

@@ -25,7 +25,7 @@ from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.recording.whole import whole
 from salve_plugin.errors import InputError, SalveError, WriteError
 from salve_plugin.faces.progress import Update, bar
-from salve_plugin.hooks import HookedModel, check_attached, evaluating, reading
+from salve_plugin.hooks import HookedModel, SiteLike, check_attached, evaluating, reading
 from salve_plugin.images import run as run_images
 from salve_plugin.images import usable_device
 from salve_plugin.network import network_digest
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 def record(
     hooked: HookedModel,
     loader: Iterable[Any],
-    site: str = HEAD_INPUT,
+    site: SiteLike = HEAD_INPUT,
     *,
     folder: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
@@ -73,7 +73,7 @@ def record(
             rows, or 0 and 1 for a classifier with one logit, which counts as two classes. Of a
             loader that is split among processes already, by `accelerator.prepare()` or a
             `DistributedSampler`, the whole data set is read.
-        site: hook-point name of the activation.
+        site: the activation: hook-point name, module, or whatever `HookedModel.site` takes.
         folder: where the recording goes; None is a temporary folder (below
             `tempfile.gettempdir()`) that is removed together with the returned object.
         classes: class names by label; by default `loader.dataset.classes`, if there is one. Names
@@ -148,7 +148,7 @@ def _record_together(
     team: Team,
     hooked: HookedModel,
     loader: Iterable[Any],
-    site: str,
+    site: SiteLike,
     folder: str | os.PathLike[str] | None,
     *,
     classes: Sequence[str] | None,
