@@ -131,6 +131,7 @@ if TYPE_CHECKING:
     from salve_plugin.store.hub.push import Pushed as Pushed
     from salve_plugin.store.reference import Reference as Reference
     from salve_plugin.store.source import Where as Where
+    from salve_plugin.validate.encoder import encoder as encoder
     from salve_plugin.validate.grad_fam import GradFAM as GradFAM
     from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
     from salve_plugin.validate.heat_maps import grad_fam_pictures as grad_fam_pictures
@@ -161,6 +162,7 @@ _HOME = {
     "Trial": "discover.sweep",
     "Features": "discover.features",
     "profile": "discover.features",
+    "encoder": "validate.encoder",
     "LayerGradFam": "validate.grad_fam",
     "GradFAM": "validate.grad_fam",
     "Maximization": "validate.maximization",

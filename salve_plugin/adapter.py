@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from salve_plugin.errors import UnsupportedModelError
+from salve_plugin.errors import InputError, UnsupportedModelError
+from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.hooks import HookedModel
 
 if TYPE_CHECKING:
@@ -39,9 +40,20 @@ class Adapter(ABC):
         """
 
     def attach_by_head(
-        self, model: nn.Module, head: str, *, probe: Tensor | None = None
+        self,
+        model: nn.Module,
+        head: str,
+        *,
+        blocks: Sequence[str] | None = None,
+        probe: Tensor | None = None,
     ) -> HookedModel:
         """Return any hooked model whose classifier is the linear layer at `head`, verified.
+
+        Args:
+            model: the bare model.
+            head: path of the classifier's linear layer.
+            blocks: paths of the modules that are its blocks; None to look for them.
+            probe: images to verify with.
 
         Raises:
             UnsupportedModelError: if this adapter knows its own families only, or the logits are
@@ -142,7 +154,11 @@ def _by_name(points: list[EntryPoint]) -> dict[str, EntryPoint]:
 
 
 def attach(
-    model: nn.Module, *, head: str | None = None, probe: Tensor | None = None
+    model: nn.Module,
+    *,
+    head: str | nn.Module | None = None,
+    blocks: Sequence[str | nn.Module] | None = None,
+    probe: Tensor | None = None,
 ) -> HookedModel:
     """Return `model` with named sites; `model` itself is left untouched.
 
@@ -151,14 +167,18 @@ def attach(
 
     Args:
         model: a model of a family for which an adapter is installed, or any with `head`.
-        head: path of the linear layer whose output the logits are, for a model of your own. It is
-            verified on the probe, as are the sites that are found with it.
+        head: the linear layer whose output the logits are, for a model of your own, or its path. It
+            is verified on the probe, as are the sites that are found with it.
+        blocks: with `head`, the modules whose outputs (and whose insides, where they are known) are
+            to be sites, or their paths, in forward order: number i is `blocks.i.hook_resid_post`.
+            By default they are looked for.
         probe: images (n, channels, height, width) to find and verify the sites with; needed only
             if the adapter cannot guess what the model accepts.
 
     Raises:
-        UnsupportedModelError: if no installed adapter knows it, if several do, or if it has no
-            editable classifier.
+        UnsupportedModelError: if no installed adapter knows it, if several do, if it has no
+            editable classifier, or if a block does not run once on every image.
+        InputError: if blocks are given without a head.
     """
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
@@ -167,14 +187,42 @@ def attach(
             "e.g. timm.create_model('resnet18', pretrained=True)"
         )
     if head is None:
+        if blocks is not None:
+            raise InputError(
+                "blocks are for a model of your own: name its classifier too, attach(model, "
+                "head=..., blocks=...); those of a known family are found"
+            )
         return _with_lens_if_installed(adapter_of(model).attach(model, probe=probe))
-    if not isinstance(dict(model.named_modules()).get(head), nn.Module):
+    path = _path_of(model, head)
+    if path is None:
         linear = [path for path, part in model.named_modules() if isinstance(part, nn.Linear)]
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no module {head!r}; head is the path of the classifier's "
-            f"linear layer, such as one of {linear[-5:]}"
+            f"{type(model).__name__} has no module {shortened(repr(head), 80)}; head is the "
+            f"classifier's linear layer or its path, such as one of {linear[-5:]}"
         )
-    return _with_lens_if_installed(_any_adapter(model).attach_by_head(model, head, probe=probe))
+    paths = None if blocks is None else [_block_path(model, block) for block in blocks]
+    adapter = _any_adapter(model)
+    # An adapter that knows of no blocks is not asked for any.
+    named = {} if paths is None else {"blocks": paths}
+    return _with_lens_if_installed(adapter.attach_by_head(model, path, **named, probe=probe))
+
+
+def _path_of(model: nn.Module, part: object) -> str | None:
+    """Return the path of a module, given itself or by its path; None if the model has none such."""
+    return next(
+        (path for path, module in model.named_modules() if path and part in (path, module)), None
+    )
+
+
+def _block_path(model: nn.Module, block: object) -> str:
+    path = _path_of(model, block)
+    if path is None:
+        paths = [path for path, _ in model.named_modules() if path]
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no module {shortened(repr(block), 80)} to be a block; "
+            f"give modules of it, or their paths, such as {listed(paths)}"
+        )
+    return path
 
 
 def unwrapped(model: Any) -> Any:

@@ -9,14 +9,19 @@ from torch import Tensor, nn
 
 from salve_plugin import passes
 from salve_plugin.errors import InputError, UnknownSiteError
+from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.hook_points import HookPoint
 from salve_plugin.hooked_root import HookedRoot
 from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.modes import evaluating
-from salve_plugin.site import HEAD_INPUT, Site
+from salve_plugin.site import HEAD_INPUT, Side, Site
 from salve_plugin.taps import Replace, check_fired, reading, tapped
 
 __all__ = ["HookedModel", "evaluating", "reading", "tapped"]
+
+
+SiteLike = str | Site | nn.Module | tuple[str | nn.Module, Side]
+"""A site, by itself, by its name, or by the place where it is."""
 
 
 class HookedModel(HookedRoot):
@@ -92,6 +97,14 @@ class HookedModel(HookedRoot):
     def _make_point(self) -> nn.Module:
         return HookPoint()
 
+    def __repr__(self) -> str:
+        """Say in one line what is attached; `model` prints the layers."""
+        heads = listed(self.heads) if self.heads else "none"
+        return shortened(
+            f"<{type(self).__name__} of {type(self.model).__name__}: {len(self.sites)} sites, "
+            f"classifier at {heads}>"
+        )
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return exactly what the bare model returns, unless a hook function changes it.
 
@@ -159,17 +172,29 @@ class HookedModel(HookedRoot):
         replica._line = passes.open_passes()
         return replica
 
-    def site(self, name: str) -> Site:
-        """Return the site of that name.
+    def site(self, at: "SiteLike") -> Site:
+        """Return the site of that name, or at that place.
+
+        Args:
+            at: a hook-point name, a site, a module of the model or its path, which stand for its
+                output, or one of these two and "in" or "out".
 
         Raises:
             UnknownSiteError: if there is none; the message lists those that there are.
         """
-        if name not in self.sites:
-            raise UnknownSiteError(
-                f"no site '{name}' in {type(self.model).__name__}; choose one of {list(self.sites)}"
-            )
-        return self.sites[name]
+        at = at.name if isinstance(at, Site) else at
+        if isinstance(at, str) and at in self.sites:
+            return self.sites[at]
+        part, side = at if isinstance(at, tuple) and len(at) == 2 else (at, "out")
+        for site in self.sites.values():
+            module = self.model.get_submodule(site.module)
+            if site.side == side and (part is module or part == site.module):
+                return site
+        where = repr(part) if isinstance(part, str) else f"at {side!r} of {type(part).__name__}"
+        raise UnknownSiteError(
+            f"no site {shortened(where, 80)} in {type(self.model).__name__}; choose one of "
+            f"{list(self.sites)}. More in a model of your own: attach(model, head=..., blocks=...)"
+        )
 
     def unembed(
         self, site: Site | str = HEAD_INPUT, *, partial: bool = False

@@ -8,6 +8,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.store.record import Record
 
 Layout = Literal["pooled", "tokens", "nchw", "nhwc"]
@@ -38,6 +39,8 @@ class Site(Record):
         affine: paths of the modules that scale or shift each feature on its own between the
             writer's output and this activation, in order (LayerScale, BatchNorm); all in eval mode.
     """
+
+    __repr__ = one_line
 
     name: str
     module: str

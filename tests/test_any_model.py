@@ -164,3 +164,58 @@ def test_a_bare_model_is_told_to_be_attached() -> None:
     for call in calls:
         with pytest.raises(InputError, match=r"salve\.attach\(model\)"):
             call()
+
+
+class Hidden(Own):
+    """Two blocks that no numbers name, and a hidden layer without positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.mixer = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+        self.mlp = nn.Sequential(nn.Linear(16, 12), nn.GELU())
+        self.fc = nn.Linear(12, 3)
+        del self.body
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.mlp(self.mixer(self.stem(x)).mean((2, 3))))
+        return logits
+
+
+def test_named_blocks_are_measured_sites_that_can_be_edited() -> None:
+    model = Hidden().eval()
+    hooked = salve.attach(model, head=model.fc, blocks=["stem", model.mixer, "mlp.0"], probe=PROBE)
+    names = [f"blocks.{number}.hook_resid_post" for number in range(3)]
+    stem, mixer, hidden = (hooked.site(name) for name in names)
+    assert [site.layout for site in (stem, mixer, hidden)] == ["nchw", "nchw", "pooled"]
+    assert (stem.width, mixer.width, hidden.width) == (8, 16, 12)
+    # The next convolution is all that reads the stem; the hidden layer is made by one layer alone.
+    assert stem.readers == ("mixer.0",)
+    assert hidden.writers == ("mlp.0",)
+    acts = salve.record(hooked, LOADER, names[2], progress=False)
+    with torch.no_grad():
+        expected = model.mlp[0](model.mixer(model.stem(IMAGES)).mean((2, 3)))
+    torch.testing.assert_close(acts.tensor(), expected)
+    sae = salve.fit(acts, "l1", n_latents=6, steps=10)
+    edit = salve.suppress(hooked, sae, latent=0, strength=0.5)
+    reach = edit.gate.reach.float()
+    with torch.no_grad(), edit.applied(model):
+        after = model.mlp[0](model.mixer(model.stem(IMAGES)).mean((2, 3)))
+    torch.testing.assert_close(after, expected * (1 - 0.5 * reach).clamp(min=0))
+
+
+@pytest.mark.usefixtures("untyped")
+def test_modules_that_are_no_blocks_are_refused() -> None:
+    model = Hidden()
+    unused = nn.Linear(4, 4)
+    model.add_module("unused", unused)
+    wrong: Iterable[tuple[Any, str]] = (
+        ("nothing", "has no module 'nothing' to be a block"),
+        (nn.ReLU(), "has no module ReLU"),
+        ("unused", "'unused' cannot be a block: it ran 0 times"),
+    )
+    for block, message in wrong:
+        with pytest.raises(UnsupportedModelError, match=message):
+            salve.attach(model, head="fc", blocks=[block], probe=PROBE)
+    with pytest.raises(InputError, match="head="):
+        salve.attach(plain(), blocks=["layer1"])

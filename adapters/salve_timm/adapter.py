@@ -57,16 +57,22 @@ class TimmAdapter(Adapter):
         return _attached(model, candidates(model), probe)
 
     def attach_by_head(
-        self, model: nn.Module, head: str, *, probe: Tensor | None = None
+        self,
+        model: nn.Module,
+        head: str,
+        *,
+        blocks: Sequence[str] | None = None,
+        probe: Tensor | None = None,
     ) -> HookedModel:
         """Return any hooked model whose logits are the output of the linear layer at `head`.
 
         It is measured as timm's models are; see `attach`.
 
         Raises:
-            UnsupportedModelError: if no such layer is there, or the logits are not its output.
+            UnsupportedModelError: if no such layer is there, the logits are not its output, or a
+                block does not run once on every image.
         """
-        return _attached(model, named_head(model, head), probe)
+        return _attached(model, named_head(model, head), probe, blocks)
 
     def create(
         self, name: str, *, checkpoint: str | None = None, num_classes: int | None = None
@@ -91,7 +97,12 @@ def _is_of_timm(model: nn.Module) -> bool:
     return any(kind.__module__.startswith("timm.models.") for kind in type(model).__mro__)
 
 
-def _attached(model: nn.Module, groups: list[tuple[str, ...]], probe: Tensor | None) -> HookedModel:
+def _attached(
+    model: nn.Module,
+    groups: list[tuple[str, ...]],
+    probe: Tensor | None,
+    blocks: Sequence[str] | None = None,
+) -> HookedModel:
     """Return the hooked model, its classifier proven to be one of the groups of layers."""
     with quiet(model):
         wanted = linear_paths(model, groups)
@@ -108,7 +119,7 @@ def _attached(model: nn.Module, groups: list[tuple[str, ...]], probe: Tensor | N
         head_points = _head_points(heads, log)
         head_sites = [point.site for point in head_points]
         look = attribution_point(model, log, layouts, head_sites, probe)
-        body = measured(model, body_points(model, log, layouts), log, head_sites, probe)
+        body = measured(model, body_points(model, log, layouts, blocks), log, head_sites, probe)
     points, attribution = _merged(body, look)
     ordered = sorted([*points, *head_points], key=lambda point: point.at)
     return HookedModel(

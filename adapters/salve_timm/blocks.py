@@ -1,10 +1,12 @@
 """Blocks or stages of the body and their hook points, from what ran on the probe."""
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
 
+from salve_plugin.errors import UnsupportedModelError
 from salve_plugin.site import Side
 from salve_timm.branches import branch_points
 from salve_timm.call_log import Call, CallLog, ValueId
@@ -64,25 +66,56 @@ def _is_chain(calls: list[Call], log: CallLog) -> bool:
     )
 
 
-def body_points(model: nn.Module, log: CallLog, layouts: Layouts) -> list[Point]:
-    """Return every hook point of the blocks and the final norm, unordered."""
+def body_points(
+    model: nn.Module, log: CallLog, layouts: Layouts, named: Sequence[str] | None = None
+) -> list[Point]:
+    """Return every hook point of the blocks and the final norm, unordered.
+
+    Args:
+        model: as it was when it ran.
+        log: the forward pass.
+        layouts: of the model.
+        named: paths of the blocks, if the caller knows them; they need no positions.
+
+    Raises:
+        UnsupportedModelError: if a named block has no output that is one activation an image.
+    """
     points: list[Point] = []
-    blocks = blocks_of(model, log, layouts)
+    blocks = blocks_of(model, log, layouts) if named is None else named
     for index, path in enumerate(blocks):
         name = f"blocks.{index}"
         if index == 0:
             points += _point(log, layouts, f"{name}.hook_resid_pre", path, "in")
         points += branch_points(log, layouts, name, path)
-        points += _point(log, layouts, f"{name}.hook_resid_post", path, "out")
+        outputs = _point(log, layouts, f"{name}.hook_resid_post", path, "out", named is not None)
+        if named is not None and not outputs:
+            raise UnsupportedModelError(_no_block(path, log))
+        points += outputs
     norm = getattr(model, "norm", None)
     if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
         points += _point(log, layouts, "ln_final.hook_normalized", "norm", "out")
     return points
 
 
-def _point(log: CallLog, layouts: Layouts, name: str, path: str, side: Side) -> list[Point]:
-    hook_point = point(log, layouts, name, path, side)
+def _point(
+    log: CallLog, layouts: Layouts, name: str, path: str, side: Side, pooled: bool = False
+) -> list[Point]:
+    hook_point = point(log, layouts, name, path, side, pooled=pooled)
     return [] if hook_point is None else [hook_point]
+
+
+def _no_block(path: str, log: CallLog) -> str:
+    call = log.calls.get(path)
+    times = 0 if call is None else call.times
+    ran = (
+        f"it ran {times} times"
+        if call is None or times != 1
+        else (f"its output is {call.result_shape or 'no tensor'}")
+    )
+    return (
+        f"'{path}' cannot be a block: {ran}, and a block runs once and returns (batch, width), "
+        "(batch, token, width) or a map of every image; name another module, or leave it out"
+    )
 
 
 def _positions(call: Call) -> int:

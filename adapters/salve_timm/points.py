@@ -6,7 +6,7 @@ from torch import nn
 
 from salve_plugin.site import Side, Site
 from salve_timm.call_log import CallLog, ValueId
-from salve_timm.layout import Layouts
+from salve_timm.layout import Arrangement, Layouts
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ def point(
     side: Side,
     readers: tuple[str, ...] = (),
     writers: tuple[str, ...] = (),
+    *,
+    pooled: bool = False,
 ) -> Point | None:
     """Return the named point, None unless the module ran once there with positions.
 
@@ -37,12 +39,15 @@ def point(
         side: whether its input or its output is meant.
         readers: paths of the layers that read it.
         writers: paths of the layers that write it.
+        pooled: whether an activation without positions, (batch, width), is welcome, too.
     """
     call = log.once(path)
     if call is None:
         return None
     shape = call.source_shape if side == "in" else call.result_shape
     arrangement = layouts.read(shape, features_last=_features_last(call.module))
+    if pooled and len(shape) == 2 and shape[0] == layouts.images:
+        arrangement = Arrangement("pooled", shape[1])
     if arrangement is None:
         return None
     site = Site(

@@ -72,19 +72,8 @@ def critical(folder: Path, asked: Asked, target: str, fraction: float, *, as_jso
 
 
 def _show(crit: AlphaCrit, title: str) -> None:
-    names = crit.classes
-    rows = [
-        (
-            names[summary.label] if names else str(summary.label),
-            summary.count,
-            summary.already,
-            summary.unreachable,
-            *summary.quantiles,
-        )
-        for summary in crit.summary()
-    ]
-    levels = [f"{level:.0%}" for level in type(crit.summary()[0]).LEVELS]
-    show_table(title, ("class", "images", "already", "never", *levels), rows)
+    table = crit.as_table()
+    show_table(title, table.head, table.rows)
 
 
 def make(

@@ -9,6 +9,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel
 from salve_plugin.store.digest import Fingerprint as Fingerprint
 from salve_plugin.store.record import Notes, ParameterPath, Record, Sha256
@@ -29,6 +30,8 @@ class Base(Record):
             `state_digest`; None where nobody looked.
         network: the part of that which evidence is compared by, see `network_digest`.
     """
+
+    __repr__ = one_line
 
     description: Notes
     tensors: Annotated[dict[ParameterPath, Fingerprint], Meta(min_length=1, max_length=256)]

@@ -61,6 +61,8 @@ class SearchedCrit(Summarized):
         threshold: of a classifier with one logit.
     """
 
+    __repr__ = Summarized.__repr__
+
     values: Float64[Tensor, " images"]
     labels: Int64[Tensor, " images"]
     predicted: Int64[Tensor, " images"]

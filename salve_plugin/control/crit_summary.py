@@ -1,7 +1,9 @@
 """Critical strengths of many images in a few numbers, by class."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float64, Int64
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from salve_plugin.control.solving import present
 from salve_plugin.errors import InputError
+from salve_plugin.faces.table import Table, Tabular, percent, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,40 +23,82 @@ class ClassCrit:
         count: its images.
         already: share that is at or below the target without any edit.
         unreachable: share that no strength brings there.
-        quantiles: (10 %, 25 %, 50 %, 75 %, 90 %, 95 %) of all its images; infinite where the order
-            statistic is.
+        quantiles: of all its images, by name: "10 %", "25 %", "median", "75 %", "90 %", "95 %";
+            infinite where the order statistic is.
     """
 
     label: int
     count: int
     already: float
     unreachable: float
-    quantiles: tuple[float, ...]
+    quantiles: Mapping[str, float]
 
-    LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+    LEVELS: ClassVar[Mapping[str, float]] = {
+        "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "95 %": 0.95
+    }  # fmt: skip
+    """The share of images below each quantile."""
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values; an infinite quantile is None."""
-        finite = [None if value == float("inf") else value for value in self.quantiles]
+        finite = {
+            str(self.LEVELS[name]): None if value == float("inf") else value
+            for name, value in self.quantiles.items()
+        }
         return {
             "label": self.label,
             "count": self.count,
             "already": self.already,
             "unreachable": self.unreachable,
-            "quantiles": dict(zip(map(str, self.LEVELS), finite, strict=True)),
+            "quantiles": finite,
         }
 
 
-class Summarized:
+class Summarized(Tabular):
     """What is asked of critical strengths, however they were obtained.
 
     Attributes:
         values: the strengths, (images,); 0: there already; inf: never.
         labels: class of each image, (images,).
+        target: what is reached.
+        against: whose logit.
+        classes: class names, if known.
     """
 
     values: Float64[Tensor, " images"]
     labels: Int64[Tensor, " images"]
+    target: str
+    against: str
+    classes: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        """Say in one line of how many images, and how strong an edit they need."""
+        count = len(self.values)
+        median = self.values.sort().values[order_statistic(count, 0.5)].item() if count else None
+        already, never = (
+            percent(float(these.double().mean()))
+            for these in (self.values == 0, self.values.isinf())
+        )
+        return (
+            f"<{type(self).__name__} of {count} images (target '{self.target}', against "
+            f"'{self.against}'): median {shown(median)}, {already} there already, {never} never>"
+        )
+
+    def as_table(self) -> Table:
+        """Return the summary by class as a table."""
+        rows = [
+            (
+                self.classes[entry.label] if self.classes else str(entry.label),
+                entry.count, percent(entry.already), percent(entry.unreachable),
+                *entry.quantiles.values(),
+            )
+            for entry in self.summary()
+        ]  # fmt: skip
+        return Table(
+            f"Critical strengths of {len(self.values)} images (target '{self.target}', against "
+            f"'{self.against}')",
+            ("class", "images", "there already", "never", *ClassCrit.LEVELS),
+            rows,
+        )
 
     def summary(self) -> list[ClassCrit]:
         """Return one entry for each class that has images, by label."""
@@ -91,7 +136,10 @@ def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
         count,
         bisect_right(ascending, 0.0) / count,
         (count - bisect_left(ascending, float("inf"))) / count,
-        tuple(ascending[order_statistic(count, share)] for share in ClassCrit.LEVELS),
+        {
+            name: ascending[order_statistic(count, share)]
+            for name, share in ClassCrit.LEVELS.items()
+        },
     )
 
 

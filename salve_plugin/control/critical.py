@@ -1,8 +1,9 @@
 r"""The critical strength of every recorded image, of edits at the head's input."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from jaxtyping import Float64, Int64
@@ -27,6 +28,9 @@ from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import HEAD_INPUT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CritGoal = Literal["zero", "fraction", "flip"]
 Against = Literal["label", "predicted"]
@@ -53,6 +57,8 @@ class AlphaCrit(Summarized):
         threshold: of a classifier with one logit, where its decision turns.
     """
 
+    __repr__ = Summarized.__repr__
+
     values: Float64[Tensor, " images"]
     linear: Float64[Tensor, " images"]
     labels: Int64[Tensor, " images"]
@@ -75,6 +81,26 @@ class AlphaCrit(Summarized):
             "network": self.network,
             "classes": [entry.to_json() for entry in self.summary()],
         }
+
+    def figure(
+        self, path: str | os.PathLike[str] | None = None, *, edit: Edit | None = None
+    ) -> "Figure":
+        """Draw the share of each class's images that have reached the target at a strength.
+
+        With more than six classes, those that the edit concerns most have a line of their own,
+        without an edit those that are reached first.
+
+        Args:
+            path: also write it there, in the format of the suffix (PNG without one).
+            edit: marks its strength.
+
+        Raises:
+            InputError: if there is no image, or matplotlib does not know the format.
+            WriteError: if the file cannot be written.
+        """
+        from salve_plugin.faces.alpha_crit import alpha_crit_figure
+
+        return alpha_crit_figure(self, edit).written(path)
 
 
 def alpha_crit(

@@ -13,13 +13,15 @@ from salve_plugin.control.application import OnChanged
 from salve_plugin.control.matching import BaseMatch
 from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate
 from salve_plugin.control.recipe import Recipe
+from salve_plugin.faces.one_line import listed, shortened
+from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.network import OnBaseMismatch
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Edit(Recipe):
+class Edit(Recipe, Tabular):
     """One permanent edit: an operator on a site, taken over by the weights around it.
 
     A value: two edits are equal when their digests are. Applying returns nothing and changes the
@@ -60,11 +62,32 @@ class Edit(Recipe):
 
     def __repr__(self) -> str:
         """Say in one line what the edit does; the tensors themselves would fill a screen."""
-        rows = "all rows" if self.rows is None else f"rows {list(self.rows)}"
-        return (
-            f"<Edit {self.digest[:12]}: {self.kind} of '{self.site.name}', {self.amount}, {rows} "
-            f"of {list(self.base.tensors)}>"
+        return shortened(
+            f"<Edit {self.digest[:12]}: {self.kind} of '{self.site.name}', {self.amount}, "
+            f"{self._rows} of {listed(self.base.tensors)}>"
         )
+
+    def as_table(self) -> Table:
+        """Return what the edit does, to what, and what is known of it."""
+        description = self.base.description
+        known = {
+            "what": self.kind,
+            "how much": self.amount,
+            "site": self.site.name,
+            "changes": f"{self._rows} of {listed(self.base.tensors)}",
+            "model": description.get("architecture"),
+            "weights": description.get("pretrained_tag"),
+            "from dictionary": self.dictionary_digest,
+            "note": self.provenance.note or None,
+            "exactness": None if self.exactness is None else repr(self.exactness),
+            "digest": self.digest,
+        }
+        rows = [(name, value) for name, value in known.items() if value is not None]
+        return Table("Edit", ("", ""), rows)
+
+    @property
+    def _rows(self) -> str:
+        return "all rows" if self.rows is None else f"rows {listed(self.rows)}"
 
     @property
     def kind(self) -> str:

@@ -1,8 +1,9 @@
 """How well a model, or only its head, labels images: by class, before and after an edit."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -15,15 +16,19 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
+from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.hooks import evaluating
 from salve_plugin.images import run
 from salve_plugin.modes import without_autocast
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _BATCH = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Tabular):
     """What was predicted for the images of each class.
 
     Attributes:
@@ -46,6 +51,51 @@ class Evaluation:
     def overall(self) -> float:
         """Share of all images that are labelled rightly."""
         return float(self.confusion.diagonal().sum()) / float(self.confusion.sum())
+
+    def __repr__(self) -> str:
+        """Say in one line how many images are labelled rightly."""
+        images, classes = int(self.confusion.sum()), len(self.confusion)
+        return (
+            f"<Evaluation of {images} images in {classes} classes: {percent(self.overall)} right>"
+        )
+
+    def as_table(self) -> Table:
+        """Return accuracy and most frequent mistake of each class that has images."""
+        mistakes = self.confusion.clone().fill_diagonal_(0)
+        rows = []
+        for label, accuracy in enumerate(self.accuracy.tolist()):
+            if not (count := int(self.count[label])):
+                continue
+            wrong = int(mistakes[label].argmax())
+            share = int(mistakes[label, wrong]) / count
+            mistake = f"class {wrong} ({percent(share)})" if share else "-"
+            rows.append((str(label), count, percent(accuracy), mistake))
+        images = int(self.confusion.sum())
+        return Table(
+            f"Accuracy {percent(self.overall)} of {images} images",
+            ("class", "images", "accuracy", "most often taken for"),
+            rows,
+        )
+
+    def figure(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+    ) -> "Figure":
+        """Draw the confusion matrix: for each true class, the share of each predicted one.
+
+        Args:
+            path: also write it there, in the format of the suffix (PNG without one).
+            classes: names by class, such as `Activations.classes`.
+
+        Raises:
+            InputError: if matplotlib does not know the format, or names are not one for each class.
+            WriteError: if the file cannot be written.
+        """
+        from salve_plugin.faces.evaluation import evaluation_figure
+
+        return evaluation_figure(self, classes).written(path)
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values; the accuracy of a class without images is None."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.site import Count
 from salve_plugin.store.record import Record, Sha256
 
@@ -24,6 +25,8 @@ class Provenance(Record):
         dictionary: the dictionary's digest, if it is known.
         note: how a concept was fitted, or what wrote the edit, in a few words.
     """
+
+    __repr__ = one_line
 
     kind: Literal["latents", "concept", "written", "given"] = "given"
     latents: tuple[Count, ...] = ()

@@ -11,6 +11,7 @@ from salve_plugin.control.folds import affine_bias, fold_of
 from salve_plugin.control.operators import LowRankUpdate, Operator, Role
 from salve_plugin.control.slots import module_at, parameter_at
 from salve_plugin.errors import InputError, UnsupportedModelError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.site import Count, Positive, Site
 from salve_plugin.store.record import Record
 
@@ -34,6 +35,8 @@ class Target(Record):
             belong to the site; None means all of them.
         affine: paths of the per-feature modules between a writer's output and the site.
     """
+
+    __repr__ = one_line
 
     weight: str
     bias: str | None

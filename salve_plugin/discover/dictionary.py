@@ -14,6 +14,7 @@ from salve_plugin.discover.learners.base import COMMON, Learner
 from salve_plugin.discover.saelens_layout import WEIGHTS_FILE
 from salve_plugin.discover.unit_atoms import check_tensors
 from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.modes import without_autocast
 from salve_plugin.site import Site
 from salve_plugin.store.digest import content_digest
@@ -25,7 +26,7 @@ from salve_plugin.store.seal import Format
 from salve_plugin.store.stored import Opened, Packed, Stored
 
 
-class Dictionary(Stored, nn.Module):
+class Dictionary(Stored, Tabular, nn.Module):
     """Reads activations as codes and writes codes as activations.
 
     The code of a row x is z = σ(E x + b_e), its reconstruction x̂ = z V + b_d; the learner defines
@@ -140,6 +141,24 @@ class Dictionary(Stored, nn.Module):
         """Say what kind of dictionary it is."""
         size = f"n_latents={self.n_latents}, width={self.width}"
         return f"{self.learner!r}, {size}, site={self.site.name!r}"
+
+    def as_table(self) -> Table:
+        """Return what it is, and what `fit` noted of how well it reconstructs."""
+        noted = {
+            "held-out R²": "held_out_r2", "active latents of a row (L0)": "l0",
+            "dead share": "dead_share", "rows learned from": "n_rows",
+        }  # fmt: skip
+        known = {
+            "learner": repr(self._learner),
+            "latents": self.n_latents,
+            "width": self.width,
+            "site": self.site.name,
+            **{title: self.meta.get(name) for title, name in noted.items()},
+            "from": None if self.origin is None else str(self.origin),
+            "digest": self.digest,
+        }
+        rows = [(name, value) for name, value in known.items() if value is not None]
+        return Table("Dictionary", ("", ""), rows)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Dictionary":
         self._digest = None  # `to()` and its kin may put other values at an old address

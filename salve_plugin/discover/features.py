@@ -1,7 +1,9 @@
 """Which latents a class or an attribute depends on: conditional means and the selection score."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -10,15 +12,19 @@ from torch import Tensor
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
+from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEAST_SPREAD = 1e-3
 """A latent's spread within classes counts as at least this share of the largest."""
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
+@dataclass(frozen=True, eq=False, repr=False)
+class Features(Tabular):
     """The class-conditional profile of a dictionary's latents.
 
     Attributes:
@@ -39,6 +45,49 @@ class Features:
     scores: Float[Tensor, "classes latents"]
     network: str | None = None
     of_attribute: bool = False
+
+    def __repr__(self) -> str:
+        """Say in one line how many latents, classes and rows there are."""
+        classes, latents = self.means.shape
+        kind = "values of an attribute" if self.of_attribute else "classes"
+        return f"<Features: {latents} latents in {classes} {kind}, {int(self.counts.sum())} rows>"
+
+    def as_table(self) -> Table:
+        """Return for each class its dominant latent and the most specific ones."""
+        rows = [
+            (self.name_of(label), count, *self._latents_of(label))
+            for label, count in enumerate(self.counts.tolist())
+        ]
+        return Table(
+            f"{self.means.shape[1]} latents by {'attribute' if self.of_attribute else 'class'}",
+            ("class", "rows", "dominant latent", "its mean code", "most specific (score)"),
+            rows,
+        )
+
+    def _latents_of(self, label: int) -> tuple[int | None, float | None, str]:
+        if not self.counts[label]:
+            return None, None, "-"
+        scores, dominant = self.scores[label], self.dominant(label)
+        specific = ", ".join(f"{latent} ({scores[latent]:.3f})" for latent in self.ranked(label))
+        return dominant, float(self.means[label, dominant]), specific
+
+    def name_of(self, label: int) -> str:
+        """Return the name of a class, its index where it has none."""
+        return str(label) if self.classes is None else self.classes[label]
+
+    def figure(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw the mean code of each class for the latents that are most specific to one.
+
+        Args:
+            path: also write it there, in the format of the suffix (PNG without one).
+
+        Raises:
+            InputError: if matplotlib does not know the format.
+            WriteError: if the file cannot be written.
+        """
+        from salve_plugin.faces.features import features_figure
+
+        return features_figure(self).written(path)
 
     def class_index(self, label: int | str) -> int:
         """Return the index of a class given by index or name.

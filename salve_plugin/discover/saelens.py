@@ -56,7 +56,7 @@ def save_saelens(dictionary: Dictionary, folder: str | os.PathLike[str]) -> None
     dictionary.save_pretrained(folder)
 
 
-def load_saelens(folder: str | os.PathLike[str], site: Site) -> Dictionary:
+def load_saelens(folder: str | os.PathLike[str], site: Site | None = None) -> Dictionary:
     """Read a dictionary that SAELens, or `save_saelens`, wrote.
 
     The architectures `standard`, `topk`, `jumprelu` and `gated` become the learners `relu_l1`,
@@ -68,7 +68,8 @@ def load_saelens(folder: str | os.PathLike[str], site: Site) -> Dictionary:
 
     Args:
         folder: with `cfg.json` and `sae_weights.safetensors`.
-        site: where in the model the activations are read.
+        site: where in the model the activations are read. By default what `save_saelens` noted,
+            else a site `rows` of no model: for `LayerGradFam`, which is told where to read.
 
     Returns:
         The frozen dictionary; its `meta` holds the architecture and SAELens' metadata.
@@ -78,9 +79,14 @@ def load_saelens(folder: str | os.PathLike[str], site: Site) -> Dictionary:
             or not finite.
         InputError: if the dictionary does something that a `Dictionary` cannot (another
             architecture, normalized or reshaped activations), or does not fit the site.
+
+    Example:
+        >>> sae = load_saelens("downloaded")                                    # doctest: +SKIP
+        >>> fam = LayerGradFam(net, net.stage4, sae, site=(net.mlp, "out"))     # doctest: +SKIP
     """
     folder = usable(folder)
     config = _config(folder / CONFIG_FILE)
+    site = site or _site_of(config)
     _refuse(config, folder / CONFIG_FILE, site)
     architecture = config["architecture"]
     weights = _weights(folder / WEIGHTS_FILE, config)
@@ -118,6 +124,15 @@ def _config(path: Path) -> dict[str, Any]:
         "metadata": {"hook_name": hook} if hook else {},
     }
     return {**defaults, **{name: value for name, value in config.items() if value is not None}}
+
+
+def _site_of(config: Mapping[str, Any]) -> Site:
+    """Return the site that we noted, else one that belongs to no model."""
+    own = config["metadata"].get("salve_plugin")
+    if isinstance(own, dict) and "site" in own:
+        return Site.from_json(own["site"])
+    width = config.get("d_in")
+    return Site("rows", "", "out", "pooled", width if type(width) is int and width > 0 else 1)
 
 
 def _refuse(config: Mapping[str, Any], path: Path, site: Site) -> None:

@@ -17,6 +17,7 @@ from salve_plugin.discover.training.loop import DivergedError
 from salve_plugin.discover.training.run import Run
 from salve_plugin.discover.training.settings import FitSettings, check_number_type
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,8 @@ class Trial:
         seconds: processor time of the fit.
         front: whether no other trial has at least its R² at no more active latents.
     """
+
+    __repr__ = one_line
 
     learner: str
     arguments: Mapping[str, Any]

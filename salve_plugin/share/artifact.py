@@ -15,6 +15,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.saved import pristine_rows, restore_rows_
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import ArtifactError, BaseMismatchError, EditStateError, InputError
+from salve_plugin.faces.one_line import shortened
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.audit import Audit, audit
 from salve_plugin.share.card_text import edit_card
@@ -183,6 +184,23 @@ class EditArtifact(Stored):
         named = replace(critical, classes=tuple(artifact.labels) if artifact.labels else None)
         pictures[ALPHA_CRIT] = alpha_crit_picture(named, edit)
         return replace(artifact, pictures=pictures)
+
+    def __repr__(self) -> str:
+        """Say in one line what the edit is and what comes with it."""
+        critical = self.alpha_crit
+        parts = {
+            "its dictionary": self.dictionary is not None and self.embed_dictionary,
+            f"critical strengths of {0 if critical is None else len(critical.values)} images":
+                critical is not None,
+            "an assessment": self.assessment is not None,
+            "pristine rows": self.pristine is not None,
+            "pictures": bool(self.pictures),
+        }  # fmt: skip
+        with_parts = ", ".join(part for part, there in parts.items() if there) or "nothing else"
+        return shortened(
+            f"<EditArtifact {self.digest[:12]}: {self.edit.kind} of '{self.edit.site.name}', "
+            f"{self.edit.amount}; with {with_parts}>"
+        )
 
     @cached_property
     def manifest(self) -> Json:

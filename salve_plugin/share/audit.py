@@ -15,6 +15,7 @@ from salve_plugin.control.formula import Ledger, composed
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.rows import index_of, same_bits, take, union_of
 from salve_plugin.errors import InputError, UnsupportedModelError, printable
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.share.audited_tensor import AuditedTensor, cast_between, compared, hinted, how
 from salve_plugin.share.model_state import (
     State,
@@ -42,6 +43,8 @@ class Audit:
         edited_digest: over all tensors of the edited model.
         dtype: of a copy in another precision that was compared as such, e.g. "float16"; else None.
     """
+
+    __repr__ = one_line
 
     proven: bool
     sentence: str

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from salve_plugin.control.base import dtype_name
 from salve_plugin.control.rows import same_bits
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.share.model_state import State
 from salve_plugin.store.checkpoint import in_short
 
@@ -28,6 +29,8 @@ class AuditedTensor:
         after: the same in the edited model.
         note: how it differs, where it should not; in which precision it was compared.
     """
+
+    __repr__ = one_line
 
     name: str
     verdict: Verdict

@@ -11,6 +11,7 @@ from torch import nn
 from salve_plugin.control.application import revert_all_
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.artifact import EditArtifact, own_files
 from salve_plugin.share.audit import Audit
@@ -93,6 +94,10 @@ class EditBundle(Stored):
         check_measures(self.evaluation)
         if self.origin is not None and self.origin.digest != self.digest:
             object.__setattr__(self, "origin", None)  # made from what was read, by `replace`
+
+    def __repr__(self) -> str:
+        """Say in one line which edits it holds."""
+        return shortened(f"<EditBundle {self.digest[:12]}: {listed(self.members)}>")
 
     @classmethod
     def of(

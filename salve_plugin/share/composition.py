@@ -22,6 +22,7 @@ from salve_plugin.control.locks import locked
 from salve_plugin.control.rows import index_of, same_bits, take, union_of
 from salve_plugin.control.slots import slots_of
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.digest import sha256_tensor
 from salve_plugin.store.record import Index, ParameterPath, Record, Sha256
@@ -47,6 +48,8 @@ class ComposedTensor(Record):
         rows: those that any edit touches.
         rows_after: hex SHA-256 of those rows with all edits.
     """
+
+    __repr__ = one_line
 
     before: Fingerprint
     after: Sha256
@@ -77,6 +80,8 @@ class Composition(Record):
         tensors: by path in the model.
         overlaps: pairs of members that meet on the same rows, ordered by names and path.
     """
+
+    __repr__ = one_line
 
     tensors: Annotated[Mapping[ParameterPath, ComposedTensor], Meta(min_length=1, max_length=256)]
     overlaps: Annotated[tuple[MemberOverlap, ...], Meta(max_length=1_000_000)]

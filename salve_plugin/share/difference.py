@@ -15,6 +15,7 @@ from torch import Tensor
 
 from salve_plugin.control.base import same_base
 from salve_plugin.control.rows import same_bits
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.share.edit_manifest import tensors_of
 from salve_plugin.store.json import Json, dump, place_of, shortened
 from salve_plugin.store.tensors import describe
@@ -45,6 +46,8 @@ class FieldDifference:
         ours: its value in the artifact that was asked, or `ABSENT`.
         theirs: its value in the other one, or `ABSENT`.
     """
+
+    __repr__ = one_line
 
     path: tuple[str | int, ...]
     ours: object
@@ -111,6 +114,8 @@ class Difference:
         fields: of the manifests, in the order of their paths.
         tensors: by name.
     """
+
+    __repr__ = one_line
 
     same_edit: bool
     same_base: bool

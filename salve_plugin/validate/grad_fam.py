@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
-from salve_plugin.hooks import check_attached
+from salve_plugin.hooks import SiteLike, check_attached
 from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.modes import evaluating_within
 from salve_plugin.network import OnBaseMismatch
@@ -45,19 +45,21 @@ from salve_plugin.validate.layout import (
     site_axis,
 )
 from salve_plugin.validate.module_sides import (
-    ActivationLike,
     ModuleSide,
+    NamedActivation,
     as_module_side,
     layer_tokens,
     readable,
     side_name,
     trained_at,
+    unnamed,
 )
 from salve_plugin.validate.tracing import GraphSlice, joined, pull_back, traced
 
 if TYPE_CHECKING:
     from salve_plugin.discover.dictionary import Dictionary
     from salve_plugin.hooks import HookedModel
+    from salve_plugin.validate.encoder import CallableEncoder
 
 
 class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc] # captum is untyped
@@ -84,10 +86,10 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: ActivationLike,
+        layer: NamedActivation,
         dictionary: Encodes,
         *,
-        site: ActivationLike,
+        site: NamedActivation,
         stage: Stage = "pre",
         tokens: Tokens = None,
         device_ids: list[int] | None = None,
@@ -98,10 +100,12 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             forward_func: the model or a function that runs it.
             layer: the activation (a map or tokens) that is explained: a module, for its output; a
                 module and "in" for its first input or "out"; or a `Site` of the model, which
-                brings its layout along.
+                brings its layout along. The path of a module, or the name of an attached model's
+                site, stands for it.
             dictionary: any module or object with `encode(x)` from rows (..., width) to latents
-                (..., latents), for `stage="post"`, and `pre_activation(x)` likewise for "pre". A
-                `width` that it has is compared; it computes in its own parameters' type.
+                (..., latents), for `stage="post"`, and `pre_activation(x)` likewise for "pre", such
+                as a `Dictionary` or what `encoder` makes of a function. A `width` that it has is
+                compared; it computes in its own parameters' type.
             site: the activation that the dictionary reads, in the same ways. A `Site` says where
                 its features are. Otherwise they are on the last axis or, in a 4-d map, on the one
                 that is as long as the dictionary is wide; if axes 1 and 3 both are, the
@@ -116,7 +120,14 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         Raises:
             InputError: if an argument is not of the form above, or two contradict each other.
             AttributionError: if the layer is a `Site` without positions.
+
+        Example:
+            >>> own = encoder(sae.encode, n_latents=512)                        # doctest: +SKIP
+            >>> fam = LayerGradFam(net, "stage4", own, site="mlp", stage="post") # doctest: +SKIP
+            >>> heat = fam.attribute(images, target=7)                          # doctest: +SKIP
         """
+        layer = unnamed(layer, forward_func, "layer")
+        site = unnamed(site, forward_func, "site")
         module, side = as_module_side(layer, forward_func, "layer")
         LayerAttribution.__init__(self, forward_func, module, device_ids)
         GradientAttribution.__init__(self, forward_func)
@@ -136,9 +147,9 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
     def of(
         cls,
         hooked: "HookedModel",
-        dictionary: "Dictionary",
+        dictionary: "Dictionary | CallableEncoder",
         *,
-        layer: Site | str | None = None,
+        layer: SiteLike | None = None,
         stage: Stage = "pre",
         on_base_mismatch: OnBaseMismatch = "error",
     ) -> "LayerGradFam":
@@ -147,8 +158,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         Args:
             hooked: the attached model.
             dictionary: its `site` must be one of the model's.
-            layer: where to look, by hook-point name. By default the model's attribution site, or
-                the dictionary's own site if that has positions.
+            layer: where to look, as `HookedModel.site` takes it. By default the model's attribution
+                site, or the dictionary's own site if that has positions.
             stage: "pre" or "post".
             on_base_mismatch: "warn" takes a dictionary of another network too, such as that which
                 the model was fine-tuned from.
@@ -160,15 +171,25 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             InputError: if the dictionary reads another number of features than its site has, or
                 was trained on another layout of it.
             AttributionError: if there is no map or patch grid to look at.
+
+        Example:
+            >>> fam = LayerGradFam.of(hooked, sae)              # doctest: +SKIP
+            >>> heat = fam.attribute(images, target=latent)     # doctest: +SKIP
         """
         check_attached(hooked)
+        if trained_at(dictionary) is None:
+            raise InputError(
+                f"{type(dictionary).__name__} does not say which site it reads; use "
+                "salve.encoder(function, n_latents=..., site=hooked.site(name)), or the "
+                "constructor: LayerGradFam(hooked, layer, dictionary, site=...)"
+            )
         site = readable(hooked.site(dictionary.site.name), dictionary)
         Networks(hooked, on_base_mismatch).check_either(
             "the dictionary", getattr(dictionary, "network", None)
         )
         if layer is None:
             layer = hooked.attribution_site if site.layout == "pooled" else site
-        elif isinstance(layer, str):
+        elif not isinstance(layer, Site):
             layer = hooked.site(layer)
         if layer is None or not has_positions(layer):
             shown = [name for name, site_shown in hooked.sites.items() if has_positions(site_shown)]

@@ -19,7 +19,8 @@ LatentTarget = int | Tensor | Sequence[int] | Sequence[tuple[int]] | None
 class Encodes(Protocol):
     """The least that Grad-FAM needs of a dictionary: any module with this method will do.
 
-    It takes rows (..., width) and returns one value a latent, (..., latents).
+    It takes rows (..., width) and returns one value a latent, (..., latents), so that gradients
+    pass. `salve_plugin.encoder` makes one of any function.
     """
 
     def encode(self, x: Any, /) -> Any:
@@ -34,7 +35,7 @@ def check_encodes(dictionary: object, stage: Stage) -> None:
     """
     for method in ("encode",) if stage == "post" else ("encode", "pre_activation"):
         if not callable(getattr(dictionary, method, None)):
-            remedy = "give it one"
+            remedy = "give it one, or wrap a function: salve.encoder(function, n_latents=...)"
             if method != "encode":
                 remedy = "give it one, or pass stage='post', which explains the code of its encode"
             raise InputError(

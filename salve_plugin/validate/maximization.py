@@ -1,5 +1,6 @@
 """Activation maximization: the image that drives a latent of a dictionary the most."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from salve_plugin.validate.parametrization import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from salve_plugin.discover.dictionary import Dictionary
     from salve_plugin.hooks import HookedModel
 
@@ -33,7 +36,7 @@ NOISE_IMAGES = 16
 Bound = float | Sequence[float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Maximization:
     """An image that drives a latent, and how it came about.
 
@@ -60,6 +63,29 @@ class Maximization:
     low: Tensor
     high: Tensor
     settings: Mapping[str, object]
+
+    def __repr__(self) -> str:
+        """Say in one line which latent was driven how far."""
+        size = "x".join(map(str, self.image.shape))
+        return (
+            f"<Maximization of latent {self.latent} ({self.sign:+d}): {self.activation:.4g} for an "
+            f"image {size}; random images {float(self.noise.mean()):.4g} ± "
+            f"{float(self.noise.std()):.2g}>"
+        )
+
+    def figure(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw the image, and the latent at each step beside what random images reach.
+
+        Args:
+            path: also write it there, in the format of the suffix (PNG without one).
+
+        Raises:
+            InputError: if matplotlib does not know the format.
+            WriteError: if the file cannot be written.
+        """
+        from salve_plugin.faces.maximization import maximization_figure
+
+        return maximization_figure(self).written(path)
 
     @property
     def model_input(self) -> Float[Tensor, "channels h w"]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
 from salve_plugin.discover.training.rows import READ_ROWS
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.validate import reconstruction
 from salve_plugin.validate.amortization import amortization_gap
 from salve_plugin.validate.dark_matter import dark_matter
@@ -63,6 +64,8 @@ class Measures:
         fvu_nonlinear: what of the FVU is not linear in the activation.
         amortization_gap: FVU of the encoder minus that of gradient pursuit at the same L0.
     """
+
+    __repr__ = one_line
 
     n_latents: int
     r2: float

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import listed
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Side, Site
 from salve_plugin.taps import SIDE_NAMES
@@ -16,6 +17,38 @@ ModuleSide = tuple[nn.Module, Side]
 
 ActivationLike = Site | ModuleSide | nn.Module
 """A site of the model, a place in it, or a module, which stands for its output."""
+
+NamedActivation = ActivationLike | str | tuple[str, Side]
+"""The same, or a site's name or a module's path for it."""
+
+
+def unnamed(activation: NamedActivation, forward_func: Any, argument: str) -> ActivationLike:
+    """Return what a name stands for: a site of an attached model, or a module of any model.
+
+    Raises:
+        InputError: if the model has no site or module of that name, or is no model.
+    """
+    given: Any = activation  # as_module_side checks what is no name
+    pair = isinstance(given, tuple) and len(given) == 2
+    name = given[0] if pair else given
+    if not isinstance(name, str):
+        return given  # type: ignore[no-any-return]
+    model = unwrapped(forward_func)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{argument} {name!r} is a name, but forward_func is a {type(model).__name__}; pass "
+            f"the model itself as forward_func, or {argument}=(module, 'out')"
+        )
+    sites = model.sites if isinstance(model, HookedModel) else {}
+    if not pair and name in sites:
+        return sites[name]
+    modules = dict((model.model if isinstance(model, HookedModel) else model).named_modules())
+    if name not in modules:
+        raise InputError(
+            f"{argument} {name!r} is no module of {type(model).__name__}, such as "
+            f"{listed(list(modules)[1:])}, nor one of its sites {listed(sites)}"
+        )
+    return (modules[name], given[1]) if pair else modules[name]
 
 
 def as_module_side(activation: ActivationLike, forward_func: Any, argument: str) -> ModuleSide:
@@ -41,16 +74,14 @@ def as_module_side(activation: ActivationLike, forward_func: Any, argument: str)
     ):
         return activation
     raise InputError(
-        f"{argument} {activation!r} must be one module, or a module and 'in' or 'out', or a "
-        "salve.Site; loop over several"
+        f"{argument} {activation!r} must be one module, or a module and 'in' or 'out', a "
+        "salve.Site, or the name of a module or site; loop over several"
     )
 
 
 def _module_of_site(site: Site, forward_func: Any, argument: str) -> nn.Module:
     # Sites name modules of the bare model; DataParallel and HookedModel put a prefix before them.
-    model = forward_func
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
+    model = unwrapped(forward_func)
     if isinstance(model, HookedModel):
         model = model.model
     if not isinstance(model, nn.Module):
@@ -66,6 +97,13 @@ def _module_of_site(site: Site, forward_func: Any, argument: str) -> nn.Module:
             f"{type(model).__name__} has no module '{site.module}', where {argument} "
             f"'{site.name}' is; pass a site of this model"
         ) from None
+
+
+def unwrapped(forward_func: Any) -> Any:
+    """Return what is inside of DataParallel, whose names have a prefix."""
+    if isinstance(forward_func, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return forward_func.module
+    return forward_func
 
 
 def trained_at(dictionary: Encodes) -> Site | None:

@@ -17,6 +17,8 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import BaseMismatchError, InputError
+from salve_plugin.faces.one_line import shortened
+from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
@@ -41,8 +43,8 @@ OWN = "dictionary"
 """Name of the dictionary's own row."""
 
 
-@dataclass(frozen=True)
-class Quality:
+@dataclass(frozen=True, repr=False)
+class Quality(Tabular):
     """A dictionary's measures beside those of its controls, all on the same held-out images.
 
     Attributes:
@@ -92,12 +94,21 @@ class Quality:
         """The controls' measures by name."""
         return {name: row for name, row in self.rows.items() if name != OWN}
 
-    def __str__(self) -> str:
-        """Return the table."""
-        return self.table()
+    def __repr__(self) -> str:
+        """Say in one line how good the dictionary is, and beside what."""
+        own = self.dictionary
+        return shortened(
+            f"<Quality of a '{self.learner}' dictionary of '{self.site}' on {self.n_images} "
+            f"images: R² {own.r2:.3f}, L0 {own.l0:.1f}, {percent(own.dead_share)} dead; beside "
+            f"{', '.join(self.controls) or 'no controls'}>"
+        )
 
     def table(self) -> str:
         """Return all numbers as an aligned table, one column for each dictionary, and notes."""
+        return str(self)
+
+    def as_table(self) -> Table:
+        """Return the same as a table."""
         return quality_report.table(self)
 
     def to_json(self) -> dict[str, object]:
@@ -117,7 +128,7 @@ class Quality:
             InputError: if matplotlib does not know the format.
             WriteError: if the file cannot be written.
         """
-        return quality_report.figure(self, path)
+        return quality_report.figure(self).written(path)
 
 
 @torch.no_grad()

@@ -1,20 +1,16 @@
 """The measures of dictionaries as a table and as a figure."""
 
-import os
 from collections.abc import Callable, Mapping
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salve_plugin.errors import InputError
-from salve_plugin.store.files import write_atomically
+from salve_plugin.faces.table import Table
 from salve_plugin.validate.reconstruction import BINS_IN_DECADE, DECADES
 from salve_plugin.validate.stability import SAME
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
+    from salve_plugin.faces.drawing import Drawing
     from salve_plugin.validate.measures import Measures
     from salve_plugin.validate.quality import Quality
 
@@ -60,18 +56,14 @@ DRAWN = (
 """Measures that the figure shows, where the dictionary has them."""
 
 
-def table(quality: "Quality") -> str:
+def table(quality: "Quality") -> Table:
     """Return measures in rows, dictionaries in columns, and what one must know to read them."""
-    names = list(quality.rows)
-    lines = [["", *names]]
-    for field, title in TITLES.items():
-        lines.append([title, *(_printed(getattr(quality.rows[name], field)) for name in names)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in lines
+    rows = [
+        (title, *(_printed(getattr(row, field)) for row in quality.rows.values()))
+        for field, title in TITLES.items()
     ]
-    return "\n".join([*text, "", *notes(quality)])
+    # All of them: they are as many in every report.
+    return Table("", ("", *quality.rows), rows, tuple(notes(quality)), most=len(rows))
 
 
 def notes(quality: "Quality") -> list[str]:
@@ -137,25 +129,18 @@ def cautions(rows: Mapping[str, "Measures"]) -> list[str]:
     return lines
 
 
-def figure(quality: "Quality", path: str | os.PathLike[str] | None = None) -> "Figure":
-    """Draw the density histogram and bars beside those of the controls; see `Quality.figure`.
-
-    Raises:
-        InputError: if matplotlib does not know the format of the path's suffix.
-        WriteError: if the file cannot be written.
-    """
-    from matplotlib.figure import Figure
+def figure(quality: "Quality") -> "Drawing":
+    """Draw the density histogram and bars beside those of the controls; see `Quality.figure`."""
+    from salve_plugin.faces.drawing import Drawing
 
     drawn = [name for name in DRAWN if getattr(quality.dictionary, name) is not None]
     columns = 4
     rows = -(-(len(drawn) + 2) // columns)  # the histogram takes two places
-    result = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
+    result = Drawing(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
     grid = result.add_gridspec(rows, columns)
     _draw_densities(result.add_subplot(grid[0, :2]), quality)
     for slot, name in enumerate(drawn, start=2):
         _draw_bars(result.add_subplot(grid[slot // columns, slot % columns]), quality, name)
-    if path is not None:
-        _write(result, Path(path))
     return result
 
 
@@ -193,15 +178,6 @@ def _draw_bars(axes: "Axes", quality: "Quality", field: str) -> None:
     axes.tick_params(axis="x", labelsize="x-small")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_title(TITLES[field], fontsize="small")
-
-
-def _write(figure: "Figure", path: Path) -> None:
-    stream = BytesIO()
-    try:
-        figure.savefig(stream, format=path.suffix.removeprefix(".").lower() or "png", dpi=150)
-    except ValueError as error:
-        raise InputError(f"cannot draw {path}: {error}") from error
-    write_atomically(path, stream.getvalue())
 
 
 def _printed(value: int | float | bool | None) -> str:

@@ -117,8 +117,10 @@ def test_the_summary_counts_what_is_below_already_and_what_never_is() -> None:
     crit = crit_of([0.0, 3.0, 1.0, inf, 2.0, 7.0], [4, 4, 4, 4, 4, 9])
     four, nine = crit.summary()
     assert (four.label, four.count, four.already, four.unreachable) == (4, 5, 0.2, 0.2)
-    assert four.quantiles == (0.0, 1.0, 2.0, 3.0, inf, inf)
-    assert (nine.label, nine.count, nine.quantiles) == (9, 1, (7.0,) * 6)
+    assert four.quantiles == {
+        "10 %": 0.0, "25 %": 1.0, "median": 2.0, "75 %": 3.0, "90 %": inf, "95 %": inf
+    }  # fmt: skip
+    assert (nine.label, nine.count, set(nine.quantiles.values())) == (9, 1, {7.0})
     json = crit.to_json()["classes"]
     assert json[0]["quantiles"]["0.9"] is None  # type: ignore[index] # JSON
 
@@ -139,9 +141,10 @@ def test_the_summary_of_many_classes_is_what_each_class_alone_gives() -> None:
         assert entry.count == len(own)
         assert entry.already == float((own == 0).double().mean())
         assert entry.unreachable == float(own.isinf().double().mean())
-        assert entry.quantiles == tuple(
-            float(ascending[max(0, math.ceil(level * len(own)) - 1)]) for level in entry.LEVELS
-        )
+        assert entry.quantiles == {
+            name: float(ascending[max(0, math.ceil(level * len(own)) - 1)])
+            for name, level in entry.LEVELS.items()
+        }
     assert crit_of([], []).summary() == []
 
 

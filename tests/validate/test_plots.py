@@ -25,12 +25,13 @@ from salve_plugin import Dictionary, HookedModel, attach, suppress
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import InputError
+from salve_plugin.faces.alpha_crit import COLOURS, NAMED_CLASSES, curves
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.pictures import MAX_PICTURES
 from salve_plugin.validate.grad_fam import LayerGradFam
 from salve_plugin.validate.heat_maps import grad_fam_pictures
 from salve_plugin.validate.pictures import overlay, png_bytes, stretched
-from salve_plugin.validate.plots import COLOURS, NAMED_CLASSES, alpha_crit_picture, curves
+from salve_plugin.validate.plots import alpha_crit_picture
 
 INF = float("inf")
 

@@ -17,6 +17,7 @@ from salve_plugin.control.assessment.outcomes import (
 from salve_plugin.control.assessment.tables import text_of
 from salve_plugin.control.assessment.verdict import verdict
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import shortened
 from salve_plugin.store.record import Index, Record, Sha256
 
 MAX_CLASSES = 10_000
@@ -173,7 +174,9 @@ class Assessment(Record):
 
     def __repr__(self) -> str:
         """Say in one line what was assessed and how it came out."""
-        return f"<Assessment of edit {self.edit[:12]} on {self.images} images: {self.verdict}>"
+        return shortened(
+            f"<Assessment of edit {self.edit[:12]} on {self.images} images: {self.verdict}>"
+        )
 
     def table(self, most: int = 12) -> str:
         """Return the classes (at most so many), the controls, budget and verdict as plain text."""

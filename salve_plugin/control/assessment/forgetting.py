@@ -19,10 +19,11 @@ from salve_plugin.control.assessment.probe import Probed, probe
 from salve_plugin.control.assessment.relearning import relearned
 from salve_plugin.control.assessment.site_features import LOGITS, site_features
 from salve_plugin.control.assessment.sources import names_in
-from salve_plugin.control.assessment.verdict import percent
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators.base import whole
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
+from salve_plugin.faces.table import percent
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch
 
@@ -44,6 +45,8 @@ class Recovery:
         after: in the edited model.
         chance: mean balanced accuracy after the edit of the same probe for shuffled marks.
     """
+
+    __repr__ = one_line
 
     site: str
     before: Probed
@@ -72,6 +75,8 @@ class Forgetting:
         fresh: the same from the unedited model whose row of the class is zero: what learning the
             class anew takes.
     """
+
+    __repr__ = one_line
 
     edit: str
     recovery: tuple[Recovery, ...]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from salve_plugin.control.assessment.forgetting import Forgetting
 from salve_plugin.control.assessment.site_features import LOGITS
-from salve_plugin.control.assessment.verdict import percent
+from salve_plugin.faces.table import percent
 
 
 def forgetting_table(results: Sequence[Forgetting]) -> str:

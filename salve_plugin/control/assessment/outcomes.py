@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.store.record import Index, ParameterPath, Record, Sha256
 
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -44,6 +45,8 @@ class ClassOutcome(Record):
         weights_changed: weights of its row that differ.
         weights_zeroed: those that became zero and were not.
     """
+
+    __repr__ = one_line
 
     accuracy: Shares | None
     bias_change: float
@@ -103,6 +106,8 @@ class ConceptOutcome(Record):
         worst_has: whether the worst group has the concept.
     """
 
+    __repr__ = one_line
+
     accuracy_with: Share | None
     accuracy_without: Share | None
     flips: Share | None
@@ -128,6 +133,8 @@ class Effect(Record):
         worst_label: the class where that is.
     """
 
+    __repr__ = one_line
+
     accuracy: Share
     concept: ConceptOutcome | None
     ideal: Ideal | None
@@ -152,6 +159,8 @@ class Control(Record):
         norm: Frobenius norm of the change of the classifier's weight; null of the mask, which is
             one of a bias.
     """
+
+    __repr__ = one_line
 
     effect: Effect
     name: ControlName
@@ -187,6 +196,8 @@ class Budget(Record):
         parameters: what is changed in each, by path.
     """
 
+    __repr__ = one_line
+
     bytes: Index
     parameters: Annotated[tuple[ParameterBudget, ...], Meta(max_length=256)]
 
@@ -215,6 +226,8 @@ class Evidence(Record):
             the network ran.
         seed: of the random controls.
     """
+
+    __repr__ = one_line
 
     command: Command
     images: Sha256 | None

@@ -10,6 +10,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel
 
 TOLERANCE = 1e-6
@@ -28,6 +29,8 @@ class Deviation:
         stored: what the artifact says.
         measured: what was measured now.
     """
+
+    __repr__ = one_line
 
     field: str
     stored: object

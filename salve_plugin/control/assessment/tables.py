@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from salve_plugin.control.assessment.outcomes import ClassOutcome, Effect
-from salve_plugin.control.assessment.verdict import class_name, percent
+from salve_plugin.control.assessment.verdict import class_name
+from salve_plugin.faces.table import percent
 
 if TYPE_CHECKING:
     from salve_plugin.control.assessment.assessment import Assessment

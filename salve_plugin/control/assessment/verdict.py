@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from salve_plugin.control.assessment.outcomes import ConceptOutcome, ControlName, Effect
+from salve_plugin.faces.table import percent
 
 if TYPE_CHECKING:
     from salve_plugin.control.assessment.assessment import Assessment
@@ -139,15 +140,6 @@ def _numbers(effect: Effect, assessment: "Assessment") -> str:
     parts += [] if effect.others is None else [f"{points(effect.others)} on average"]
     parts += [] if effect.worst is None else [f"{points(effect.worst)} at worst"]
     return ", ".join(parts)
-
-
-def percent(share: float) -> str:
-    """Return a share as a percentage.
-
-    >>> percent(0.1234)
-    '12.3 %'
-    """
-    return f"{100 * share:.1f} %"
 
 
 def points(difference: float) -> str:

@@ -1,16 +1,23 @@
 """What was tried for a goal, and what was taken of it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from salve_plugin.control.choosing.goals import Goal
 from salve_plugin.control.edit import Edit
+from salve_plugin.faces.one_line import shortened
+from salve_plugin.faces.table import Table, Tabular, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HAIR = 0.0025
 """Harms are compared in steps of a quarter of a point: less is chance."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Candidate:
     """One edit that was tried.
 
@@ -37,6 +44,14 @@ class Candidate:
     error: float = 0.0
     hidden: tuple[Edit, ...] = ()
 
+    def __repr__(self) -> str:
+        """Say in one line what was tried and how it did."""
+        kind = "control" if self.is_control else "Candidate"
+        return shortened(
+            f"<{kind} {self.method}: effect {self.effect:.3f}, harm {self.harm:.3f}; "
+            f"{self.edit.kind}, {self.edit.amount}>"
+        )
+
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         return {
@@ -48,7 +63,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Choice:
+class Choice(Tabular):
     """The edit that was chosen for a goal, and what else was tried.
 
     Attributes:
@@ -117,7 +132,44 @@ class Choice:
 
     def __repr__(self) -> str:
         """Say in one line what was chosen and whether it is enough."""
-        return f"<Choice for {type(self.goal).__name__}: {self.verdict}>"
+        return shortened(f"<Choice for {type(self.goal).__name__}: {self.verdict}>")
+
+    def as_table(self) -> Table:
+        """Return all that was tried: what was chosen, the front, then the others by effect."""
+        front = set(map(id, self.front))
+        ordered = sorted(
+            self.tried,
+            key=lambda one: (one is not self.chosen, id(one) not in front, -one.effect, one.harm),
+        )
+        rows = [
+            (
+                "chosen" if one is self.chosen else "front" if id(one) in front else "",
+                one.method, f"{one.effect:.3f}", f"{one.harm:.3f}", one.edit.amount,
+                "control" if one.is_control else "",
+            )
+            for one in ordered
+        ]  # fmt: skip
+        return Table(
+            f"{type(self.goal).__name__}: {'met' if self.met else 'NOT MET'} (effect of at least "
+            f"{shown(self.enough)}, harm of at most {shown(self.goal.max_harm)})",
+            ("", "method", "effect", "harm", "amount", ""),
+            rows,
+            (self.verdict,),
+        )
+
+    def figure(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Draw effect against harm of all that was tried, with the bounds of the goal.
+
+        Args:
+            path: also write it there, in the format of the suffix (PNG without one).
+
+        Raises:
+            InputError: if matplotlib does not know the format.
+            WriteError: if the file cannot be written.
+        """
+        from salve_plugin.faces.choice import choice_figure
+
+        return choice_figure(self).written(path)
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""

@@ -7,6 +7,7 @@ from typing import Literal
 from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.operators.base import real, whole
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 
 By = Literal["any", "latents"]
 RowChoice = Sequence[int] | Literal["rivals"] | None
@@ -26,6 +27,8 @@ class SuppressClass:
             class's own and the few rivals' that are needed.
         tries: how many latents of the ranking to try first.
     """
+
+    __repr__ = one_line
 
     label: int | str
     max_accuracy: float = 0.05
@@ -63,6 +66,8 @@ class EnhanceClass:
         by: "any" edit; "latents" only.
     """
 
+    __repr__ = one_line
+
     label: int | str
     min_accuracy: float = 0.95
     max_harm: float = 0.01
@@ -90,6 +95,8 @@ class MoveDecision:
         max_harm: the largest loss of accuracy of any class but the source that is allowed.
         keep: the classes that count as others; None means all but the source.
     """
+
+    __repr__ = one_line
 
     source: int | str
     target: int | str
@@ -120,6 +127,8 @@ class RemoveConcept:
         rows: outputs that may change; None leaves the choice between all and the affected ones.
     """
 
+    __repr__ = one_line
+
     concept: Concept
     min_removed: float = 0.7
     max_harm: float = 0.01
@@ -149,6 +158,8 @@ class RemoveShortcut:
         keep: classes whose own accuracy may not fall by more than `max_harm` either.
         rows: outputs that may change; None leaves the choice between all and the affected ones.
     """
+
+    __repr__ = one_line
 
     concept: Concept
     min_gain: float = 0.1

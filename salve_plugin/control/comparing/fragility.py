@@ -18,6 +18,7 @@ from salve_plugin.control.operators.base import whole
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel
 from salve_plugin.store.record import Name, Record
 
@@ -55,6 +56,8 @@ class SuccessWindow(Record):
         collateral: the same.
     """
 
+    __repr__ = one_line
+
     edit: Name
     site: Name
     context: Name
@@ -76,6 +79,8 @@ class Fragility(Record):
         success: the least success that passes.
         collateral: the largest collateral that passes.
     """
+
+    __repr__ = one_line
 
     windows: tuple[SuccessWindow, ...]
     multiples: tuple[Multiple, ...]

@@ -25,6 +25,7 @@ from salve_plugin.control.operators.base import whole
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.discover.recording.loader import LabelledImages, labelled_batches
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating
 
 STEPS = 200
@@ -43,6 +44,8 @@ class LearntScales:
         loss_without: with none of the edits.
         loss_plain: with all of them as they are, added up.
     """
+
+    __repr__ = one_line
 
     scales: tuple[Float64[Tensor, "layers blocks"], ...]
     edits: tuple[Edit, ...]

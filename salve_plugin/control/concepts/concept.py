@@ -14,6 +14,7 @@ from salve_plugin.control.erasers import JointMoments, PairMoments
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations, Batch
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import shortened
 from salve_plugin.site import Site
 
 ROWS = 4096
@@ -96,7 +97,7 @@ class Concept:
 
     def __repr__(self) -> str:
         """Say in one line what it is and how well it is detected."""
-        return f"<Concept {self.note}, at '{self.site.name}'>"
+        return shortened(f"<Concept of '{self.site.name}': {self.note}>")
 
     def rows(self) -> Iterator[tuple[Batch, Float64[Tensor, " rows"]]]:
         """Yield all rows with their values; images are numbered over all recordings."""

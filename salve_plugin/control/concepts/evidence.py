@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.site import Count
 from salve_plugin.store.record import Record
 
@@ -34,6 +35,8 @@ class ConceptEvidence(Record):
         n_with: images that have it.
         n_without: images that do not.
     """
+
+    __repr__ = one_line
 
     auc: Share
     auc_low: Share

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from salve_plugin.control.operators.arithmetic import outer_sum
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 
 Role = Literal["reader", "writer"]
 """A layer reads the site (its input features are the site's) or writes it (its outputs are)."""
@@ -73,6 +74,8 @@ class Fold:
         shift: (width,), without the bias that is edited, if that comes after the scale.
         bias_last: whether the bias that is edited is added after the scale (a BatchNorm's own).
     """
+
+    __repr__ = one_line
 
     scale: Float64[Tensor, " width"]
     shift: Float64[Tensor, " width"]

@@ -25,6 +25,7 @@ from salve_plugin.control.operators.base import (
     real,
 )  # fmt: skip
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 
 Mode = Literal["suppress", "enhance"]
 
@@ -44,6 +45,8 @@ class Gate(Operator):
         strength: $\alpha \ge 0$.
         mode: "suppress" (minus) or "enhance" (plus).
     """
+
+    __repr__ = one_line
 
     directions: Tensor
     strength: float

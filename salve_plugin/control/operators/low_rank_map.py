@@ -23,6 +23,7 @@ from salve_plugin.control.operators.base import (
     real,
 )  # fmt: skip
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class LowRankMap(Operator):
         offset: c, what is left of the reading, (rank,).
         scale: $\lambda$, what remains: 0 removes, 1 changes nothing, 2 doubles.
     """
+
+    __repr__ = one_line
 
     write: Tensor
     read: Tensor

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from salve_plugin.control.operators.base import Fold, Operator, Part, check_fields, owned, real
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,8 @@ class LowRankUpdate(Operator):
             the flattened weight. Rank 0 leaves the weight as it is.
         shift: d, (outputs,); None for a layer without a bias, or whose bias stays.
     """
+
+    __repr__ = one_line
 
     left: Tensor
     right: Tensor

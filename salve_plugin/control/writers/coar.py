@@ -17,6 +17,7 @@ from salve_plugin.control.writers.layer import Layer, head_of, layer_at
 from salve_plugin.control.writers.zeroing import zeroed_inputs, zeroed_outputs
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating
 from salve_plugin.images import as_input
 from salve_plugin.network import OnBaseMismatch
@@ -36,6 +37,8 @@ class ComponentEdit:
         fidelity: correlation of the attribution's predictions with what ablations really did, on
             masks that were held out; near 0 the scores mean nothing.
     """
+
+    __repr__ = one_line
 
     edit: Edit
     components: tuple[int, ...]

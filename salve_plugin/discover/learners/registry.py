@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from salve_plugin.discover.learners.base import Learner
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
+from salve_plugin.faces.table import Table, Tabular
 
 L = TypeVar("L", bound=Learner)
 
@@ -20,6 +22,8 @@ class LearnerInfo:
         source: the publication.
         options: its hyper-parameters and their defaults.
     """
+
+    __repr__ = one_line
 
     name: str
     summary: str
@@ -70,12 +74,25 @@ def create(name: str, options: Mapping[str, Any]) -> Learner:
     return learner(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
 
 
-def learners() -> list[LearnerInfo]:
+class LearnerList(list[LearnerInfo], Tabular):
+    """Learners, which print as a table."""
+
+    def __repr__(self) -> str:
+        """Return the names."""
+        return f"<{len(self)} learners: {', '.join(info.name for info in self)}>"
+
+    def as_table(self) -> Table:
+        """Return name, summary and source of each."""
+        rows = [(info.name, info.summary, info.source) for info in self]
+        return Table("", ("learner", "how it codes and learns", "source"), rows, most=len(rows))
+
+
+def learners() -> LearnerList:
     """List every learner that `fit` knows, by name, with its options and where it is from.
 
     Those whose source starts with "after" are reconstructed from an abstract.
     """
-    return [
+    return LearnerList(
         LearnerInfo(
             name,
             learner.summary,
@@ -83,4 +100,4 @@ def learners() -> list[LearnerInfo]:
             {field.name: field.default for field in fields(learner)},
         )
         for name, learner in sorted(LEARNERS.items())
-    ]
+    )

@@ -24,7 +24,8 @@ from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.recording.whole import whole
 from salve_plugin.errors import InputError, SalveError, WriteError
-from salve_plugin.hooks import HookedModel, check_attached, evaluating, reading
+from salve_plugin.faces.progress import Update, bar
+from salve_plugin.hooks import HookedModel, SiteLike, check_attached, evaluating, reading
 from salve_plugin.images import run as run_images
 from salve_plugin.images import usable_device
 from salve_plugin.network import network_digest
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 def record(
     hooked: HookedModel,
     loader: Iterable[Any],
-    site: str = HEAD_INPUT,
+    site: SiteLike = HEAD_INPUT,
     *,
     folder: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
@@ -72,7 +73,7 @@ def record(
             rows, or 0 and 1 for a classifier with one logit, which counts as two classes. Of a
             loader that is split among processes already, by `accelerator.prepare()` or a
             `DistributedSampler`, the whole data set is read.
-        site: hook-point name of the activation.
+        site: the activation: hook-point name, module, or whatever `HookedModel.site` takes.
         folder: where the recording goes; None is a temporary folder (below
             `tempfile.gettempdir()`) that is removed together with the returned object.
         classes: class names by label; by default `loader.dataset.classes`, if there is one. Names
@@ -115,7 +116,7 @@ def record(
         recorder = Recorder(target, index, shard_rows)
         with (
             evaluating(hooked.model, keep_autocast=True),
-            _bar(length(loader), progress) as advance,
+            bar("recording batches", length(loader), progress) as advance,
         ):
             several = (hooked.description.get("num_classes") or 1) != 1
             try:
@@ -147,7 +148,7 @@ def _record_together(
     team: Team,
     hooked: HookedModel,
     loader: Iterable[Any],
-    site: str,
+    site: SiteLike,
     folder: str | os.PathLike[str] | None,
     *,
     classes: Sequence[str] | None,
@@ -188,7 +189,7 @@ def _fill(
     run: Callable[[LabelledImages], Tensor],
     labels: Labels,
     several_logits: bool,
-    advance: Callable[[], None],
+    advance: Update,
 ) -> None:
     """Record every batch that is not on disk yet; compare the others."""
     n_batches = length(loader)
@@ -204,12 +205,13 @@ def _fill(
         seen += 1
         fingerprint = recorder.compared(batch)
         if recorder.index.finished:
+            advance(recorded)
             return
         # Batches that are on disk already are read and compared, so that a data set that changed
         # meanwhile is noticed, but cost no forward pass.
         if batch.number >= recorded:
             recorder.add(run(batch), batch, fingerprint)
-        advance()
+        advance(seen)
     if seen < recorded:
         raise InputError(recorder.changed(f"{seen} batches", f"the {recorded} recorded"))
     recorder.finish()
@@ -270,24 +272,3 @@ def _folder(folder: str | os.PathLike[str] | None) -> Iterator[tuple[Path, bool]
         return
     with locked(target):
         yield target, False
-
-
-@contextmanager
-def _bar(total: int | None, show: bool) -> Iterator[Callable[[], None]]:
-    """Show a progress bar over batches; yield what to call after each."""
-    if not show:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("recording", total=total)
-        yield lambda: bar.advance(task)

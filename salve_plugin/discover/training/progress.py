@@ -1,7 +1,5 @@
-"""What a running fit tells: to a callback, and as a progress bar."""
+"""What a running fit tells: to a callback, and beside its progress bar."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,34 +57,7 @@ def progress_of(state: State, done: Done, r2: float | None, patience: int) -> Pr
     )
 
 
-@contextmanager
-def bar(show: bool) -> Iterator[Callable[[Progress], None]]:
-    """Show a progress bar over steps on stderr; yield what to call with each report."""
-    if not show:
-        yield lambda progress: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("fitting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}"),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task("fitting", total=None, numbers="")
-
-        def update(progress: Progress) -> None:
-            r2 = "-" if progress.r2 is None else f"{progress.r2:.3f}"
-            numbers = f"R² {r2}  L0 {progress.l0:.1f}  dead {progress.dead_share:.1%}"
-            shown.update(task, completed=progress.step, total=progress.steps, numbers=numbers)
-
-        yield update
+def numbers_of(progress: Progress) -> str:
+    """Return what stands beside the bar."""
+    r2 = "-" if progress.r2 is None else f"{progress.r2:.3f}"
+    return f"R² {r2}  L0 {progress.l0:.1f}  dead {progress.dead_share:.1%}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from salve_plugin.discover.learners.checks import whole
 from salve_plugin.discover.training.progress import Progress
+from salve_plugin.faces.one_line import one_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,6 +27,8 @@ class Run:
         callback: is called with the `Progress` about fifty times.
         accelerator: of Hugging Face `accelerate`, for several processes that share each batch.
     """
+
+    __repr__ = one_line
 
     checkpoint: Path | str | None = None
     checkpoint_every: int = 500

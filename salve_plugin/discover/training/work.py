@@ -15,13 +15,14 @@ from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.training import checkpoint
 from salve_plugin.discover.training.loop import SEED_STRIDE, State, train
 from salve_plugin.discover.training.plan import Plan
-from salve_plugin.discover.training.progress import bar, held_out_r2, progress_of
+from salve_plugin.discover.training.progress import held_out_r2, numbers_of, progress_of
 from salve_plugin.discover.training.rate import best_rate
 from salve_plugin.discover.training.rows import Moments, RowReader
 from salve_plugin.discover.training.run import Run
 from salve_plugin.discover.training.settings import FitSettings
 from salve_plugin.discover.training.stopping import stop_if_still
 from salve_plugin.errors import InputError, ReadError
+from salve_plugin.faces.progress import bar
 
 WATCHED_ROWS = 2048
 """Held-out rows on which a running fit measures R²."""
@@ -120,12 +121,12 @@ class Work:
             self.rule, state, self._batches(state.step), self.plan,
             team=self.team, gradient=self.gradient,
         )  # fmt: skip
-        with bar(self.run.progress and self.team.rank == 0) as show:
+        with bar("fitting steps", state.stop, self.run.progress and self.team.rank == 0) as show:
             for done in steps:
                 if watched and (done.step % every == 0 or done.step == state.stop):
                     r2 = held_out_r2(self.rule, state.tensors, apart)
                     progress = progress_of(state, done, r2, self.plan.patience)
-                    show(progress)
+                    show(progress.step, numbers_of(progress), total=progress.steps)
                     if self.run.callback and self.team.rank == 0:
                         self.run.callback(progress)
                     stop_if_still(state, r2, self.settings.patience, every)
