@@ -10,15 +10,23 @@ import torch
 from salve_plugin.cli.images import open_image
 from salve_plugin.cli.output import console, saying_how_to_go_on, show_json, show_table
 from salve_plugin.cli.overwriting import check_file, check_outside, save
-from salve_plugin.cli.study import ModelSpec, Study, made_folder
+from salve_plugin.cli.pictures import strongest
+from salve_plugin.cli.study import ModelSpec, OpenModel, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.learners import learners
+from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.discover.training.run import Run
-from salve_plugin.errors import InputError
+from salve_plugin.errors import AttributionError, InputError, ReadError
 from salve_plugin.store.files import write_atomically
+from salve_plugin.validate.heat_maps import Explained
+from salve_plugin.validate.maximization import maximize
+from salve_plugin.validate.pictures import Scale
+
+_STRONGEST_IMAGES = 3
+"""Beside what activation maximization makes."""
 
 
 def model_spec(model: str, checkpoint: Path | None, num_classes: int | None) -> ModelSpec:
@@ -197,41 +205,79 @@ def explain(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write one Grad-FAM overlay an image.
+    """Write for each image a picture of it beside its Grad-FAM map, and one of the latent.
+
+    The latent's picture has what activation maximization makes of it, beside the images of the
+    study that show it most. One scale holds for all pictures of the command.
 
     Raises:
         InputError: if there is no such class or latent, or another picture lies there.
         AttributionError: if the model has no map or patch grid to look at.
-        SalveError: if the study or an image cannot be read, or an overlay cannot be written.
+        SalveError: if the study or an image cannot be read, or a picture cannot be written.
     """
-    from salve_plugin.validate.grad_fam import LayerGradFam
-    from salve_plugin.validate.pictures import overlay, png_bytes
-
     study = Study.load(folder)
     check_outside(out, [study.data])
     acts, dictionary, class_features = study.parts()
     chosen = latent_of(class_features, dictionary, class_name, latent)
     opened = study.open(acts)
-    fam = LayerGradFam.of(opened.hooked, dictionary)
+    explained = [
+        Explained.of(opened.hooked, dictionary, opened.transform(open_image(path))[None], chosen)
+        for path in images
+    ]
+    label = None if class_name is None else label_of(class_features, class_name)
+    picture_of_latent, note = _latent_picture(study, opened, acts, dictionary, chosen, label)
     made_folder(out)
+    scale = Scale.of(*(one.maps for one in explained), signed=True)
     written = []
-    for number, path in enumerate(images):
-        inputs = opened.transform(open_image(path))[None]
-        heat = fam.attribute(inputs, target=chosen)[0]
-        overlay_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
-        picture = png_bytes(overlay(inputs[0], heat))
-        check_file(overlay_path, picture, force=force)
-        write_atomically(overlay_path, picture)
+    for number, (path, one) in enumerate(zip(images, explained, strict=True)):
+        picture_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
+        title = path.name if class_name is None else f"{class_name}: {path.name}"
+        _write(picture_path, one.sheet([title], columns=2, scale=scale), force=force)
         written.append(
             {
                 "image": str(path),
-                "overlay": str(overlay_path),
-                "most": float(heat.max()),
-                "least": float(heat.min()),
+                "overlay": str(picture_path),
+                "latent": float(one.values),
+                "most": float(one.maps.max()),
+                "least": float(one.maps.min()),
             }
         )
+    latent_path = out / f"latent{chosen}.png" if picture_of_latent else None
+    if latent_path and picture_of_latent:
+        _write(latent_path, picture_of_latent, force=force)
     if as_json:
-        show_json({"latent": chosen, "images": written})
+        path_text = str(latent_path) if latent_path else None
+        show_json({"latent": chosen, "images": written, "picture": path_text, "note": note})
         return
     rows = [tuple(picture.values()) for picture in written]
-    show_table(f"Grad-FAM of latent {chosen}", ("image", "overlay", "most", "least"), rows)
+    columns = ("image", "picture", "latent", "most", "least")
+    show_table(f"Grad-FAM of latent {chosen}", columns, rows)
+    console().print(note or f"{latent_path}: what drives latent {chosen} most", soft_wrap=True)
+
+
+def _latent_picture(
+    study: Study,
+    opened: OpenModel,
+    acts: Activations,
+    dictionary: Dictionary,
+    latent: int,
+    label: int | None,
+) -> tuple[bytes | None, str | None]:
+    """Return the picture of a latent, or why there is none: the study's images may be gone."""
+    try:
+        images, names, sign = strongest(
+            study, opened, acts, dictionary, latent, label, _STRONGEST_IMAGES
+        )
+        explained = Explained.of(opened.hooked, dictionary, images, latent)
+        channels, height, width = images.shape[1:]
+        maximization = maximize(
+            opened.hooked, dictionary, latent, sign=sign, size=(channels, height, width)
+        )
+    except (ReadError, InputError, AttributionError) as error:
+        return None, f"no picture of what drives latent {latent} most: {error}"
+    return explained.latent_sheet(names, maximization), None
+
+
+def _write(path: Path, picture: bytes, *, force: bool) -> None:
+    check_file(path, picture, force=force)
+    write_atomically(path, picture)
