@@ -37,8 +37,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A study's model, recording, dictionary and profile."""
+    """A study with its model, recording, dictionary and profile."""
 
+    study: Study
     opened: OpenModel
     acts: Activations
     dictionary: Dictionary
@@ -52,7 +53,7 @@ class Evidence:
             SalveError: if a part cannot be read, or the model is another one by now.
         """
         acts, dictionary, features = study.parts()
-        return cls(study.open(acts), acts, dictionary, features)
+        return cls(study, study.open(acts), acts, dictionary, features)
 
     def label(self, asked: Asked) -> int | None:
         """Return the class that is asked about.

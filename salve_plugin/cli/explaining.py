@@ -4,16 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from salve_plugin.cli.artifacts import base_of
-from salve_plugin.cli.choosing import Asked, Evidence
+from salve_plugin.cli.choosing import Asked, Evidence, label_of
 from salve_plugin.cli.images import open_image
 from salve_plugin.cli.origins import artifact_in, check_own, noted_study
-from salve_plugin.cli.output import show_json, show_table
+from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.overwriting import check_file, check_folder, check_outside
+from salve_plugin.cli.pictures import strongest
 from salve_plugin.cli.study import OpenModel, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.errors import InputError
+from salve_plugin.errors import AttributionError, InputError, ReadError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.files import write_atomically
+from salve_plugin.validate.heat_maps import Explained
+from salve_plugin.validate.maximization import maximize
+from salve_plugin.validate.pictures import Scale
+
+_STRONGEST_IMAGES = 3
+"""Beside what activation maximization makes."""
 
 
 def explain(
@@ -26,12 +33,15 @@ def explain(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write one Grad-FAM overlay an image.
+    """Write for each image a picture of it beside its Grad-FAM map, and one of a study's latent.
+
+    The latent's picture has what activation maximization makes of it, beside the images of the
+    study that show it most. One scale holds for all pictures of the command.
 
     Args:
         folder: of a study, or of an artifact, whose latent it is then.
         images: to explain.
-        out: folder for the overlays.
+        out: folder for the pictures.
         asked: class or latent, of a study.
         checkpoint: of an artifact's base, where it is not known.
         force: whether other pictures may be overwritten.
@@ -40,13 +50,11 @@ def explain(
     Raises:
         InputError: if there is no such class or latent, or another picture lies there.
         AttributionError: if the model has no map or patch grid to look at.
-        SalveError: if the study or an image cannot be read, or an overlay cannot be written.
+        SalveError: if the study or an image cannot be read, or a picture cannot be written.
     """
-    from salve_plugin.validate.grad_fam import LayerGradFam
-    from salve_plugin.validate.pictures import overlay, png_bytes
-
     artifact = artifact_in(folder)
     check_folder(out)
+    evidence = None
     if artifact is None:
         study = Study.load(folder)
         check_outside(out, [study.data])
@@ -58,29 +66,67 @@ def explain(
         check_own(artifact, asked.latent, asked.class_name)
         opened, dictionary = _of_artifact(folder, artifact, checkpoint)
         chosen = artifact.edit.latent
-    fam = LayerGradFam.of(opened.hooked, dictionary)
-    pictures = [opened.transform(open_image(path)) for path in images]  # all are readable
+    explained = [
+        Explained.of(opened.hooked, dictionary, opened.transform(open_image(path))[None], chosen)
+        for path in images
+    ]
+    picture_of_latent, note = (
+        (None, None) if evidence is None else _latent_picture(evidence, asked.class_name, chosen)
+    )
     made_folder(out)
+    scale = Scale.of(*(one.maps for one in explained), signed=True)
     written = []
-    for number, (path, picture) in enumerate(zip(images, pictures, strict=True)):
-        heat = fam.attribute(picture[None], target=chosen)[0]
-        overlay_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
-        data = png_bytes(overlay(picture, heat))
-        check_file(overlay_path, data, force=force)
-        write_atomically(overlay_path, data)
+    for number, (path, one) in enumerate(zip(images, explained, strict=True)):
+        picture_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
+        title = path.name if asked.class_name is None else f"{asked.class_name}: {path.name}"
+        _write(picture_path, one.sheet([title], columns=2, scale=scale), force=force)
         written.append(
             {
                 "image": str(path),
-                "overlay": str(overlay_path),
-                "most": float(heat.max()),
-                "least": float(heat.min()),
+                "overlay": str(picture_path),
+                "latent": float(one.values),
+                "most": float(one.maps.max()),
+                "least": float(one.maps.min()),
             }
         )
+    latent_path = out / f"latent{chosen}.png" if picture_of_latent else None
+    if latent_path and picture_of_latent:
+        _write(latent_path, picture_of_latent, force=force)
     if as_json:
-        show_json({"latent": chosen, "images": written})
+        path_text = str(latent_path) if latent_path else None
+        show_json({"latent": chosen, "images": written, "picture": path_text, "note": note})
         return
     rows = [tuple(each.values()) for each in written]
-    show_table(f"Grad-FAM of latent {chosen}", ("image", "overlay", "most", "least"), rows)
+    columns = ("image", "picture", "latent", "most", "least")
+    show_table(f"Grad-FAM of latent {chosen}", columns, rows)
+    if note or latent_path:
+        console().print(note or f"{latent_path}: what drives latent {chosen} most", soft_wrap=True)
+
+
+def _latent_picture(
+    evidence: Evidence, class_name: str | None, latent: int
+) -> tuple[bytes | None, str | None]:
+    """Return the picture of a latent, or why there is none: the study's images may be gone."""
+    label = None if class_name is None else label_of(evidence.features, class_name)
+    try:
+        images, names, sign = strongest(
+            evidence.study, evidence.opened, evidence.acts, evidence.dictionary, latent, label,
+            _STRONGEST_IMAGES,
+        )  # fmt: skip
+        explained = Explained.of(evidence.opened.hooked, evidence.dictionary, images, latent)
+        channels, height, width = images.shape[1:]
+        maximization = maximize(
+            evidence.opened.hooked, evidence.dictionary, latent, sign=sign,
+            size=(channels, height, width),
+        )  # fmt: skip
+    except (ReadError, InputError, AttributionError) as error:
+        return None, f"no picture of what drives latent {latent} most: {error}"
+    return explained.latent_sheet(names, maximization), None
+
+
+def _write(path: Path, picture: bytes, *, force: bool) -> None:
+    check_file(path, picture, force=force)
+    write_atomically(path, picture)
 
 
 def _of_artifact(

@@ -1,17 +1,18 @@
-"""Grad-FAM pictures of a study's own images, for the artifact of an edit."""
+"""The images of a study that show a latent most, and Grad-FAM pictures of them for an artifact."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import AttributionError, InputError, ReadError
-from salve_plugin.validate.heat_maps import grad_fam_pictures
-
-_BATCH = 4096
+from salve_plugin.validate.heat_maps import grad_fam_pictures, recorded_values
 
 
 def of_study(
@@ -40,23 +41,46 @@ def of_study(
     if count == 0:
         return {}, None
     try:
-        tree = opened.images(Path(study.data), left_out=study.left_out)
-        labels = torch.tensor([image_label for _, image_label in tree.samples])
-        chosen = _strongest(acts, dictionary, edit, labels, label)[:count]
-        images = torch.stack([tree[index][0] for index in chosen])
-        return grad_fam_pictures(opened.hooked, dictionary, edit, images), None
+        images, names, _ = strongest(study, opened, acts, dictionary, edit.latent, label, count)
+        return grad_fam_pictures(opened.hooked, dictionary, edit, images, names=names), None
     except (ReadError, InputError, AttributionError) as error:
         return {}, f"no Grad-FAM pictures: {error}"
 
 
-def _strongest(
+def strongest(
+    study: Study,
+    opened: OpenModel,
     acts: Activations,
     dictionary: Dictionary,
-    edit: Edit,
-    labels: torch.Tensor,
+    latent: int,
     label: int | None,
-) -> list[int]:
-    """Return the images by how far their latent is on the side of their mean, furthest first.
+    count: int,
+) -> tuple[Float[Tensor, "images channels height width"], list[str], Literal[1, -1]]:
+    """Return the images that show a latent most, what to call them, and which side that is.
+
+    They are those whose latent is furthest on the side of its mean over the candidates, which are
+    the images of a class, or all.
+
+    Raises:
+        ReadError: if an image is not there any more.
+        InputError: if the images are not the recorded ones.
+    """
+    tree = opened.images(Path(study.data), left_out=study.left_out)
+    labels = torch.tensor([image_label for _, image_label in tree.samples])
+    order, sign = _ordered(acts, dictionary, latent, labels, label)
+    paths = [Path(tree.samples[index][0]) for index in order[:count]]
+    names = [f"{path.parent.name}: {path.name}" for path in paths]
+    return torch.stack([tree[index][0] for index in order[:count]]), names, sign
+
+
+def _ordered(
+    acts: Activations,
+    dictionary: Dictionary,
+    latent: int,
+    labels: Tensor,
+    label: int | None,
+) -> tuple[list[int], Literal[1, -1]]:
+    """Return the images by how far their latent is on the side of their mean, and which that is.
 
     Raises:
         InputError: if the images are not the recorded ones.
@@ -67,11 +91,8 @@ def _strongest(
             "the study's images are not the ones that were recorded; put those back, or make a "
             "study of these: `salve discover` with another --out"
         )
-    batches = acts.batches(_BATCH)
-    latents = torch.cat([dictionary.pre_activation(batch.x)[:, edit.latent] for batch in batches])
-    latents = latents.detach().double().reshape(len(labels), -1).mean(1)
+    values = recorded_values(acts, dictionary, latent)
     candidates = torch.arange(len(labels)) if label is None else (labels == label).nonzero()[:, 0]
-    sign = 1 if latents[candidates].mean() >= 0 else -1
-    order = (sign * latents[candidates]).argsort(descending=True, stable=True)
-    ordered: list[int] = candidates[order].tolist()
-    return ordered
+    sign: Literal[1, -1] = 1 if values[candidates].mean() >= 0 else -1
+    order = (sign * values[candidates]).argsort(descending=True, stable=True)
+    return candidates[order].tolist(), sign

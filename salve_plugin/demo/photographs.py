@@ -21,7 +21,6 @@ from salve_plugin.control.critical import alpha_crit
 from salve_plugin.control.edit import Edit
 from salve_plugin.demo import pretrained
 from salve_plugin.demo.environment import environment
-from salve_plugin.demo.figures import explained, sheet
 from salve_plugin.demo.measures import ClassResult, Experiment, suppress_class
 from salve_plugin.demo.progress import Steps
 from salve_plugin.discover.features import profile
@@ -31,8 +30,7 @@ from salve_plugin.errors import InputError, SalveError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.files import write_atomically
-from salve_plugin.validate.heat_maps import grad_fam_pictures
-from salve_plugin.validate.pictures import stretched
+from salve_plugin.validate.heat_maps import Explained, grad_fam_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -207,10 +205,10 @@ def _run(
             outcomes.append(_outcome(experiment, subject, names, out))
     latents = [outcome.results[0].named.edit.latent for outcome in outcomes]
     images = torch.stack([subject.image for subject in subjects])
-    with steps.step("draw Grad-FAM overlays"):
-        overlays = explained(hooked, dictionary, images, latents)
-    originals = [stretched(image) for image in images]
-    write_atomically(out / "grad_fam.png", sheet([originals, overlays]))
+    with steps.step("draw Grad-FAM maps"):
+        explained = Explained.of(hooked, dictionary, images, latents)
+        titles = [f"{outcome.name}: {', '.join(outcome.classes)}" for outcome in outcomes]
+        write_atomically(out / "grad_fam.png", explained.sheet(titles, columns=2))
     content = {
         "environment": environment(),
         "held_out_r2": dictionary.meta["held_out_r2"],

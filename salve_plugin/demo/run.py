@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,7 +21,6 @@ from salve_plugin.control.evaluate import Evaluation, evaluate
 from salve_plugin.demo import digits
 from salve_plugin.demo.crit_check import CritCheck, check_crit
 from salve_plugin.demo.environment import environment
-from salve_plugin.demo.figures import explained, maximized, sheet
 from salve_plugin.demo.measures import (
     ClassResult,
     CrossClass,
@@ -39,10 +38,18 @@ from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import SalveError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.files import write_atomically
-from salve_plugin.validate.heat_maps import grad_fam_pictures
-from salve_plugin.validate.pictures import png_bytes, stretched
+from salve_plugin.validate.heat_maps import (
+    Explained,
+    grad_fam_pictures,
+    maximization_tile,
+    recorded_values,
+)
+from salve_plugin.validate.maximization import maximize
+from salve_plugin.validate.pictures import stretched
+from salve_plugin.validate.sheets import Tile, sheet
 
 THREADS = 1
+TOP_IMAGES = 3
 
 DATA = {"name": "scikit-learn digits, resized to 32x32", "split": "test", "images": 360}
 
@@ -228,18 +235,21 @@ def _draw(
     steps: Steps,
 ) -> dict[int, dict[str, bytes]]:
     """Write the two sheets; return each class's pictures by name."""
+    hooked, dictionary = experiment.hooked, experiment.dictionary
     examples = torch.stack([test.images[test.labels == result.label][0] for result in classes])
     latents = [result.named.edit.latent for result in classes]
-    with steps.step(f"{name}: draw Grad-FAM overlays"):
-        overlays = explained(experiment.hooked, experiment.dictionary, examples, latents)
-    optimized, means = [], experiment.features.means
+    names = [f"digit {result.label}" for result in classes]
+    with steps.step(f"{name}: draw Grad-FAM maps"):
+        explained = Explained.of(hooked, dictionary, examples, latents)
+        write_atomically(folder / "grad_fam.png", explained.sheet(names, columns=4))
+    made, tiles, means = [], [], experiment.features.means
     with steps.step(f"{name}: maximize one latent a class"):
         for label, latent in enumerate(latents):
-            sign = float(means[label, latent] - means[:, latent].mean())
-            optimized.append(
-                maximized(
-                    experiment.hooked,
-                    experiment.dictionary,
+            sign: Literal[1, -1] = 1 if means[label, latent] >= means[:, latent].mean() else -1
+            made.append(
+                maximize(
+                    hooked,
+                    dictionary,
                     latent,
                     sign=sign,
                     size=(1, digits.IMAGE_SIZE, digits.IMAGE_SIZE),
@@ -247,17 +257,20 @@ def _draw(
                     high=digits.WHITE,
                 )
             )
-    originals = [stretched(image) for image in examples]
-    write_atomically(folder / "grad_fam.png", sheet([originals, overlays]))
-    write_atomically(folder / "maximization.png", sheet([originals, optimized]))
+            values = recorded_values(experiment.test, dictionary, latent)
+            tiles.append(maximization_tile(made[-1]))
+            for top in (sign * values).argsort(descending=True)[:TOP_IMAGES].tolist():
+                caption = f"digit {test.labels[top]}, z = {values[top]:.3g}"
+                tiles.append(Tile(stretched(test.images[top]), caption))
+    write_atomically(folder / "maximization.png", sheet(tiles, columns=1 + TOP_IMAGES))
     return {
         result.label: {
             **grad_fam_pictures(
-                experiment.hooked, experiment.dictionary, result.named.edit, image[None]
+                hooked, dictionary, result.named.edit, image[None], names=[f"digit {result.label}"]
             ),
-            "maximized": png_bytes(best),
+            "maximized": sheet([maximization_tile(best)], columns=1),
         }
-        for result, image, best in zip(classes, examples, optimized, strict=True)
+        for result, image, best in zip(classes, examples, made, strict=True)
     }
 
 

@@ -212,11 +212,13 @@ def _caption(name: str, config: Config) -> str:
         )
     if re.fullmatch(r"grad-fam(-[0-9]+)?", name):
         return (
-            f"An image, and where in it latent {latent} comes from (Grad-FAM): red raises the "
-            "latent, blue lowers it."
+            f"An image, and where in it latent {latent} comes from (Grad-FAM): yellow raises the "
+            "latent, blue lowers it, grey does neither."
         )
     if name == "maximized":
-        return f"An image made to drive latent {latent} as far as possible."
+        return (
+            f"An image made to drive latent {latent} as far as it goes (activation maximization)."
+        )
     return " ".join(re.split("[_-]+", name)).strip()
 
 

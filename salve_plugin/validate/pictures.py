@@ -1,5 +1,7 @@
 """Heat maps and optimized images as pictures."""
 
+import math
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -13,22 +15,53 @@ from salve_plugin.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIGNED, POSITIVE = "RdBu_r", "inferno"
+PALETTE = "cividis"
+"""From dark blue over grey to yellow: its luminance rises all the way, so that a print in grey and
+readers who are colour-blind see the same order; its middle has no hue, so that it serves signed
+maps too (Nuñez, Anderton and Renslow, 2018)."""
+OPACITY = 0.7
+"""Of a map over its image: the image is still seen, and the colours are nearly the scale's."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the two ends of the palette stand for: one scale for all maps that are shown together.
+
+    Attributes:
+        limit: the largest absolute value, at the palette's bright end.
+        signed: whether the dark end is -limit, and zero the middle; else the dark end is zero.
+    """
+
+    limit: float
+    signed: bool
+
+    @classmethod
+    def of(cls, *maps: Tensor, signed: bool | None = None) -> "Scale":
+        """Return the scale that shows every value; signed by default if any value is negative."""
+        limit = max(float(heat.abs().max()) for heat in maps)
+        return cls(limit, any((heat < 0).any() for heat in maps) if signed is None else signed)
+
+    @property
+    def least(self) -> float:
+        """The value of the palette's dark end."""
+        return -self.limit if self.signed else 0.0
 
 
 def overlay(
     image: Float[Tensor, "channels height width"],
     heat: Float[Tensor, "*one h w"],
     *,
-    alpha: float = 0.5,
+    alpha: float = OPACITY,
     size: int | tuple[int, int] | None = None,
     signed: bool | None = None,
+    limit: float | None = None,
 ) -> "Image":
     """Return the image in grey with the heat map over it in colour.
 
-    A signed map is shown in blue, white and red around zero, a positive one from dark to bright;
-    both scaled to the map's largest absolute value, so that zero is always one colour and a map of
-    zeros is a plain one.
+    The palette is cividis, from dark blue over grey to yellow, its luminance rising all the way. A
+    signed map is blue below zero, grey at zero and yellow above, a positive one from blue to
+    yellow; both scaled to the largest absolute value, so that zero is always one colour and a map
+    of zeros is a plain one.
 
     Args:
         image: one or three channels in any range; it is stretched to its own extremes.
@@ -37,31 +70,37 @@ def overlay(
         size: of the picture, side or (height, width); by default the image's.
         signed: which of the two scales; by default signed if any value is negative. Set it for
             pictures that are shown side by side; False shows what is negative as zero.
+        limit: the value of the brightest colour, for pictures that are shown side by side; by
+            default the map's largest absolute value. What is beyond has the colour of the end.
 
     Raises:
-        InputError: if a value is not finite, alpha is not in [0, 1], or a shape is wrong.
+        InputError: if a value is not finite, alpha is not in [0, 1], the limit is negative, or a
+            shape is wrong.
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha={alpha} must be between 0 and 1")
+    if limit is not None and not 0 <= limit < math.inf:
+        raise InputError(f"limit={limit} must be a positive number: the largest value to be shown")
     picture_size = _picture_size(image, size)
     grey = _resized(_stretched(_checked(image, "image")).mean(0, keepdim=True), picture_size)
-    levels = _resized(_checked(heat.reshape(-1, *heat.shape[-2:]), "heat map")[:1], picture_size)
+    checked = _checked(heat.reshape(-1, *heat.shape[-2:]), "heat map")[:1]
     if heat.ndim not in (2, 3) or heat.numel() != heat.shape[-2] * heat.shape[-1]:
         raise InputError(f"heat map of shape {tuple(heat.shape)} must be (h, w) or (1, h, w)")
-    return to_picture((1 - alpha) * grey.expand(3, -1, -1) + alpha * coloured(levels[0], signed))
+    levels = _resized(checked, picture_size)[0]
+    scale = Scale.of(levels, signed=signed)
+    scale = scale if limit is None else replace(scale, limit=limit)
+    return to_picture((1 - alpha) * grey.expand(3, -1, -1) + alpha * coloured(levels, scale))
 
 
-def coloured(heat: Float[Tensor, "h w"], signed: bool | None = None) -> Float[Tensor, "3 h w"]:
+def coloured(heat: Float[Tensor, "h w"], scale: Scale | None = None) -> Float[Tensor, "3 h w"]:
     """Return the colours of a heat map, red, green, blue in [0, 1]; see `overlay`."""
     import matplotlib
 
-    if signed is None:
-        signed = bool((heat < 0).any())
-    heat = heat if signed else heat.clamp(min=0)
-    largest = heat.abs().max()
-    unit = heat / largest if largest > 0 else torch.zeros_like(heat)
-    levels = (unit + 1) / 2 if signed else unit
-    colours = matplotlib.colormaps[SIGNED if signed else POSITIVE](levels.numpy())
+    scale = scale or Scale.of(heat)
+    # A limit of zero is that of a map of zeros: all of it has the colour of zero.
+    unit = (heat / (scale.limit or 1)).clamp(-1, 1)
+    levels = (unit + 1) / 2 if scale.signed else unit.clamp(min=0)
+    colours = matplotlib.colormaps[PALETTE](levels.numpy())
     return torch.from_numpy(colours)[..., :3].permute(2, 0, 1).float()
 
 

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from salve_plugin import suppress
 from salve_plugin.cli import main
-from salve_plugin.cli.pictures import _strongest
+from salve_plugin.cli.pictures import _ordered
 from salve_plugin.cli.study import Study
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.rivals import with_rivals
 from salve_plugin.errors import InputError
+from salve_plugin.validate.sheets import SIDE
 
 Capture = pytest.CaptureFixture[str]
 
@@ -93,7 +94,7 @@ def test_discovering_again_reuses_the_recording(
     assert shards == {path: path.stat().st_mtime_ns for path in (study / "activations").iterdir()}
 
 
-def test_overlays_are_pictures_of_the_models_size(
+def test_each_image_stands_beside_its_map_and_the_latent_has_a_picture_of_its_own(
     study: Path, image_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     from PIL import Image
@@ -103,8 +104,25 @@ def test_overlays_are_pictures_of_the_models_size(
     assert len(result["images"]) == 2
     for entry in result["images"]:
         with Image.open(entry["overlay"]) as picture:
-            assert picture.size == (160, 160)
+            assert min(picture.size) > SIDE
         assert entry["most"] > entry["least"]
+    with Image.open(result["picture"]) as picture:
+        assert picture.width > 4 * SIDE  # what was made, and three images
+    assert result["note"] is None
+
+
+def test_images_that_are_gone_are_no_reason_not_to_explain(
+    study: Path, image_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    moved = tmp_path / "study"
+    shutil.copytree(study, moved)
+    text = json.loads((moved / "study.json").read_text())
+    (moved / "study.json").write_text(json.dumps({**text, "data": str(tmp_path / "gone")}))
+    image = next((image_folder / "3").iterdir())
+    result = _run(capsys, "explain", moved, image, "--latent", 2, "--out", tmp_path / "out")
+    assert len(result["images"]) == 1
+    assert result["picture"] is None
+    assert "no picture of what drives latent 2 most" in result["note"]
 
 
 def test_critical_strengths_come_by_class(study: Path, capsys: Capture) -> None:
@@ -213,18 +231,17 @@ def test_an_edit_is_made_without_its_images_too(
 def test_the_images_that_show_the_latent_most_are_taken(study: Path) -> None:
     loaded = Study.load(study)
     acts, dictionary, _ = loaded.parts()
-    opened = loaded.spec.open()
-    edit = suppress(opened.hooked, dictionary, latent=2, strength=1.0)
     labels = acts.labels().long()
     latents = dictionary.pre_activation(acts.tensor())[:, 2]
     threes = latents[labels == 3]
     extreme = threes.max() if threes.mean() >= 0 else threes.min()
-    order = _strongest(acts, dictionary, edit, labels, 3)
+    order, sign = _ordered(acts, dictionary, 2, labels, 3)
+    assert sign == (1 if threes.mean() >= 0 else -1)
     assert latents[order[0]] == pytest.approx(float(extreme), rel=1e-5)
     assert sorted(order) == (labels == 3).nonzero()[:, 0].tolist()
-    assert len(_strongest(acts, dictionary, edit, labels, None)) == len(labels)
+    assert len(_ordered(acts, dictionary, 2, labels, None)[0]) == len(labels)
     with pytest.raises(InputError, match="not the ones that were recorded"):
-        _strongest(acts, dictionary, edit, labels.flip(0), None)
+        _ordered(acts, dictionary, 2, labels.flip(0), None)
 
 
 def test_enhancing_needs_a_strength(study: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from salve_plugin.errors import InputError
-from salve_plugin.validate.pictures import coloured, overlay, png_bytes, to_picture
+from salve_plugin.validate.pictures import Scale, coloured, overlay, png_bytes, to_picture
 
 
 def pixels(picture: Image.Image) -> Tensor:
@@ -23,13 +23,25 @@ def test_without_the_heat_map_the_overlay_is_the_image_in_grey() -> None:
     assert torch.equal(got, grey.int())
 
 
-def test_a_signed_map_is_blue_below_zero_and_red_above() -> None:
+def luminance(colours: Tensor) -> Tensor:
+    """Return CIE L* of sRGB colours (3, ...): how bright they look, as in a print in grey."""
+    linear = torch.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    y = torch.einsum("c,c...->...", torch.tensor([0.2126, 0.7152, 0.0722]), linear)
+    return torch.where(y > 0.008856, 116 * y ** (1 / 3) - 16, 903.3 * y)
+
+
+@pytest.mark.parametrize("least", [-1.0, 0.0])
+def test_a_larger_value_is_brighter_in_grey_too(least: float) -> None:
+    levels = luminance(coloured(torch.linspace(least, 1, 65)[None]))[0]
+    assert (levels.diff() > 0).all()
+    assert levels[-1] - levels[0] > 60  # of 100
+
+
+def test_a_signed_map_is_blue_below_zero_grey_at_zero_and_yellow_above() -> None:
     red, green, blue = coloured(torch.tensor([[-2.0, 0.0, 2.0]]))[:, 0]
     assert blue[0] > red[0] + 0.2
-    assert red[2] > blue[2] + 0.2
-    # zero is the middle of the scale: nearly white
-    assert min(red[1], green[1], blue[1]) > 0.95
-    assert (green[[0, 2]] < 0.3).all()
+    assert min(red[2], green[2]) > blue[2] + 0.2
+    assert max(red[1], green[1], blue[1]) - min(red[1], green[1], blue[1]) < 0.05
 
 
 def test_scaling_a_map_does_not_change_its_colours() -> None:
@@ -37,16 +49,18 @@ def test_scaling_a_map_does_not_change_its_colours() -> None:
     assert torch.equal(coloured(heat), coloured(heat * 1024))
 
 
-def test_a_positive_map_goes_from_dark_to_bright() -> None:
-    sums = coloured(torch.tensor([[0.0, 1.0, 2.0, 4.0]])).sum(0)[0]
-    assert (sums.diff() > 0).all()
-    assert sums[0] < 0.1
-
-
 def test_one_scale_can_be_set_for_pictures_that_are_shown_side_by_side() -> None:
     positive, mixed = torch.tensor([[0.0, 2.0]]), torch.tensor([[-1.0, 2.0]])
-    assert torch.equal(coloured(positive, signed=True)[:, 0, 1], coloured(mixed)[:, 0, 1])
-    assert torch.equal(coloured(mixed, signed=False), coloured(positive))
+    signed, unsigned = Scale(2.0, signed=True), Scale(2.0, signed=False)
+    assert torch.equal(coloured(positive, signed)[:, 0, 1], coloured(mixed)[:, 0, 1])
+    assert torch.equal(coloured(mixed, unsigned), coloured(positive))
+    both = Scale.of(positive, 2 * mixed)
+    assert both == Scale(4.0, signed=True)
+    assert both.least == -4
+    assert torch.equal(coloured(positive, both)[:, 0, 1], coloured(mixed, both)[:, 0, 1])
+    image = torch.rand(1, 1, 2)
+    assert overlay(image, mixed, limit=2.0).tobytes() == overlay(image, mixed).tobytes()
+    assert overlay(image, mixed, limit=4.0).tobytes() != overlay(image, mixed).tobytes()
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -3.0])
@@ -59,7 +73,7 @@ def test_half_opaque_is_the_mean_of_grey_and_colour() -> None:
     image, heat = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[1.0, 0.0]])
     grey = torch.tensor([[0.0, 1.0]]).expand(3, 1, 2)
     expected = ((grey + coloured(heat)) / 2 * 255).round().permute(1, 2, 0).int()
-    assert torch.equal(pixels(overlay(image, heat[None])), expected)
+    assert torch.equal(pixels(overlay(image, heat[None], alpha=0.5)), expected)
 
 
 def test_the_picture_has_the_size_asked_for() -> None:
@@ -86,6 +100,8 @@ def test_what_cannot_be_shown_has_a_typed_error() -> None:
         overlay(torch.full((1, 4, 4), torch.inf), heat)
     with pytest.raises(InputError, match=r"alpha=1\.5"):
         overlay(image, heat, alpha=1.5)
+    with pytest.raises(InputError, match="limit=-1"):
+        overlay(image, heat, limit=-1.0)
     with pytest.raises(InputError, match="size 0"):
         overlay(image, heat, size=0)
     with pytest.raises(InputError, match=r"\(3, 2, 2\) must be \(h, w\)"):

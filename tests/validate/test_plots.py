@@ -28,9 +28,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.alpha_crit import COLOURS, NAMED_CLASSES, curves
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.pictures import MAX_PICTURES
-from salve_plugin.validate.grad_fam import LayerGradFam
 from salve_plugin.validate.heat_maps import grad_fam_pictures
-from salve_plugin.validate.pictures import overlay, png_bytes, stretched
 from salve_plugin.validate.plots import alpha_crit_picture
 
 INF = float("inf")
@@ -260,40 +258,3 @@ def test_the_card_says_what_is_seen(digits_resnet: nn.Module, tmp_path: Path) ->
     assert "whose logit falls to zero" in shown[0][2]
     assert "α = 2" in shown[0][2]
     assert "latent 1 comes from" in shown[1][2]
-
-
-def test_an_image_stands_beside_where_its_latent_comes_from(digits_network: nn.Module) -> None:
-    hooked, dictionary, edit = edit_of(digits_network)
-    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    pictures = grad_fam_pictures(hooked, dictionary, edit, images)
-    assert list(pictures) == ["grad-fam-1", "grad-fam-2"]
-    assert pictures == grad_fam_pictures(hooked, dictionary, edit, images)
-    heat = LayerGradFam.of(hooked, dictionary).attribute(images, target=1)
-    for image, one, png in zip(images, heat, pictures.values(), strict=True):
-        seen = pixels(png)
-        assert seen.shape == (160, 324, 3)
-        original = stretched(image).resize((160, 160)).convert("RGB")
-        explained = overlay(image, one, size=160, signed=True)
-        assert distance(seen[:, :160], original) < 3
-        assert distance(seen[:, 164:], explained) < 3
-        assert distance(seen[:, :160], explained) > 10
-    assert pictures["grad-fam-1"] != pictures["grad-fam-2"]
-
-
-def distance(seen: Tensor, picture: Image.Image) -> float:
-    """Return the mean difference, of 255; a palette makes some."""
-    return float((seen.int() - pixels(png_bytes(picture)).int()).abs().float().mean())
-
-
-def test_another_dictionary_has_other_latents(digits_resnet: nn.Module) -> None:
-    hooked, dictionary, edit = edit_of(digits_resnet)
-    other = altered(edit, dictionary_digest="00" * 32)
-    with pytest.raises(InputError, match="pass the one that the edit was made with"):
-        grad_fam_pictures(hooked, dictionary, other, torch.rand(1, 1, 32, 32))
-
-
-def test_an_edit_that_knows_no_dictionary_has_no_map(digits_resnet: nn.Module) -> None:
-    hooked, dictionary, edit = edit_of(digits_resnet)
-    unknown = altered(edit, dictionary_digest=None)
-    with pytest.raises(InputError, match="does not say which dictionary"):
-        grad_fam_pictures(hooked, dictionary, unknown, torch.rand(1, 1, 32, 32))
