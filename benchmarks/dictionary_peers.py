@@ -55,6 +55,7 @@ class Job:
         weight: λ of the l1 norm.
         factor: multiplies the documented learning rate.
         steps: optimizer steps.
+        untimed: how many of them pass before the clock starts.
         batch_size: rows in a step.
         seed: of initial weights and of the order of the rows.
         quality: whether to measure that, too.
@@ -68,6 +69,7 @@ class Job:
     weight: float
     factor: float
     steps: int
+    untimed: int
     batch_size: int
     seed: int
     quality: bool = True
@@ -84,8 +86,8 @@ class Report:
     """What came of a job.
 
     Attributes:
-        speed: rows per second of CPU time; from the second step on, so that what happens only once
-            does not count.
+        speed: rows per second of CPU time, without the untimed steps: what happens only once does
+            not count, and what sets in only after a pass over the data does.
         rate: the learning rate.
         r2: on test rows.
         l0: active latents of a test row.
@@ -122,7 +124,7 @@ class Batches:
         return self
 
     def __next__(self) -> Tensor:
-        """Return the next batch; the clock starts at the second."""
+        """Return the next batch; the clock starts after the untimed ones."""
         size = self._job.batch_size
         if self._given == self._job.steps:
             raise StopIteration
@@ -130,7 +132,7 @@ class Batches:
         place = self._given % per_epoch
         if place == 0 and self._given:
             self._order = torch.randperm(len(self.rows), generator=self._random)
-        if self._given == 1:
+        if self._given == self._job.untimed:
             self._started = time.process_time()
         self._given += 1
         return self.rows[self._order[place * size : (place + 1) * size]]
@@ -142,7 +144,7 @@ class Batches:
     @property
     def speed(self) -> float:
         """Rows per second."""
-        rows = (self._given - 1) * self._job.batch_size
+        rows = (self._given - self._job.untimed) * self._job.batch_size
         return rows / (self._stopped - self._started)
 
 
