@@ -110,6 +110,7 @@ if TYPE_CHECKING:
     from salve_plugin.discover.training.run import Run as Run
     from salve_plugin.errors import SalveError as SalveError
     from salve_plugin.hooks import HookedModel as HookedModel
+    from salve_plugin.report.atlas import atlas as atlas
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
     from salve_plugin.share.audit import Audit as Audit
     from salve_plugin.share.audited_tensor import AuditedTensor as AuditedTensor
@@ -250,6 +251,7 @@ _HOME = {
     "Recovery": "control.assessment.forgetting",
     "forgetting_table": "control.assessment.forgetting_table",
     "Probed": "control.assessment.probe",
+    "atlas": "report.atlas",
     "EditArtifact": "share.artifact",
     "EditBundle": "share.bundle",
     "Composition": "share.composition",

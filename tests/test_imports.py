@@ -10,7 +10,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in ROOT.rglob("*.py")
 }
-LAYERS = ("store", "faces", "discover", "control", "validate", "share")
+LAYERS = ("store", "faces", "discover", "control", "validate", "share", "report")
 """Rooms, each of which imports only from those before it and from what lies beside them."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from salve_plugin.cli import demo, editing, explaining, measuring, removing, sharing, studies
+from salve_plugin.cli import atlas, demo, editing, explaining, measuring, removing, sharing, studies
 from salve_plugin.cli.choosing import Asked
 from salve_plugin.cli.options import (
     Checkpoint,
@@ -217,6 +217,31 @@ def edit_command(
         return
     asked = Asked(class_name, latent, rows, strength, enhance)
     editing.make(study, out, asked, n_pictures=pictures, force=force, as_json=as_json)
+
+
+@app.command("atlas")
+def atlas_command(
+    study: StudyFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; by default STUDY/atlas.")
+    ] = None,
+    maps: Annotated[
+        int, typer.Option("--maps", min=0, help="Latents whose images get Grad-FAM maps.")
+    ] = 64,
+    bench_images: Annotated[
+        int, typer.Option("--bench-images", min=1, help="Recorded images on the edit bench.")
+    ] = 2000,
+    quality: Annotated[
+        bool, typer.Option(help="Measure the dictionary beside its controls.")
+    ] = True,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write a study as pages that open from disk: classes, latents, and a bench for edits."""
+    atlas.make(
+        study, out, mapped=maps, bench_images=bench_images, with_quality=quality, force=force,
+        as_json=as_json,
+    )  # fmt: skip
 
 
 app.add_typer(sharing.commands)

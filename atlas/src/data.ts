@@ -1,0 +1,144 @@
+/** Data that lies beside the page as classic scripts, each of which calls `atlas.provide`. */
+import { signal } from "@preact/signals";
+
+export type Packed = { type: "i8" | "i32" | "f32" | "f64"; data: string };
+export type Numbers = Int8Array | Int32Array | Float32Array | Float64Array;
+
+export type Index = {
+  title: string;
+  about: {
+    dictionary: string; network: string | null; site: string; width: number; learner: string;
+    n_latents: number; n_images: number; n_rows: number; classes_a_file: number;
+    latents_a_file: number; images_a_file: number; images: Int32Array; files: string[] | null;
+    maps_missing: string; study: string | null; producer: { name: string; version: string };
+  };
+  classes: {
+    names: string[]; named: boolean; overall?: number; counts: Int32Array;
+    accuracy: Float32Array; dominant: Int32Array; means: Float32Array;
+  };
+  latents: {
+    density: Float32Array; largest: Float32Array; x: Float32Array; y: Float32Array;
+    share: number; class: Int32Array; score: Float32Array;
+  };
+  quality: {
+    columns: string[]; rows: { name: string; values: (number | boolean | null)[] }[]; notes: string[];
+  } | null;
+  bench: {
+    images: Int32Array; labels: Int32Array; live: boolean; steps: number[]; binary: boolean;
+  } | null;
+  bench_missing: string;
+};
+export type ClassEntry = {
+  ranked: number[]; scores: Float32Array; means: Float32Array; shifts: Float32Array;
+  predicted?: { classes: Int32Array; images: Int32Array };
+  crit?: { own: Float64Array; all: Float64Array };
+} | null;
+export type LatentEntry = {
+  images: Int32Array; codes: Float32Array; counts: Int32Array; least: number; most: number;
+  spread: number;
+  profile: { classes: Int32Array; means: Float32Array; shifts: Float32Array };
+  maps?: { height: number; width: number; unit: number; values: Int8Array };
+};
+export type StepData = {
+  images: Int32Array; strengths: Float64Array; classes: Int32Array; limit: number;
+};
+
+const VIEWS = { i8: Int8Array, i32: Int32Array, f32: Float32Array, f64: Float64Array };
+
+/** Numbers from base64; every machine that a browser runs on is little-endian, as the data is. */
+export function unpacked({ type, data }: Packed): Numbers {
+  const text = atob(data);
+  const octets = new Uint8Array(text.length);
+  for (let at = 0; at < text.length; at++) octets[at] = text.charCodeAt(at);
+  return new VIEWS[type](octets.buffer);
+}
+
+/** The value with every packed array in it unpacked. */
+export function revived(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(revived);
+  if (typeof value !== "object" || value === null) return value;
+  const fields = value as Record<string, unknown>;
+  const names = Object.keys(fields);
+  if (names.length === 2 && typeof fields.data === "string" && String(fields.type) in VIEWS) {
+    return unpacked(fields as Packed);
+  }
+  return Object.fromEntries(names.map((name) => [name, revived(fields[name])]));
+}
+
+const waiting = new Map<string, (value: unknown) => void>();
+const pieces = new Map<string, Promise<unknown>>();
+
+export function provide(key: string, value: unknown): void {
+  waiting.get(key)?.(revived(value));
+  waiting.delete(key);
+}
+
+/** One piece of the data, loaded once. */
+export function load<T>(key: string): Promise<T> {
+  let piece = pieces.get(key);
+  if (!piece) {
+    piece = new Promise((resolve, reject) => {
+      waiting.set(key, resolve);
+      const script = document.createElement("script");
+      script.src = `data/${key}.js`;
+      script.onerror = () => {
+        pieces.delete(key);
+        reject(new Error(`data/${key}.js is missing: is the folder complete?`));
+      };
+      script.onload = () => script.remove();
+      document.head.append(script);
+    });
+    pieces.set(key, piece);
+  }
+  return piece as Promise<T>;
+}
+
+export const index = signal<Index | null>(null);
+
+export function the(): Index {
+  if (!index.value) throw new Error("the index is not loaded");
+  return index.value;
+}
+
+export async function classEntry(label: number): Promise<ClassEntry> {
+  const size = the().about.classes_a_file;
+  const file = await load<{ classes: ClassEntry[] }>(`classes/${Math.floor(label / size)}`);
+  return file.classes[label % size];
+}
+
+export async function latentEntry(latent: number): Promise<LatentEntry> {
+  const size = the().about.latents_a_file;
+  const file = await load<{ latents: LatentEntry[] }>(`latents/${Math.floor(latent / size)}`);
+  return file.latents[latent % size];
+}
+
+export async function atom(latent: number): Promise<Float32Array> {
+  const { latents_a_file: size, width } = the().about;
+  const file = await load<{ atoms: Float32Array }>(`atoms/${Math.floor(latent / size)}`);
+  const start = (latent % size) * width;
+  return file.atoms.subarray(start, start + width);
+}
+
+let places: Map<number, number> | null = null;
+
+/** Where an image's thumbnail is among all; undefined if there is none. */
+export function place(image: number): number | undefined {
+  places ??= new Map(Array.from(the().about.images, (each, at) => [each, at]));
+  return places.get(image);
+}
+
+export function fileName(image: number): string {
+  const at = place(image);
+  return (at === undefined ? undefined : the().about.files?.[at]) ?? `image ${image}`;
+}
+
+/** Addresses of thumbnails; null of images that have none. */
+export async function thumbnails(images: number[]): Promise<(string | null)[]> {
+  const size = the().about.images_a_file;
+  return Promise.all(images.map(async (image) => {
+    const at = place(image);
+    if (at === undefined) return null;
+    const file = await load<{ images: string[] }>(`images/${Math.floor(at / size)}`);
+    return file.images[at % size];
+  }));
+}

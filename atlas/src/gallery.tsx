@@ -1,0 +1,81 @@
+/** Images that a latent is strongest on, with its map over each. */
+import { useEffect, useRef, useState } from "preact/hooks";
+import { fileName, type LatentEntry, the, thumbnails } from "./data";
+import { useLater } from "./later";
+import { short } from "./text";
+
+/** Dark to bright, so that it reads in grey too; opacity rises with the value. */
+const RAMP = [[29, 17, 71], [114, 31, 129], [183, 55, 121], [241, 96, 93], [254, 176, 120], [252, 253, 191]];
+
+export function shade(share: number): [number, number, number] {
+  const at = Math.max(0, Math.min(1, share)) * (RAMP.length - 1);
+  const low = Math.min(RAMP.length - 2, Math.floor(at));
+  return RAMP[low].map((value, i) => Math.round(value + (at - low) * (RAMP[low + 1][i] - value))) as [number, number, number];
+}
+
+function Map_({ maps, at, most, threshold }: {
+  maps: NonNullable<LatentEntry["maps"]>; at: number; most: number; threshold: number;
+}) {
+  const canvas = useRef<HTMLCanvasElement>(null);
+  useEffect(() => {
+    const { height, width, values } = maps;
+    const picture = new ImageData(width, height);
+    for (let i = 0; i < height * width; i++) {
+      const share = most > 0 ? Math.max(0, values[at * height * width + i]) / most : 0;
+      const [red, green, blue] = shade(share);
+      picture.data.set([red, green, blue, share > 0 && share >= threshold ? 50 + 130 * share : 0], 4 * i);
+    }
+    canvas.current!.getContext("2d")!.putImageData(picture, 0, 0);
+  }, [maps, at, most, threshold]);
+  return <canvas ref={canvas} width={maps.width} height={maps.height} aria-hidden="true" />;
+}
+
+export function Gallery({ latent, entry, limit = 12 }: { latent: number; entry: LatentEntry; limit?: number }) {
+  const [threshold, setThreshold] = useState(0.15);
+  const [shown, setShown] = useState(true);
+  const { about } = the();
+  const { maps } = entry;
+  let most = 0;
+  for (const value of maps?.values ?? []) most = Math.max(most, value);
+  const images = Array.from(entry.images.subarray(0, limit));
+  const { value: sources } = useLater(() => thumbnails(images), [images.join()]);
+  return (
+    <div class="gallery">
+      {maps ? (
+        <div class="controls">
+          <label class="check">
+            <input type="checkbox" checked={shown} onInput={(event) => setShown(event.currentTarget.checked)} /> Map
+          </label>
+          <label class="slide">
+            <span>from {Math.round(100 * threshold)} % of the largest value</span>
+            <input type="range" min="0" max="100" value={100 * threshold} aria-label="Threshold of the map, in percent"
+              onInput={(event) => setThreshold(Number(event.currentTarget.value) / 100)} />
+          </label>
+          <div class="scale" aria-hidden="true"><span>0</span><i /><span>{short(most * maps.unit)}</span></div>
+        </div>
+      ) : null}
+      <ol>
+        {images.map((image, at) => {
+          const source = sources?.[at];
+          const file = fileName(image);
+          return (
+            <li key={image}>
+              <figure>
+                <div class="frame">
+                  {source ? <img src={source} alt={file} class={shown && maps ? "grey" : ""} /> : <span class="blank">{sources ? "no picture" : ""}</span>}
+                  {source && maps && shown ? <Map_ maps={maps} at={at} most={most} threshold={threshold} /> : null}
+                </div>
+                <figcaption><b>{short(entry.codes[at])}</b><span title={file}>{file}</span></figcaption>
+              </figure>
+            </li>
+          );
+        })}
+      </ol>
+      {maps ? (
+        <p class="note">
+          Grad-FAM of latent {latent}: where the image raises it, all pictures on one scale. What lowers it is not drawn.
+        </p>
+      ) : about.maps_missing ? <p class="note">{about.maps_missing}</p> : null}
+    </div>
+  );
+}

@@ -1,0 +1,68 @@
+import { render } from "preact";
+import "uplot/dist/uPlot.min.css";
+import "./style.css";
+import { Bench } from "./bench";
+import { type Index, index, load, provide } from "./data";
+import { ClassPage, LatentPage } from "./details";
+import { ClassList, LatentList } from "./lists";
+import { Overview } from "./overview";
+import { follow, route } from "./routes";
+
+// Data files call it: they are classic scripts, and know no imports.
+Object.assign(globalThis, { atlas: { provide } });
+
+const PLACES = [
+  ["overview", "Overview", "#/"], ["classes", "Classes", "#/classes"],
+  ["latents", "Latents", "#/latents"], ["bench", "Edit bench", "#/bench"],
+] as const;
+
+function Page() {
+  const { page, id, query } = route.value;
+  switch (page) {
+    case "overview": return <Overview />;
+    case "classes": return <><h1 tabIndex={-1}>Classes</h1><ClassList /></>;
+    case "latents": return <><h1 tabIndex={-1}>Latents</h1><LatentList /></>;
+    case "class": return <ClassPage label={id} key={id} />;
+    case "latent": return <LatentPage latent={id} key={id} />;
+    case "bench": return <Bench key={query.toString()} />;
+    default: return <><h1 tabIndex={-1}>No such page</h1><p><a href="#/">Back to the overview</a></p></>;
+  }
+}
+
+function App() {
+  const { page } = route.value;
+  const section = page === "class" ? "classes" : page === "latent" ? "latents" : page;
+  const whole = index.value;
+  if (!whole) return <p class="starting">Opening the atlas…</p>;
+  const { producer, dictionary } = whole.about;
+  return (
+    <>
+      <a class="skip" href="#content" onClick={(event) => {
+        event.preventDefault();
+        document.querySelector<HTMLElement>("main h1")?.focus();
+      }}>Skip to the content</a>
+      <header class="top">
+        <a class="mark" href="#/">{whole.title}</a>
+        <nav aria-label="Pages">
+          {PLACES.map(([name, title, href]) => <a key={name} href={href} aria-current={name === section ? "page" : undefined}>{title}</a>)}
+        </nav>
+      </header>
+      <main id="content"><Page /></main>
+      <footer>Dictionary {dictionary.slice(0, 12)} · {producer.name} {producer.version}</footer>
+    </>
+  );
+}
+
+addEventListener("hashchange", follow);
+const place = document.getElementById("app")!;
+load<Index>("index").then(
+  (loaded) => {
+    index.value = loaded;
+    document.title = `${loaded.title} · Atlas`;
+    place.replaceChildren();
+    render(<App />, place);
+  },
+  (error: Error) => {
+    place.textContent = error.message;
+  },
+);

@@ -1,0 +1,68 @@
+"""`salve atlas`: a study as a folder of pages."""
+
+from pathlib import Path
+
+from salve_plugin.cli.images import ImageTree
+from salve_plugin.cli.output import console, show_json
+from salve_plugin.cli.overwriting import check_outside
+from salve_plugin.cli.study import Study
+from salve_plugin.errors import InputError, ReadError
+from salve_plugin.report.atlas import atlas
+from salve_plugin.validate.quality import quality
+
+
+def make(
+    folder: Path,
+    out: Path | None,
+    *,
+    mapped: int,
+    bench_images: int,
+    with_quality: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the atlas of a study, by default into the study's own folder, and say where it is.
+
+    Images that are not there any more are left out: the atlas is worth much without pictures.
+
+    Raises:
+        InputError: if something else lies in `out` and `force` is not given.
+        SalveError: if the study cannot be read, its model is another one by now, or the atlas
+            cannot be written.
+    """
+    study = Study.load(folder)
+    place = folder / "atlas" if out is None else out
+    check_outside(place, [study.data])
+    acts, dictionary, _ = study.parts()
+    opened = study.open(acts)
+    images: ImageTree | None = None
+    missing: str | None = None
+    try:
+        images = opened.images(Path(study.data))
+    except (ReadError, InputError) as error:
+        missing = f"no pictures: {error}"
+    measured = None
+    if with_quality:
+        # Only where the classifier reads the site is splicing free of running the model.
+        spliced = opened.hooked if acts.site.name in opened.hooked.head_sites else None
+        measured = quality(dictionary, acts, hooked=spliced)
+    page = atlas(
+        opened.hooked, dictionary, acts, place, images=images, quality=measured,
+        title=f"{study.spec.model} on {Path(study.data).name}", study=str(folder), mapped=mapped,
+        bench_images=bench_images, force=force,
+    )  # fmt: skip
+    files = [file for file in page.parent.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    address = page.resolve().as_uri()
+    if as_json:
+        show_json(
+            {"atlas": str(page), "address": address, "files": len(files), "bytes": size,
+             "missing": missing}
+        )  # fmt: skip
+        return
+    if missing is not None:
+        console(stderr=True).print(missing, highlight=False, markup=False)
+    console().print(
+        f"{len(files)} files, {size / 1e6:.1f} MB. Open {address}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip

@@ -1,0 +1,119 @@
+"""What each latent does on a recording: how often, how strongly, and on which images most."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners.base import L0_TOLERANCE
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.modes import without_autocast
+
+BINS = 32
+"""Bars of a histogram of one latent's codes."""
+_BATCH = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Activity:
+    """All latents on all images; of several rows of an image the strongest code counts.
+
+    "Active" is a code above 0.01 times the root of the rows' mean squared distance from their mean,
+    as in `salve_plugin.validate.measures`.
+
+    Attributes:
+        least: smallest code, (latents,).
+        most: largest code, (latents,).
+        density: share of the rows in which each latent is active, (latents,).
+        signs: -1 where the largest code in absolute value is negative, else 1, (latents,).
+        top_images: images with the largest sign x code, best first, (latents, top).
+        top_codes: of these, with their signs, (latents, top).
+        counts: how many images have a code in each of `BINS` equal intervals from least to most,
+            (latents, BINS).
+    """
+
+    least: Float[Tensor, " latents"]
+    most: Float[Tensor, " latents"]
+    density: Float64[Tensor, " latents"]
+    signs: Float[Tensor, " latents"]
+    top_images: Int64[Tensor, "latents top"]
+    top_codes: Float[Tensor, "latents top"]
+    counts: Int64[Tensor, "latents bins"]
+
+
+@torch.no_grad()
+@without_autocast()
+def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
+    """Read a recording twice: for the extremes, then for the images and counts between them.
+
+    Memory does not grow with the images.
+
+    Args:
+        dictionary: of the recording's site.
+        acts: one row an image, or several.
+        top: how many images to name for each latent.
+    """
+    n_latents, device = dictionary.n_latents, dictionary.atoms.device
+    least = torch.full((n_latents,), torch.inf)
+    most = -least
+    active = torch.zeros(n_latents, dtype=torch.float64)
+    tolerance = L0_TOLERANCE * _scale(acts)
+    for batch in acts.batches(_BATCH):
+        codes = dictionary.encode(batch.x.to(device)).float().cpu()
+        least, most = torch.minimum(least, codes.amin(0)), torch.maximum(most, codes.amax(0))
+        active += (codes.abs() > tolerance).sum(0)
+    signs = torch.where(-least > most, -1.0, 1.0)
+    top = min(top, acts.n_images)
+    best = torch.full((top, n_latents), -torch.inf)
+    images = torch.zeros(top, n_latents, dtype=torch.int64)
+    counts = torch.zeros(n_latents, BINS, dtype=torch.int64)
+    step = ((most - least) / BINS).clamp(min=torch.finfo(torch.float32).tiny)
+    for numbers, codes in _by_image(dictionary, acts, signs):
+        bins = ((codes - least) / step).long().clamp(0, BINS - 1)
+        counts.scatter_add_(1, bins.T, torch.ones_like(bins.T))
+        held = torch.cat([best, codes * signs])
+        named = torch.cat([images, numbers[:, None].expand_as(codes)])
+        # Stable: of equal codes, the image that was recorded first.
+        order = held.sort(dim=0, descending=True, stable=True).indices[:top]
+        best, images = held.gather(0, order), named.gather(0, order)
+    return Activity(
+        least, most, active / acts.n_rows, signs, images.T.contiguous(),
+        (best * signs).T.contiguous(), counts,
+    )  # fmt: skip
+
+
+def _scale(acts: Activations) -> float:
+    """Return the root of the rows' mean squared distance from their mean."""
+    total = torch.zeros(acts.width, dtype=torch.float64)
+    squares = 0.0
+    for batch in acts.batches(_BATCH):
+        rows = batch.x.double()
+        total += rows.sum(0)
+        squares += float(rows.square().sum())
+    mean = total / acts.n_rows
+    return float(max(0.0, squares / acts.n_rows - float(mean.square().sum())) ** 0.5)
+
+
+def _by_image(
+    dictionary: Dictionary, acts: Activations, signs: Tensor
+) -> Iterator[tuple[Int64[Tensor, " images"], Float[Tensor, "images latents"]]]:
+    """Yield images and, of each one's codes, the largest of sign x code, with its sign."""
+    device = dictionary.atoms.device
+    held: tuple[Tensor, Tensor] | None = None
+    for batch in acts.batches(_BATCH):
+        codes = dictionary.encode(batch.x.to(device)).float().cpu() * signs
+        numbers, place = torch.unique_consecutive(batch.images.long(), return_inverse=True)
+        strongest = torch.full((len(numbers), codes.shape[1]), -torch.inf)
+        strongest.scatter_reduce_(0, place[:, None].expand_as(codes), codes, "amax")
+        if held is not None:  # an image's rows may be cut by the end of a batch
+            same = held[0][-1] == numbers[0]
+            if same:
+                strongest[0] = torch.maximum(strongest[0], held[1][-1])
+            kept = slice(0, len(held[0]) - int(same))
+            yield held[0][kept], held[1][kept] * signs
+        held = numbers, strongest
+    if held is not None:
+        yield held[0], held[1] * signs

@@ -1,0 +1,132 @@
+"""What the edit bench computes with: head inputs, the head, and what only Python can do."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from salve_plugin.control.decisions import Decisions
+from salve_plugin.control.edit import Edit
+from salve_plugin.control.knots import LIMIT
+from salve_plugin.control.making import latent_gate
+from salve_plugin.control.operators import Gate
+from salve_plugin.control.provenance import Provenance
+from salve_plugin.control.rivals import strengths_by_closure
+from salve_plugin.control.steps import Steps, prediction_steps
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel
+from salve_plugin.site import HEAD_INPUT
+
+LIVE = 5 * 10**7
+"""Products (images x width x classes) that the page computes while a slider is dragged."""
+CLOSED = 0.9
+"""Share of the columns that are closed at the end of the slider."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Some recorded images and the head that reads them.
+
+    Attributes:
+        images: which of the recording, ascending, (images,).
+        x: head inputs, (images, width), float32.
+        labels: (images,).
+        decisions: the head in float64; of a single logit two mirrored rows.
+        edit: a gate of strength 0, which all others differ from in operator, rows and provenance.
+        atoms: of the dictionary, (latents, width).
+    """
+
+    images: Int64[Tensor, " images"]
+    x: Float[Tensor, "images width"]
+    labels: Int64[Tensor, " images"]
+    decisions: Decisions
+    edit: Edit
+    atoms: Float[Tensor, "latents width"]
+
+    @classmethod
+    def of(
+        cls, hooked: HookedModel, dictionary: Dictionary, acts: Activations, n_images: int
+    ) -> "Bench":
+        """Read up to so many images, evenly spaced.
+
+        Raises:
+            InputError: if logits are no known function of what was recorded.
+        """
+        if acts.site.name != HEAD_INPUT or acts.n_rows != acts.n_images:
+            raise InputError(
+                f"the edit bench recomputes logits from the head's input '{HEAD_INPUT}', one row "
+                f"an image; this recording is of '{acts.site.name}'"
+            )
+        edit = latent_gate(hooked, dictionary, "suppress", 0, 0.0, None, None)
+        decisions = Decisions.of(hooked, edit.site, 0.0)
+        count = min(n_images, acts.n_images)
+        chosen = torch.arange(count) * acts.n_images // count
+        wanted = torch.zeros(acts.n_images, dtype=torch.bool)
+        wanted[chosen] = True
+        batches = list(acts.batches(1024, keep=lambda images: wanted[images.long()]))
+        x = torch.cat([batch.x for batch in batches])
+        labels = torch.cat([batch.labels for batch in batches]).long()
+        return cls(chosen, x, labels, decisions, edit, dictionary.atoms.detach().cpu())
+
+    @property
+    def weight(self) -> Float[Tensor, "classes width"]:
+        """The head in float32, as it is evaluated."""
+        return self.decisions.weight.float()
+
+    @property
+    def bias(self) -> Float[Tensor, " classes"]:
+        """Of the head, in float32."""
+        return self.decisions.bias.float()
+
+    def logits(self) -> Float[Tensor, "images classes"]:
+        """Return the logits of the unedited head, as `evaluate_head` computes them."""
+        return torch.addmm(self.bias, self.x, self.weight.T)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a page can recompute all logits while a slider is dragged."""
+        return len(self.x) * self.weight.numel() <= LIVE
+
+    def limit(self, latent: int) -> float:
+        """Return the largest strength that is of interest: most columns are closed there."""
+        reach = self.atoms[latent].double().abs()
+        return min(strengths_by_closure(reach, (CLOSED,))[0], LIMIT / float(reach.max()))
+
+    def alpha_crit(
+        self, label: int, latent: int, rows: tuple[int, ...] | None
+    ) -> Float64[Tensor, " images"]:
+        """Return where the decisions for a class's images break; see `salve.alpha_crit`."""
+        gate = Gate(self.atoms[latent, None], 0.0)
+        edit = replace(
+            self.edit, operator=gate, rows=rows,
+            provenance=Provenance("latents", (latent,), self.edit.provenance.dictionary),
+        )  # fmt: skip
+        own = self.labels == label
+        x, labels = self.x[own], self.labels[own]
+        values, _ = self.decisions.flips(edit, x, self.decisions.logits(x), labels)
+        return values
+
+    def steps(self, latent: int) -> Steps:
+        """Return the predictions at every strength of the latent's suppression on all rows."""
+        head = self.decisions
+        reach = self.atoms[latent].double().abs()
+        return prediction_steps(head.weight, head.bias, reach, self.x, self.limit(latent))
+
+    def template(self) -> Mapping[str, Any]:
+        """Return the fields that recipes of all edits on the bench share."""
+        fields = self.edit.to_json()
+        return {name: fields[name] for name in ("base", "exactness", "site", "targets")}
+
+
+def dominant_latents(dominant: Sequence[int | None], most: int) -> list[int]:
+    """Return the classes' dominant latents, each once, those of more classes first."""
+    counts: dict[int, int] = {}
+    for latent in dominant:
+        if latent is not None:
+            counts[latent] = counts.get(latent, 0) + 1
+    return sorted(counts, key=lambda latent: (-counts[latent], latent))[:most]

@@ -1,0 +1,97 @@
+"""An atlas as a folder: which files are ours, and that nobody else's are touched."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.store.digest import sha256_bytes
+from salve_plugin.store.files import usable
+from salve_plugin.store.folders import save_into
+from salve_plugin.store.place import Existing, FileChange
+
+MANIFEST = "atlas.json"
+FORMAT_VERSION = 1
+OWN = re.compile(r"atlas\.(js|css)|index\.html|LICENSES\.txt|data/[a-z0-9/]+\.js")
+"""Names that files of an atlas have."""
+_MAX_BYTES = 64 * 2**20
+_MAX_FILE_BYTES = 2**40
+
+
+def save(
+    folder: Path, files: Mapping[str, bytes], about: Mapping[str, Any], *, force: bool
+) -> Path:
+    """Write an atlas, all of it or nothing, in the place of an earlier one of the same study.
+
+    Args:
+        folder: made if missing.
+        files: contents by name.
+        about: what the atlas is of; an atlas of something else is not replaced.
+        force: replace it all the same, and files that no atlas wrote.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: if something else lies there.
+        WriteError: if it cannot be written; what was there is whole.
+    """
+    digests = {name: sha256_bytes(data) for name, data in sorted(files.items())}
+    manifest = {"about": about, "files": digests, "format_version": FORMAT_VERSION}
+    content = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+    def planned(there: Existing) -> FileChange:
+        before = _manifest(there)
+        ours = {} if before is None else before["files"]
+        if not force:
+            if before is not None and before["about"] != about:
+                raise _taken(folder, f"the atlas of another study ({_named(before['about'])})")
+            known = {MANIFEST} if before is not None else set()
+            for name in (MANIFEST, *digests):
+                if (
+                    there.has(name)
+                    and name not in known
+                    and not _is(there, name, ours.get(name), digests.get(name))
+                ):
+                    raise _taken(folder, f"{name}, which is not as an atlas wrote it")
+        # Only what is still as it was written is removed, and only what could be of an atlas.
+        obsolete = [
+            name
+            for name, digest in sorted(ours.items())
+            if name not in files and OWN.fullmatch(name) and _is(there, name, digest)
+        ]
+        return FileChange({**files, MANIFEST: content}, obsolete)
+
+    return save_into(usable(folder), planned)
+
+
+def _manifest(there: Existing) -> Mapping[str, Any] | None:
+    """Return the manifest of the atlas that is there, None if there is none that can be read."""
+    try:
+        content = there.read(MANIFEST, _MAX_BYTES)
+        manifest = {} if content is None else json.loads(content)
+    except (ArtifactError, ValueError, RecursionError):
+        return None
+    known = isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)
+    return manifest if known and "about" in manifest else None
+
+
+def _is(there: Existing, name: str, *digests: object) -> bool:
+    try:
+        content = there.read(name, _MAX_FILE_BYTES)
+    except ArtifactError:
+        return False
+    return content is not None and sha256_bytes(content) in digests
+
+
+def _named(about: object) -> str:
+    return json.dumps(about, sort_keys=True)[:200]
+
+
+def _taken(folder: Path, what: str) -> InputError:
+    return InputError(
+        f"{folder} holds {what}, and that would be overwritten; choose another folder, or force "
+        "it (force=True, --force)"
+    )

@@ -1,0 +1,168 @@
+"""What the pages show of classes and latents, in pieces that are loaded when they are looked at."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from salve_plugin.control.evaluate import Evaluation
+from salve_plugin.discover.features import LEAST_SPREAD, Features
+from salve_plugin.report.activity import Activity
+from salve_plugin.report.bench import Bench
+from salve_plugin.report.gallery import Maps
+from salve_plugin.report.scripts import array, quantized
+
+CLASSES_A_FILE = 64
+LATENTS_A_FILE = 64
+RANKED = 12
+"""Latents that a class's page lists."""
+PROFILE = 48
+"""Classes that a latent's page lists: those that it sets apart most."""
+FLOWS = 24
+"""Classes that a class's page lists as predictions for its images."""
+
+Crits = Mapping[int, tuple[Float64[Tensor, " images"], Float64[Tensor, " images"]]]
+"""By class: critical strengths of its images for the dominant latent, on its own row and on all."""
+
+
+def shifts(features: Features) -> Float64[Tensor, "classes latents"]:
+    """Return how far each class's mean code is from the mean of the others' means, in spreads."""
+    spreads = features.spreads.clamp(min=LEAST_SPREAD * float(features.spreads.max()))
+    seen = features.counts > 0
+    n_others = int(seen.sum()) - 1
+    if n_others < 1 or not bool(spreads.any()):
+        return torch.zeros_like(features.means)
+    total = features.means[seen].sum(0)
+    shift = (features.means - (total - features.means) / n_others) / spreads
+    return torch.where(seen[:, None], shift, 0.0)
+
+
+def principal_components(atoms: Tensor) -> tuple[Float64[Tensor, "latents two"], float]:
+    """Return the atoms' first two principal components and their share of the variance.
+
+    Signs are fixed: the largest entry of each axis is positive.
+    """
+    centred = atoms.detach().cpu().double()
+    centred = centred - centred.mean(0)
+    variances, axes = torch.linalg.eigh(centred.T @ centred)
+    axes = axes[:, -2:].flip(1)
+    if axes.shape[1] < 2:
+        axes = torch.cat([axes, torch.zeros_like(axes)], 1)
+    largest = axes.gather(0, axes.abs().argmax(0)[None])
+    total = float(variances.clamp(min=0).sum())
+    share = float(variances[-2:].clamp(min=0).sum()) / total if total else 0.0
+    return centred @ (axes * torch.where(largest < 0, -1.0, 1.0)), share
+
+
+def class_files(
+    features: Features, shift: Tensor, evaluation: Evaluation | None, crits: Crits
+) -> dict[str, Mapping[str, Any]]:
+    """Return what the pages of classes show, by key."""
+    chunks: dict[str, Mapping[str, Any]] = {}
+    n_classes = len(features.counts)
+    for start in range(0, n_classes, CLASSES_A_FILE):
+        labels = range(start, min(start + CLASSES_A_FILE, n_classes))
+        chunks[f"classes/{start // CLASSES_A_FILE}"] = {
+            "classes": [_class(features, shift, evaluation, crits, label) for label in labels]
+        }
+    return chunks
+
+
+def _class(
+    features: Features, shift: Tensor, evaluation: Evaluation | None, crits: Crits, label: int
+) -> Mapping[str, Any] | None:
+    if not int(features.counts[label]):
+        return None
+    ranked = features.ranked(label, min(RANKED, features.means.shape[1]))
+    content: dict[str, Any] = {
+        "ranked": ranked,
+        "scores": array(features.scores[label, ranked], "f32"),
+        "means": array(features.means[label, ranked], "f32"),
+        "shifts": array(shift[label, ranked], "f32"),
+    }
+    if evaluation is not None:
+        row = evaluation.confusion[label]
+        order = row.argsort(descending=True, stable=True)[:FLOWS]
+        flows = order[row[order] > 0]
+        content["predicted"] = {
+            "classes": array(flows, "i32"), "images": array(row[flows], "i32"),
+        }  # fmt: skip
+    if label in crits:
+        own, every = crits[label]
+        content["crit"] = {
+            "own": array(own.sort().values, "f64"), "all": array(every.sort().values, "f64"),
+        }  # fmt: skip
+    return content
+
+
+def latent_files(
+    active: Activity, features: Features, shift: Tensor, maps: Maps
+) -> dict[str, Mapping[str, Any]]:
+    """Return what the pages of latents show, by key."""
+    chunks: dict[str, Mapping[str, Any]] = {}
+    n_latents = len(active.most)
+    for start in range(0, n_latents, LATENTS_A_FILE):
+        latents = range(start, min(start + LATENTS_A_FILE, n_latents))
+        chunks[f"latents/{start // LATENTS_A_FILE}"] = {
+            "latents": [_latent(active, features, shift, maps, latent) for latent in latents]
+        }
+    return chunks
+
+
+def _latent(
+    active: Activity, features: Features, shift: Tensor, maps: Maps, latent: int
+) -> Mapping[str, Any]:
+    profile = shift[:, latent]
+    apart = profile.abs().argsort(descending=True, stable=True)[:PROFILE]
+    apart = apart[features.counts[apart] > 0]
+    content: dict[str, Any] = {
+        "images": array(active.top_images[latent], "i32"),
+        "codes": array(active.top_codes[latent], "f32"),
+        "counts": array(active.counts[latent], "i32"),
+        "least": float(active.least[latent]),
+        "most": float(active.most[latent]),
+        "spread": float(features.spreads[latent]),
+        "profile": {
+            "classes": array(apart, "i32"),
+            "means": array(features.means[apart, latent], "f32"),
+            "shifts": array(profile[apart], "f32"),
+        },
+    }
+    grids = maps.grids.get(latent)
+    if grids is not None:
+        # Of a latent that is strongest where it is negative, what lowers it is what drives it.
+        values, unit = quantized(grids * float(active.signs[latent]))
+        content["maps"] = {
+            "height": grids.shape[-2], "width": grids.shape[-1], "unit": unit,
+            "values": array(values, "i8"),
+        }  # fmt: skip
+    return content
+
+
+def bench_files(bench: Bench, stepped: Sequence[int]) -> dict[str, Mapping[str, Any]]:
+    """Return what the edit bench computes with, by key."""
+    chunks: dict[str, Mapping[str, Any]] = {
+        "bench/head": {"weight": array(bench.weight, "f32"), "bias": array(bench.bias, "f32")},
+        "bench/features": {"x": array(bench.x, "f32")},
+        "bench/logits": {"logits": array(bench.logits(), "f32")},
+        "bench/recipe": dict(bench.template()),
+    }
+    for start in range(0, len(bench.atoms), LATENTS_A_FILE):
+        atoms = bench.atoms[start : start + LATENTS_A_FILE]
+        chunks[f"atoms/{start // LATENTS_A_FILE}"] = {"atoms": array(atoms, "f32")}
+    for latent in stepped:
+        steps = bench.steps(latent)
+        chunks[f"steps/{latent}"] = {
+            "images": array(steps.images, "i32"),
+            "strengths": array(steps.strengths, "f64"),
+            "classes": array(steps.classes, "i32"),
+            "limit": steps.limit,
+        }
+    return chunks
+
+
+def strongest_classes(features: Features) -> Float[Tensor, " latents"]:
+    """Return for each latent the class that it is most specific to."""
+    return features.scores.argmax(0)
