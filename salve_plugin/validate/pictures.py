@@ -15,11 +15,10 @@ from salve_plugin.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PALETTE = "cividis"
-"""From dark blue over grey to yellow: its luminance rises all the way, so that a print in grey and
-readers who are colour-blind see the same order; its middle has no hue, so that it serves signed
-maps too (Nuñez, Anderton and Renslow, 2018)."""
-OPACITY = 0.7
+PALETTE = "viridis"
+"""From dark violet over blue-green to yellow. Its luminance rises all the way, so that a print in
+grey and colour-blind readers see the same order, of signed maps too, where zero is the middle."""
+OPACITY = 0.75
 """Of a map over its image: the image is still seen, and the colours are nearly the scale's."""
 
 
@@ -58,9 +57,9 @@ def overlay(
 ) -> "Image":
     """Return the image in grey with the heat map over it in colour.
 
-    The palette is cividis, from dark blue over grey to yellow, its luminance rising all the way. A
-    signed map is blue below zero, grey at zero and yellow above, a positive one from blue to
-    yellow; both scaled to the largest absolute value, so that zero is always one colour and a map
+    The palette is viridis, its luminance rising from dark violet over blue-green to yellow. A
+    signed map is blue-green at zero, darker below and brighter above; a positive one is darkest at
+    zero. Both are scaled to the largest absolute value, so that zero is always one colour and a map
     of zeros is a plain one.
 
     Args:
@@ -138,7 +137,8 @@ def png_bytes(picture: "Image", *, colours: int | None = None) -> bytes:
         colours: size of a palette to reduce it to, up to 256: a third of the bytes.
     """
     stream = BytesIO()
-    shown = picture if colours is None else picture.convert("RGB").quantize(colours)
+    # Without k-means a plain area takes most of the palette, and a colour bar becomes steps.
+    shown = picture if colours is None else picture.convert("RGB").quantize(colours, kmeans=2)
     shown.save(stream, format="PNG")
     return stream.getvalue()
 
