@@ -108,7 +108,7 @@ def explain_command(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Show where in images a latent comes from: Grad-FAM overlays as PNG."""
+    """Show where in images a latent comes from, and what drives it most, as PNG."""
     studies.explain(study, images, out, class_name, latent, force=force, as_json=as_json)
 
 

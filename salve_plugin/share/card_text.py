@@ -213,7 +213,7 @@ def _caption(name: str, config: Config) -> str:
     if re.fullmatch(r"grad-fam(-[0-9]+)?", name):
         return (
             f"An image, and where in it latent {latent} comes from (Grad-FAM): yellow raises the "
-            "latent, violet lowers it, blue-green does neither."
+            "latent, blue lowers it, grey does neither."
         )
     if name == "maximized":
         return (

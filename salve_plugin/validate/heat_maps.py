@@ -137,7 +137,7 @@ def grad_fam_pictures(
     """Return for each image a PNG with the image itself and beside it what the edit is about.
 
     The second half is the Grad-FAM map of the edit's latent over the image: yellow where the image
-    raises the latent, violet where it lowers it, in one scale for all images, symmetric around zero
+    raises the latent, blue where it lowers it, in one scale for all images, symmetric around zero
     and drawn at the side. The pictures travel with the artifact, so choose images that may.
 
     Args:

@@ -15,10 +15,11 @@ from salve_plugin.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PALETTE = "viridis"
-"""From dark violet over blue-green to yellow. Its luminance rises all the way, so that a print in
-grey and colour-blind readers see the same order, of signed maps too, where zero is the middle."""
-OPACITY = 0.75
+PALETTE = "cividis"
+"""From dark blue over grey to yellow. Its luminance rises all the way, so that a print in grey and
+colour-blind readers see the same order (Nuñez, Anderton and Renslow, 2018); its middle has no hue,
+so that where a signed map is zero the image is as it is."""
+OPACITY = 0.8
 """Of a map over its image: the image is still seen, and the colours are nearly the scale's."""
 
 
@@ -57,10 +58,10 @@ def overlay(
 ) -> "Image":
     """Return the image in grey with the heat map over it in colour.
 
-    The palette is viridis, its luminance rising from dark violet over blue-green to yellow. A
-    signed map is blue-green at zero, darker below and brighter above; a positive one is darkest at
-    zero. Both are scaled to the largest absolute value, so that zero is always one colour and a map
-    of zeros is a plain one.
+    The palette is cividis, its luminance rising from dark blue over grey to yellow. A signed map is
+    blue below zero, grey at zero and yellow above; a positive one goes from blue to yellow. Both
+    are scaled to the largest absolute value, so that zero is always one colour and a map of zeros
+    is a plain one.
 
     Args:
         image: one or three channels in any range; it is stretched to its own extremes.
