@@ -1,6 +1,7 @@
 """The notebooks of the documentation run anew as they stand, and were executed when committed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ nbclient = pytest.importorskip("nbclient", reason="needs nbclient, of the extra 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
 
 
-def kinds(cell: "nbformat.NotebookNode") -> list[tuple[str, list[str]]]:
+def kinds(cell: Any) -> list[tuple[str, list[str]]]:
     """Return of what kind a cell's outputs are, pictures and text, in order."""
     return [
         (output.output_type, sorted({*output.get("data", ())} - {"image/jpeg"}))
