@@ -43,7 +43,7 @@ def _text(output: dict[str, Any]) -> str:
     """Return what a cell printed, or its value."""
     written = output.get("text") or output.get("data", {}).get("text/plain", "")
     text = "".join(written).rstrip()
-    return f'```text title="Out"\n{text}\n```' if text else ""
+    return f'```{{.text .printed title="Out"}}\n{text}\n```' if text else ""
 
 
 def _before(parts: list[str]) -> str:
