@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from salve_plugin.discover.training.run import Run
 from salve_plugin.errors import AttributionError, InputError, ReadError
 from salve_plugin.store.files import write_atomically
 from salve_plugin.validate.heat_maps import Explained
-from salve_plugin.validate.maximization import maximize
+from salve_plugin.validate.maximization import Maximization, maximize
 from salve_plugin.validate.pictures import Scale
 
 _STRONGEST_IMAGES = 3
@@ -225,9 +226,10 @@ def explain(
         for path in images
     ]
     label = None if class_name is None else label_of(class_features, class_name)
-    picture_of_latent, note = _latent_picture(study, opened, acts, dictionary, chosen, label)
+    most, note = _shown_most(study, opened, acts, dictionary, chosen, label)
     made_folder(out)
-    scale = Scale.of(*(one.maps for one in explained), signed=True)
+    maps = [one.maps for one in explained] + ([most.explained.maps] if most else [])
+    scale = Scale.of(*maps, signed=True)
     written = []
     for number, (path, one) in enumerate(zip(images, explained, strict=True)):
         picture_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
@@ -242,11 +244,12 @@ def explain(
                 "least": float(one.maps.min()),
             }
         )
-    latent_path = out / f"latent{chosen}.png" if picture_of_latent else None
-    if latent_path and picture_of_latent:
-        _write(latent_path, picture_of_latent, force=force)
+    latent_path = out / f"latent{chosen}.png"
+    if most:
+        picture = most.explained.latent_sheet(most.names, most.maximization, scale=scale)
+        _write(latent_path, picture, force=force)
     if as_json:
-        path_text = str(latent_path) if latent_path else None
+        path_text = str(latent_path) if most else None
         show_json({"latent": chosen, "images": written, "picture": path_text, "note": note})
         return
     rows = [tuple(picture.values()) for picture in written]
@@ -255,15 +258,24 @@ def explain(
     console().print(note or f"{latent_path}: what drives latent {chosen} most", soft_wrap=True)
 
 
-def _latent_picture(
+@dataclass(frozen=True, eq=False)
+class _ShownMost:
+    """The images that show a latent most, what they are called, and what was made to."""
+
+    explained: Explained
+    names: list[str]
+    maximization: Maximization
+
+
+def _shown_most(
     study: Study,
     opened: OpenModel,
     acts: Activations,
     dictionary: Dictionary,
     latent: int,
     label: int | None,
-) -> tuple[bytes | None, str | None]:
-    """Return the picture of a latent, or why there is none: the study's images may be gone."""
+) -> tuple[_ShownMost | None, str | None]:
+    """Return what shows a latent most, or why there is nothing: the study's images may be gone."""
     try:
         images, names, sign = strongest(
             study, opened, acts, dictionary, latent, label, _STRONGEST_IMAGES
@@ -275,7 +287,7 @@ def _latent_picture(
         )
     except (ReadError, InputError, AttributionError) as error:
         return None, f"no picture of what drives latent {latent} most: {error}"
-    return explained.latent_sheet(names, maximization), None
+    return _ShownMost(explained, names, maximization), None
 
 
 def _write(path: Path, picture: bytes, *, force: bool) -> None:
