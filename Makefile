@@ -8,7 +8,7 @@ OUT ?= salve-demo
 SPREAD := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-pretrained test test-slow test-peer lint docs docs-assets bench clean
+.PHONY: help demo demo-pretrained test test-slow test-peer lint docs docs-assets notebooks bench clean
 
 help: ## List what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,6 +51,9 @@ lint: $(VENV)/.dev ## Check style and types
 docs-assets: ## Fetch again, from npm, the fonts and scripts that docs/assets/vendor carries
 	npm --prefix tests/browser ci --ignore-scripts --no-fund --no-audit
 	node tests/browser/vendor.mjs docs/assets/vendor
+
+notebooks: $(VENV)/.dev ## Execute the notebooks of the documentation again
+	PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
 
 docs: $(VENV)/.docs ## Build the documentation into site/, warnings are errors
 	$(BIN)/mkdocs build --strict --quiet

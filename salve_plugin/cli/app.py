@@ -149,7 +149,7 @@ def explain_command(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Show where in images a latent comes from: Grad-FAM overlays as PNG."""
+    """Show where in images a latent comes from, and what drives it most, as PNG."""
     asked = Asked(class_name, latent)
     explaining.explain(study, images, out, asked, checkpoint, force=force, as_json=as_json)
 

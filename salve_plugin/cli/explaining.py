@@ -1,6 +1,7 @@
 """`salve explain`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from salve_plugin.cli.artifacts import base_of
@@ -16,7 +17,7 @@ from salve_plugin.errors import AttributionError, InputError, ReadError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.files import write_atomically
 from salve_plugin.validate.heat_maps import Explained
-from salve_plugin.validate.maximization import maximize
+from salve_plugin.validate.maximization import Maximization, maximize
 from salve_plugin.validate.pictures import Scale
 
 _STRONGEST_IMAGES = 3
@@ -70,11 +71,12 @@ def explain(
         Explained.of(opened.hooked, dictionary, opened.transform(open_image(path))[None], chosen)
         for path in images
     ]
-    picture_of_latent, note = (
-        (None, None) if evidence is None else _latent_picture(evidence, asked.class_name, chosen)
+    most, note = (
+        (None, None) if evidence is None else _shown_most(evidence, asked.class_name, chosen)
     )
     made_folder(out)
-    scale = Scale.of(*(one.maps for one in explained), signed=True)
+    maps = [one.maps for one in explained] + ([most.explained.maps] if most else [])
+    scale = Scale.of(*maps, signed=True)
     written = []
     for number, (path, one) in enumerate(zip(images, explained, strict=True)):
         picture_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
@@ -89,9 +91,10 @@ def explain(
                 "least": float(one.maps.min()),
             }
         )
-    latent_path = out / f"latent{chosen}.png" if picture_of_latent else None
-    if latent_path and picture_of_latent:
-        _write(latent_path, picture_of_latent, force=force)
+    latent_path = out / f"latent{chosen}.png" if most else None
+    if latent_path and most:
+        picture = most.explained.latent_sheet(most.names, most.maximization, scale=scale)
+        _write(latent_path, picture, force=force)
     if as_json:
         path_text = str(latent_path) if latent_path else None
         show_json({"latent": chosen, "images": written, "picture": path_text, "note": note})
@@ -103,10 +106,19 @@ def explain(
         console().print(note or f"{latent_path}: what drives latent {chosen} most", soft_wrap=True)
 
 
-def _latent_picture(
+@dataclass(frozen=True, eq=False)
+class _ShownMost:
+    """The images that show a latent most, what they are called, and what was made to."""
+
+    explained: Explained
+    names: list[str]
+    maximization: Maximization
+
+
+def _shown_most(
     evidence: Evidence, class_name: str | None, latent: int
-) -> tuple[bytes | None, str | None]:
-    """Return the picture of a latent, or why there is none: the study's images may be gone."""
+) -> tuple[_ShownMost | None, str | None]:
+    """Return what shows a latent most, or why there is nothing: the study's images may be gone."""
     label = None if class_name is None else label_of(evidence.features, class_name)
     try:
         images, names, sign = strongest(
@@ -121,7 +133,7 @@ def _latent_picture(
         )  # fmt: skip
     except (ReadError, InputError, AttributionError) as error:
         return None, f"no picture of what drives latent {latent} most: {error}"
-    return explained.latent_sheet(names, maximization), None
+    return _ShownMost(explained, names, maximization), None
 
 
 def _write(path: Path, picture: bytes, *, force: bool) -> None:

@@ -286,7 +286,11 @@ def _shared(
         labels=names,
         data={"images": experiment.test.n_images},
         pictures=grad_fam_pictures(
-            experiment.hooked, experiment.dictionary, edit, subject.image[None]
+            experiment.hooked,
+            experiment.dictionary,
+            edit,
+            subject.image[None],
+            names=[f"{subject.name} ({path.name})"],
         ),
     )
     artifact.save_pretrained(path)

@@ -268,7 +268,7 @@ def _draw(
             **grad_fam_pictures(
                 hooked, dictionary, result.named.edit, image[None], names=[f"digit {result.label}"]
             ),
-            "maximized": sheet([maximization_tile(best)], columns=1),
+            "maximized": sheet([maximization_tile(best)], columns=1, colours=256),
         }
         for result, image, best in zip(classes, examples, made, strict=True)
     }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from salve_plugin.validate.maximization import Maximization
 
 _ROWS = 4096
-UNIT = "Grad-FAM: what raises the latent (+) and what lowers it (−)"
+UNIT = "Grad-FAM: raises the latent (+), lowers it (−)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +175,6 @@ def grad_fam_pictures(
     explained = Explained.of(hooked, dictionary, images, latent, on_base_mismatch=on_base_mismatch)
     scale = explained.scale
     return {
-        f"grad-fam-{number}": sheet(pair, columns=2, scale=scale, unit=UNIT)
+        f"grad-fam-{number}": sheet(pair, columns=2, scale=scale, unit=UNIT, colours=256)
         for number, pair in enumerate(explained.tiles(names, scale), start=1)
     }

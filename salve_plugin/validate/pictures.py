@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PALETTE = "cividis"
-"""From dark blue over grey to yellow: its luminance rises all the way, so that a print in grey and
-readers who are colour-blind see the same order; its middle has no hue, so that it serves signed
-maps too (Nuñez, Anderton and Renslow, 2018)."""
-OPACITY = 0.7
+"""From dark blue over grey to yellow. Its luminance rises all the way, so that a print in grey and
+colour-blind readers see the same order (Nuñez, Anderton and Renslow, 2018); its middle has no hue,
+so that where a signed map is zero the image is as it is."""
+OPACITY = 0.8
 """Of a map over its image: the image is still seen, and the colours are nearly the scale's."""
 
 
@@ -58,10 +58,10 @@ def overlay(
 ) -> "Image":
     """Return the image in grey with the heat map over it in colour.
 
-    The palette is cividis, from dark blue over grey to yellow, its luminance rising all the way. A
-    signed map is blue below zero, grey at zero and yellow above, a positive one from blue to
-    yellow; both scaled to the largest absolute value, so that zero is always one colour and a map
-    of zeros is a plain one.
+    The palette is cividis, its luminance rising from dark blue over grey to yellow. A signed map is
+    blue below zero, grey at zero and yellow above; a positive one goes from blue to yellow. Both
+    are scaled to the largest absolute value, so that zero is always one colour and a map of zeros
+    is a plain one.
 
     Args:
         image: one or three channels in any range; it is stretched to its own extremes.
@@ -138,7 +138,8 @@ def png_bytes(picture: "Image", *, colours: int | None = None) -> bytes:
         colours: size of a palette to reduce it to, up to 256: a third of the bytes.
     """
     stream = BytesIO()
-    shown = picture if colours is None else picture.convert("RGB").quantize(colours)
+    # Without k-means a plain area takes most of the palette, and a colour bar becomes steps.
+    shown = picture if colours is None else picture.convert("RGB").quantize(colours, kmeans=2)
     shown.save(stream, format="PNG")
     return stream.getvalue()
 

@@ -26,7 +26,6 @@ GAP, LINE, BAR = 12, 17, 118
 _DPI, _POINTS = 100, 8.5
 _LETTER = 6.6
 """Pixels of a letter, for breaking captions: most are narrower, so lines come out short."""
-_COLOURS = 256
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,12 @@ def beside(
 
 
 def sheet(
-    tiles: Sequence[Tile | None], *, columns: int, scale: Scale | None = None, unit: str = ""
+    tiles: Sequence[Tile | None],
+    *,
+    columns: int,
+    scale: Scale | None = None,
+    unit: str = "",
+    colours: int | None = None,
 ) -> bytes:
     """Return a PNG with the tiles in rows, the same bytes every time.
 
@@ -66,6 +70,7 @@ def sheet(
         scale: of the colours of all maps on the sheet, drawn beside the first row; None if there
             is no map.
         unit: what the scale's numbers are.
+        colours: size of a palette to reduce it to: half of the bytes, but steps.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -107,7 +112,7 @@ def sheet(
             (tile_width, tile_height), Image.Resampling.BICUBIC
         )
         canvas.paste(resized, place)
-    return png_bytes(canvas, colours=_COLOURS)
+    return png_bytes(canvas, colours=colours)
 
 
 def _draw_scale(
@@ -118,11 +123,11 @@ def _draw_scale(
     from matplotlib.ticker import MaxNLocator
 
     limit = scale.limit or 1.0
-    colours = ScalarMappable(Normalize(-limit if scale.signed else 0, limit), PALETTE)
-    bar = figure.colorbar(colours, cax=figure.add_axes(box), ticks=MaxNLocator(6))
+    mapped = ScalarMappable(Normalize(-limit if scale.signed else 0, limit), PALETTE)
+    bar = figure.colorbar(mapped, cax=figure.add_axes(box), ticks=MaxNLocator(6))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=_POINTS - 0.5)
-    bar.set_label(unit, fontsize=_POINTS)
+    bar.set_label(unit, fontsize=_POINTS - 0.5)
 
 
 def _size(width: int, height: int) -> tuple[int, int]:

@@ -207,7 +207,7 @@ def test_an_edit_shows_the_images_of_its_class(
     made = _run(capsys, "edit", study, "--class", "3", "--pictures", 2, "--out", tmp_path / "edit")
     assert made["pictures"] == ["alpha-crit", "grad-fam-1", "grad-fam-2"]
     with Image.open(tmp_path / "edit" / "picture_grad-fam-1.png") as picture:
-        assert picture.size == (324, 160)
+        assert picture.width > 2 * SIDE
     results = ModelCard.load(tmp_path / "edit" / "README.md").data.eval_results
     assert results is not None
     assert {result.dataset_name for result in results} == {f"image folder '{image_folder.name}'"}
