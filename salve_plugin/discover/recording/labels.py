@@ -137,14 +137,18 @@ def model_classes(
 def unique_names(names: Sequence[Sequence[str]]) -> list[str]:
     """Return for each class the plainest of its names that no other class has.
 
-    ImageNet has two classes called `crane` and two called `maillot`.
+    ImageNet has two classes called `crane`, and a `Cardigan` beside a `cardigan`: folders of these
+    names are one on some file systems, so that case does not tell classes apart.
 
-    >>> unique_names([("n1", "tench"), ("n2", "crane"), ("n3", "crane")])
+    >>> unique_names([("n1", "tench"), ("n2", "Crane"), ("n3", "crane")])
     ['tench', 'n2', 'n3']
     """
-    count = Counter(name for known in names for name in set(known))
+    count = Counter(name for known in names for name in {name.strip().lower() for name in known})
     return [
-        next((name for name in reversed(known) if count[name] == 1), f"class {index}")
+        next(
+            (name for name in reversed(known) if count[name.strip().lower()] == 1),
+            f"class {index}",
+        )
         for index, known in enumerate(names)
     ]
 

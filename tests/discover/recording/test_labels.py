@@ -10,7 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from salve_plugin.adapter import attach
 from salve_plugin.control.evaluate import evaluate
-from salve_plugin.discover.recording.labels import Labels, n_outputs
+from salve_plugin.discover.recording.labels import (
+    Labels,
+    model_classes,
+    n_outputs,
+    unique_names,
+)
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
@@ -63,6 +68,19 @@ def test_names_that_are_not_the_models_are_refused(names: tuple[str, ...]) -> No
     ):
         with pytest.raises(InputError, match=r"class names \[.*match no class .* has 1000.*=\(\)"):
             call()
+
+
+def test_the_names_given_to_all_of_imagenets_classes_are_recognized_again() -> None:
+    from salve_timm.create import imagenet_names
+
+    names = imagenet_names(timm.create_model("resnet10t"))
+    assert names is not None
+    chosen = unique_names(names)
+    assert model_classes(chosen, names, 1000) == (list(range(1000)), tuple(chosen))
+    # Two classes differ by case only: `Cardigan`, a dog, and `cardigan`, a garment.
+    indices, named = model_classes([known[0] for known in names[:300]], names, 1000)
+    assert indices == list(range(300))
+    assert model_classes(named, names, 1000) == (list(range(1000)), named)
 
 
 def test_more_names_than_classes_and_other_classifiers_than_at_first_are_refused() -> None:
