@@ -104,6 +104,10 @@ def record(
             was recorded stays.
         FolderInUseError: if another job records into the folder.
         WriteError: if the disk is full or not writable; what was recorded stays.
+
+    Example:
+        >>> acts = record(hooked, loader, folder="recording")                   # doctest: +SKIP
+        >>> acts = record(hooked, loader, site=net.stage1, labels="multi-hot")  # doctest: +SKIP
     """
     check_attached(hooked)
     check_labelling(labels)
