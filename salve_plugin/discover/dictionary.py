@@ -68,7 +68,8 @@ class Dictionary(Stored, Tabular, nn.Module):
             >>> tensors = {"atoms": atoms, "encoder_weight": atoms,
             ...            "encoder_bias": torch.zeros(8), "decoder_bias": torch.zeros(4)}
             >>> site = Site("unembed.hook_in", "fc", "in", "pooled", 4)
-            >>> Dictionary(tensors, learners.create("topk", {"k": 2}), site).encode(torch.ones(3, 4)).shape
+            >>> dictionary = Dictionary(tensors, learners.create("topk", {"k": 2}), site)
+            >>> dictionary.encode(torch.ones(3, 4)).shape
             torch.Size([3, 8])
         """
         super().__init__()
