@@ -108,7 +108,9 @@ def test_the_critical_strength_of_one_label_is_that_of_its_images(
         alone = salve.alpha_crit(hooked, edit, salve.record(hooked, own, progress=False))
         torch.testing.assert_close(crit.values, alone.values, rtol=1e-4, atol=1e-5)
         assert crit.labels.tolist() == [label] * int(mine.sum())
-    salve.EditArtifact.of(hooked, edit, alpha_crit=crit).save_pretrained(tmp_path / "edit")
+    salve.EditArtifact.of(hooked, edit, alpha_crit=crit, plot=False).save_pretrained(
+        tmp_path / "edit"
+    )
     loaded = salve.EditArtifact.from_pretrained(tmp_path / "edit").alpha_crit
     assert loaded is not None
     assert torch.equal(loaded.values, crit.values)

@@ -14,8 +14,8 @@ from salve_plugin.errors import printable
 from salve_plugin.faces.table import MOST_ROWS, Table
 
 SHOWN = (
-    "features", "choice", "crit", "searched", "evaluation", "quality", "edit", "dictionary",
-    "learners",
+    "features", "choice", "crit", "searched", "evaluation", "decisions", "quality", "edit",
+    "dictionary", "learners",
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def tensor_name(labelling: Labelling) -> str:
 
 def labelling_of(annotation: Tensor) -> Labelling:
     """Return what the annotations of a recording are, see `annotations`."""
-    if annotation.ndim == 2:
+    if annotation.dtype == torch.uint8:
         return "multi-hot"
     return "target" if annotation.is_floating_point() else "class"
 
