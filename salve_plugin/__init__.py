@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     from salve_plugin.control.making import enhance as enhance
     from salve_plugin.control.making import suppress as suppress
     from salve_plugin.control.matching import BaseMatch as BaseMatch
+    from salve_plugin.control.multi_label import MultiLabelEvaluation as MultiLabelEvaluation
+    from salve_plugin.control.multi_label import evaluate_multi_label as evaluate_multi_label
     from salve_plugin.control.operators import Gate as Gate
     from salve_plugin.control.operators import LowRankMap as LowRankMap
     from salve_plugin.control.operators import LowRankUpdate as LowRankUpdate
@@ -233,6 +235,8 @@ _HOME = {
     "RemoveShortcut": "control.choosing.goals",
     "Evaluation": "control.evaluate",
     "evaluate": "control.evaluate",
+    "evaluate_multi_label": "control.multi_label",
+    "MultiLabelEvaluation": "control.multi_label",
     "assess": "control.assessment.assess",
     "Assessment": "control.assessment.assessment",
     "ClassOutcome": "control.assessment.outcomes",

@@ -179,6 +179,10 @@ def attach(
         UnsupportedModelError: if no installed adapter knows it, if several do, if it has no
             editable classifier, or if a block does not run once on every image.
         InputError: if blocks are given without a head.
+
+    Example:
+        >>> hooked = attach(timm.create_model("resnet18"))                      # doctest: +SKIP
+        >>> hooked = attach(net, head="fc", blocks=["stem", net.stage1])        # doctest: +SKIP
     """
     model = unwrapped(model)
     if not isinstance(model, nn.Module):

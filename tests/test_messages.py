@@ -20,6 +20,7 @@ CALL = re.compile(r"(?<![\w.<`'])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\((?!s\))")
 """Something that a message tells people to call."""
 
 OWNERS = {
+    "acts": salve_plugin.Activations,
     "artifact": salve_plugin.EditArtifact,
     "bundle": salve_plugin.EditBundle,
     "dictionary": salve_plugin.Dictionary,

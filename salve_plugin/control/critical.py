@@ -22,7 +22,7 @@ from salve_plugin.control.strength import (
     critical_strength,
     critical_strength_linear,
 )  # fmt: skip
-from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.activations import Activations, Batch
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
@@ -125,6 +125,8 @@ def alpha_crit(
     changed, at 1 the reading is replaced by its offset, beyond that overshot, up to 1000. Both are
     what `Edit.with_strength` takes. A classifier with one logit has the classes 0, at or below the
     threshold, and 1; how far the logit is on a class's side of the threshold counts as its logit.
+    Where images have several labels (multi-hot), the images with one label are asked about,
+    `classes=[label]`, and `target="zero"` is where its own decision turns.
 
     Args:
         hooked: the attached model.
@@ -235,13 +237,12 @@ def _strengths(
         if classes is None
         else torch.tensor(sorted(whole(label, "a class") for label in classes))
     )
+    if acts.labelling == "multi-hot":
+        _check_one_label(wanted, target, against)
     marks: list[tuple[Tensor, Tensor]] = []
     parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in edits]
     for batch in acts.batches(_BATCH):
-        x, labels = batch.x, batch.labels.long()
-        if wanted is not None:
-            keep = torch.isin(labels, wanted)
-            x, labels = x[keep], labels[keep]
+        x, labels = _asked(batch, wanted)
         if not len(x):
             continue
         check_labels(labels, len(decisions.weight))
@@ -268,6 +269,30 @@ def _strengths(
             )
         )  # fmt: skip
     return tuple(crits)
+
+
+def _asked(batch: Batch, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the rows that are asked about, and whose logit is for each."""
+    if batch.annotation.ndim == 2 and wanted is not None:
+        (label,) = wanted.tolist()
+        if not 0 <= label < batch.annotation.shape[1]:
+            return batch.x[:0], wanted[:0]
+        x = batch.x[batch.annotation[:, label].bool()]
+        return x, wanted.expand(len(x))
+    x, labels = batch.x, batch.labels.long()
+    if wanted is None:
+        return x, labels
+    keep = torch.isin(labels, wanted)
+    return x[keep], labels[keep]
+
+
+def _check_one_label(wanted: Tensor | None, target: CritGoal, against: Against) -> None:
+    if wanted is None or len(wanted) != 1 or target == "flip" or against != "label":
+        raise InputError(
+            "images of this recording have several labels each, and no class overtakes another: "
+            "alpha_crit asks about one of them, classes=[label], whose decision turns where its "
+            "own logit reaches 0, target='zero' (or 'fraction'), against='label'"
+        )
 
 
 def _check_options(

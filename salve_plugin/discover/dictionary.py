@@ -62,6 +62,15 @@ class Dictionary(Stored, Tabular, nn.Module):
         Raises:
             InputError: if a tensor is missing, of the wrong shape or not finite, or an atom does
                 not have unit norm.
+
+        Example:
+            >>> atoms = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
+            >>> tensors = {"atoms": atoms, "encoder_weight": atoms,
+            ...            "encoder_bias": torch.zeros(8), "decoder_bias": torch.zeros(4)}
+            >>> site = Site("unembed.hook_in", "fc", "in", "pooled", 4)
+            >>> dictionary = Dictionary(tensors, learners.create("topk", {"k": 2}), site)
+            >>> dictionary.encode(torch.ones(3, 4)).shape
+            torch.Size([3, 8])
         """
         super().__init__()
         names = sorted((*COMMON, *learner.extra))

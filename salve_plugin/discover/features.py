@@ -32,7 +32,10 @@ class Features(Tabular):
         spreads: standard deviation of each code within the classes (n_latents,), float64.
         counts: number of rows of each class (classes,); with tokens or maps, positions count.
         classes: class names by label; None if the data set has none.
-        scores: selection score (classes, n_latents), see `selection_scores`.
+        scores: selection score (classes, n_latents), see `selection_scores`. Where images belong to
+            several classes, each class is set against the images without it.
+        without: mean code of the images without each class (classes, n_latents), float64, where
+            images belong to several classes; else None. Then spreads are over all images.
         network: of the recording, see `Activations.network_sha256`; None if it is not known.
         of_attribute: whether the classes are values of an attribute, given to `profile`, and not
             the labels of the recording: then they are no rows of the classifier.
@@ -45,6 +48,7 @@ class Features(Tabular):
     scores: Float[Tensor, "classes latents"]
     network: str | None = None
     of_attribute: bool = False
+    without: Float[Tensor, "classes latents"] | None = None
 
     def __repr__(self) -> str:
         """Say in one line how many latents, classes and rows there are."""
@@ -58,8 +62,10 @@ class Features(Tabular):
             (self.name_of(label), count, *self._latents_of(label))
             for label, count in enumerate(self.counts.tolist())
         ]
+        several = ", each against the images without it" if self.without is not None else ""
+        by = "attribute" if self.of_attribute else "class"
         return Table(
-            f"{self.means.shape[1]} latents by {'attribute' if self.of_attribute else 'class'}",
+            f"{self.means.shape[1]} latents by {by}{several}",
             ("class", "rows", "dominant latent", "its mean code", "most specific (score)"),
             rows,
         )
@@ -206,6 +212,9 @@ def profile(
 ) -> Features:
     """Average the codes of a recording by class, in one pass and in float64.
 
+    Where images belong to several classes (multi-hot labels), each class's images are set against
+    those without it, as `attribute=acts.multi_hot()[:, label]` sets them for one class.
+
     Args:
         dictionary: of the recording's site.
         acts: recording of the network that the dictionary was learned from.
@@ -231,6 +240,8 @@ def profile(
         {"the dictionary": dictionary.network, "the recording": acts.network_sha256},
         on_base_mismatch,
     )
+    if attribute is None and acts.labelling == "multi-hot":
+        return _profile_of_several(dictionary, acts)
     values = None if attribute is None else _attribute(attribute, acts.n_images)
     n_classes = acts.n_classes if values is None else int(values.max()) + 1
     if names is not None and (values is None or len(names) != n_classes):
@@ -261,6 +272,39 @@ def profile(
     return Features(
         means, spreads, counts, classes, scores, acts.network_sha256, values is not None
     )  # fmt: skip
+
+
+def _profile_of_several(dictionary: Dictionary, acts: Activations) -> Features:
+    """Return the profile of each class against the images without it."""
+    sums = torch.zeros(acts.n_classes, dictionary.n_latents, dtype=torch.float64)
+    total, squares = torch.zeros(2, dictionary.n_latents, dtype=torch.float64)
+    counts = torch.zeros(acts.n_classes, dtype=torch.int64)
+    device, origin = dictionary.atoms.device, torch.zeros(dictionary.n_latents)
+    rows = acts.n_rows
+    for batch in acts.batches(4096):
+        codes = dictionary.encode(batch.x.to(device)).double().cpu()
+        if not total.any() and not origin.any():
+            origin = codes[0].clone()
+        codes -= origin  # as in `profile`
+        hot = batch.annotation.double()
+        sums += hot.T @ codes
+        total += codes.sum(0)
+        squares += codes.square().sum(0)
+        counts += batch.annotation.long().sum(0)
+    with_, without = counts[:, None], (rows - counts)[:, None]
+    means = torch.stack([(total - sums) / without.clamp(min=1), sums / with_.clamp(min=1)])
+    scores = torch.zeros_like(sums)
+    for label, n in enumerate(counts.tolist()):
+        sides = torch.tensor([rows - n, n])
+        between = (sides[:, None] * means[:, label].square()).sum(0)
+        spread = ((squares - between) / rows).clamp(min=0).sqrt()
+        scores[label] = selection_scores(means[:, label], sides, spread)[1]
+    spreads = (squares / rows - (total / rows).square()).clamp(min=0).sqrt()
+    seen = torch.stack([without, with_]) > 0
+    means = torch.where(seen, means + origin, 0.0)
+    return Features(
+        means[1], spreads, counts, acts.classes, scores, acts.network_sha256, without=means[0]
+    )
 
 
 def _attribute(attribute: Sequence[int] | Tensor, n_images: int) -> Int[Tensor, " images"]:

@@ -9,7 +9,7 @@ from salve_plugin.errors import printable
 
 MOST_ROWS = 20
 
-_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]\d+)?( %)?|∞|-|")
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]\d+)?( %)?|∞")
 
 _CELL = "padding:.15em .8em;vertical-align:top;text-align:"
 
@@ -79,9 +79,11 @@ class Table:
         return [tuple(printable(shown(cell)) for cell in row) for row in self.rows[: self.most]]
 
     def _numeric(self) -> list[bool]:
-        """Return which columns hold numbers and nothing else, as they are printed."""
+        """Return which columns hold more numbers than texts, as they are printed."""
         columns = zip(*self._cells(), strict=True) if self.rows else ((),) * len(self.head)
-        return [bool(column) and all(map(_NUMBER.fullmatch, column)) for column in columns]
+        filled = [[cell for cell in column if cell not in ("", "-")] for column in columns]
+        numbers = [sum(bool(_NUMBER.fullmatch(cell)) for cell in column) for column in filled]
+        return [2 * n > len(column) for n, column in zip(numbers, filled, strict=True)]
 
     def _notes(self) -> tuple[str, ...]:
         more = len(self.rows) - self.most

@@ -85,8 +85,7 @@ class CallableEncoder(nn.Module):
                 raise InputError(
                     f"the encoder returns {brief(latents)} for rows of shape {list(x.shape)}; "
                     f"expected {list(expected)}: one value for each of the n_latents on the last "
-                    "axis. If your function returns several values, wrap it: "
-                    "salve.encoder(lambda x: function(x)[0], n_latents=...)"
+                    "axis. If yours returns several values, give a function that returns the one"
                 )
             return latents
 

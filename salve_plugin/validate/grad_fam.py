@@ -177,14 +177,14 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             >>> heat = fam.attribute(images, target=latent)     # doctest: +SKIP
         """
         check_attached(hooked)
-        trained = trained_at(dictionary)
-        if trained is None:
+        own_site = trained_at(dictionary)
+        if own_site is None:
             raise InputError(
                 f"{type(dictionary).__name__} does not say which site it reads; use "
                 "salve.encoder(function, n_latents=..., site=hooked.site(name)), or the "
                 "constructor: LayerGradFam(hooked, layer, dictionary, site=...)"
             )
-        site = readable(hooked.site(trained.name), dictionary)
+        site = readable(hooked.site(own_site.name), dictionary)
         Networks(hooked, on_base_mismatch).check_either(
             "the dictionary", getattr(dictionary, "network", None)
         )

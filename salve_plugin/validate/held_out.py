@@ -88,7 +88,8 @@ class HeldOut:
         check_finite(x, f"held-out activations of '{acts.site.name}'")
         images = position[torch.cat([batch.images for batch in batches])]
         labels = torch.zeros(len(chosen), dtype=torch.int64)
-        labels[images] = torch.cat([batch.labels for batch in batches])
+        if acts.labelling == "class":  # else all are of one class: none is told from another
+            labels[images] = torch.cat([batch.labels for batch in batches])
         size = max(READ_ROWS, ROWS_PER_FEATURE * acts.width)
         fit_x = next(data.training(size, shuffle_seed=seed))
         return cls(

@@ -172,7 +172,8 @@ def quality(
     Raises:
         InputError: if a dictionary's site is not the recording's, no image is held out, a value is
             NaN or infinite, `others` have other shapes or are no others, `embeddings` another
-            length, `loader` is missing or not the recorded one, or there is no such control.
+            length, `loader` is missing or not the recorded one, there is no such control, or
+            `hooked` is given and images have several labels or targets.
         BaseMismatchError: if the model has no such site as the recording, or a dictionary or the
             model, as it is, is of another network than the recording.
         ReadError: if a shard or an image cannot be read.
@@ -296,6 +297,7 @@ def _splices(
     loader: Iterable[Any] | None,
 ) -> dict[str, Splice]:
     """Splice every dictionary into the model, on the held-out images."""
+    acts.labels()  # cross-entropy and accuracy are of one class an image
     site = acts.site
     if hooked.sites.get(site.name) != site:
         raise BaseMismatchError(

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import salve_plugin as salve
 from salve_plugin.demo import digits
@@ -38,6 +39,9 @@ def study(digits_test: digits.Split) -> SimpleNamespace:
         choice=choice, edit=edit, crit=crit, concept=concept, assessment=assessment,
         artifact=artifact, learners=salve.learners(),
         evaluation=salve.evaluate(model, few.batches()),
+        decisions=salve.evaluate_multi_label(
+            model, [(few.images, torch.nn.functional.one_hot(few.labels, 10))]
+        ),
         quality=salve.quality(dictionary, acts, hooked=hooked, controls=("random",)),
         maximization=salve.maximize(hooked, dictionary, 3, steps=4),
         searched=salve.search_alpha_crit(hooked, edit, few.batches(), steps=2, halvings=1),

@@ -1,6 +1,7 @@
 """Tables say the same as text and as HTML, and obey nothing that a value says."""
 
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -13,8 +14,8 @@ from salve_plugin.errors import printable
 from salve_plugin.faces.table import MOST_ROWS, Table
 
 SHOWN = (
-    "features", "choice", "crit", "searched", "evaluation", "quality", "edit", "dictionary",
-    "learners",
+    "features", "choice", "crit", "searched", "evaluation", "decisions", "quality", "edit",
+    "dictionary", "learners",
 )  # fmt: skip
 
 
@@ -79,6 +80,9 @@ def test_the_tables_have_the_numbers_of_the_values(study: SimpleNamespace) -> No
     first, *others = study.choice.as_table().rows
     assert first[:2] == ("chosen", study.choice.chosen.method)
     assert len(others) == len(study.choice.tried) - 1
+    unedited = replace(study.choice, chosen=replace(study.choice.chosen, method="no edit"))
+    assert unedited.as_table().rows[0][:2] == ("chosen", "no edit")
+    assert len(unedited.as_table().rows) == len(study.choice.tried) + 1
 
 
 @settings(max_examples=40, deadline=None)

@@ -137,17 +137,16 @@ class Choice(Tabular):
     def as_table(self) -> Table:
         """Return all that was tried: what was chosen, the front, then the others by effect."""
         front = set(map(id, self.front))
-        ordered = sorted(
-            self.tried,
-            key=lambda one: (one is not self.chosen, id(one) not in front, -one.effect, one.harm),
-        )
+        others = [one for one in self.tried if one is not self.chosen]
+        others.sort(key=lambda one: (id(one) not in front, -one.effect, one.harm))
         rows = [
             (
                 "chosen" if one is self.chosen else "front" if id(one) in front else "",
                 one.method, f"{one.effect:.3f}", f"{one.harm:.3f}", one.edit.amount,
                 "control" if one.is_control else "",
             )
-            for one in ordered
+            # Where nothing is good enough, what is chosen is no edit, which was not tried.
+            for one in (self.chosen, *others)
         ]  # fmt: skip
         return Table(
             f"{type(self.goal).__name__}: {'met' if self.met else 'NOT MET'} (effect of at least "

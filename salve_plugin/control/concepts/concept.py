@@ -144,7 +144,12 @@ class Concept:
         return weights
 
     def labels(self) -> Int64[Tensor, " images"]:
-        """Return the class of each image, over all recordings in order."""
+        """Return the class of each image, over all recordings in order.
+
+        Where images have several labels or targets, all count as of one class.
+        """
+        if any(acts.labelling != "class" for acts in self.recordings):
+            return torch.zeros(self.n_images, dtype=torch.int64)
         if all(acts.n_rows == acts.n_images for acts in self.recordings):
             return torch.cat([acts.labels().long() for acts in self.recordings])
         # Several rows an image: which is whose is read together with the activations only.
@@ -236,7 +241,7 @@ def rows_of(
     for acts in recordings:
         for batch in acts.batches(ROWS):
             part = values[start : start + len(batch)]
-            yield Batch(batch.x, batch.labels, batch.images + first_image), part
+            yield Batch(batch.x, batch.annotation, batch.images + first_image), part
             start += len(batch)
         first_image += acts.n_images
 
@@ -273,8 +278,9 @@ def _effects_by_class(concept: Concept, counted: Tensor) -> Float64[Tensor, "wid
     for batch, _ in concept.rows():
         for side, chosen in enumerate((counted & ~flags, counted & flags)):
             mine = chosen[batch.images]
-            sums[side].index_add_(0, batch.labels[mine].long(), batch.x[mine].double())
-            counts[side] += torch.bincount(batch.labels[mine], minlength=sums.shape[1])
+            own = labels[batch.images[mine]]
+            sums[side].index_add_(0, own, batch.x[mine].double())
+            counts[side] += torch.bincount(own, minlength=sums.shape[1])
     seen = (counts > 0).all(0)
     if not bool(seen.any()):
         raise InputError(

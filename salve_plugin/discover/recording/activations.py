@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from salve_plugin.discover.recording.labelling import Labelling, indices_in, tensor_name
 from salve_plugin.discover.recording.shards import Index, Shard
 from salve_plugin.errors import InputError, ReadError
+from salve_plugin.faces.one_line import shortened
 from salve_plugin.site import Site
 from salve_plugin.store.digest import sha256_file
 from salve_plugin.store.files import usable
@@ -31,21 +33,31 @@ class Batch:
 
     Attributes:
         x: activations (rows, width), float32.
-        labels: class index of each row's image (rows,).
+        annotation: what the loader said of each row's image: its class index (rows,), int64; which
+            classes it belongs to (rows, classes), uint8; or its target (rows,), float64.
         images: which image of the recording each row comes from (rows,), from 0.
     """
 
     x: Float[Tensor, "rows width"]
-    labels: Int[Tensor, " rows"]
+    annotation: Tensor
     images: Int[Tensor, " rows"]
+
+    @property
+    def labels(self) -> Int[Tensor, " rows"]:
+        """Class index of each row's image.
+
+        Raises:
+            InputError: if images have several labels, or targets.
+        """
+        return indices_in(self.annotation)
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.labels)
+        return len(self.images)
 
     def __getitem__(self, rows: Tensor | slice) -> "Batch":
         """Return the named rows."""
-        return Batch(self.x[rows], self.labels[rows], self.images[rows])
+        return Batch(self.x[rows], self.annotation[rows], self.images[rows])
 
     @classmethod
     def joined(cls, parts: "list[Batch]") -> "Batch":
@@ -54,7 +66,7 @@ class Batch:
             return parts[0]
         return cls(
             torch.cat([part.x for part in parts]),
-            torch.cat([part.labels for part in parts]),
+            torch.cat([part.annotation for part in parts]),
             torch.cat([part.images for part in parts]),
         )
 
@@ -75,7 +87,9 @@ class Activations:
             of each; None if it was not noted, as where several processes recorded.
         n_rows: number of rows; with tokens or maps there are several for each image.
         n_images: number of images.
-        n_classes: number of classes; some may have no image.
+        labelling: what is known of an image: its "class"; for each class whether it belongs to it
+            ("multi-hot"); or a regression's "target".
+        n_classes: number of classes; some may have no image. 0 with targets.
         width: number of features D.
     """
 
@@ -97,14 +111,17 @@ class Activations:
         self.n_rows = index.n_rows
         self.n_images = index.n_images
         self.n_classes = index.n_classes
+        self.labelling: Labelling = index.labelling or "class"
         self.width = index.site.width
         self._shards = index.shards
 
     def __repr__(self) -> str:
         """Say what was recorded and where."""
-        return (
+        classes = f"{self.n_classes} classes" if self.n_classes else "a target each"
+        several = ", several an image" if self.labelling == "multi-hot" else ""
+        return shortened(
             f"Activations({self.n_rows} rows x {self.width} of '{self.site.name}', "
-            f"{self.n_images} images, {self.n_classes} classes, in {self.folder})"
+            f"{self.n_images} images, {classes}{several}, in {self.folder})"
         )
 
     @classmethod
@@ -182,16 +199,54 @@ class Activations:
         return rows
 
     def labels(self) -> Int[Tensor, " rows"]:
-        """Return the class index of every row, in the loader's order."""
-        parts = [self._part(shard, 0, shard.rows, "labels")[0] for shard in self._shards]
-        return torch.cat(parts)
+        """Return the class index of every row, in the loader's order.
+
+        Raises:
+            InputError: if images have several labels, or targets.
+        """
+        name = tensor_name(self.labelling)
+        parts = [self._part(shard, 0, shard.rows, name)[0] for shard in self._shards]
+        return indices_in(torch.cat(parts))
 
     def image_labels(self) -> Int[Tensor, " images"]:
-        """Return the class index of every image, one each, in the loader's order."""
+        """Return the class index of every image, one each, in the loader's order.
+
+        Raises:
+            InputError: as for `labels`.
+        """
+        return indices_in(self._image_annotations())
+
+    def multi_hot(self) -> Bool[Tensor, "images classes"]:
+        """Return which classes every image belongs to, in the loader's order.
+
+        Raises:
+            InputError: if images have targets.
+        """
+        annotation = self._image_annotations()
+        if annotation.ndim == 2:
+            return annotation.bool()
+        return torch.nn.functional.one_hot(indices_in(annotation), self.n_classes).bool()
+
+    def targets(self) -> Float64[Tensor, " images"]:
+        """Return the target of every image, in the loader's order.
+
+        Raises:
+            InputError: if images have classes instead.
+        """
+        if self.labelling != "target":
+            raise InputError(
+                f"the recording's labels are of the form '{self.labelling}'; targets are recorded "
+                "with record(..., labels='target') of a model with one output"
+            )
+        return self._image_annotations()
+
+    def _image_annotations(self) -> Tensor:
         parts = []
         for shard in self._shards:
-            labels, images = self._part(shard, 0, shard.rows, "labels", "images")
-            parts.append(labels[images.diff(prepend=images[:1] - 1) != 0])
+            annotation, images = self._part(
+                shard, 0, shard.rows, tensor_name(self.labelling), "images"
+            )
+            parts.append(annotation[images.diff(prepend=images[:1] - 1) != 0])
         return torch.cat(parts)
 
     def _read(
@@ -200,8 +255,10 @@ class Activations:
         keep: Callable[[Tensor], Tensor] | None,
     ) -> Iterator[Batch]:
         for shard, start, stop in blocks:
-            x, labels, images = self._part(shard, start, stop, "activations", "labels", "images")
-            batch = Batch(x.float(), labels, images + shard.images_from)
+            x, annotation, images = self._part(
+                shard, start, stop, "activations", tensor_name(self.labelling), "images"
+            )
+            batch = Batch(x.float(), annotation, images + shard.images_from)
             # The numbers in the file count from the start of its part of a joined recording.
             yield batch if keep is None else batch[keep(batch.images)]
 
@@ -210,8 +267,11 @@ class Activations:
         try:
             with safe_open(path, framework="pt") as file:
                 slices = [file.get_slice(name) for name in names]
+                columns = {"activations": [self.width]}
+                if self.labelling == "multi-hot":
+                    columns["labels"] = [self.n_classes]
                 for name, part in zip(names, slices, strict=True):
-                    shape = [shard.rows, self.width] if name == "activations" else [shard.rows]
+                    shape = [shard.rows, *columns.get(name, [])]
                     if part.get_shape() != shape:
                         raise ReadError(
                             f"shard {path} holds '{name}' of shape {part.get_shape()}, expected "

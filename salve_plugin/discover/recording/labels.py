@@ -72,8 +72,10 @@ class Labels:
         Raises:
             InputError: if a label has no name.
         """
-        if self.indices is None:
+        if self.indices is None or batch.labels.is_floating_point():
             return batch
+        if batch.labels.ndim == 2:
+            return replace(batch, labels=self._columns(batch))
         wrong = batch.labels[batch.labels >= len(self.indices)]
         if len(wrong):
             raise InputError(
@@ -82,6 +84,19 @@ class Labels:
                 f"{CLASSES_HINT}"
             )
         return replace(batch, labels=self.indices[batch.labels])
+
+    def _columns(self, batch: LabelledImages) -> Tensor:
+        """Return multi-hot labels with a column for each class of the model."""
+        assert self.indices is not None
+        assert self.n_classes is not None
+        if batch.labels.shape[1] != len(self.indices):
+            raise InputError(
+                f"multi-hot labels of batch {batch.number} have {batch.labels.shape[1]} columns, "
+                f"and the data set names {len(self.indices)} classes"
+            )
+        hot = batch.labels.new_zeros(len(batch.labels), self.n_classes)
+        hot[:, self.indices] = batch.labels
+        return hot
 
 
 def n_outputs(hooked: HookedModel) -> int | None:

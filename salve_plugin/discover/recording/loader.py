@@ -8,9 +8,9 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
+from salve_plugin.discover.recording.labelling import Labelling, annotations, labelling_of
 from salve_plugin.discover.recording.whole import check_count, whole
 from salve_plugin.errors import InputError, ReadError, SalveError
 
@@ -25,12 +25,13 @@ class LabelledImages:
     Attributes:
         number: of the batch, from 0.
         images: (batch, ...), as the loader gave them.
-        labels: class indices (batch,), int64, on the CPU.
+        labels: class indices (batch,), int64, on the CPU; where they are asked for, multi-hot rows
+            (batch, classes), uint8, or targets (batch,), float64.
     """
 
     number: int
     images: Tensor
-    labels: Int[Tensor, " batch"]
+    labels: Tensor
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over labels, image shape and type, and 1024 values of each image."""
@@ -73,7 +74,11 @@ def _octets(tensor: Tensor) -> bytes:
 
 
 def labelled_batches(
-    loader: Iterable[Any], n_classes: int | None, *, several_logits: bool = False
+    loader: Iterable[Any],
+    n_classes: int | None,
+    *,
+    several_logits: bool = False,
+    labelling: Labelling | None = "class",
 ) -> Iterator[LabelledImages]:
     """Yield the batches of all images of the loader, checked.
 
@@ -84,6 +89,7 @@ def labelled_batches(
         n_classes: labels must be below; None if unknown.
         several_logits: whether the model is known to have several: then labels in the forms that
             belong to one logit (truth values, floats, a column) are refused.
+        labelling: what the labels must be; None takes all for what those of the first batch are.
 
     Raises:
         InputError: if the loader yields nothing, something else than images with labels, or images
@@ -96,7 +102,7 @@ def labelled_batches(
     loader = whole(loader)
     workers = getattr(loader, "num_workers", 0)
     iterable = isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset)
-    batches = _read(loader, n_classes, several_logits)
+    batches = _read(loader, n_classes, several_logits, labelling)
     # Each worker of an iterable data set yields all of it unless the data set asks which worker it
     # is in: then the first batch of each is the same. Nothing is used before that is known.
     first = list(islice(batches, workers if iterable else 0))
@@ -117,7 +123,10 @@ def labelled_batches(
 
 
 def _read(
-    loader: Iterable[Any], n_classes: int | None, several_logits: bool
+    loader: Iterable[Any],
+    n_classes: int | None,
+    several_logits: bool,
+    labelling: Labelling | None,
 ) -> Iterator[LabelledImages]:
     iterator: Iterator[Any] | None = None
     images_seen = number = 0
@@ -135,19 +144,24 @@ def _read(
             raise ReadError(
                 f"cannot read {where}: {reason}; repair or remove the file, then record again"
             ) from error
-        batch = checked(item, number, n_classes, several_logits)
+        batch = checked(item, number, n_classes, several_logits, labelling)
+        labelling = labelling_of(batch.labels)
         yield batch
         images_seen += len(batch.labels)
         number += 1
 
 
 def checked(
-    item: Any, number: int, n_classes: int | None, several_logits: bool = False
+    item: Any,
+    number: int,
+    n_classes: int | None,
+    several_logits: bool = False,
+    labelling: Labelling | None = "class",
 ) -> LabelledImages:
     """Return a batch of a loader, its labels on the CPU.
 
     Raises:
-        InputError: if it is something else than images with class indices.
+        InputError: if it is something else than images with such labels.
     """
     if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[0], Tensor):
         raise InputError(
@@ -163,13 +177,17 @@ def checked(
         raise InputError(
             f"labels of batch {number} are {labels.dtype}; expected integer class indices"
         )
-    labels = _indices(labels, number, several_logits)
-    if images.ndim < 2 or labels.shape != images.shape[:1] or len(labels) == 0:
+    labels = annotations(labels, number, several_logits, labelling)
+    kind = labelling_of(labels)
+    misfit = labels.shape[:1] != images.shape[:1] or (labels.ndim == 2) != (kind == "multi-hot")
+    if images.ndim < 2 or misfit or len(labels) == 0:
         raise InputError(
             f"batch {number} has images of shape {tuple(images.shape)} and labels of shape "
             f"{tuple(labels.shape)}; expected (batch, ...) and (batch,) with at least one image"
         )
-    labels = labels.long()
+    if kind != "class":
+        _check_columns(labels, number, n_classes)
+        return LabelledImages(number, images, labels)
     wrong = labels[(labels < 0) | (labels >= (n_classes or labels.max() + 1))]
     if len(wrong):
         expected = "0 or more" if n_classes is None else f"0 to {n_classes - 1}"
@@ -181,36 +199,12 @@ def checked(
     return LabelledImages(number, images, labels)
 
 
-def _indices(labels: Tensor, number: int, several_logits: bool) -> Tensor:
-    """Return class indices from what losses of one logit or of several take as labels.
-
-    A single column is one logit's, 0 or 1; of one-hot rows the index is taken. What is neither
-    stays as it is where it is of integers, and is refused where it is not.
-
-    Raises:
-        InputError: if they are numbers to be predicted, or an image has several labels or none.
-    """
-    truth = bool(((labels == 0) | (labels == 1)).all())
-    if labels.ndim == 2 and labels.shape[1] == 1 and not several_logits:
-        labels = labels[:, 0]
-    if labels.ndim == 2 and labels.shape[1] > 1 and truth and len(labels):
-        counts = labels.long().sum(1)
-        if bool((counts == 1).all()):
-            return labels.long().argmax(1)
+def _check_columns(labels: Tensor, number: int, n_classes: int | None) -> None:
+    if labels.ndim == 2 and n_classes not in (None, labels.shape[1]):
         raise InputError(
-            f"labels of batch {number} name up to {int(counts.max())} of {labels.shape[1]} classes "
-            "an image; a recording has one. Give one column as labels, hot[:, column], or any "
-            "grouping of the images; then profile(dictionary, acts, attribute=hot[:, column]) "
-            "sets the images with a label against those without, for each column in turn"
+            f"multi-hot labels of batch {number} have {labels.shape[1]} columns, and the model has "
+            f"{n_classes} classes: column i is for its output i"
         )
-    whole = not labels.is_floating_point() and labels.dtype != torch.bool
-    if not whole and not (truth and not several_logits):
-        raise InputError(
-            f"labels of batch {number} are {labels.dtype}; expected integer class indices, or 0 "
-            "and 1 for one logit. For a regression, group the images: labels = "
-            "(target > limit).long()"
-        )
-    return labels
 
 
 def _described(item: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, IterableDataset
 
+from salve_plugin.discover.recording.labelling import tensor_name
 from salve_plugin.discover.recording.loader import checked, length
 from salve_plugin.discover.recording.shards import Index, Shard
 from salve_plugin.discover.recording.team import Team
@@ -59,7 +60,7 @@ class Share:
         if self._own is None:
             for number, item in enumerate(self.loader):
                 if number == 0:
-                    self.first = checked(item, 0, None).fingerprint()
+                    self.first = checked(item, 0, None, labelling=None).fingerprint()
                 if number % self._team.size == self._team.rank:
                     yield item
             return
@@ -69,7 +70,7 @@ class Share:
         indices = next(iter(batches), None)
         if indices is not None:
             read = self._own.collate_fn([self._own.dataset[index] for index in indices])
-            self.first = checked(read, 0, None).fingerprint()
+            self.first = checked(read, 0, None, labelling=None).fingerprint()
         yield from own
 
 
@@ -128,7 +129,7 @@ def join(folder: Path, parts: int) -> None:
     for rank, index in enumerate(indices):
         if not index.finished:
             raise ReadError(f"part {rank} of the recording in {folder} is unfinished; record again")
-        for name in ("site", "model_sha256", "classes", "dtype"):
+        for name in ("site", "model_sha256", "classes", "dtype", "labelling"):
             if getattr(index, name) != getattr(first, name):
                 raise InputError(
                     f"part {rank} of the recording in {folder} has another {name} than part 0; "
@@ -144,19 +145,19 @@ def join(folder: Path, parts: int) -> None:
         first,
         shards=tuple(shards),
         n_classes=max(index.n_classes or 0 for index in indices),
-        labels_sha256=_labels_sha256(folder, shards),
+        labels_sha256=_labels_sha256(folder, shards, tensor_name(first.labelling or "class")),
         images_sha256=None,  # nobody has seen them all in this order
     )
     joined.write(folder)
 
 
-def _labels_sha256(folder: Path, shards: list[Shard]) -> str:
+def _labels_sha256(folder: Path, shards: list[Shard], name: str) -> str:
     """Return the SHA-256 of the label of every image, in order."""
     digest = hashlib.sha256()
     for shard in shards:
         try:
             with safe_open(folder / shard.file, framework="pt") as file:
-                labels, images = file.get_tensor("labels"), file.get_tensor("images")
+                labels, images = file.get_tensor(name), file.get_tensor("images")
         except (OSError, SafetensorError) as error:
             raise ReadError(f"cannot read shard {folder / shard.file}: {error}") from error
         firsts = images.diff(prepend=images[:1] - 1) != 0

@@ -5,13 +5,14 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
+from salve_plugin.discover.recording.labelling import labelling_of, tensor_name
 from salve_plugin.discover.recording.loader import ImagesDigest, LabelledImages
 from salve_plugin.discover.recording.shards import INDEX_FILE, PARTIAL, Index, Shard
 from salve_plugin.errors import InputError, ReadError
@@ -64,6 +65,8 @@ class Recorder:
         """
         self._labels.update(batch.labels.numpy().tobytes())
         self._images.add(batch)
+        if self.index.labelling is None:
+            self.index = replace(self.index, labelling=labelling_of(batch.labels))
         self._largest_label = max(self._largest_label, int(batch.labels.max()))
         fingerprint = batch.fingerprint()
         known = self.recorded
@@ -94,7 +97,7 @@ class Recorder:
         first = self.index.n_images + sum(held.n_images for held in self._held)
         images = torch.arange(first, first + n_images)
         per_image = len(rows) // n_images
-        labels = batch.labels.repeat_interleave(per_image)
+        labels = batch.labels.repeat_interleave(per_image, 0)
         images = images.repeat_interleave(per_image)
         self._held.append(_Held(rows, labels, images, (fingerprint,), n_images))
         n_rows = sum(len(held.rows) for held in self._held)
@@ -130,9 +133,15 @@ class Recorder:
             finished=True,
             labels_sha256=self._labels.hexdigest(),
             images_sha256=self._images.hexdigest(),
-            n_classes=self.index.n_classes or self._largest_label + 1,
+            **self._classes(),
         )
         self._write_index(self.index)
+
+    def _classes(self) -> dict[str, Any]:
+        """Return what the finished index says of classes: with targets there are none."""
+        if self.index.labelling == "target":
+            return {"classes": None, "n_classes": 0}
+        return {"n_classes": self.index.n_classes or self._largest_label + 1}
 
     def _write_index(self, index: Index) -> None:
         index.write(self.folder)
@@ -153,7 +162,8 @@ class Recorder:
         )
         self._held = [held]
         del rows  # the joined copy is enough
-        tensors = {"activations": held.rows, "labels": held.labels, "images": held.images}
+        given = tensor_name(labelling_of(held.labels))
+        tensors = {"activations": held.rows, given: held.labels, "images": held.images}
         data = save(tensors, metadata={"format": "pt"})
         shard = Shard(
             file=name,
@@ -178,7 +188,8 @@ def _read_partial(folder: Path, shard: Shard) -> _Held:
             "index; restore it, or delete the folder and record again"
         )
     tensors = load(data)
-    rows, labels, images = (tensors[name] for name in ("activations", "labels", "images"))
+    given = "targets" if "targets" in tensors else "labels"
+    rows, labels, images = (tensors[name] for name in ("activations", given, "images"))
     return _Held(rows, labels, images, shard.batches, shard.images)
 
 
@@ -201,6 +212,8 @@ def _continued(folder: Path, index: Index) -> Index:
         "model weights": (recorded.model_sha256, index.model_sha256),
         "class names": (recorded.classes, index.classes),
     }
+    if recorded.labelling == "target" and recorded.finished:
+        del same["class names"]  # a regression has none, whatever the data set says
     other = [name for name, (before, now) in same.items() if before != now]
     if other:
         raise InputError(

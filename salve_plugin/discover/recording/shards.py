@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from salve_plugin.errors import ReadError
+from salve_plugin.discover.recording.labelling import Labelling, check_labelling
+from salve_plugin.errors import InputError, ReadError
 from salve_plugin.site import Site
 from salve_plugin.store.files import write_atomically
 
@@ -74,6 +75,7 @@ class Index:
         labels_sha256: of all images' labels (int64, in order), once finished.
         network_sha256: of the model's body, see `network_digest`; None if it was not noted.
         images_sha256: of the images, see `ImagesDigest`; None if it was not noted.
+        labelling: what is known of an image; None before the first.
     """
 
     site: Site
@@ -87,6 +89,7 @@ class Index:
     labels_sha256: str | None = None
     network_sha256: str | None = None
     images_sha256: str | None = None
+    labelling: Labelling | None = None
 
     @property
     def n_rows(self) -> int:
@@ -122,6 +125,7 @@ class Index:
             "labels_sha256": self.labels_sha256,
             "network_sha256": self.network_sha256,
             "images_sha256": self.images_sha256,
+            "labelling": self.labelling,
         }
         # The index is replaced after its shard is on disk: whenever the process dies, the folder is
         # a whole recording of fewer batches.
@@ -158,7 +162,7 @@ class Index:
             )
         try:
             index = cls._from_fields(fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
             raise ReadError(f"{path} is damaged ({error!r}); record again") from error
         index._check_files(folder)
         return index
@@ -183,6 +187,7 @@ class Index:
                 raise TypeError(f"bad entry for shard {number}: {shard.file!r}, {counts}")
         if shards and fields["dtype"] not in DTYPES:
             raise TypeError(f"unknown dtype {fields['dtype']!r}")
+        check_labelling(fields.get("labelling"))
         if fields["finished"] and type(fields["n_classes"]) is not int:
             raise TypeError(f"number of classes is {fields['n_classes']!r}")
         return cls(
@@ -197,6 +202,8 @@ class Index:
             labels_sha256=fields["labels_sha256"],
             network_sha256=fields.get("network_sha256"),
             images_sha256=fields.get("images_sha256"),
+            # Recordings were of classes before they could be of anything else.
+            labelling=fields.get("labelling") or ("class" if shards else None),
         )
 
     def _check_files(self, folder: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.labelling import Labelling, check_labelling
 from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import (
     LabelledImages,
@@ -46,6 +47,7 @@ def record(
     *,
     folder: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
+    labels: Labelling | None = None,
     shard_rows: int = 65536,
     progress: bool = True,
     device: torch.device | str | None = None,
@@ -80,6 +82,10 @@ def record(
             of some classes of the model, as the model's library knows them, are found among them,
             and the labels become the model's class indices. Empty for labels that are those
             already, whatever the data set says.
+        labels: what the loader says of an image: its "class"; "multi-hot", which of the model's
+            classes it belongs to, (batch, classes) of 0 and 1; or a "target" (batch,), of a
+            regression with one output. None takes all for what those of the first batch look like:
+            rows with one 1 each are classes.
         shard_rows: a shard ends with the batch that reaches this many rows, or 128 MiB.
         progress: show a progress bar on stderr.
         device: where images are moved; by default where the model's parameters are.
@@ -98,8 +104,13 @@ def record(
             was recorded stays.
         FolderInUseError: if another job records into the folder.
         WriteError: if the disk is full or not writable; what was recorded stays.
+
+    Example:
+        >>> acts = record(hooked, loader, folder="recording")                   # doctest: +SKIP
+        >>> acts = record(hooked, loader, site=net.stage1, labels="multi-hot")  # doctest: +SKIP
     """
     check_attached(hooked)
+    check_labelling(labels)
     if shard_rows < 1:
         raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
     team = Team(accelerator)
@@ -107,10 +118,11 @@ def record(
     if team.size > 1:
         return _record_together(
             team, hooked, loader, site, folder,
-            classes=classes, shard_rows=shard_rows, progress=progress, device=device,
+            classes=classes, labels=labels, shard_rows=shard_rows, progress=progress,
+            device=device,
         )  # fmt: skip
-    labels = Labels.of(hooked.model, n_outputs(hooked), loader, classes)
-    index = _empty_index(hooked, hooked.site(site), labels)
+    named = Labels.of(hooked.model, n_outputs(hooked), loader, classes)
+    index = _empty_index(hooked, hooked.site(site), named)
     run = _forward(hooked, index.site, device)
     with _folder(folder) as (target, temporary):
         recorder = Recorder(target, index, shard_rows)
@@ -120,7 +132,7 @@ def record(
         ):
             several = (hooked.description.get("num_classes") or 1) != 1
             try:
-                _fill(recorder, loader, run, labels, several, advance)
+                _fill(recorder, loader, run, named, labels, several, advance)
             except BaseException as error:
                 if not temporary:
                     _keep(recorder, error)
@@ -187,7 +199,8 @@ def _fill(
     recorder: Recorder,
     loader: Iterable[Any],
     run: Callable[[LabelledImages], Tensor],
-    labels: Labels,
+    named: Labels,
+    labelling: Labelling | None,
     several_logits: bool,
     advance: Update,
 ) -> None:
@@ -199,9 +212,14 @@ def _fill(
     ):
         raise InputError(recorder.changed(f"{n_batches} batches", f"the {recorded} recorded"))
     seen = 0
-    bound = labels.n_classes if labels.indices is None else None
-    checked = labelled_batches(loader, bound, several_logits=several_logits)
-    for batch in map(labels.of_model, checked):
+    bound = named.n_classes if named.indices is None else None
+    checked = labelled_batches(loader, bound, several_logits=several_logits, labelling=labelling)
+    for batch in map(named.of_model, checked):
+        if batch.labels.ndim == 2 and not several_logits:
+            raise InputError(
+                f"batch {batch.number} has multi-hot labels of {batch.labels.shape[1]} classes, "
+                "and the model has one output; give one column, hot[:, column], as labels"
+            )
         seen += 1
         fingerprint = recorder.compared(batch)
         if recorder.index.finished:

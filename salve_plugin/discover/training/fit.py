@@ -86,6 +86,9 @@ def fit(
         UserWarning: if a fifth of the latents or more are dead, the dictionary reconstructs worse
             than the mean row would, held-out R² is more than 0.1 below that of training, or its L0
             is more than a quarter off the target.
+
+    Example:
+        >>> sae = fit(acts, "topk", n_latents=512, k=16, run=Run(progress=True))  # doctest: +SKIP
     """
     check_number_type()
     run = run or Run()
