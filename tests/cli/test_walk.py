@@ -263,13 +263,18 @@ def test_a_choice_that_misses_its_goal_is_said_in_red_and_in_words(
         monkeypatch.setenv("NO_COLOR", "1")
 
 
-def test_quality_diff_and_bundle_are_commands(
-    study: Path, artifact: Path, tmp_path: Path, capsys: Capture
-) -> None:
+@pytest.mark.slow  # its controls are trained, whatever the size of the study
+def test_quality_is_measured_and_drawn(study: Path, tmp_path: Path, capsys: Capture) -> None:
     measured = done(capsys, "quality", study, "--figure", tmp_path / "q.png")
     assert measured["rows"].keys() >= {"dictionary", "random"}
     assert measured["rows"]["dictionary"]["ce_recovered"] is not None
     assert (tmp_path / "q.png").stat().st_size > 1000
+    assert "another file" in refused(capsys, "quality", study, "--figure", tmp_path / "q.png")
+
+
+def test_edits_are_compared_and_bundled(
+    study: Path, artifact: Path, tmp_path: Path, capsys: Capture
+) -> None:
     other = tmp_path / "no-fives"
     done(capsys, "edit", study, "--class", "5", "--pictures", 0, "--out", other)
     status, told = run(capsys, "diff", artifact, other)
