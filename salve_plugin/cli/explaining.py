@@ -5,14 +5,15 @@ from pathlib import Path
 
 from salve_plugin.cli.artifacts import base_of
 from salve_plugin.cli.choosing import Asked, Evidence
-from salve_plugin.cli.images import open_image
+from salve_plugin.cli.images import open_image, unreadable
 from salve_plugin.cli.origins import artifact_in, check_own, noted_study
-from salve_plugin.cli.output import show_json, show_table
+from salve_plugin.cli.output import show_json, show_note, show_table
 from salve_plugin.cli.overwriting import check_file, check_folder, check_outside
 from salve_plugin.cli.study import OpenModel, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.store.checkpoint import in_short
 from salve_plugin.store.files import write_atomically
 
 
@@ -23,6 +24,7 @@ def explain(
     asked: Asked,
     checkpoint: Path | None,
     *,
+    skip_unreadable: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -34,6 +36,7 @@ def explain(
         out: folder for the overlays.
         asked: class or latent, of a study.
         checkpoint: of an artifact's base, where it is not known.
+        skip_unreadable: whether images that cannot be read are left out.
         force: whether other pictures may be overwritten.
         as_json: whether results are for a program.
 
@@ -59,10 +62,15 @@ def explain(
         opened, dictionary = _of_artifact(folder, artifact, checkpoint)
         chosen = artifact.edit.latent
     fam = LayerGradFam.of(opened.hooked, dictionary)
-    pictures = [opened.transform(open_image(path)) for path in images]  # all are readable
+    left_out = unreadable(images) if skip_unreadable else []
+    if left_out:
+        show_note(f"Left out: {len(left_out)} unreadable images ({in_short(left_out)}).")
+    pictures = {
+        path: opened.transform(open_image(path)) for path in images if str(path) not in left_out
+    }
     made_folder(out)
     written = []
-    for number, (path, picture) in enumerate(zip(images, pictures, strict=True)):
+    for number, (path, picture) in enumerate(pictures.items()):
         heat = fam.attribute(picture[None], target=chosen)[0]
         overlay_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
         data = png_bytes(overlay(picture, heat))
@@ -77,7 +85,7 @@ def explain(
             }
         )
     if as_json:
-        show_json({"latent": chosen, "images": written})
+        show_json({"latent": chosen, "left_out": left_out, "images": written})
         return
     rows = [tuple(each.values()) for each in written]
     show_table(f"Grad-FAM of latent {chosen}", ("image", "overlay", "most", "least"), rows)

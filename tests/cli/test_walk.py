@@ -136,6 +136,11 @@ def test_one_class_has_one_latent_and_rows(
         assert explained["latent"] == critical["latent"] == latent
         assert critical["rows"] == rows
         assert [(each["label"], each["name"]) for each in critical["classes"]] == [(3, "3")]
+    junk = photos / JUNK[0]
+    told = done(
+        capsys, "explain", artifact, image, junk, "--skip-unreadable", "--out", tmp_path / "o"
+    )
+    assert (told["left_out"], len(told["images"])) == ([str(junk)], 1)
     assert "for another latent, class or rows give the study" in refused(
         capsys, "explain", artifact, image, "--latent", 1, "--out", tmp_path / "overlays"
     )
@@ -244,6 +249,11 @@ def test_what_lies_at_out_is_found_before_anything_is_measured(
         assert "is a file, and a folder is to be written" in refused(
             capsys, *command, "--out", file
         )
+    nowhere = tmp_path / "nowhere" / "w.safetensors"
+    assert "there is no folder" in refused(capsys, "apply", artifact, "--out", nowhere)
+    assert "choose one of the endings" in refused(
+        capsys, "quality", study, "--figure", tmp_path / "a.xyz"
+    )
 
 
 def test_a_choice_that_misses_its_goal_is_said_in_red_and_in_words(
