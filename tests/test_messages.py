@@ -98,7 +98,7 @@ def test_errors_tell_people_to_call_only_what_they_can_import() -> None:
 
 def test_texts_name_only_commands_and_options_of_the_command_line() -> None:
     known = commands()
-    every = set[str]().union(*known.values()) | {"--help"}
+    every = set[str]().union(*known.values()) | {"--help", "--version"}
     wrong = set()
     for place, text in [*texts(ast.Module), *docstrings()]:
         if place.startswith(("cli/", "share/")):

@@ -146,12 +146,16 @@ def explain_command(
     class_name: ClassName = None,
     latent: Latent = None,
     checkpoint: Checkpoint = None,
+    skip_unreadable: Skip = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Show where in images a latent comes from, and what drives it most, as PNG."""
     asked = Asked(class_name, latent)
-    explaining.explain(study, images, out, asked, checkpoint, force=force, as_json=as_json)
+    explaining.explain(
+        study, images, out, asked, checkpoint,
+        skip_unreadable=skip_unreadable, force=force, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command("alpha-crit")

@@ -225,6 +225,8 @@ def _noted_checkpoint(
 def _check_out(out: Path) -> None:
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} must end in .safetensors")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
 
 
 def _save(model: nn.Module, out: Path, *, force: bool) -> None:

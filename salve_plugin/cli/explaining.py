@@ -6,15 +6,16 @@ from pathlib import Path
 
 from salve_plugin.cli.artifacts import base_of
 from salve_plugin.cli.choosing import Asked, Evidence, label_of
-from salve_plugin.cli.images import open_image
+from salve_plugin.cli.images import open_image, unreadable
 from salve_plugin.cli.origins import artifact_in, check_own, noted_study
-from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.output import console, show_json, show_note, show_table
 from salve_plugin.cli.overwriting import check_file, check_folder, check_outside
 from salve_plugin.cli.pictures import strongest
 from salve_plugin.cli.study import OpenModel, Study, made_folder
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import AttributionError, InputError, ReadError
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.store.checkpoint import in_short
 from salve_plugin.store.files import write_atomically
 from salve_plugin.validate.heat_maps import Explained
 from salve_plugin.validate.maximization import Maximization, maximize
@@ -31,6 +32,7 @@ def explain(
     asked: Asked,
     checkpoint: Path | None,
     *,
+    skip_unreadable: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -45,6 +47,7 @@ def explain(
         out: folder for the pictures.
         asked: class or latent, of a study.
         checkpoint: of an artifact's base, where it is not known.
+        skip_unreadable: whether images that cannot be read are left out.
         force: whether other pictures may be overwritten.
         as_json: whether results are for a program.
 
@@ -67,18 +70,24 @@ def explain(
         check_own(artifact, asked.latent, asked.class_name)
         opened, dictionary = _of_artifact(folder, artifact, checkpoint)
         chosen = artifact.edit.latent
-    explained = [
-        Explained.of(opened.hooked, dictionary, opened.transform(open_image(path))[None], chosen)
+    left_out = unreadable(images) if skip_unreadable else []
+    if left_out:
+        show_note(f"Left out: {len(left_out)} unreadable images ({in_short(left_out)}).")
+    explained = {
+        path: Explained.of(
+            opened.hooked, dictionary, opened.transform(open_image(path))[None], chosen
+        )
         for path in images
-    ]
+        if str(path) not in left_out
+    }
     most, note = (
         (None, None) if evidence is None else _shown_most(evidence, asked.class_name, chosen)
     )
     made_folder(out)
-    maps = [one.maps for one in explained] + ([most.explained.maps] if most else [])
+    maps = [one.maps for one in explained.values()] + ([most.explained.maps] if most else [])
     scale = Scale.of(*maps, signed=True)
     written = []
-    for number, (path, one) in enumerate(zip(images, explained, strict=True)):
+    for number, (path, one) in enumerate(explained.items()):
         picture_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
         title = path.name if asked.class_name is None else f"{asked.class_name}: {path.name}"
         _write(picture_path, one.sheet([title], columns=2, scale=scale), force=force)
@@ -96,8 +105,12 @@ def explain(
         picture = most.explained.latent_sheet(most.names, most.maximization, scale=scale)
         _write(latent_path, picture, force=force)
     if as_json:
-        path_text = str(latent_path) if latent_path else None
-        show_json({"latent": chosen, "images": written, "picture": path_text, "note": note})
+        show_json(
+            {
+                "latent": chosen, "left_out": left_out, "images": written, "note": note,
+                "picture": str(latent_path) if latent_path else None,
+            }
+        )  # fmt: skip
         return
     rows = [tuple(each.values()) for each in written]
     columns = ("image", "picture", "latent", "most", "least")

@@ -108,19 +108,25 @@ def unusable(folder: Path, *, progress: bool = True) -> list[str]:
     Raises:
         ReadError: if the folder has no subfolders.
     """
+    samples, _, _ = _listed(folder, ())
+    files = unreadable([path for path, _ in samples], progress=progress)
+    names = [_name(Path(path), folder) for path in files]
+    _, _, empty = _listed(folder, names)
+    return sorted([*names, *empty])
+
+
+def unreadable(images: Sequence[Path], *, progress: bool = False) -> list[str]:
+    """Return the paths of those images that cannot be read."""
     from rich.console import Console
     from rich.progress import track
 
-    samples, _, _ = _listed(folder, ())
-    unreadable = []
-    shown = track(samples, "checking", console=Console(stderr=True), disable=not progress)
-    for path, _ in shown:
+    paths = []
+    for path in track(images, "checking", console=Console(stderr=True), disable=not progress):
         try:
             open_image(path)
         except ReadError:
-            unreadable.append(_name(path, folder))
-    _, _, empty = _listed(folder, unreadable)
-    return sorted([*unreadable, *empty])
+            paths.append(str(path))
+    return paths
 
 
 def _listed(
@@ -161,6 +167,8 @@ def open_image(path: Path) -> "Image":
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    if not path.is_file():
+        raise ReadError(f"{path} is not a file; give the path of an image")
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)

@@ -7,6 +7,7 @@ from salve_plugin.cli.overwriting import check_file
 from salve_plugin.cli.study import Study
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.errors import InputError
 from salve_plugin.site import HEAD_INPUT
 from salve_plugin.validate.quality import quality
 
@@ -24,6 +25,7 @@ def measure(
     study = Study.load(folder)
     if figure is not None:
         check_file(figure, force=force)
+        _check_format(figure)
     acts = Activations.load(study.activations_folder)
     dictionary = Dictionary.from_pretrained(study.dictionary_folder)
     opened = study.open(acts)
@@ -39,3 +41,12 @@ def measure(
         show_json({"study": str(folder), **measured.to_json()})
         return
     console().print(measured.table(), highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_format(path: Path) -> None:
+    """Refuse a figure that could not be drawn, before anything is measured."""
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise InputError(f"--figure {path}: choose one of the endings {sorted(known)}")

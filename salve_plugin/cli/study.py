@@ -198,6 +198,11 @@ class Study:
             ReadError: if the folder is no study, or one of a newer version.
         """
         path = folder / STUDY_FILE
+        if not path.is_file():
+            raise ReadError(
+                f"{folder} is not a study: it has no {STUDY_FILE}; give the folder that "
+                "`salve discover` wrote to its --out"
+            )
         try:
             fields = json.loads(path.read_text())
             version = fields["format_version"]

@@ -111,7 +111,8 @@ def check_edited(path: str, tensor: Tensor, ledger: Ledger) -> None:
         names = ", ".join(edit.digest[:12] for edit in ledger.edits)
         raise EditStateError(
             f"the rows of '{path}' are not what edit {names} makes of the pristine rows: "
-            "the model was not saved with exactly this, or was changed since"
+            "the model was not saved with exactly this, or was changed since; give the weights as "
+            "they were saved with it"
         )
     # The rows were shown to follow from the pristine ones; that those are the base's, and that no
     # other row has changed, only the digest over the whole can tell.

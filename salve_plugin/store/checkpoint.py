@@ -25,7 +25,7 @@ AVERAGED = ("state_dict_ema", "model_ema")
 """Where timm's training script puts the moving average of the weights, beside the last ones."""
 
 ALONE = (
-    "Their code would have to be run to read them; where it can be run, save the weights alone: "
+    "The code of such objects is not run; where it can be, save the weights alone: "
     "torch.save(model.state_dict(), 'weights.pth')"
 )
 
