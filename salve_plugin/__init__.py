@@ -134,6 +134,12 @@ if TYPE_CHECKING:
     from salve_plugin.store.hub.push import Pushed as Pushed
     from salve_plugin.store.reference import Reference as Reference
     from salve_plugin.store.source import Where as Where
+    from salve_plugin.validate.all_maps import grad_fam_maps as grad_fam_maps
+    from salve_plugin.validate.class_effects import ClassEffects as ClassEffects
+    from salve_plugin.validate.class_effects import class_effects as class_effects
+    from salve_plugin.validate.code_map import LayerCodeMap as LayerCodeMap
+    from salve_plugin.validate.contribution import Contribution as Contribution
+    from salve_plugin.validate.contribution import contribution as contribution
     from salve_plugin.validate.encoder import encoder as encoder
     from salve_plugin.validate.grad_fam import GradFAM as GradFAM
     from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
@@ -168,6 +174,12 @@ _HOME = {
     "encoder": "validate.encoder",
     "LayerGradFam": "validate.grad_fam",
     "GradFAM": "validate.grad_fam",
+    "LayerCodeMap": "validate.code_map",
+    "grad_fam_maps": "validate.all_maps",
+    "class_effects": "validate.class_effects",
+    "ClassEffects": "validate.class_effects",
+    "contribution": "validate.contribution",
+    "Contribution": "validate.contribution",
     "Maximization": "validate.maximization",
     "maximize": "validate.maximization",
     "overlay": "validate.pictures",

@@ -10,31 +10,33 @@ E[l, k] / (h w), and the map sums to z_l - z_l(0): what the image adds to the la
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from captum.attr import LayerAttribution
 from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
-from salve_plugin.hooks import SiteLike, check_attached
-from salve_plugin.images import as_input, refused_in_words
-from salve_plugin.modes import evaluating_within
+from salve_plugin.hooks import HookedModel, SiteLike, check_attached
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
-from salve_plugin.validate.grids import grid_of_call, watching_grids
+from salve_plugin.validate.class_gradient import class_gradient, class_rows
+from salve_plugin.validate.contribution import Contribution, effects_of, most_contributing
+from salve_plugin.validate.latent_trace import Trace, arguments_of, one_module, tracing
 from salve_plugin.validate.latents import (
     Encodes,
     LatentTarget,
     Stage,
     check_encodes,
     image_latents,
+    is_weighted,
     latent_index,
+    latent_weights,
 )
 from salve_plugin.validate.layout import (
     Tokens,
@@ -54,11 +56,10 @@ from salve_plugin.validate.module_sides import (
     trained_at,
     unnamed,
 )
-from salve_plugin.validate.tracing import GraphSlice, joined, pull_back, traced
+from salve_plugin.validate.tracing import joined, pull_back
 
 if TYPE_CHECKING:
     from salve_plugin.discover.dictionary import Dictionary
-    from salve_plugin.hooks import HookedModel
     from salve_plugin.validate.encoder import CallableEncoder
 
 
@@ -83,6 +84,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         tokens: the layer's layout, as in the constructor.
     """
 
+    default_stage: ClassVar[Stage] = "pre"
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -90,7 +93,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         dictionary: Encodes,
         *,
         site: NamedActivation,
-        stage: Stage = "pre",
+        stage: Stage | None = None,
         tokens: Tokens = None,
         device_ids: list[int] | None = None,
     ) -> None:
@@ -112,7 +115,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 dictionary's own `site` settles it. With positions, the latent is its mean over
                 them all.
             stage: "pre" for the pre-activation latent, "post" for the code, whose gradient is zero
-                where the latent is off.
+                where the latent is off; by default "pre".
             tokens: layout of the layer: None for an NCHW map, "NHWC", or (prefix count, (h, w));
                 to be left out if the layer is a `Site`.
             device_ids: order of the devices, if forward_func wraps a DataParallel model.
@@ -131,6 +134,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         module, side = as_module_side(layer, forward_func, "layer")
         LayerAttribution.__init__(self, forward_func, module, device_ids)
         GradientAttribution.__init__(self, forward_func)
+        stage = self.default_stage if stage is None else stage
         if stage not in ("pre", "post"):
             raise InputError(f"stage {stage!r} is unknown; use 'pre' or 'post'")
         check_encodes(dictionary, stage)
@@ -140,27 +144,28 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         self.stage: Stage = stage
         self.tokens = layer_tokens(layer, checked_tokens(tokens))
         self._grid_is_given = not isinstance(layer, Site)
+        self._hooked = forward_func if isinstance(forward_func, HookedModel) else None
         # Bound to this module: a layer that is assigned later, as TCAV does, means its output.
         self._explains_input_of = module if side == "in" else None
 
     @classmethod
     def of(
         cls,
-        hooked: "HookedModel",
+        hooked: HookedModel,
         dictionary: "Dictionary | CallableEncoder",
         *,
         layer: SiteLike | None = None,
-        stage: Stage = "pre",
+        stage: Stage | None = None,
         on_base_mismatch: OnBaseMismatch = "error",
     ) -> "LayerGradFam":
-        """Return the Grad-FAM of a dictionary of an attached model.
+        """Return the attribution of a dictionary of an attached model.
 
         Args:
             hooked: the attached model.
             dictionary: its `site` must be one of the model's.
             layer: where to look, as `HookedModel.site` takes it. By default the model's attribution
                 site, or the dictionary's own site if that has positions.
-            stage: "pre" or "post".
+            stage: "pre" or "post", by default as in the constructor.
             on_base_mismatch: "warn" takes a dictionary of another network too, such as that which
                 the model was fine-tuned from.
 
@@ -199,7 +204,9 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 f"{subject} has no feature map or patch grid to show; pass layer=, one of {shown}, "
                 "or use the LayerGradFam constructor with the module of your choice"
             )
-        return cls(hooked.model, layer, dictionary, site=site, stage=stage)
+        attribution = cls(hooked.model, layer, dictionary, site=site, stage=stage)
+        attribution._hooked = hooked
+        return attribution
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator] # captum is untyped
     def attribute(
@@ -212,14 +219,16 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         attr_dim_summation: bool = True,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Return the heat map of a latent, (batch, 1, h, w), detached, in float32 or wider.
+        """Return the heat map of the target, (batch, 1, h, w), detached, in float32 or wider.
 
         Where the latent's own gradient is zero (an encoder row of zeros; with stage "post", a
         latent that is off) the map is zero.
 
         Args:
             inputs: images, or the model's several inputs, batch first.
-            target: the latent: an int, or one per image as a tensor or list.
+            target: the latent: an int, or one per image as a tensor or list. Or a weighted sum:
+                `{latent: weight}`, a floating-point tensor (latents,) or (batch, latents), or
+                `salve.contribution(label)`, the latents that a class's logit is made of.
             additional_forward_args: passed to the model after the inputs.
             attribute_to_layer_input: explain the layer's (first) input instead of its output.
             relu_attributions: keep only the positive part of the map.
@@ -236,69 +245,111 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 mode and forward_func does not show which model to put into eval mode.
             HookNotFiredError: if the forward pass does not run the layer or the site.
         """
-        explains_input = attribute_to_layer_input or self.layer is self._explains_input_of
-        layer: ModuleSide = (_one_module(self.layer), "in" if explains_input else "out")
-        arguments = _arguments(self.forward_func, inputs, additional_forward_args)
-        device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        with ExitStack() as stack:
-            models = stack.enter_context(evaluating_within(self.forward_func))
-            grids: set[tuple[int, int]] = set()
-
-            def run() -> None:
-                _check_eval_mode(self.forward_func, layer[0])
-                images = arguments[0] if arguments else None
-                with (
-                    watching_grids(models) as seen,
-                    refused_in_words(self.forward_func, images, "inputs"),
-                ):
-                    self.forward_func(*arguments)
-                grids.update(seen)
-
-            graph = stack.enter_context(traced(run, layer, self.site, device_ids))
-            latent_gradient = self._latent_gradient(graph, target, is_site=layer == self.site)
-            layer_gradient = pull_back(graph, latent_gradient, grad_kwargs or {})
+        with self._traced(inputs, additional_forward_args, attribute_to_layer_input) as trace:
+            latent_gradient = self._latent_gradient(trace, target)
+            layer_gradient = pull_back(trace.graph, latent_gradient, grad_kwargs or {})
         if layer_gradient is None:
-            raise AttributionError(_no_dependence(layer))
-        tokens = grid_of_call(
-            self.tokens, layer_gradient.shape[1], arguments, grids, given=self._grid_is_given
-        )
+            raise AttributionError(no_dependence(trace.layer))
+        tokens = trace.tokens()
         gradient = as_map(layer_gradient, tokens)
         # Dead or off, a latent's own gradient is zero, and so is its map, rightly. But where the
         # latent has one and no position of the layer does, a map would be a lie.
         if not gradient.any() and latent_gradient.any():
-            raise AttributionError(_no_gradient(layer))
-        heat = weighted_map(as_map(joined(graph.layer), tokens), gradient)
-        heat = heat.sum(1, keepdim=True) if attr_dim_summation else heat
-        if not heat.isfinite().all():
-            raise AttributionError(
-                "the map has values that are not finite; check the images and weights for NaN, or "
-                "run the model in float32"
-            )
-        return heat.relu() if relu_attributions else heat
+            raise AttributionError(no_gradient(trace.layer))
+        heat = weighted_map(as_map(joined(trace.graph.layer), tokens), gradient)
+        return finished(heat, relu=relu_attributions, summed=attr_dim_summation)
 
-    def _latent_gradient(self, graph: GraphSlice, target: LatentTarget, *, is_site: bool) -> Tensor:
-        """Return dz_l/dx at the site, for the whole batch, in float32 or wider."""
-        features = joined(graph.site).detach()
-        # In float16 the encoder row itself could overflow.
-        features = features.to(torch.promote_types(features.dtype, torch.float32)).requires_grad_()
+    def _traced(
+        self, inputs: object, additional_forward_args: object, explains_input: bool = False
+    ) -> AbstractContextManager[Trace]:
+        """Run the model in eval mode and keep the graph from the layer to the site."""
+        explains_input = explains_input or self.layer is self._explains_input_of
+        return tracing(
+            self.forward_func,
+            (one_module(self.layer), "in" if explains_input else "out"),
+            self.site,
+            arguments_of(self.forward_func, inputs, additional_forward_args),
+            self.device_ids,
+            tokens=self.tokens,
+            grid_is_given=self._grid_is_given,
+        )
+
+    def _latent_gradient(self, trace: Trace, target: LatentTarget) -> Tensor:
+        """Return the gradient of the target at the site, batch first, in float32 or wider."""
+        features, axis = self._features(trace)
+        features.requires_grad_()
         with torch.enable_grad():
-            axis = self._feature_axis(tuple(features.shape), is_site)
             latents = image_latents(self.dictionary, features, axis, self.stage)
-            index = latent_index(target, len(latents), latents.shape[1])
-            chosen = latents.gather(1, index.to(latents.device)[:, None])
+            weights = self._weights(trace, target, latents.shape[1])
+            chosen = latents * weights.to(latents)
             # No image's latent depends on another image, so the sum's gradient is each one's own.
             (gradient,) = torch.autograd.grad(chosen.sum(), features, materialize_grads=True)
         return gradient
 
-    def _feature_axis(self, shape: tuple[int, ...], is_site: bool) -> int:
-        """Return the axis of the features at the site; `is_site`: the layer is the site."""
+    def _features(self, trace: Trace) -> tuple[Tensor, int]:
+        """Return the site's activation, in float32 or wider, and the axis of its features."""
+        features = joined(trace.graph.site).detach()
+        # In float16 the encoder row itself could overflow.
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        shape = tuple(features.shape)
         if self._site is not None:
-            return site_axis(shape, self._site)
+            return features, site_axis(shape, self._site)
         width, trained_site = getattr(self.dictionary, "width", None), trained_at(self.dictionary)
-        return likely_axis(shape, width, self.tokens, trained_site, is_layer=is_site)
+        is_layer = trace.layer == self.site
+        return features, likely_axis(shape, width, self.tokens, trained_site, is_layer=is_layer)
+
+    def _weights(
+        self, trace: Trace, target: LatentTarget, n_latents: int
+    ) -> Float[Tensor, "batch latents"]:
+        """Return the weight of each latent in each image."""
+        batch = len(joined(trace.graph.site))
+        if isinstance(target, Contribution):
+            features, axis = self._features(trace)
+            pulled = self._class_gradient(trace, target).movedim(axis, -1)
+            codes, effects = effects_of(self.dictionary, features.movedim(axis, -1), pulled)
+            kept = most_contributing((codes * effects).sum(1), target.top)
+            return effects.sum(1) * kept
+        if is_weighted(target):
+            return latent_weights(target, batch, n_latents)
+        index = latent_index(target, batch, n_latents)
+        return torch.zeros(batch, n_latents).scatter_(1, index[:, None], 1.0)
+
+    def _class_gradient(self, trace: Trace, target: Contribution) -> Tensor:
+        """Return the gradient of each image's class at the site, as the site is laid out."""
+        hooked, (features, _) = self._hooked, self._features(trace)
+        if hooked is None:
+            raise InputError(
+                "a contribution needs to know the classifier; make the attribution with "
+                "LayerGradFam.of(hooked, dictionary), or weight the latents yourself: "
+                "target={latent: weight}"
+            )
+        classes = target.classes(hooked, len(features), len(class_rows(hooked)))
+        return class_gradient(hooked, self.site, features, classes, trace.run, trace.device_ids)
 
 
 GradFAM = LayerGradFam
+
+
+def finished(
+    heat: Float[Tensor, "batch channels h w"], *, relu: bool, summed: bool = True
+) -> Float[Tensor, "batch maps h w"]:
+    """Return the maps as they are handed out.
+
+    Args:
+        heat: by channel.
+        relu: keep only the positive part.
+        summed: add the channels up.
+
+    Raises:
+        AttributionError: if they are not finite.
+    """
+    heat = heat.sum(1, keepdim=True) if summed else heat
+    if not heat.isfinite().all():
+        raise AttributionError(
+            "the map has values that are not finite; check the images and weights for NaN, or run "
+            "the model in float32"
+        )
+    return heat.relu() if relu else heat
 
 
 def weighted_map(
@@ -313,57 +364,16 @@ def weighted_map(
     return gradient.mean((2, 3), keepdim=True) * activation
 
 
-def _one_module(layer: object) -> nn.Module:
-    """Return the layer, which Captum's base class would let be a list."""
-    if not isinstance(layer, nn.Module):
-        raise InputError(f"layer must be one module, got {type(layer).__name__}; loop over several")
-    return layer
-
-
-def _arguments(forward_func: object, inputs: object, additional: object) -> tuple[object, ...]:
-    """Return what the forward pass gets: tensors of its own that share the caller's memory.
-
-    So `requires_grad` may be set on them; and those made in inference mode, which autograd
-    refuses, are copied. If a model is run, inputs are cast and moved as its parameters are.
-    """
-    owner = getattr(forward_func, "__self__", forward_func)
-
-    def fitting(value: object) -> object:
-        if isinstance(owner, nn.Module) and isinstance(value, Tensor) and value.is_floating_point():
-            return as_input(owner, value)
-        return value
-
-    def detached(value: object) -> object:
-        if not isinstance(value, Tensor):
-            return value
-        return value.clone() if value.is_inference() else value.detach()
-
-    def as_tuple(values: object) -> tuple[object, ...]:
-        return tuple(values) if isinstance(values, (tuple, list)) else (values,)
-
-    arguments = tuple(map(fitting, as_tuple(inputs))) + (
-        () if additional is None else as_tuple(additional)
-    )
-    return tuple(map(detached, arguments))
-
-
-def _check_eval_mode(forward_func: object, layer: nn.Module) -> None:
-    """Refuse a forward pass in train mode, where the model that a function runs was not found."""
-    if layer.training and not isinstance(forward_func, nn.Module):
-        raise AttributionError(
-            f"{type(layer).__name__} is in train mode, and forward_func does not show whose "
-            "module it is; put the model into eval mode first, or pass it itself as forward_func"
-        )
-
-
-def _no_dependence(layer: ModuleSide) -> str:
+def no_dependence(layer: ModuleSide) -> str:
+    """Return what to say where a latent does not depend on the layer."""
     return (
         f"the latent does not depend on the {side_name(layer)} of {type(layer[0]).__name__}; "
         "choose a layer that runs before the dictionary's site"
     )
 
 
-def _no_gradient(layer: ModuleSide) -> str:
+def no_gradient(layer: ModuleSide) -> str:
+    """Return what to say where a latent depends on no position of the layer."""
     return (
         f"no position of the {side_name(layer)} of {type(layer[0]).__name__} has any influence on "
         "the latent, so a map would be all zero. With class-token pooling that is so after the "

@@ -1,18 +1,24 @@
 """From a site's activation to one number per image and latent, and which latent is meant."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from salve_plugin.errors import InputError
+from salve_plugin.validate.contribution import Contribution
 
 Stage = Literal["pre", "post"]
 """Which value of a latent: `pre` its pre-activation (signed), `post` its code."""
 
-LatentTarget = int | Tensor | Sequence[int] | Sequence[tuple[int]] | None
+OneEach = int | Tensor | Sequence[int] | Sequence[tuple[int]] | None
+"""One latent for all images or one for each, in any of Captum's forms."""
+
+LatentTarget = OneEach | Mapping[int, int | float] | Contribution
+"""That, or a weighted sum of latents: weights by latent, a floating-point tensor (latents,) or
+(batch, latents), or a class by the latents that it is made of."""
 
 
 @runtime_checkable
@@ -105,6 +111,45 @@ def image_latents(
     return latents.mean(1) if latents.ndim > 2 else latents
 
 
+def is_weighted(target: object) -> TypeGuard[Mapping[int, int | float] | Tensor]:
+    """Say whether a target gives weights: by latent, or a floating-point tensor."""
+    return isinstance(target, Mapping) or (
+        isinstance(target, Tensor) and target.is_floating_point()
+    )
+
+
+def latent_weights(
+    target: Mapping[int, int | float] | Tensor, batch: int, n_latents: int
+) -> Float[Tensor, "batch latents"]:
+    """Return the weight of every latent in every image.
+
+    Args:
+        target: weights by latent, or (latents,), or (batch, latents).
+        batch: the number of images.
+        n_latents: how many latents there are.
+
+    Raises:
+        InputError: if a latent does not exist, a weight is not finite, or there is not one for
+            each latent.
+    """
+    if isinstance(target, Mapping):
+        if not target:
+            raise InputError("the target is an empty dict; name at least one latent")
+        index = latent_index(list(target), len(target), n_latents)
+        weights = torch.zeros(n_latents, dtype=torch.float64)
+        weights[index] = torch.tensor(list(target.values()), dtype=torch.float64)
+    else:
+        weights = target.detach()
+    if weights.shape not in ((n_latents,), (1, n_latents), (batch, n_latents)):
+        raise InputError(
+            f"weights of shape {tuple(weights.shape)} are not one for each of the {n_latents} "
+            f"latents; pass ({n_latents},), ({batch}, {n_latents}) or a dict {{latent: weight}}"
+        )
+    if not weights.isfinite().all():
+        raise InputError("a weight of the target is not finite; check it for NaN")
+    return weights.expand(batch, n_latents)
+
+
 def latent_index(target: LatentTarget, batch: int, n_latents: int) -> Int[Tensor, " batch"]:
     """Return the latent of each image from a target in any of Captum's forms.
 
@@ -129,7 +174,10 @@ def latent_index(target: LatentTarget, batch: int, n_latents: int) -> Int[Tensor
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"target {target!r} is not a latent index or one per image") from error
     if index.dtype.is_floating_point or index.dtype in (torch.bool, torch.complex64):
-        raise InputError(f"target {target!r} is not a latent index; pass integers")
+        raise InputError(
+            f"target {target!r} is not a latent index; pass integers, or weights as a tensor "
+            f"({n_latents},)"
+        )
     # Captum passes a list of tuples where a class has several axes; a latent has one.
     index = index.detach().cpu().long().flatten()
     if len(index) not in (1, batch):

@@ -87,7 +87,9 @@ def traced(
             leaf.requires_grad_(False)
 
 
-def pull_back(graph: GraphSlice, cotangent: Tensor, grad_kwargs: dict[str, Any]) -> Tensor | None:
+def pull_back(
+    graph: GraphSlice, cotangent: Tensor, grad_kwargs: dict[str, Any], *, several: bool = False
+) -> Tensor | None:
     """Return the gradient at the layer for `cotangent`, that at the site; None if independent.
 
     Only the layer's gradient is computed, no parameter's. In float16 the cotangent is scaled by a
@@ -98,31 +100,37 @@ def pull_back(graph: GraphSlice, cotangent: Tensor, grad_kwargs: dict[str, Any])
         graph: between the layer and the site.
         cotangent: (batch, ...) as the site's activation.
         grad_kwargs: passed to `torch.autograd.grad`.
+        several: whether there are several cotangents (cotangents, batch, ...), which are pulled
+            back in one go; the result has the same first axis.
     """
     # The site was computed before the layer, or from nothing that the layer made.
     if not all(value.requires_grad for value in graph.site):
         return None
     half = any(tensor.dtype == torch.float16 for tensor in (*graph.site, *graph.layer))
     for scale in _exact_scales(cotangent) if half else (1.0,):
-        cotangents = torch.split(cotangent * scale, [len(value) for value in graph.site])
+        sizes = [len(value) for value in graph.site]
+        cotangents = torch.split(cotangent * scale, sizes, dim=int(several))
         cotangents = tuple(
             part.to(value) for part, value in zip(cotangents, graph.site, strict=True)
         )
         # In half precision another scale may have to be tried on the same graph.
-        options = {"allow_unused": True, "retain_graph": half} | grad_kwargs
+        options = {"allow_unused": True, "retain_graph": half, "is_grads_batched": several}
+        options |= grad_kwargs
         gradients = torch.autograd.grad(graph.site, graph.layer, cotangents, **options)
         if any(gradient is None for gradient in gradients):
             return None
-        gradient = joined(gradients)
+        gradient = joined(gradients, axis=int(several))
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
         if gradient.isfinite().all():
             break
     return gradient
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
+def joined(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Return the parts of a batch as one tensor, on the first part's device."""
-    return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device) for part in parts])
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.to(parts[0].device) for part in parts], axis)
 
 
 def _exact_scales(cotangent: Tensor) -> tuple[float, ...]:

@@ -1,0 +1,138 @@
+"""Which latents a class's logit is made of, as weights of an attribution's target.
+
+With g(p) = ∂(logit of the class − mean logit)/∂x(p) at the dictionary's site, latent l moves the
+class at position p by e_l(p) = g(p) · ∂x̂(p)/∂z_l, which is g(p) · v_l for a linear decoder, and
+contributes Σ_p z_l(p) e_l(p): gradient times code. At the classifier's input g is the class's row
+of W minus the mean row, and the contributions add up to its logit less a constant and the error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from salve_plugin.adapter import adapter_of
+from salve_plugin.discover.recording.labels import match_classes
+from salve_plugin.errors import InputError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from salve_plugin.hooks import HookedModel
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """The latents that a class's logit is made of, found in each image; see `contribution`.
+
+    Attributes:
+        label: the class, or one for each image.
+        top: how many latents; None takes all.
+    """
+
+    label: int | str | tuple[int, ...]
+    top: int | None
+
+    def classes(self, hooked: "HookedModel", batch: int, n_classes: int) -> Tensor:
+        """Return the class of each image, (batch,).
+
+        Raises:
+            InputError: if there is no such class, or there are not as many as images.
+        """
+        label = self.label
+        if isinstance(label, str):
+            label = _class_named(label, hooked, n_classes)
+        classes = torch.tensor([label] if isinstance(label, int) else list(label))
+        if len(classes) not in (1, batch):
+            raise InputError(
+                f"the contribution names {len(classes)} classes for {batch} images; pass 1 or "
+                f"{batch}"
+            )
+        if ((classes < 0) | (classes >= n_classes)).any():
+            raise InputError(
+                f"there is no class {self.label!r}; the model has {n_classes}, from 0 to "
+                f"{n_classes - 1}"
+            )
+        return classes.expand(batch)
+
+
+def contribution(
+    label: int | str | Sequence[int] | Tensor, *, top: int | None = 10
+) -> Contribution:
+    """Return a target for `LayerGradFam` and `LayerCodeMap`: a class, by the latents it is made of.
+
+    In each image, the latents that contribute most to the class's logit (code times the gradient of
+    the logit, taken relative to the mean logit; see the page on validation) are weighted by that
+    gradient and added up: by the gradient's sum over positions in `LayerGradFam`, by that at each
+    position in `LayerCodeMap`.
+
+    Args:
+        label: a class by index, or by a name that the model's library knows it by; or a class
+            index for each image, such as the predicted ones (batch,).
+        top: how many latents at most: those that speak for the class. None takes all latents, which
+            gives the class's own map but for what the dictionary does not reconstruct.
+
+    Raises:
+        InputError: if `top` is less than 1, or the label is none of these.
+    """
+    if top is not None and top < 1:
+        raise InputError(f"top must be at least 1, got {top}; None takes all latents")
+    classes = label.tolist() if isinstance(label, Tensor) else label
+    if isinstance(classes, list | tuple) and all(isinstance(each, int) for each in classes):
+        classes = tuple(classes)
+    elif not isinstance(classes, int | str) or isinstance(classes, bool):
+        raise InputError(
+            f"label {label!r} is no class; pass an index or a name, or one index for each image"
+        )
+    return Contribution(classes, top)
+
+
+def most_contributing(
+    contributions: Float[Tensor, "batch latents"], top: int | None
+) -> Bool[Tensor, "batch latents"]:
+    """Return which latents a target takes: of those that speak for the class, the `top` first."""
+    if top is None:
+        return torch.ones_like(contributions, dtype=torch.bool)
+    most, chosen = contributions.topk(min(top, contributions.shape[1]), dim=1)
+    # Of latents that are off, or speak against the class, no logit is made, however few are left.
+    return torch.zeros_like(contributions, dtype=torch.bool).scatter(1, chosen, most > 0)
+
+
+def effects_of(
+    dictionary: Any,
+    features: Float[Tensor, "batch *positions width"],
+    gradient: Float[Tensor, "batch *positions width"],
+) -> tuple[Float[Tensor, "batch rows latents"], Float[Tensor, "batch rows latents"]]:
+    """Return codes z_l(p) and what they do to the class, e_l(p), positions flattened.
+
+    Raises:
+        InputError: if the dictionary has no decoder.
+    """
+    if not callable(getattr(dictionary, "decode", None)):
+        raise InputError(
+            f"{type(dictionary).__name__} has no method 'decode', from codes (..., latents) to "
+            "rows (..., width), so what its latents do to a class is unknown; give it one, or "
+            "weight the latents yourself: target={latent: weight}"
+        )
+    rows = features.detach().reshape(len(features), -1, features.shape[-1])
+    pulled = gradient.reshape(rows.shape)
+    with torch.no_grad():
+        codes: Tensor = dictionary.encode(rows)
+    codes = codes.detach().requires_grad_()
+    with torch.enable_grad():
+        decoded = dictionary.decode(codes)
+        # A decoder need not be linear; for z V + b_d this is g V^T.
+        (effects,) = torch.autograd.grad(decoded, codes, pulled.to(decoded))
+    return codes.detach(), effects
+
+
+def _class_named(name: str, hooked: "HookedModel", n_classes: int) -> int:
+    """Return the index of the model's class that has this name."""
+    try:
+        names = adapter_of(hooked.model).class_names(hooked.model)
+    except UnsupportedModelError:
+        names = None
+    if names is not None and len(names) != n_classes:
+        names = None  # they are those of the classifier that it had before
+    return match_classes([name], names, n_classes, what="the target's class")[0]
