@@ -113,4 +113,5 @@ def largest_error(
     # One bound for all latents, by the largest norm: a bound for each would be a matrix as large as
     # the product, and cost what screening saves.
     steepest = torch.linalg.vector_norm(weight, dim=1).amax()
-    return norms * steepest + ROUNDING * (least.abs() + bias.abs().amax())
+    error: Tensor = norms * steepest + ROUNDING * (least.abs() + bias.abs().amax())
+    return error
