@@ -16,8 +16,9 @@ LEAK = 0.1
 LATENT_SHARE, LEAST_LATENTS = 1 / 16, 64
 """Dead latents that learn in one step, relative to all latents; and how many may in any case."""
 
-ROW_SHARE, LEAST_ROWS = 1 / 16, 32
-"""Rows that they learn from, relative to the batch; and how many in any case, if there are."""
+PRODUCT_SHARE, LEAST_PRODUCTS = 1 / 256, 2048
+"""Pre-activations that their loss computes, relative to those of all rows and latents; and how many
+it may in any case. Few dead latents learn from the whole batch, many from some of its rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +83,11 @@ def dead_loss(
     """Return how badly the dead latents predict the error, relative to predicting zero.
 
     With the error r = x − x̂ held fixed and z' the pre-activations of the dead latents of a row,
-    this is the mean of ‖r − z' V‖² divided by that of ‖r‖² (Gao et al. 2024, appendix A.2), over
-    the first rows of the batch, which is in random order. Unlike there, what is negative counts for
-    a tenth instead of nothing: a latent that is negative on all data would get no gradient and stay
-    dead for ever. If it counted in full, others would learn to cancel it, and it could do its work
-    without ever being active.
+    this is the mean of ‖r − z' V‖² divided by that of ‖r‖² (Gao et al. 2024, appendix A.2), where
+    many are dead over the first rows of the batch only, whose order is random. Unlike there, what
+    is negative counts for a tenth instead of nothing: a latent that is negative on all data would
+    get no gradient and stay dead for ever. If it counted in full, others would learn to cancel it,
+    and it could do its work without ever being active.
 
     Args:
         dead: the dead latents, or others that take part in their place.
@@ -104,7 +105,8 @@ def dead_loss(
     if not size > 0:
         return torch.zeros((), dtype=target.dtype, device=target.device)
     # A sample's gradient is right on average, and the loss of all rows cost as much as the step.
-    n_rows = max(LEAST_ROWS, int(ROW_SHARE * len(target)))
+    products = max(LEAST_PRODUCTS, int(PRODUCT_SHARE * len(target) * len(step.dead)))
+    n_rows = max(1, products // len(dead.latents))
     # So few that dense products are faster than sparse ones.
     pre = functional.linear(step.x[:n_rows], dead.weight, dead.bias)
     values = pre if signed else functional.leaky_relu(pre, LEAK)
