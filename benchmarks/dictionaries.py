@@ -4,13 +4,14 @@
         [--learners topk relu_l1] [--factors 0.3 1 3 10 30] [--settings FILE]
         [--timed-steps 10] [--environments FOLDER] [--install]
 
-Rows per second of CPU time (`time.process_time`) over --steps steps, one thread, after one pass over
-the data that is not timed: a latent counts as dead after a whole pass without activity, so that only
-then what is done about dead latents takes its time. float32, batches of 1024 from the same 20 000 rows of width 512: sparse sums of 1024 planted atoms,
-32 on average in a row, plus noise, centred and scaled to mean squared norm 512. Everyone runs in a
-process of its own, in turns; the table has the median of the repeats. R² and L0 are of 4096 other
-rows, "dead" is the share of latents that none of the 20 000 rows activates. This package's `fit`
-keeps one row in ten from training; the clock is around its loop.
+Rows per second of CPU time (`time.process_time`) over --steps steps, one thread, float32, after one
+pass over the data that is not timed: a latent counts as dead after a whole pass without activity,
+so that only then does what is done about dead latents take its time. Batches of 1024 from the same
+20 000 rows of width 512: sparse sums of 1024 planted atoms, 32 on average in a row, plus noise,
+centred and scaled to mean squared norm 512. Everyone runs in a process of its own, in turns; the
+table has the median of the repeats. R² and L0 are of 4096 other rows, "dead" is the share of
+latents that none of the 20 000 rows activates. This package's `fit` keeps one row in ten from
+training; the clock is around its loop.
 
 Before the clock runs, everyone gets the learning rate, of its documented one times --factors, that
 reaches the best R² with the fewest latents. This package has a choice of initializations, too, and
@@ -18,8 +19,8 @@ so tries fewer rates: all train equally often. For ReLU-l1 each try searches the
 norm, by bisection, that gives the L0 of TopK at these numbers of latents and steps. --settings
 keeps what was found, and how good it is, for the next run. With --timed-steps the clock of the
 peers, whose steps all cost the same, runs over so many steps only; this package's, whose steps cost
-more the more latents are dead, always runs over all of them. `dictionary_peers.py` says what each peer runs.
-"One matmul" is x Eᵀ alone; "five matmuls" are all the products of a dense step.
+more the more latents are dead, always runs over all of them. `dictionary_peers.py` says what each
+peer runs. "One matmul" is x Eᵀ alone; "five matmuls" are all the products of a dense step.
 
 Peers live in one virtual environment each, made by --install: it has the peer's own requirements
 and, through a .pth file, sees the packages of the running environment, so that all use the same
@@ -213,8 +214,8 @@ def main() -> None:
     print(
         f"{cpu()}, {torch.backends.cpu.get_cpu_capability()}, 1 thread, float32, "
         f"torch {torch.__version__}, Python {platform.python_version()}, seed {options.seed}, "
-        f"{options.steps} steps of {BATCH} rows after {PASS} untimed, {ROWS} rows of width {WIDTH}, "
-        f"median of {options.repeats}"
+        f"{options.steps} steps of {BATCH} rows after {PASS} untimed, {ROWS} rows of width "
+        f"{WIDTH}, median of {options.repeats}"
     )
     with tempfile.TemporaryDirectory() as folder:
         everyone = contestants(options.environments, options.only, Path(folder))

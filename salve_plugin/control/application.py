@@ -20,12 +20,12 @@ from salve_plugin.control.edited import (
     fold_matches,
     mismatch,
 )  # fmt: skip
-from salve_plugin.control.formula import Entry, Ledger, fits, holds
+from salve_plugin.control.formula import Ledger, fits, holds
 from salve_plugin.control.ledger import ATTRIBUTE, Planned, commit, ledger_of, pristine_of, restore
 from salve_plugin.control.locks import locked
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.rows import same_bits, take, union_of
-from salve_plugin.control.slots import Slot, slots_of
+from salve_plugin.control.slots import Slot, modules_of, slots_of
 from salve_plugin.errors import (
     BaseMismatchError,
     EditStateError,
@@ -84,8 +84,8 @@ def apply_all_(
                 _check_room(slot, plan, edit)
             _check_fold(network, edit, on_base_mismatch)
             pristine = {path: _verify(s, edit, on_base_mismatch) for path, s in own.items()}
-            for path, entry in _entries(edit, pristine):
-                _extend(plan, own[path], entry, pristine[path])
+            for path, alone in _made_of(edit, pristine):
+                _extend(plan, own[path], alone, pristine[path])
         commit(list(plan.values()))
 
 
@@ -122,32 +122,36 @@ def _check_fold(model: nn.Module, edit: Recipe, on_base_mismatch: OnBaseMismatch
     warnings.warn(message, stacklevel=5)
 
 
-def _entries(edit: Recipe, pristine: Mapping[str, Tensor]) -> list[tuple[str, Entry]]:
-    """Return what the edit makes of the parameters; computed once for the same pristine ones."""
+def _made_of(edit: Recipe, pristine: Mapping[str, Tensor]) -> list[tuple[str, Ledger]]:
+    """Return what the edit alone makes of parameters; computed once for the same pristine ones."""
     key = tuple(id(tensor) for tensor in pristine.values())
-    made: tuple[Any, list[tuple[str, Entry]]] | None = edit._made.get(key)
+    made: tuple[Any, list[tuple[str, Ledger]]] | None = edit._made.get(key)
     if made is None:
         # With the tensors themselves, so that no other tensor gets one of their ids.
         entries = entries_of(edit, lambda path, rows: take(pristine[path], rows))
-        made = (tuple(pristine.values()), entries)
+        ledgers = [
+            (path, Ledger((entry,), entry.rows, take(pristine[path], entry.rows)))
+            for path, entry in entries
+        ]
+        made = (tuple(pristine.values()), ledgers)
         # Of another model's thread that uses the same edit nothing is lost but a little time.
         edit._made.clear()
         edit._made[key] = made
     return made[1]
 
 
-def _extend(plan: dict[int, Planned], slot: Slot, entry: Entry, pristine: Tensor) -> None:
-    """Add an entry to the planned ledger of a parameter, whose pristine whole is given."""
+def _extend(plan: dict[int, Planned], slot: Slot, alone: Ledger, pristine: Tensor) -> None:
+    """Add the one entry of a ledger to the planned one of a parameter, whose whole is given."""
     key = id(slot.parameter)
     planned = plan.get(key)
     present = ledger_of(slot) if planned is None else planned.present
     coming = present if planned is None else planned.coming
     if coming is None:
-        ledger = Ledger((entry,), entry.rows, take(pristine, entry.rows))
+        ledger = alone
     else:
-        rows = union_of([coming.rows, entry.rows])
+        rows = union_of([coming.rows, alone.rows])
         kept = coming.pristine if rows == coming.rows else take(pristine, rows).clone()
-        ledger = Ledger((*coming.entries, entry), rows, kept)
+        ledger = Ledger((*coming.entries, *alone.entries), rows, kept)
     plan[key] = Planned(slot, present, ledger)
 
 
@@ -213,14 +217,21 @@ def _elsewhere(
     A weight that was untied after the edit, or a copy of an edited layer, is a parameter of its
     own that no path of the edit leads to.
     """
+
+    def others(module: nn.Module) -> list[str]:
+        parameters = [(name, module._parameters.get(name)) for name in module.__dict__[ATTRIBUTE]]
+        return [name for name, own in parameters if own is not None and id(own) not in plan]
+
+    # Names are put together only where there is one to name.
+    with_ledgers = [module for module in modules_of(model) if ATTRIBUTE in module.__dict__]
+    if not any(others(module) for module in with_ledgers):
+        return {}
     paths = [
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
-        for name in module.__dict__.get(ATTRIBUTE, ())
-        if module._parameters.get(name) is not None and id(module._parameters[name]) not in plan
+        if ATTRIBUTE in module.__dict__
+        for name in others(module)
     ]
-    if not paths:
-        return {}
     further: dict[int, tuple[Slot, Ledger]] = {}
     for slot in slots_of(model, paths).values():
         ledger = ledger_of(slot)

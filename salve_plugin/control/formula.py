@@ -4,8 +4,10 @@ The pristine rows times the product of the edits' factors, plus the sum of what 
 the order of the edits' digests, in float64 and cast once.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,6 +54,19 @@ class Ledger:
         """The edits, each once, in order of application."""
         return tuple(dict.fromkeys(entry.edit for entry in self.entries))
 
+    @cached_property
+    def formula(self) -> "Formula | None":
+        """What every row becomes, where that is the same in all of them; else None."""
+        same_rows = all(entry.rows == self.rows for entry in self.entries)
+        if not same_rows or not all(entry.part.is_same_in_every_row for entry in self.entries):
+            return None
+        first = range(1) if self.rows is None else self.rows[:1]
+        return _formula(_ordered(self.entries), first, self)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle and copy the fields, not what was derived from them."""
+        return {"entries": self.entries, "rows": self.rows, "pristine": self.pristine}
+
     def without(self, *edits: Recipe) -> "Ledger":
         """Return the ledger with some edits less; it still covers all its rows."""
         return replace(self, entries=tuple(e for e in self.entries if e.edit not in edits))
@@ -71,7 +86,7 @@ class Formula:
     cast: Tensor | None
     added: tuple[tuple[Part, Index], ...]
 
-    @property
+    @cached_property
     def may_overflow(self) -> bool:
         """Whether finite rows may become infinite: not where they only shrink."""
         return bool(self.added) or (self.cast is not None and not bool((self.cast <= 1).all()))
@@ -141,7 +156,7 @@ def compared(tensor: Tensor, ledger: Ledger) -> Iterator[tuple[bool, Index, Inde
 
 def step_of(pristine: Tensor) -> int:
     """Return how many rows are worked on at once."""
-    per_row = max(1, pristine[0].numel()) if len(pristine) else 1
+    per_row = max(1, math.prod(pristine.shape[1:]))
     return min(len(pristine), max(1, _BLOCK // per_row))
 
 
@@ -155,16 +170,21 @@ def pieces(
 ) -> Iterator[tuple[Index, Index, Formula]]:
     """Yield (rows of the parameter, their place in `pristine`, their formula), `step` at most."""
     for own, source, entries in _groups(rows, ledger):
-        # By digest, so that rounding does not depend on the order in which edits were applied.
-        ordered = sorted(entries, key=lambda entry: entry.edit.digest)
+        ordered = _ordered(entries)
         # Factors that all rows share are multiplied once, not again for every piece.
-        alike = all(entry.part.is_same_in_every_row for entry in ordered)
-        formula = _formula(ordered, own[:1], ledger) if alike else None
+        formula = ledger.formula
+        if formula is None and all(entry.part.is_same_in_every_row for entry in ordered):
+            formula = _formula(ordered, own[:1], ledger)
         length = step or len(own)
         for start in range(0, len(own), length):
             here = slice(start, start + length)
             own_formula = formula or _formula(ordered, own[here], ledger)
             yield slice_if_run(own[here]), slice_if_run(source[here]), own_formula
+
+
+def _ordered(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Return them by digest: rounding must not depend on the order in which edits were applied."""
+    return entries if len(entries) < 2 else sorted(entries, key=lambda entry: entry.edit.digest)
 
 
 def _formula(entries: Sequence[Entry], rows: Sequence[int], ledger: Ledger) -> Formula:

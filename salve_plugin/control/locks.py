@@ -28,6 +28,6 @@ def locked(model: nn.Module) -> Iterator[nn.Module]:
         )
     network = bare(model)
     with _locks_lock:
-        lock = _locks.setdefault(network, RLock())
+        lock = _locks.get(network) or _locks.setdefault(network, RLock())
     with lock:
         yield network

@@ -592,3 +592,37 @@ def test_untouched_rows_count_whether_or_not_the_edit_was_seen_before(
         head(other)[3, 0] += 1
     with pytest.raises(BaseMismatchError, match=r"head\.weight"):
         edit.apply_(other)
+
+
+def test_the_record_of_an_edit_on_two_models_is_one_and_each_is_reverted_alone(
+    tiny: HookedModel, atoms: Dictionary
+) -> None:
+    """What an edit makes of its base is computed once; a second edit on top is of its model."""
+    other, edit = copy.deepcopy(tiny.model), suppress(tiny, atoms, latent=3, strength=1.5)
+    on_top = enhance(tiny, atoms, latent=1, strength=0.5, rows=[1])
+    before = state(tiny.model)
+    edit.apply_(tiny)
+    edit.apply_(other)
+    edited = state(other)
+    on_top.apply_(tiny)
+    assert state(other) == edited
+    edit.revert_(tiny)
+    on_top.revert_(tiny)
+    assert state(tiny.model) == before
+    assert state(other) == edited
+    edit.revert_(other)
+    assert state(other) == before
+
+
+def test_what_is_derived_from_a_ledger_is_not_pickled_with_the_model(
+    tiny: HookedModel, atoms: Dictionary
+) -> None:
+    suppress(tiny, atoms, latent=3, strength=1.5).apply_(tiny)
+    kept = next(each for each in ledgers(tiny.model) if isinstance(each, formula.Ledger))
+    derived = kept.formula
+    assert derived is kept.formula
+    assert derived is not None
+    again = pickle.loads(pickle.dumps(kept))
+    assert "formula" not in vars(again)
+    assert derived.cast is not None
+    assert torch.equal(again.formula.cast, derived.cast)

@@ -232,6 +232,8 @@ def product(multipliers: Sequence[Tensor]) -> Float64[Tensor, "..."]:
 def cast_factors(factors: Tensor, rows: Tensor) -> Tensor:
     """Return the factors as they multiply `rows`: float64 for float64 rows, float32 for others."""
     working = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    if factors.dtype == working and factors.device == rows.device:
+        return factors
     return factors.to(working).to(rows.device)
 
 

@@ -23,9 +23,10 @@ CANDIDATES = 2
 MOST_UNSURE = 0.25
 """Share of the rows whose candidates may turn out too few before screening is a waste of time."""
 
-PRODUCT_ERROR, ROUNDING = 1.04 * 2**-7, 2**-7
-"""Largest error of a product relative to the norms of its factors: both are rounded, by 2⁻⁸ at most
-each, and at most 4096 terms added up in float32; and of the sum with the bias, rounded twice."""
+PRODUCT_ERROR, ROUNDING = 1.08 * 2**-8, 2**-7
+"""Largest error of a product relative to the norms of its factors, beside what rounding the rows
+makes: the weights are rounded, by 2⁻⁸ at most, and at most 4096 terms added up in float32, by 2⁻¹²;
+and of the sum with the bias, rounded twice."""
 
 WIDEST = 4096
 """Most features for which that holds."""
@@ -91,9 +92,26 @@ def _sure(
     # No other latent's rough value is above the smallest candidate's, so that its true value is at
     # most that and the error. If the k-th largest exact value reaches there, the choice is certain.
     least = roughly.amin(1)
+    sure: Tensor = values.amin(1) >= least + largest_error(x, weight, bias, least)
+    return sure
+
+
+def largest_error(
+    x: Float[Tensor, "rows width"],
+    weight: Float[Tensor, "latents width"],
+    bias: Float[Tensor, " latents"],
+    least: Float[Tensor, " rows"],
+) -> Float[Tensor, " rows"]:
+    """Return how far off, at most, a rough value may be that is no larger than `least`.
+
+    With rough factors x̃ and ẽ, x̃·ẽ − x·e = (x̃ − x)·e + x̃·(ẽ − e), each at most a product of norms.
+    """
+    # How much the rows lose to rounding is measured: it is a third of what it may be at worst, and
+    # fewer rows stay unsure. Measured for the weights, too, it would cost more than it saves.
+    lost = torch.linalg.vector_norm(x - x.to(torch.bfloat16), dim=1)
+    norms = lost + PRODUCT_ERROR * torch.linalg.vector_norm(x, dim=1)
     # One bound for all latents, by the largest norm: a bound for each would be a matrix as large as
     # the product, and cost what screening saves.
-    norms = torch.linalg.vector_norm(weight, dim=1).amax() * torch.linalg.vector_norm(x, dim=1)
-    error = PRODUCT_ERROR * norms + ROUNDING * (least.abs() + bias.abs().amax())
-    sure: Tensor = values.amin(1) >= least + error
-    return sure
+    steepest = torch.linalg.vector_norm(weight, dim=1).amax()
+    error: Tensor = norms * steepest + ROUNDING * (least.abs() + bias.abs().amax())
+    return error

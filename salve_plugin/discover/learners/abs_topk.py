@@ -25,7 +25,7 @@ class AbsTopK(TopK):
     Attributes:
         k: active latents of a row.
         aux: weight of the auxiliary loss.
-        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: dead latents of a row that predict its error; None is all that learn in a step.
     """
 
     name: ClassVar[str] = "abs_topk"

@@ -35,7 +35,7 @@ class Archetypal(TopK):
     Attributes:
         k: active latents of a row.
         aux: weight of the auxiliary loss.
-        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: dead latents of a row that predict its error; None is all that learn in a step.
         delta: how far an atom may leave the mixtures, the points having norm 1. The authors' code
             has 1, beside points as long as activations; here 1 would let an atom be nearly any
             direction, and nothing would hold runs together.

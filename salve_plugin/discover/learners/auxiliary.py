@@ -8,13 +8,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
-from salve_plugin.discover.kernels.selection import largest
-from salve_plugin.discover.kernels.sparse import Support, decode_at
 from salve_plugin.discover.learners.base import Step, Tensors
 
 LEAK = 0.1
 """What the negative pre-activation of a dead latent counts for."""
+
+LATENT_SHARE, LEAST_LATENTS = 1 / 16, 64
+"""Dead latents that learn in one step, relative to all latents; and how many may in any case."""
+
+PRODUCT_SHARE, LEAST_PRODUCTS = 1 / 256, 2048
+"""Pre-activations that their loss computes, relative to those of all rows and latents; and how many
+it may in any case. Few dead latents learn from the whole batch, many from some of its rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +38,13 @@ class Dead:
     atoms: Float[Tensor, "dead width"]
 
 
-def apart(t: Tensors, dead: Bool[Tensor, " latents"], aux: float) -> tuple[Tensors, Dead | None]:
+def apart(
+    t: Tensors, dead: Bool[Tensor, " latents"], aux: float, random: torch.Generator
+) -> tuple[Tensors, Dead | None]:
     """Return the tensors for the loss of all latents, and those for the loss of the dead.
+
+    Where many are dead, those that learn in this step are drawn from them: a loss of all of them
+    would take longer than the rest of the step.
 
     Two losses that use the same tensor have two gradients of its size to be added up. Here the
     second is as small as the dead latents are few, and the first takes it in.
@@ -44,6 +53,7 @@ def apart(t: Tensors, dead: Bool[Tensor, " latents"], aux: float) -> tuple[Tenso
         t: the tensors in training.
         dead: which latents are.
         aux: weight of the loss of the dead; with 0 nobody is set apart.
+        random: draws them.
 
     Returns:
         The tensors, to be used instead of `t`, and the dead; None if there are none.
@@ -51,6 +61,10 @@ def apart(t: Tensors, dead: Bool[Tensor, " latents"], aux: float) -> tuple[Tenso
     if not (aux and bool(dead.any())):
         return t, None
     latents = dead.nonzero().flatten()
+    most = max(LEAST_LATENTS, int(LATENT_SHARE * len(dead)))
+    if len(latents) > most:
+        drawn = torch.randperm(len(latents), generator=random)[:most].to(latents.device)
+        latents = latents[drawn.sort().values]  # in order, as memory is read fastest
     names = ("encoder_weight", "encoder_bias", "atoms")
     forked = {name: _Fork.apply(t[name], latents) for name in names}
     whole = {name: pair[0] for name, pair in forked.items()}
@@ -61,27 +75,27 @@ def apart(t: Tensors, dead: Bool[Tensor, " latents"], aux: float) -> tuple[Tenso
 def dead_loss(
     dead: Dead,
     step: Step,
-    pre: Float[Tensor, "rows latents"] | None,
     error: Float[Tensor, "rows width"],
-    k_aux: int,
+    k_aux: int | None = None,
     *,
     signed: bool = False,
 ) -> Float[Tensor, ""]:
     """Return how badly the dead latents predict the error, relative to predicting zero.
 
-    With the error r = x − x̂ held fixed and z' the `k_aux` largest pre-activations of the dead
-    latents of a row, this is the batch mean of ‖r − z' V‖² divided by that of ‖r‖² (Gao et al.
-    2024, appendix A.2). Unlike there, what is negative counts for a tenth instead of nothing: a
-    latent that is negative on all data would get no gradient and stay dead for ever. If it counted
-    in full, others would learn to cancel it, and it could do its work without ever being active.
+    With the error r = x − x̂ held fixed and z' the pre-activations of the dead latents of a row,
+    this is the mean of ‖r − z' V‖² divided by that of ‖r‖² (Gao et al. 2024, appendix A.2), where
+    many are dead over the first rows of the batch only, whose order is random. Unlike there, what
+    is negative counts for a tenth instead of nothing: a latent that is negative on all data would
+    get no gradient and stay dead for ever. If it counted in full, others would learn to cancel it,
+    and it could do its work without ever being active.
 
     Args:
         dead: the dead latents, or others that take part in their place.
         step: the batch.
-        pre: pre-activations, without gradient; None if those of the dead are still to be computed.
         error: of the reconstruction.
-        k_aux: latents of each row that take part, at most the number of dead ones.
-        signed: take the largest |pre-activations|, of either sign and in full.
+        k_aux: latents of each row that take part, those with the largest pre-activations; by
+            default all, since they are a sample already where they are many.
+        signed: take pre-activations of either sign in full, those of the largest size.
 
     Returns:
         The loss; 0 if there is no error.
@@ -90,17 +104,17 @@ def dead_loss(
     size = step.team.mean(target.square().sum(-1).mean())
     if not size > 0:
         return torch.zeros((), dtype=target.dtype, device=target.device)
-    if pre is None:
-        theirs = pre_activations(step.x, dead.weight, dead.bias, step.scratch, rough=True)
-    else:
-        theirs = pre.index_select(1, dead.latents)
-    scores = theirs.abs() if signed else theirs
-    chosen = largest(scores, min(k_aux, len(dead.latents)))[1]
-    known = theirs.gather(1, chosen).to(target.dtype)
-    support = Support.of_indices(chosen, len(dead.latents), known, step.scratch)
-    values = encode_at(step.x, dead.weight, dead.bias, support, None)
-    values = values if signed else functional.leaky_relu(values, LEAK)
-    missed = target - decode_at(values, support, dead.atoms)
+    # A sample's gradient is right on average, and the loss of all rows cost as much as the step.
+    products = max(LEAST_PRODUCTS, int(PRODUCT_SHARE * len(target) * len(step.dead)))
+    n_rows = max(1, products // len(dead.latents))
+    # So few that dense products are faster than sparse ones.
+    pre = functional.linear(step.x[:n_rows], dead.weight, dead.bias)
+    values = pre if signed else functional.leaky_relu(pre, LEAK)
+    if k_aux is not None and k_aux < len(dead.latents):
+        scores = pre.detach().abs() if signed else pre.detach()
+        least = scores.topk(k_aux, dim=1, sorted=False).values.amin(1, keepdim=True)
+        values = values.where(scores >= least, torch.zeros_like(values))
+    missed = target[:n_rows] - values @ dead.atoms
     return missed.square().sum(-1).mean() / size
 
 

@@ -29,7 +29,7 @@ class BatchTopK(TopK):
     Attributes:
         k: active latents of a row, on average.
         aux: weight of the auxiliary loss.
-        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: dead latents of a row that predict its error; None is all that learn in a step.
     """
 
     name: ClassVar[str] = "batch_topk"

@@ -41,7 +41,7 @@ class FeatureChoice(MutualChoice):
     Attributes:
         k: active latents of a row, on average.
         aux: weight of the auxiliary loss.
-        k_aux: latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: latents of a row that predict its error; None is all that learn in a step.
         aux_zipf: whether rare latents take the dead ones' place in the auxiliary loss.
         exponent: of the Zipf law; 0 treats all latents alike.
         shift: added to ranks in the Zipf law; they count from 1.
@@ -72,13 +72,12 @@ class FeatureChoice(MutualChoice):
             support = self.select(pre, t, step)
             positive = Code(functional.relu(support.gather(pre)), support).counts()
             signed = step.team.sum(positive) == 0
-        t, dead = apart(t, among, self.aux)
+        t, dead = apart(t, among, self.aux, step.random)
         values = encode_at(step.x, t["encoder_weight"], t["encoder_bias"], support, pre)
         code = Code(torch.where(signed[support.latents], values, functional.relu(values)), support)
         loss, error = misfit(step.x, code, t["atoms"], t["decoder_bias"])
         if dead is not None:
-            k_aux = self.dead_places(step.x.shape[1])
-            loss = loss + self.aux * dead_loss(dead, step, pre, error, k_aux)
+            loss = loss + self.aux * dead_loss(dead, step, error, self.k_aux)
         return Outcome(loss, code.counts())
 
     def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:

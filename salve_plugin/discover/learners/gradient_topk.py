@@ -36,7 +36,7 @@ class GradientTopK(TopK):
     Attributes:
         k: active latents of a row; fewer where fewer pre-activations are positive.
         aux: weight of the auxiliary loss.
-        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: dead latents of a row that predict its error; None is all that learn in a step.
         beta: weight of the gradient, in units of one over the model's loss.
     """
 

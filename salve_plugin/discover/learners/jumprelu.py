@@ -93,7 +93,7 @@ class JumpReLU(Learner):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² plus the penalty, which warms up."""
-        t, dead = apart(t, step.dead, self.aux)
+        t, dead = apart(t, step.dead, self.aux, step.random)
         theta = thresholds(t)
         # Within half a bandwidth below the threshold the code is zero, but the threshold learns.
         near = theta.detach() - self.bandwidth / 2
@@ -107,8 +107,7 @@ class JumpReLU(Learner):
         strength = self.l0 * step.weight * min(1.0, step.progress / SPARSITY_WARM_UP)
         loss = loss + strength * self._penalty(l0, step)
         if dead is not None:
-            k_aux = min(4 * self.initial_l0, max(1, step.x.shape[1] // 2))
-            loss = loss + self.aux * dead_loss(dead, step, pre, error, k_aux)
+            loss = loss + self.aux * dead_loss(dead, step, error)
         return Outcome(loss, code.counts())
 
     def _penalty(self, l0: Tensor, step: Step) -> Tensor:

@@ -30,7 +30,7 @@ class Matryoshka(BatchTopK):
     Attributes:
         k: active latents of a row, on average.
         aux: weight of the auxiliary loss.
-        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: dead latents of a row that predict its error; None is all that learn in a step.
         groups: sizes of the groups of latents that the prefixes end after, as shares of all
             latents; what they leave over is the last group. Without any it is BatchTopK.
     """

@@ -27,7 +27,7 @@ class MutualChoice(BatchTopK):
     Attributes:
         k: active latents of a row, on average.
         aux: weight of the auxiliary loss.
-        k_aux: latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: latents of a row that predict its error; None is all that learn in a step.
         aux_zipf: whether rare latents take the dead ones' place in the auxiliary loss.
         exponent: of the Zipf law; 0 expects the same of every latent.
         shift: added to ranks in the Zipf law; they count from 1.

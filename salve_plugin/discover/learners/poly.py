@@ -36,7 +36,7 @@ class Poly(TopK):
     Attributes:
         k: active latents of a row.
         aux: weight of the auxiliary loss, in which dead latents predict with their atoms alone.
-        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: dead latents of a row that predict its error; None is all that learn in a step.
         rank: columns of U, at most as many as atoms and features allow.
     """
 

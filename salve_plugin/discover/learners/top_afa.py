@@ -30,7 +30,7 @@ class TopAFA(Learner):
     Attributes:
         afa: weight of the difference of norms.
         aux: weight of the auxiliary loss.
-        k_aux: dead latents of a row that predict its error; None is half the width.
+        k_aux: dead latents of a row that predict its error; None is all that learn in a step.
     """
 
     name: ClassVar[str] = "top_afa"
@@ -77,7 +77,7 @@ class TopAFA(Learner):
         """Return the mean over rows of the three terms."""
         # Not the tensor: E and b_d get gradients through it.
         t = {**t, "encoder_bias": -t["encoder_weight"] @ t["decoder_bias"]}
-        t, dead = apart(t, step.dead, self.aux)
+        t, dead = apart(t, step.dead, self.aux, step.random)
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         centred = step.x - t["decoder_bias"]
         with torch.no_grad():
@@ -93,8 +93,7 @@ class TopAFA(Learner):
             length = squares.clamp(min=1e-12).sqrt()  # the root has no derivative at 0
             loss = loss + self.afa * (length - norm).square().mean()
         if dead is not None:
-            k_aux = self.k_aux or max(1, step.x.shape[1] // 2)
-            loss = loss + self.aux * dead_loss(dead, step, pre, error, k_aux)
+            loss = loss + self.aux * dead_loss(dead, step, error, self.k_aux)
         return Outcome(loss, code.counts())
 
     def constrain(self, t: Tensors) -> None:

@@ -27,7 +27,8 @@ class TopK(Learner):
     Attributes:
         k: active latents of a row; fewer where fewer pre-activations are positive.
         aux: weight of the auxiliary loss.
-        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: dead latents of a row that predict its error; None is all that learn in a step, at
+            most a sixteenth of all latents, or 64.
     """
 
     name: ClassVar[str] = "topk"
@@ -75,18 +76,13 @@ class TopK(Learner):
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² + aux · AuxK."""
         support, pre = self.kept(t, step)
-        t, dead = apart(t, step.dead, self.aux)
+        t, dead = apart(t, step.dead, self.aux, step.random)
         values = encode_at(step.x, t["encoder_weight"], t["encoder_bias"], support, pre)
         code = Code(values if self.signed else functional.relu(values), support)
         loss, error = self.misfit(t, step.x, code)
         if dead is not None:
-            k_aux = self.dead_places(step.x.shape[1])
-            loss = loss + self.aux * dead_loss(dead, step, pre, error, k_aux, signed=self.signed)
+            loss = loss + self.aux * dead_loss(dead, step, error, self.k_aux, signed=self.signed)
         return Outcome(loss, code.counts())
-
-    def dead_places(self, width: int) -> int:
-        """Return how many dead latents of a row learn from its error, for rows of a width."""
-        return self.k_aux or min(4 * self.k, max(1, width // 2))
 
     def misfit(
         self, t: Tensors, x: Float[Tensor, "rows width"], code: Code

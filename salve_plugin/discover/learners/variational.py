@@ -39,7 +39,7 @@ class Variational(AbsTopK):
     Attributes:
         k: active latents of a row.
         aux: weight of the auxiliary loss.
-        k_aux: dead latents of a row that predict its error; None is 4 k, at most half the width.
+        k_aux: dead latents of a row that predict its error; None is all that learn in a step.
         kl: weight of the divergence from the prior.
         noise: multiplies σ where z is drawn; with 0 and kl = 0 it is AbsTopK.
     """
@@ -78,7 +78,7 @@ class Variational(AbsTopK):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the loss of a draw; every process draws its rows of the whole batch's noise."""
-        t, dead = apart(t, step.dead, self.aux)
+        t, dead = apart(t, step.dead, self.aux, step.random)
         mean = functional.linear(step.x, t["encoder_weight"], t["encoder_bias"])
         log_variance = functional.linear(step.x, t["spread_weight"], t["spread_bias"])
         log_variance = log_variance.clamp(LOWEST, HIGHEST)
@@ -89,8 +89,7 @@ class Variational(AbsTopK):
         warm = min(1.0, step.progress / WARM_UP)
         loss = loss + self.kl * warm * divergence(mean * math.sqrt(self.k), log_variance)
         if dead is not None:
-            k_aux = self.dead_places(step.x.shape[1])
-            loss = loss + self.aux * dead_loss(dead, step, mean.detach(), error, k_aux, signed=True)
+            loss = loss + self.aux * dead_loss(dead, step, error, self.k_aux, signed=True)
         return Outcome(loss, code.counts())
 
 

@@ -1,0 +1,18 @@
+"""Going through the modules of a model, as torch does."""
+
+import timm
+import torch
+from torch import nn
+
+from salve_plugin.control.slots import modules_of
+
+
+def test_every_module_once_in_the_order_of_torch() -> None:
+    shared = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared, nn.Linear(2, 2)), "c": shared})
+    model["b"].register_module("nothing", None)
+    model["b"].append(shared[0])
+    with torch.device("meta"):
+        network = timm.create_model("resnet18")
+    for each in (model, network, nn.Identity()):
+        assert list(map(id, modules_of(each))) == list(map(id, each.modules()))
