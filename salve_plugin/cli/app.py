@@ -1,7 +1,6 @@
 """The `salve` command line: one command for each step of the way."""
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +21,7 @@ from salve_plugin.cli.options import (
     StudyFolder,
     StudyOrArtifact,
 )
-from salve_plugin.cli.output import show_error, show_json, show_warning
+from salve_plugin.cli.output import plain_warnings, show_error, show_json
 from salve_plugin.cli.usage import Once, usage_message
 from salve_plugin.errors import InputError, SalveError
 
@@ -264,8 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     as_json = "--json" in (sys.argv if arguments is None else arguments)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show_warning
+        with plain_warnings():
             status = app(args=arguments, prog_name="salve", standalone_mode=not as_json)
     except SalveError as error:
         show_error(error, as_json=as_json)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -45,9 +46,19 @@ def show_note(text: str) -> None:
     console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Print a warning as people read it, in place of `warnings.showwarning`."""
-    show_note(f"Note: {printable(str(message))}")
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show warnings as people read them: the sentence, without the line of code that it is from."""
+    before = warnings.formatwarning
+
+    def sentence(message: Warning | str, *_: object, **__: object) -> str:
+        return f"Note: {printable(str(message))}\n"
+
+    warnings.formatwarning = sentence
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager

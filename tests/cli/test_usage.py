@@ -1,6 +1,7 @@
 """Command lines that cannot be meant are refused, as JSON where that was asked for."""
 
 import json
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from command import run
 
 from salve_plugin.cli import main
+from salve_plugin.cli.output import plain_warnings
 
 Capture = pytest.CaptureFixture[str]
 
@@ -66,3 +68,11 @@ def test_arguments_of_several_values_and_flags_may_be_repeated(
     with pytest.raises(SystemExit):
         main(["learners", "--json", "--json"])
     assert json.loads(capsys.readouterr().out)["learners"]
+
+
+def test_warnings_are_a_sentence_without_the_code_that_they_are_from() -> None:
+    warning = UserWarning("half of it \x1b[31mis missing")
+    with plain_warnings():
+        shown = warnings.formatwarning(warning, UserWarning, "code.py", 1)
+    assert shown == "Note: half of it \\x1b[31mis missing\n"
+    assert "code.py" in warnings.formatwarning(warning, UserWarning, "code.py", 1)
