@@ -174,9 +174,8 @@ class Assessment(Record):
 
     def __repr__(self) -> str:
         """Say in one line what was assessed and how it came out."""
-        return shortened(
-            f"<Assessment of edit {self.edit[:12]} on {self.images} images: {self.verdict}>"
-        )
+        # The verdict is what matters, to its end, where a control may do better.
+        return shortened(f"<Assessment: {self.verdict}>")
 
     def table(self, most: int = 12) -> str:
         """Return the classes (at most so many), the controls, budget and verdict as plain text."""
