@@ -52,7 +52,7 @@ class Bench:
     def of(
         cls, hooked: HookedModel, dictionary: Dictionary, acts: Activations, n_images: int
     ) -> "Bench":
-        """Read up to so many images, evenly spaced.
+        """Read up to so many images, of every class the same share, evenly spaced in it.
 
         Raises:
             InputError: if logits are no known function of what was recorded.
@@ -65,7 +65,10 @@ class Bench:
         edit = latent_gate(hooked, dictionary, "suppress", 0, 0.0, None, None)
         decisions = Decisions.of(hooked, edit.site, 0.0)
         count = min(n_images, acts.n_images)
-        chosen = torch.arange(count) * acts.n_images // count
+        # Evenly from the images in order of their class: evenly from the recording could miss
+        # classes where labels come in turns.
+        by_class = acts.image_labels().long().argsort(stable=True)
+        chosen = by_class[torch.arange(count) * acts.n_images // count].sort().values
         wanted = torch.zeros(acts.n_images, dtype=torch.bool)
         wanted[chosen] = True
         batches = list(acts.batches(1024, keep=lambda images: wanted[images.long()]))

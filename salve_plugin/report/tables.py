@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.evaluate import Evaluation
@@ -163,6 +163,6 @@ def bench_files(bench: Bench, stepped: Sequence[int]) -> dict[str, Mapping[str, 
     return chunks
 
 
-def strongest_classes(features: Features) -> Float[Tensor, " latents"]:
+def strongest_classes(features: Features) -> Int64[Tensor, " latents"]:
     """Return for each latent the class that it is most specific to."""
     return features.scores.argmax(0)
