@@ -12,6 +12,8 @@ export async function opened(folder, options = {}) {
   });
   const page = await context.newPage();
   const faults = [];
+  const requests = [];
+  page.on("request", (request) => requests.push(request.url()));
   page.on("console", (message) => {
     if (["error", "warning"].includes(message.type())) faults.push(message.text());
   });
@@ -25,5 +27,5 @@ export async function opened(folder, options = {}) {
     await page.goto(`${address}#/${route}`);
     await page.waitForSelector("main h1");
   };
-  return { browser, page, faults, address, show };
+  return { browser, page, faults, requests, address, show };
 }

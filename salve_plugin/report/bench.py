@@ -1,8 +1,8 @@
 """What the edit bench computes with: head inputs, the head, and what only Python can do."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -120,10 +120,12 @@ class Bench:
         reach = self.atoms[latent].double().abs()
         return prediction_steps(head.weight, head.bias, reach, self.x, self.limit(latent))
 
-    def template(self) -> Mapping[str, Any]:
-        """Return the fields that recipes of all edits on the bench share."""
+    def shared_fields(self) -> Mapping[str, str]:
+        """Return the fields that the recipes of all edits on the bench share, each as JSON."""
+        # As text: a page's numbers would turn 1.0 into 1, and the edit into another one.
         fields = self.edit.to_json()
-        return {name: fields[name] for name in ("base", "exactness", "site", "targets")}
+        shared = ("base", "exactness", "site", "targets")
+        return {name: json.dumps(fields[name], sort_keys=True) for name in shared}
 
 
 def dominant_latents(dominant: Sequence[int | None], most: int) -> list[int]:

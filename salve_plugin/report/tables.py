@@ -147,7 +147,7 @@ def bench_files(bench: Bench, stepped: Sequence[int]) -> dict[str, Mapping[str, 
         "bench/head": {"weight": array(bench.weight, "f32"), "bias": array(bench.bias, "f32")},
         "bench/features": {"x": array(bench.x, "f32")},
         "bench/logits": {"logits": array(bench.logits(), "f32")},
-        "bench/recipe": dict(bench.template()),
+        "bench/recipe": dict(bench.shared_fields()),
     }
     for start in range(0, len(bench.atoms), LATENTS_A_FILE):
         atoms = bench.atoms[start : start + LATENTS_A_FILE]
