@@ -93,7 +93,7 @@ def atlas(
     content = _Content(hooked, dictionary, acts, features, active, pictures, quality)
     pages = content.pages(title, study, mapped, bench_images, stepped)
     written = {f"data/{key}.js": script(key, value) for key, value in pages.items()}
-    page = package_files("salve_plugin.report") / "page"
+    page = package_files(__package__) / "page"
     written |= {name: (page / name).read_bytes() for name in PAGE}
     about = {
         "dictionary": dictionary.digest, "network": acts.network_sha256,
