@@ -8,7 +8,8 @@ OUT ?= salve-demo
 SPREAD := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-pretrained test test-slow test-peer lint docs docs-assets notebooks bench clean
+.PHONY: help demo demo-pretrained test test-slow test-peer lint docs docs-assets notebooks bench \
+	atlas atlas-check clean
 
 help: ## List what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -61,6 +62,20 @@ docs: $(VENV)/.docs ## Build the documentation into site/, warnings are errors
 bench: $(VENV)/.dev ## Run the short benchmarks; each prints ours against a peer or a limit
 	set -e; for bench in alpha_crit edits hook_overhead grad_fam recording artifacts hub import_time; do \
 		PYTHONPATH=tests/hub_server $(BIN)/python benchmarks/$$bench.py; done
+
+atlas/node_modules: atlas/package-lock.json
+	cd atlas && npm ci --no-audit --no-fund --silent
+	@touch $@
+
+atlas: atlas/node_modules ## Build the pages of the atlas into the package (needs node and npm)
+	cd atlas && npx vite build
+
+# The pages that are shipped are those that the sources give, byte for byte.
+atlas-check: atlas/node_modules ## Check types and tests of the pages, build them and compare
+	cd atlas && npx tsc && npx vitest run
+	set -e; built=$$(mktemp -d); trap 'rm -rf "$$built"' EXIT; \
+		(cd atlas && ATLAS_OUT="$$built" npx vite build --logLevel error); \
+		diff -r "$$built" salve_plugin/report/page
 
 clean: ## Remove the virtual environment and everything built
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache

@@ -267,9 +267,9 @@ export function Bench() {
     return [label, ...order.slice(0, SHOWN - 1)].sort((a, b) => a - b);
   }, [before, after, label]);
   const download = async () => {
-    const template = await load<object>("bench/recipe");
+    const shared = await load<Record<string, string>>("bench/recipe");
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([recipe(described, template, about.dictionary, atoms!) as BlobPart]));
+    link.href = URL.createObjectURL(new Blob([recipe(described, shared, about.dictionary, atoms!) as BlobPart]));
     link.download = `${operator}-latent-${latents.join("-")}.safetensors`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);

@@ -58,20 +58,26 @@ export function command(
   return { line: words.join(" ") };
 }
 
-/** An edit as a safetensors file: its atoms, and in the metadata what `Edit.from_json` takes. */
+/**
+ * An edit as a safetensors file: its atoms, and in the metadata what `Edit.from_json` takes.
+ *
+ * The fields that all edits share come as JSON text and stay text: to JavaScript 1.0 is 1, to an
+ * edit's digest it is not.
+ */
 export function recipe(
-  edit: Described, template: object, dictionary: string, atoms: Float32Array[],
+  edit: Described, shared: Record<string, string>, dictionary: string, atoms: Float32Array[],
 ): Uint8Array {
-  const fields = {
-    ...template,
-    operator: { form: "gate", mode: edit.operator, strength: edit.alpha },
-    provenance: { dictionary, kind: "latents", latents: edit.latents, note: "" },
-    rows: edit.rows ? [...edit.rows].sort((a, b) => a - b) : null,
+  const texts: Record<string, string> = {
+    ...shared,
+    operator: `{"form":"gate","mode":"${edit.operator}","strength":${literal(edit.alpha)}}`,
+    provenance: JSON.stringify({ dictionary, kind: "latents", latents: edit.latents, note: "" }),
+    rows: JSON.stringify(edit.rows && [...edit.rows].sort((a, b) => a - b)),
   };
+  const fields = Object.keys(texts).sort().map((name) => `${JSON.stringify(name)}:${texts[name]}`);
   const width = atoms[0].length;
   const size = 4 * width * atoms.length;
   let header = JSON.stringify({
-    __metadata__: { recipe: JSON.stringify(fields) },
+    __metadata__: { recipe: `{${fields.join(",")}}` },
     directions: { dtype: "F32", shape: [atoms.length, width], data_offsets: [0, size] },
   });
   let octets = new TextEncoder().encode(header);

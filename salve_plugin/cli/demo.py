@@ -70,3 +70,6 @@ def _digits(out: Path, seeds: int, steps: Steps, as_json: bool) -> None:
     for result in results:
         print_network(result, console())
     print_summary(results, console())
+    for result in results:
+        address = (out / result.name / "atlas" / "index.html").resolve().as_uri()
+        console().print(f"Atlas of {result.name}: {address}", highlight=False, soft_wrap=True)

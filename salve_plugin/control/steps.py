@@ -12,14 +12,14 @@ between, and elsewhere the lines' crossings are followed from the one end to the
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.knots import BLOCK, LIMIT, Knots
 from salve_plugin.errors import InputError
 
-_IMAGES = 64
-"""Images bounded at once: every bound is (images, classes) for each of some ten blocks."""
+_ENTRIES = 1 << 21
+"""Numbers in the sums over blocks that are alive at once: 16 MiB, twice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,102 +84,155 @@ def prediction_steps(
             f"limit {limit:.6g} is to be above 0 and at most {LIMIT:g} / {largest:.6g}, the "
             "largest reach, which is to be above 0"
         )
-    knots = Knots.of(reach)
+    blocks = _Blocks.of(Knots.of(reach), limit)
     weight, bias = weight.double(), bias.double()
-    starts, images, strengths, classes = [], [], [], []
-    for first in range(0, len(x), _IMAGES):
-        part = x[first : first + _IMAGES].double()
-        start = (part @ weight.T + bias).argmax(1)
+    # Every block has sums of (images, classes), and some blocks are alive at once.
+    size = max(1, _ENTRIES // (len(weight) * (len(blocks.columns) + 1)))
+    starts, parts = [], []
+    for first in range(0, len(x), size):
+        start, images, strengths, classes = _steps(
+            weight, bias, blocks, x[first : first + size].double()
+        )
         starts.append(start)
-        near = _near(weight, bias, knots, part, limit)
-        near[torch.arange(len(part)), start] = True
-        for image, own in enumerate(near):
-            labels = own.nonzero()[:, 0]
-            logits, at = _at_knots(weight[labels], bias[labels], knots, part[image], limit)
-            for strength, label in _envelope(at, logits):
-                images.append(first + image)
-                strengths.append(strength)
-                classes.append(int(labels[label]))
-    return Steps(
-        torch.cat(starts),
+        parts.append((images + first, strengths, classes))
+    images, strengths, classes = (torch.cat(each) for each in zip(*parts, strict=True))
+    within = strengths <= limit
+    return Steps(torch.cat(starts), images[within], strengths[within], classes[within], limit)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Blocks of columns that close one after the other, and where, by ascending reach.
+
+    Block b is about strengths from `begin[b]`, where the block after it has closed, to its own
+    largest knot: the last begins at 0.
+
+    Attributes:
+        columns: (blocks, BLOCK).
+        reach: (blocks, BLOCK); the entries that fill the first block up count for nothing.
+        strengths: knots, descending, (blocks, BLOCK).
+        begin: (blocks,).
+        bend: the largest gap between a unit contribution and its chord over the block, (blocks,).
+        padding: how many entries in front count for nothing.
+        rest: columns that close beyond all strengths of interest.
+        rest_reach: of them.
+        first: the block that the limit lies in; those before it are beyond.
+    """
+
+    columns: Int64[Tensor, "blocks block"]
+    reach: Float64[Tensor, "blocks block"]
+    strengths: Float64[Tensor, "blocks block"]
+    begin: Float64[Tensor, " blocks"]
+    bend: Float64[Tensor, " blocks"]
+    padding: int
+    rest: Int64[Tensor, " rest"]
+    rest_reach: Float64[Tensor, " rest"]
+    first: int
+
+    @classmethod
+    def of(cls, knots: Knots, limit: float) -> "_Blocks":
+        """Join the blocks of knots to one another, so that no strength lies between two."""
+        strengths = knots.strengths
+        begin = torch.cat([strengths[1:, 0], strengths.new_zeros(1)])
+        start, end = begin[:, None], strengths[:, :1]
+        gap = (1 - start * knots.reach) * (end - strengths) / (end - start).clamp(min=1e-300)
+        return cls(
+            knots.columns.view(-1, BLOCK), knots.reach, strengths, begin, gap.amax(1).clamp(min=0),
+            knots.padding, knots.rest, knots.rest_reach, int((begin >= limit).sum()),
+        )  # fmt: skip
+
+
+def _steps(
+    weight: Float64[Tensor, "classes width"],
+    bias: Float64[Tensor, " classes"],
+    blocks: _Blocks,
+    x: Float64[Tensor, "images width"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the start and the steps of some images; steps beyond the limit may be among them."""
+    rest = x[:, blocks.rest]
+    offsets = [rest @ weight[:, blocks.rest].T + bias]
+    slopes = [(rest * blocks.rest_reach) @ weight[:, blocks.rest].T]
+    terms = []
+    for block, columns in enumerate(blocks.columns):
+        terms.append(x[:, columns])
+        if block == 0:
+            terms[0][:, : blocks.padding] = 0
+        # Sums from the smallest reach up: what is used up is never subtracted again.
+        rows = weight[:, columns].T
+        offsets.append(offsets[-1] + terms[-1] @ rows)
+        slopes.append(slopes[-1] + (terms[-1] * blocks.reach[block]) @ rows)
+    start = offsets[-1].argmax(1)
+    current = start.clone()
+    steps: list[tuple[int, float, int]] = []
+    for block in range(len(blocks.columns) - 1, blocks.first - 1, -1):
+        own = weight[:, blocks.columns[block]]
+        low = offsets[block + 1] - blocks.begin[block] * slopes[block + 1]
+        high = offsets[block] - blocks.strengths[block, 0] * slopes[block]
+        # To either side of the chord: positive contributions bend a logit down, negative ones up.
+        bend = blocks.bend[block] * (1 + 1e-9) * (terms[block].abs() @ own.abs().T)
+        surely = (torch.minimum(low, high) - bend).amax(1, keepdim=True)
+        near = torch.maximum(low, high) + bend >= surely
+        near[torch.arange(len(x)), current] = True
+        at = torch.cat([blocks.begin[block, None], blocks.strengths[block].flip(0)])
+        for image in (near.sum(1) > 1).nonzero()[:, 0].tolist():
+            labels = near[image].nonzero()[:, 0]
+            products = own[labels] * terms[block][image]
+            values = torch.cat(
+                [
+                    low[image, labels, None],
+                    _at_knots(
+                        products, offsets[block][image, labels], slopes[block][image, labels],
+                        blocks.reach[block], blocks.strengths[block],
+                    ).flip(1),
+                ],
+                1,
+            )  # fmt: skip
+            found = _envelope(at, values, int((labels == current[image]).nonzero()))
+            steps += [(image, strength, int(labels[winner])) for strength, winner in found]
+            if found:
+                current[image] = labels[found[-1][1]]
+    steps.sort(key=lambda step: step[0])  # stable: strengths ascend within an image already
+    images, strengths, classes = zip(*steps, strict=True) if steps else ((), (), ())
+    return (
+        start,
         torch.tensor(images, dtype=torch.int64),
         torch.tensor(strengths, dtype=torch.float64),
         torch.tensor(classes, dtype=torch.int64),
-        limit,
     )
-
-
-def _near(
-    weight: Float64[Tensor, "classes width"],
-    bias: Float64[Tensor, " classes"],
-    knots: Knots,
-    x: Float64[Tensor, "images width"],
-    limit: float,
-) -> Bool[Tensor, "images classes"]:
-    """Say which classes may be predicted at some strength up to the limit."""
-    near = torch.zeros(len(x), len(weight), dtype=torch.bool)
-    if len(weight) <= BLOCK:  # to solve all of them costs less than to bound them
-        return ~near
-    columns = knots.columns.view(-1, BLOCK)
-    offset = x[:, knots.rest] @ weight[:, knots.rest].T + bias
-    slope = (x[:, knots.rest] * knots.rest_reach) @ weight[:, knots.rest].T
-    for block, own in enumerate(columns):
-        terms, rows = x[:, own].clone(), weight[:, own]
-        if block == 0:
-            terms[:, : knots.padding] = 0
-        high = offset - knots.strengths[block, 0] * slope
-        offset = offset + terms @ rows.T
-        slope = slope + (terms * knots.reach[block]) @ rows.T
-        end = float(knots.strengths[block, -1])
-        if end > limit:
-            continue
-        low = offset - end * slope
-        # Either side of the chord: positive contributions bend a logit down, negative ones up.
-        bend = knots.bend[block] * (terms.abs() @ rows.abs().T) * (1 + 1e-9)
-        surely = (torch.minimum(low, high) - bend).amax(1, keepdim=True)
-        near |= torch.maximum(low, high) + bend >= surely
-    # From the smallest knot down to strength 0 all logits are lines: the ends tell nothing about
-    # what is largest between them but that it is not below the better end's chord.
-    low, high = offset, offset - knots.strengths[-1, -1] * slope
-    surely = torch.minimum(low, high).amax(1, keepdim=True)
-    return near | (torch.maximum(low, high) >= surely)
 
 
 def _at_knots(
-    weight: Float64[Tensor, "classes width"],
-    bias: Float64[Tensor, " classes"],
-    knots: Knots,
-    x: Float64[Tensor, " width"],
-    limit: float,
-) -> tuple[Float64[Tensor, "classes knots"], Float64[Tensor, " knots"]]:
-    """Return logits at strength 0, at all knots below the limit, and at the limit; and where."""
-    columns, reach = knots.columns[knots.padding :], knots.reach.view(-1)[knots.padding :]
-    rest = weight[:, knots.rest] * x[knots.rest]
-    terms = torch.cat([rest.sum(1, keepdim=True), weight[:, columns] * x[columns]], 1)
-    falls = torch.cat([(rest * knots.rest_reach).sum(1, keepdim=True), terms[:, 1:] * reach], 1)
-    # Sums from the smallest reach up: what is used up is never subtracted again.
-    offset, slope = terms.cumsum(1) + bias[:, None], falls.cumsum(1)
-    strengths = 1 / reach  # descending
-    below = strengths < limit
-    first = int((~below).sum())  # columns that outlive the limit
-    inside = strengths[below]
-    logits = torch.cat(
-        [
-            offset[:, -1:],
-            (offset[:, first:-1] - inside * slope[:, first:-1]).flip(1),
-            offset[:, first, None] - limit * slope[:, first, None],
-        ],
-        1,
-    )
-    return logits, torch.cat([inside.new_zeros(1), inside.flip(0), inside.new_tensor([limit])])
+    products: Float64[Tensor, "classes block"],
+    offset: Float64[Tensor, " classes"],
+    slope: Float64[Tensor, " classes"],
+    reach: Float64[Tensor, " block"],
+    strengths: Float64[Tensor, " block"],
+) -> Float64[Tensor, "classes block"]:
+    """Return logits at the knots of a block, from the sums over the columns before it."""
+    falls = products * reach
+    # Exclusive sums: at its own knot a column contributes nothing.
+    before = products.cumsum(1) - products
+    sloping = falls.cumsum(1) - falls
+    return offset[:, None] + before - strengths * (slope[:, None] + sloping)
 
 
 def _envelope(
-    strengths: Float64[Tensor, " knots"], logits: Float64[Tensor, "classes knots"]
+    strengths: Float64[Tensor, " knots"], logits: Float64[Tensor, "classes knots"], current: int
 ) -> list[tuple[float, int]]:
-    """Return where the largest of piecewise-linear functions changes, and to which."""
+    """Return where the largest of piecewise-linear functions changes, and to which.
+
+    Args:
+        strengths: ascending.
+        logits: at them; lines in between.
+        current: what was largest just before the first.
+    """
     winners = logits.argmax(0)
     steps: list[tuple[float, int]] = []
+    # Two logits that are equal at a strength may differ in the last bit, summed otherwise.
+    if int(winners[0]) != current and float(logits[current, 0]) < float(logits[:, 0].max()):
+        steps.append((float(strengths[0]), int(winners[0])))
+    elif int(winners[0]) != current:
+        winners[0] = current
     for knot in (winners.diff() != 0).nonzero()[:, 0].tolist():
         begin, end = strengths[knot], strengths[knot + 1]
         at, following = logits[:, knot], logits[:, knot + 1]

@@ -36,6 +36,7 @@ from salve_plugin.discover.features import profile
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import SalveError
+from salve_plugin.report.atlas import atlas
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.files import write_atomically
 from salve_plugin.validate.heat_maps import (
@@ -170,6 +171,11 @@ def _run_network(
             _share(name, experiment, result, test, folder, pictures[result.label])
             for result in classes
         ]
+    with steps.step(f"{name}: write the atlas"):
+        atlas(
+            experiment.hooked, experiment.dictionary, experiment.train, folder / "atlas",
+            images=train.loader().dataset, title=f"Digits, {name}", mapped=n_classes, force=True,
+        )  # fmt: skip
     with steps.step(f"{name}: plant a shortcut, find it and remove it"):
         shortcut = run_shortcut(name, train, test, folder)
     meta = experiment.dictionary.meta

@@ -43,7 +43,7 @@ def atlas(
     top: int = 12,
     mapped: int = 64,
     bench_images: int = 2000,
-    stepped: int = 32,
+    stepped: int = 16,
     force: bool = False,
 ) -> Path:
     """Write a folder of pages that opens from disk, without a server or a network.
@@ -67,7 +67,7 @@ def atlas(
         top: images in a latent's gallery.
         mapped: latents that get Grad-FAM maps, first those that classes depend on: each costs
             `top` forward and backward passes.
-        bench_images: recorded images on the bench, evenly spaced.
+        bench_images: recorded images on the bench, of every class the same share.
         stepped: latents whose suppression on all rows is computed for every strength ahead, where
             the page cannot compute it live.
         force: replace what lies there, whatever it is.
@@ -93,7 +93,7 @@ def atlas(
     content = _Content(hooked, dictionary, acts, features, active, pictures, quality)
     pages = content.pages(title, study, mapped, bench_images, stepped)
     written = {f"data/{key}.js": script(key, value) for key, value in pages.items()}
-    page = package_files("salve_plugin.report") / "page"
+    page = package_files(__package__) / "page"
     written |= {name: (page / name).read_bytes() for name in PAGE}
     about = {
         "dictionary": dictionary.digest, "network": acts.network_sha256,

@@ -1,8 +1,8 @@
 """What the edit bench computes with: head inputs, the head, and what only Python can do."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -52,7 +52,7 @@ class Bench:
     def of(
         cls, hooked: HookedModel, dictionary: Dictionary, acts: Activations, n_images: int
     ) -> "Bench":
-        """Read up to so many images, evenly spaced.
+        """Read up to so many images, of every class the same share, evenly spaced in it.
 
         Raises:
             InputError: if logits are no known function of what was recorded.
@@ -65,7 +65,10 @@ class Bench:
         edit = latent_gate(hooked, dictionary, "suppress", 0, 0.0, None, None)
         decisions = Decisions.of(hooked, edit.site, 0.0)
         count = min(n_images, acts.n_images)
-        chosen = torch.arange(count) * acts.n_images // count
+        # Evenly from the images in order of their class: evenly from the recording could miss
+        # classes where labels come in turns.
+        by_class = acts.image_labels().long().argsort(stable=True)
+        chosen = by_class[torch.arange(count) * acts.n_images // count].sort().values
         wanted = torch.zeros(acts.n_images, dtype=torch.bool)
         wanted[chosen] = True
         batches = list(acts.batches(1024, keep=lambda images: wanted[images.long()]))
@@ -117,10 +120,12 @@ class Bench:
         reach = self.atoms[latent].double().abs()
         return prediction_steps(head.weight, head.bias, reach, self.x, self.limit(latent))
 
-    def template(self) -> Mapping[str, Any]:
-        """Return the fields that recipes of all edits on the bench share."""
+    def shared_fields(self) -> Mapping[str, str]:
+        """Return the fields that the recipes of all edits on the bench share, each as JSON."""
+        # As text: a page's numbers would turn 1.0 into 1, and the edit into another one.
         fields = self.edit.to_json()
-        return {name: fields[name] for name in ("base", "exactness", "site", "targets")}
+        shared = ("base", "exactness", "site", "targets")
+        return {name: json.dumps(fields[name], sort_keys=True) for name in shared}
 
 
 def dominant_latents(dominant: Sequence[int | None], most: int) -> list[int]:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
@@ -36,13 +36,13 @@ class Images:
     Attributes:
         data_set: indexed as it was recorded: (image, label).
         labels: of the recording, (images,).
-        own: what the data set's labels are for the model.
+        own: the model's class for each label of the data set; None if they are the same.
         files: names of the images' files, if they have any.
     """
 
     data_set: Any
     labels: Int64[Tensor, " images"]
-    own: Labels
+    own: Int64[Tensor, " labels"] | None
     files: Sequence[str] | None
     _thumbnails: dict[int, bytes] = field(default_factory=dict)
 
@@ -65,8 +65,11 @@ class Images:
             )
         samples = getattr(data_set, "samples", None)
         files = None if samples is None else [Path(str(sample[0])).name for sample in samples]
-        loader: Any = SimpleNamespace(dataset=data_set)
-        own = Labels.of(hooked.model, n_outputs(hooked), loader)
+        try:
+            loader: DataLoader[Any] = DataLoader(data_set)  # type: ignore[arg-type] # has __len__
+            own = Labels.of(hooked.model, n_outputs(hooked), loader).indices
+        except InputError:  # its names say nothing: recorded with others, or with none
+            own = None
         return cls(data_set, acts.image_labels().long(), own, files)
 
     def read(self, index: int) -> Float[Tensor, "channels height width"]:
@@ -76,13 +79,13 @@ class Images:
             InputError: if its label is not the recorded one.
         """
         image, label = self.data_set[index]
-        given = torch.tensor(int(label))
-        if self.own.indices is not None and int(given) < len(self.own.indices):
-            given = self.own.indices[given]
-        if int(given) != int(self.labels[index]):
+        given, recorded = int(label), int(self.labels[index])
+        if self.own is not None and 0 <= given < len(self.own):
+            given = int(self.own[given])
+        if given != recorded:
             raise InputError(
-                f"image {index} has label {int(given)}, but {int(self.labels[index])} was recorded "
-                "in its place; pass the data set that was recorded, in its order"
+                f"image {index} has label {given}, but {recorded} was recorded in its place; pass "
+                "the data set that was recorded, in its order"
             )
         tensor: Tensor = image
         if index not in self._thumbnails:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.evaluate import Evaluation
@@ -147,7 +147,7 @@ def bench_files(bench: Bench, stepped: Sequence[int]) -> dict[str, Mapping[str, 
         "bench/head": {"weight": array(bench.weight, "f32"), "bias": array(bench.bias, "f32")},
         "bench/features": {"x": array(bench.x, "f32")},
         "bench/logits": {"logits": array(bench.logits(), "f32")},
-        "bench/recipe": dict(bench.template()),
+        "bench/recipe": dict(bench.shared_fields()),
     }
     for start in range(0, len(bench.atoms), LATENTS_A_FILE):
         atoms = bench.atoms[start : start + LATENTS_A_FILE]
@@ -163,6 +163,6 @@ def bench_files(bench: Bench, stepped: Sequence[int]) -> dict[str, Mapping[str, 
     return chunks
 
 
-def strongest_classes(features: Features) -> Float[Tensor, " latents"]:
+def strongest_classes(features: Features) -> Int64[Tensor, " latents"]:
     """Return for each latent the class that it is most specific to."""
     return features.scores.argmax(0)

@@ -1,5 +1,6 @@
 """Controls: dictionaries of the same size and site that a learned one must beat."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -148,16 +149,21 @@ def _frozen(
     acts: Activations, dictionary: Dictionary, k: int, seed: int, steps: int | None
 ) -> Dictionary:
     """Train an encoder for random atoms, as long as the dictionary was trained."""
-    meta = dictionary.meta
+    # Learners without an optimizer note 0 steps: nothing to keep up with.
     budget: dict[str, Any] = {
-        name: meta[name] for name in ("steps", "batch_size") if isinstance(meta.get(name), int)
+        name: value
+        for name in ("steps", "batch_size")
+        if isinstance(value := dictionary.meta.get(name), int) and value > 0
     }
     if steps is not None:
         budget |= {"steps": steps, "learning_rate": 1e-3}  # else it is searched for
-    return fit(
-        acts, "topk", n_latents=dictionary.n_latents, seed=SEED_OFFSET + seed,
-        initialization="random", train_atoms=False, k=k, **budget,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # That many of its latents are dead is no advice for the dictionary that it is a control of.
+        warnings.simplefilter("ignore", UserWarning)
+        return fit(
+            acts, "topk", n_latents=dictionary.n_latents, seed=SEED_OFFSET + seed,
+            initialization="random", train_atoms=False, k=k, **budget,
+        )  # fmt: skip
 
 
 def _sample(acts: Activations, n_latents: int, seed: int) -> Tensor:

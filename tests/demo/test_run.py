@@ -46,6 +46,7 @@ def test_the_demo_on_digits_meets_its_goal_and_writes_everything(
             digest = EditArtifact.verify(folder / "artifacts" / str(label))
             assert digest == result["artifacts"][label]["sha256"]
         assert (folder / "grad_fam.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "atlas" / "index.html").exists()
         assert (folder / "maximization.png").read_bytes().startswith(b"\x89PNG")
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert saved["environment"]["threads"] == 1

@@ -124,6 +124,12 @@ def test_frozen_keeps_its_atoms_and_trains_as_long_as_the_dictionary(
     assert not torch.equal(found.encoder_weight, brief.encoder_weight)
 
 
+def test_a_dictionary_that_took_no_steps_has_a_frozen_control_too(recorded: Any) -> None:
+    dictionary = fit(recorded.acts, "itda", n_latents=8)
+    assert dictionary.meta["steps"] == 0
+    assert control("frozen", recorded.acts, dictionary, k=1).n_latents == dictionary.n_latents
+
+
 def test_controls_never_see_held_out_images(
     make_recorded: Callable[..., Any], planted: Any, dictionary: Dictionary
 ) -> None:

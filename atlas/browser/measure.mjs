@@ -1,0 +1,67 @@
+/** Prints, as JSON, how long an atlas takes to be usable and how long interactions take. */
+import { opened } from "./page.mjs";
+
+const [, , folder, latent, label] = process.argv;
+const { browser, page, faults, address } = await opened(folder);
+const times = {};
+
+await page.goto(address);
+await page.waitForSelector(".list .body .row a");
+times["first page, until its list is there"] = await page.evaluate(() => performance.now());
+
+/** Milliseconds from an event until what follows from it is painted. */
+async function interaction(name, act, argument) {
+  const repeated = [];
+  for (let turn = 0; turn < 5; turn++) {
+    // As one expression: the page's policy lets nothing be evaluated from within.
+    repeated.push(await page.evaluate(`(async () => {
+      const painted = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+      await painted();
+      const start = performance.now();
+      (${act})(${JSON.stringify(argument ?? null)}, ${turn});
+      await painted();
+      return performance.now() - start;
+    })()`));
+  }
+  times[name] = repeated.sort((a, b) => a - b)[2];
+}
+
+const typed = (selector, turn) => {
+  const field = document.querySelector(selector);
+  field.value = String(turn + 1);
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+};
+const dragged = (selector, turn) => {
+  const slider = document.querySelector(selector);
+  slider.value = String(200 + 60 * turn);
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+};
+await interaction("search among classes", typed, ".search input");
+await page.goto(`${address}#/latents`);
+await page.waitForSelector(".list .body .row a");
+await interaction("search among latents", typed, ".search input");
+await page.fill(".search input", "");
+await interaction("sort latents", (value, turn) => document.querySelectorAll(".list .head button")[turn % 5].click());
+await interaction("scroll the list of latents", (value, turn) => { document.querySelector(".list .body").scrollTop = 90000 * (turn + 1); });
+
+async function cold(name, route, selector) {
+  const start = Date.now();
+  await page.goto(`${address}#/${route}`);
+  await page.waitForSelector(selector);
+  times[name] = Date.now() - start;
+}
+await cold("a latent's page, first time", `latent/${latent}`, ".gallery figure");
+await cold("a class's page, first time", `class/${label}`, ".chart canvas");
+await cold("edit bench, first time", `bench?latents=${latent}&rows=${label}&class=${label}`, "#outcome");
+await page.waitForSelector(".chart canvas");
+await interaction("drag the strength, one row", dragged, "#alpha");
+await page.goto(`${address}#/bench?latents=${latent}&rows=${label},1,2&class=${label}`);
+await page.waitForSelector("#outcome");
+await interaction("drag the strength, three rows", dragged, "#alpha");
+await page.goto(`${address}#/bench?latents=${latent}&rows=all&class=${label}`);
+await page.waitForSelector("#outcome, .results .error");
+times["all rows"] = (await page.$("#outcome")) ? "followed" : "not followed";
+if (times["all rows"] === "followed") await interaction("drag the strength, all rows", dragged, "#alpha");
+times.faults = faults;
+console.log(JSON.stringify(times));
+await browser.close();

@@ -1,0 +1,31 @@
+/** A real browser with the network off, on an atlas that lies on disk. */
+import { pathToFileURL } from "node:url";
+import { chromium } from "playwright-core";
+
+export async function opened(folder, options = {}) {
+  const browser = await chromium.launch({
+    executablePath: process.env.SALVE_CHROMIUM ?? "/usr/bin/chromium",
+    args: ["--no-sandbox", "--disable-background-networking"],
+  });
+  const context = await browser.newContext({
+    offline: true, viewport: { width: 1280, height: 860 }, acceptDownloads: true, ...options,
+  });
+  const page = await context.newPage();
+  const faults = [];
+  const requests = [];
+  page.on("request", (request) => requests.push(request.url()));
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) faults.push(message.text());
+  });
+  page.on("pageerror", (error) => faults.push(String(error)));
+  page.on("dialog", (dialog) => {
+    faults.push(`dialog: ${dialog.message()}`);
+    dialog.dismiss();
+  });
+  const address = pathToFileURL(`${folder}/index.html`).href;
+  const show = async (route) => {
+    await page.goto(`${address}#/${route}`);
+    await page.waitForSelector("main h1");
+  };
+  return { browser, page, faults, requests, address, show };
+}

@@ -1,0 +1,110 @@
+/** Walks through an atlas as people do; reads what to try from standard input, prints what it saw. */
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { opened } from "./page.mjs";
+
+const [, , folder, downloads] = process.argv;
+const asked = JSON.parse(readFileSync(0, "utf8"));
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const seen = { edits: [], axe: {}, focus: [] };
+const { browser, page, faults, requests, show } = await opened(folder, { colorScheme: asked.scheme ?? "light" });
+
+async function checked(name) {
+  await page.evaluate(axe); // from outside: the page's own policy would not let it in
+  const result = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"], preload: false }));
+  seen.axe[name] = result.violations.map(({ id, impact, nodes }) => ({ id, impact, where: nodes.slice(0, 3).map((node) => node.html.slice(0, 200)) }));
+}
+
+/** What the bench says now. */
+const outcome = () => page.evaluate(() => ({
+  overall: Number(document.querySelector("#overall-accuracy")?.dataset.value),
+  classes: Object.fromEntries(Array.from(document.querySelectorAll("td[data-class]"), (cell) => [cell.dataset.class, Number(cell.dataset.value)])),
+  alpha: Number(document.querySelector("#alpha-number")?.value),
+  texts: Array.from(document.querySelectorAll("pre"), (each) => each.textContent),
+}));
+
+for (const edit of asked.edits) {
+  await show(`bench?latents=${edit.latents.join(",")}&rows=${edit.rows ? edit.rows.join(",") : "all"}&class=${edit.label}`);
+  await page.waitForSelector("#outcome");
+  if (edit.operator !== "suppress") await page.selectOption("form select >> nth=1", edit.operator);
+  if (edit.operator !== "mask") {
+    await page.fill("#alpha-number", String(edit.strength));
+    await page.press("#alpha-number", "Enter");
+  }
+  await page.waitForTimeout(80);
+  const found = await outcome();
+  if (edit.download) {
+    const waiting = page.waitForEvent("download");
+    await page.click("#download");
+    const download = await waiting;
+    found.file = `${downloads}/${download.suggestedFilename()}`;
+    await download.saveAs(found.file);
+  }
+  seen.edits.push(found);
+}
+
+// The strength is dragged with the mouse, then moved with the keys.
+const first = asked.edits[0];
+await show(`bench?latents=${first.latents.join(",")}&rows=${first.rows.join(",")}&class=${first.label}`);
+await page.waitForSelector("#outcome");
+await page.locator("#alpha").scrollIntoViewIfNeeded();
+const box = await page.locator("#alpha").boundingBox();
+await page.mouse.move(box.x + 8, box.y + box.height / 2);
+await page.mouse.down();
+seen.dragged = [];
+for (const share of [0.2, 0.35, 0.5]) {
+  await page.mouse.move(box.x + share * box.width, box.y + box.height / 2, { steps: 3 });
+  await page.waitForTimeout(40);
+  seen.dragged.push(await outcome());
+}
+await page.mouse.up();
+await page.focus("#alpha");
+for (let press = 0; press < 20; press++) await page.keyboard.press("ArrowRight");
+await page.waitForTimeout(60);
+seen.keyed = await outcome();
+
+for (const route of ["", "classes", "latents", `class/${first.label}`, `latent/${first.latents[0]}`, `bench?latents=${first.latents[0]}&rows=${first.rows[0]}&class=${first.label}`]) {
+  await show(route);
+  await page.waitForTimeout(250);
+  await checked(route || "overview");
+}
+
+// By keys alone from the top of the overview to the list, down in it, and into a class.
+await show("");
+await page.reload();
+await page.waitForSelector(".list .body .row");
+for (let press = 0; press < 40; press++) {
+  await page.keyboard.press("Tab");
+  const focus = await page.evaluate(() => {
+    const element = document.activeElement;
+    const style = getComputedStyle(element);
+    return {
+      words: (element.getAttribute("aria-label") ?? element.textContent ?? "").slice(0, 40), tag: element.tagName,
+      visible: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0, place: element.dataset.place ?? null,
+    };
+  });
+  seen.focus.push(focus);
+  if (focus.place !== null) break;
+}
+for (let press = 0; press < 5; press++) {
+  await page.keyboard.press("ArrowDown");
+  await page.waitForTimeout(50);
+}
+await page.keyboard.press("Enter");
+await page.waitForTimeout(150);
+seen.arrived = await page.evaluate(() => ({ hash: location.hash, title: document.querySelector("main h1")?.textContent, focused: document.activeElement?.tagName }));
+await page.keyboard.press("Tab");
+seen.next = await page.evaluate(() => document.activeElement?.tagName);
+await show("classes");
+await page.waitForSelector(".list .body .row");
+seen.names = await page.evaluate(() => Array.from(document.querySelectorAll('.list .body [role="row"] > :first-child'), (cell) => cell.textContent));
+seen.scripts = await page.evaluate(() => Array.from(document.querySelectorAll("script, img[src='x']"), (each) => each.outerHTML.slice(0, 100)));
+await page.fill(".search input", "script");
+await page.waitForTimeout(80);
+seen.searched = await page.evaluate(() => document.querySelectorAll('.list .body [role="row"]').length);
+await page.emulateMedia({ media: "print" });
+seen.printed = await page.evaluate(() => getComputedStyle(document.querySelector(".top nav")).display);
+seen.requests = [...new Set(requests)].filter((address) => !address.startsWith("data:") && !address.startsWith("blob:"));
+seen.faults = faults;
+console.log(JSON.stringify(seen));
+await browser.close();

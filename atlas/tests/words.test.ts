@@ -1,0 +1,49 @@
+import { execFileSync } from "node:child_process";
+import { describe, expect, it } from "vitest";
+import { command, literal, quoted, recipe, script } from "../src/words";
+
+const edit = { operator: "suppress" as const, latents: [5], rows: [3, 1], alpha: 4.25 };
+const HOSTILE = ["a b", "it's", "$(touch /tmp/x)", "`id`", "-x", "two\nlines", '"', "\\", "é", "", "a;b", "*", "~"];
+
+describe("words", () => {
+  it("quotes so that a shell passes every word on unchanged", () => {
+    for (const word of HOSTILE) {
+      const out = execFileSync("/bin/sh", ["-c", `printf '%s|' ${quoted(word)} end`], { encoding: "utf8" });
+      expect(out).toBe(`${word}|end|`);
+    }
+  });
+
+  it("writes numbers that Python reads as floats", () => {
+    expect([literal(0), literal(4), literal(0.1), literal(1e-7), literal(1e21)]).toEqual(["0.0", "4.0", "0.1", "1e-7", "1e+21"]);
+  });
+
+  it("writes the command", () => {
+    expect(command(edit, "my study", "it's")).toEqual({
+      line: `salve edit 'my study' --class='it'\\''s' --latent 5 --rows 3,1 --strength 4.25 --out latent-5-edit`,
+    });
+    expect(command({ ...edit, operator: "enhance", rows: null }, "s", null)).toEqual({
+      line: "salve edit s --latent 5 --rows all --strength 4.25 --enhance --out latent-5-edit",
+    });
+    expect(command({ ...edit, latents: [1, 2] }, "s", null)).toHaveProperty("missing");
+    expect(command({ ...edit, operator: "mask" }, "s", null)).toHaveProperty("missing");
+    expect(command(edit, null, null)).toHaveProperty("missing");
+  });
+
+  it("writes Python", () => {
+    const text = script({ ...edit, latents: [5, 6], rows: null }, 'a "b"');
+    expect(text).toContain('salve.Dictionary.from_pretrained("a \\"b\\"/dictionary")');
+    expect(text).toContain("edit = salve.suppress(hooked, dictionary, latent=[5, 6], strength=4.25, rows=None)");
+    expect(script({ ...edit, operator: "mask", rows: [3] }, "s")).toContain("edit = salve.mask(hooked, 3, acts)");
+  });
+
+  it("writes a recipe as aligned safetensors", () => {
+    const file = recipe(edit, { site: `{"name":"ü","share":1.0}` }, "d", [Float32Array.of(1, -2)]);
+    const size = Number(new DataView(file.buffer).getBigUint64(0, true));
+    expect(size % 8).toBe(0);
+    const header = JSON.parse(new TextDecoder().decode(file.subarray(8, 8 + size)));
+    expect(header.directions).toEqual({ dtype: "F32", shape: [1, 2], data_offsets: [0, 8] });
+    expect(header.__metadata__.recipe).toContain('"share":1.0');
+    expect(JSON.parse(header.__metadata__.recipe)).toMatchObject({ site: { name: "ü" }, rows: [1, 3], provenance: { latents: [5] } });
+    expect(Array.from(new Float32Array(file.slice(8 + size).buffer))).toEqual([1, -2]);
+  });
+});

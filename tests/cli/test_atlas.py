@@ -1,0 +1,95 @@
+"""`salve atlas`: the pages of a study, where they go, and the line that they write."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from command import run
+
+from salve_plugin.errors import ReadError
+from salve_plugin.share.artifact import EditArtifact
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def made(image_folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of images of its own, which tests may take away."""
+    from salve_plugin.cli import main
+
+    folder = tmp_path_factory.mktemp("studied")
+    shutil.copytree(image_folder, folder / "images")
+    with pytest.raises(SystemExit) as exit_info:
+        main(["discover", "--model", "test_resnet", "--checkpoint", str(checkpoint),
+              "--num-classes", "10", "--data", str(folder / "images"),
+              "--out", str(folder / "study"), "--latents", "12", "--learner", "itda",
+              "--json"])  # fmt: skip
+    assert exit_info.value.code in (0, None)
+    return folder
+
+
+def test_a_study_becomes_pages_beside_it(made: Path, capsys: Capture) -> None:
+    status, said = run(capsys, "atlas", made / "study", "--no-quality", "--maps", 2)
+    assert status == 0, said
+    page = made / "study" / "atlas" / "index.html"
+    assert said["atlas"] == str(page)
+    assert said["address"] == page.resolve().as_uri()
+    assert said["missing"] is None
+    assert said["bytes"] == sum(
+        file.stat().st_size for file in page.parent.rglob("*.*") if file.is_file()
+    )
+    index = (page.parent / "data" / "index.js").read_text()
+    assert '"title":"test_resnet on images"' in index
+    assert (page.parent / "data" / "images" / "0.js").exists()
+    again, _ = run(capsys, "atlas", made / "study", "--no-quality", "--maps", 0)
+    assert again == 0
+
+
+@pytest.mark.slow
+def test_the_dictionary_stands_beside_its_controls(
+    made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert run(capsys, "atlas", made / "study", "--maps", 0, "--out", tmp_path)[0] == 0
+    index = (tmp_path / "data" / "index.js").read_text()
+    assert '"columns":["dictionary","random","frozen"' in index
+
+
+def test_the_line_that_the_bench_writes_makes_the_edit(
+    made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    line = (
+        "edit", made / "study", "--class=3", "--latent", "2", "--rows", "3,5", "--strength", "6.5",
+        "--out", tmp_path / "edit",
+    )  # fmt: skip
+    status, _ = run(capsys, *line)
+    assert status == 0
+    edit = EditArtifact.from_pretrained(tmp_path / "edit").edit
+    assert (edit.latent, edit.rows, edit.strength) == (2, (3, 5), 6.5)
+
+
+def test_somebody_elses_files_and_the_images_are_left_alone(
+    made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    arguments = ("atlas", made / "study", "--no-quality", "--maps", 0, "--out")
+    status, said = run(capsys, *arguments, tmp_path)
+    assert (status, said["error"]) == (1, "InputError")
+    assert (tmp_path / "index.html").read_text() == "mine"
+    assert run(capsys, *arguments, made / "images" / "atlas")[0] == 1
+    assert run(capsys, *arguments, tmp_path, "--force")[0] == 0
+
+
+def test_an_atlas_without_images_says_so(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    (made / "images").rename(made / "elsewhere")
+    try:
+        status, said = run(capsys, "atlas", made / "study", "--no-quality", "--out", tmp_path)
+    finally:
+        (made / "elsewhere").rename(made / "images")
+    assert status == 0
+    assert said["missing"].startswith("no pictures: ")
+    assert not (tmp_path / "data" / "images").exists()
+
+
+def test_what_is_no_study_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    status, said = run(capsys, "atlas", tmp_path)
+    assert (status, said["error"]) == (1, ReadError.__name__)

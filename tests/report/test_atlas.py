@@ -1,0 +1,214 @@
+"""The atlas of a real study: what its files hold, and what they refuse."""
+
+import base64
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_study import NAMES, Small
+from torch.utils.data import Subset
+
+import salve_plugin as salve
+from salve_plugin.control.evaluate import evaluate_head
+from salve_plugin.control.operators.gate import scaled_weight
+from salve_plugin.errors import BaseMismatchError, InputError
+from salve_plugin.report import bench as bench_module
+from salve_plugin.report.bench import Bench
+
+TYPES = {"i8": "<i1", "i32": "<i4", "f32": "<f4", "f64": "<f8"}
+
+
+def revived(value: Any) -> Any:
+    """Return what a page makes of a piece of data."""
+    if isinstance(value, list):
+        return [revived(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"type", "data"}:
+        return np.frombuffer(base64.b64decode(value["data"]), TYPES[value["type"]])
+    return {name: revived(each) for name, each in value.items()}
+
+
+def piece(folder: Path, key: str) -> Any:
+    text = (folder / "data" / f"{key}.js").read_text(encoding="ascii")
+    start = f"atlas.provide({json.dumps(key)},"
+    assert text.startswith(start)
+    return revived(json.loads(text.removeprefix(start).removesuffix(");\n")))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+@pytest.fixture(scope="module")
+def folder(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("atlas") / "here"
+    page = salve.atlas(
+        small.hooked, small.dictionary, small.acts, place, images=small.images, mapped=10, top=6
+    )
+    assert page == place / "index.html"
+    return place
+
+
+def test_the_same_study_gives_the_same_bytes(small: Small, folder: Path, tmp_path: Path) -> None:
+    salve.atlas(
+        small.hooked, small.dictionary, small.acts, tmp_path, images=small.images, mapped=10, top=6
+    )
+    assert contents(tmp_path) == contents(folder)
+
+
+def test_the_index_says_what_was_measured(small: Small, folder: Path) -> None:
+    index = piece(folder, "index")
+    weight, bias = small.hooked.unembed()
+    before = evaluate_head(weight, bias, small.acts)
+    assert index["classes"]["names"] == list(NAMES)
+    assert index["classes"]["overall"] == before.overall
+    np.testing.assert_allclose(index["classes"]["accuracy"], before.accuracy.float())
+    features = salve.profile(small.dictionary, small.acts)
+    dominant = [features.dominant(label) for label in range(10)]
+    assert index["classes"]["dominant"].tolist() == dominant
+    assert index["about"]["files"][0].endswith("<b>.png")
+    assert len(index["about"]["images"]) == len(set(index["about"]["images"].tolist()))
+
+
+def test_a_class_has_its_critical_strengths_and_its_row_of_the_confusion(
+    small: Small, folder: Path
+) -> None:
+    label = 3
+    entry = piece(folder, "classes/0")["classes"][label]
+    features = salve.profile(small.dictionary, small.acts)
+    for rows, name in (([label], "own"), (None, "all")):
+        edit = salve.suppress(
+            small.hooked, small.dictionary, latent=features.dominant(label), strength=1.0, rows=rows
+        )
+        crit = salve.alpha_crit(small.hooked, edit, small.acts, target="flip", classes=[label])
+        assert entry["crit"][name].tolist() == crit.values.sort().values.tolist()
+    weight, bias = small.hooked.unembed()
+    row = evaluate_head(weight, bias, small.acts).confusion[label]
+    assert dict(zip(entry["predicted"]["classes"], entry["predicted"]["images"], strict=True)) == {
+        int(each): int(row[each]) for each in row.nonzero()[:, 0]
+    }
+    assert entry["ranked"] == features.ranked(label, 12)
+
+
+def test_a_latent_has_a_gallery_with_maps(small: Small, folder: Path) -> None:
+    features = salve.profile(small.dictionary, small.acts)
+    latent = features.dominant(0)
+    entry = piece(folder, f"latents/{latent // 64}")["latents"][latent % 64]
+    images = entry["images"].tolist()
+    fam = salve.LayerGradFam.of(small.hooked, small.dictionary)
+    inputs = torch.stack([small.images[image][0] for image in images])
+    heats = fam.attribute(inputs, target=latent)[:, 0]
+    maps = entry["maps"]
+    assert (maps["height"], maps["width"]) == tuple(heats.shape[1:])
+    values = torch.from_numpy(maps["values"].astype(np.float32)).view_as(heats) * maps["unit"]
+    sign = -1 if entry["codes"][0] < 0 else 1
+    torch.testing.assert_close(values * sign, heats, rtol=0, atol=0.51 * maps["unit"])
+    others = (features.means.sum(0) - features.means) / 9
+    shift = (features.means - others)[:, latent] / features.spreads[latent]
+    np.testing.assert_allclose(
+        entry["profile"]["shifts"], shift[entry["profile"]["classes"].tolist()], rtol=1e-5
+    )
+
+
+def test_the_bench_has_what_evaluation_needs(small: Small, folder: Path) -> None:
+    head, index = piece(folder, "bench/head"), piece(folder, "index")
+    x = torch.tensor(piece(folder, "bench/features")["x"]).view(300, -1)
+    weight = torch.tensor(head["weight"]).view(10, -1)
+    direction = small.dictionary.atoms[5]
+    atoms = piece(folder, "atoms/0")["atoms"].reshape(-1, x.shape[1])
+    assert np.array_equal(atoms[5], direction)
+    labels = torch.tensor(index["bench"]["labels"]).long()
+    edited = scaled_weight(weight, direction, 4.0, rows=[2, 3])
+    after = evaluate_head(edited, torch.tensor(head["bias"]), (x, labels))
+    edit = salve.suppress(small.hooked, small.dictionary, latent=5, strength=4.0, rows=[2, 3])
+    model = edit.edited(small.hooked.model)
+    whole = salve.evaluate(model, [(small.images.images, small.images.labels)])
+    assert torch.equal(after.confusion, whole.confusion)
+    logits = torch.tensor(piece(folder, "bench/logits")["logits"]).view(300, 10)
+    assert torch.equal(logits, torch.addmm(torch.tensor(head["bias"]), x, weight.T))
+
+
+def test_steps_are_computed_where_a_page_could_not_follow(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_module, "LIVE", 0)
+    salve.atlas(small.hooked, small.dictionary, small.acts, tmp_path, stepped=2)
+    index = piece(tmp_path, "index")
+    assert not index["bench"]["live"]
+    assert len(index["bench"]["steps"]) == 2
+    latent = index["bench"]["steps"][0]
+    steps = piece(tmp_path, f"steps/{latent}")
+    strength = 0.3 * steps["limit"]
+    bench = Bench.of(small.hooked, small.dictionary, small.acts, 300)
+    predicted = bench.logits().argmax(1)
+    for image, at, label in zip(steps["images"], steps["strengths"], steps["classes"], strict=True):
+        if at <= strength:
+            predicted[image] = int(label)
+    edited = scaled_weight(bench.weight, small.dictionary.atoms[latent], strength)
+    assert torch.equal(predicted, torch.addmm(bench.bias, bench.x, edited.T).argmax(1))
+
+
+def test_images_of_the_bench_are_evenly_chosen_from_every_class(small: Small) -> None:
+    bench = Bench.of(small.hooked, small.dictionary, small.acts, 100)
+    labels = small.acts.image_labels().long()
+    assert torch.equal(bench.x, small.acts.tensor()[bench.images])
+    assert torch.equal(bench.labels, labels[bench.images])
+    assert bool((bench.images.diff() > 0).all())
+    shares = torch.bincount(bench.labels) / torch.bincount(labels)
+    assert float((shares - 1 / 3).abs().max()) < 0.06
+
+
+def test_without_the_heads_input_there_is_no_bench_but_all_else(
+    small: Small, tmp_path: Path
+) -> None:
+    batches = [(small.images.images, small.images.labels)]
+    acts = salve.record(small.hooked, batches, "blocks.3.hook_resid_post", progress=False)
+    dictionary = salve.fit(acts, "itda", n_latents=16)
+    data_set = list(zip(small.images.images, small.images.labels, strict=True))
+    salve.atlas(small.hooked, dictionary, acts, tmp_path, images=data_set, mapped=2)
+    index = piece(tmp_path, "index")
+    assert index["bench"] is None
+    assert "this recording is of 'blocks.3.hook_resid_post'" in index["bench_missing"]
+    assert not (tmp_path / "data" / "bench").exists()
+    assert len(index["about"]["images"])
+
+
+def test_other_images_than_the_recorded_ones_are_refused(small: Small, tmp_path: Path) -> None:
+    def make(images: object) -> None:
+        folder = tmp_path / "atlas"
+        salve.atlas(small.hooked, small.dictionary, small.acts, folder, images=images)
+
+    with pytest.raises(InputError, match="images has 10 items, the recording 300"):
+        make(Subset(small.images, range(10)))
+    with pytest.raises(InputError, match=r"has label \d, but \d was recorded in its place"):
+        make(Subset(small.images, list(range(299, -1, -1))))
+    with pytest.raises(InputError, match="images are a generator; expected a data set"):
+        make(image for image in small.images.images)
+    assert not (tmp_path / "atlas").exists()
+
+
+def test_a_model_that_was_edited_since_is_refused(small: Small, tmp_path: Path) -> None:
+    other = salve.Dictionary(
+        small.dictionary.tensors, small.dictionary._learner, small.dictionary.site,
+        {**small.dictionary.meta, "network_sha256": "0" * 64},
+    )  # fmt: skip
+    with pytest.raises(BaseMismatchError):
+        salve.atlas(small.hooked, other, small.acts, tmp_path)
+    with pytest.raises(InputError, match="top is 0; at least 1 was expected"):
+        salve.atlas(small.hooked, small.dictionary, small.acts, tmp_path, top=0)
+
+
+def test_quality_is_shown_beside_its_controls(small: Small, tmp_path: Path) -> None:
+    measured = salve.quality(
+        small.dictionary, small.acts, hooked=small.hooked, controls=("random", "pca")
+    )
+    salve.atlas(small.hooked, small.dictionary, small.acts, tmp_path, quality=measured)
+    table = piece(tmp_path, "index")["quality"]
+    assert table["columns"] == ["dictionary", "random", "pca"]
+    values = next(row["values"] for row in table["rows"] if row["name"] == "R²")
+    assert values == [row.r2 for row in replace(measured).rows.values()]

@@ -1,0 +1,165 @@
+"""The atlas in a real browser, from disk, with the network off."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from small_study import NAMES, Small
+
+import salve_plugin as salve
+
+ROOT = Path(__file__).parents[2] / "atlas"
+CHROMIUM = os.environ.get("SALVE_CHROMIUM", "/usr/bin/chromium")
+LACKING = [
+    what
+    for what, there in {
+        "node (apt-get install nodejs npm)": shutil.which("node") is not None,
+        f"{CHROMIUM} (apt-get install chromium)": Path(CHROMIUM).exists(),
+        "atlas/node_modules (npm ci in atlas/)": (ROOT / "node_modules" / "axe-core").exists(),
+    }.items()
+    if not there
+]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}"),
+]
+STUDY = "my study's"
+EDITS: list[dict[str, Any]] = [
+    {"latents": [3], "rows": [3], "label": 3, "operator": "suppress", "strength": 6.5},
+    {"latents": [3, 7], "rows": [3, 8], "label": 3, "operator": "suppress", "strength": 30.25},
+    {"latents": [5], "rows": None, "label": 1, "operator": "suppress", "strength": 60.0},
+    {"latents": [5], "rows": [5, 9], "label": 5, "operator": "enhance", "strength": 25.0},
+    {"latents": [0], "rows": [4], "label": 4, "operator": "mask", "strength": None},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("atlas") / "a folder #1 100% <b>"
+    quality = salve.quality(
+        small.dictionary, small.acts, hooked=small.hooked, controls=("random", "pca")
+    )
+    salve.atlas(
+        small.hooked, small.dictionary, small.acts, place, images=small.images, quality=quality,
+        mapped=12, title="<script>alert(3)</script>", study=STUDY,
+    )  # fmt: skip
+    return place
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def walk(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: Any) -> dict[str, Any]:
+    downloads = tmp_path_factory.mktemp("downloads")
+    edits = [{**edit, "download": edit["operator"] != "mask"} for edit in EDITS]
+    done = subprocess.run(
+        ["node", str(ROOT / "browser" / "walk.mjs"), str(folder), str(downloads)],
+        input=json.dumps({"edits": edits, "scheme": request.param}),
+        capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen: dict[str, Any] = json.loads(done.stdout)
+    return seen
+
+
+def made(small: Small, edit: dict[str, Any], strength: float | None = None) -> salve.Edit:
+    if edit["operator"] == "mask":
+        return salve.mask(small.hooked, edit["rows"], small.acts)
+    make = salve.suppress if edit["operator"] == "suppress" else salve.enhance
+    latents = edit["latents"] if len(edit["latents"]) > 1 else edit["latents"][0]
+    return make(
+        small.hooked, small.dictionary, latent=latents, rows=edit["rows"],
+        strength=float(edit["strength"] if strength is None else strength),
+    )  # fmt: skip
+
+
+def evaluated(small: Small, edit: salve.Edit) -> salve.Evaluation:
+    images = [(small.images.images, small.images.labels)]
+    return salve.evaluate(edit.edited(small.hooked.model), images)
+
+
+def check_accuracies(found: dict[str, Any], after: salve.Evaluation) -> None:
+    assert found["overall"] == pytest.approx(after.overall, abs=1e-3)
+    assert len(found["classes"]) == 10
+    for label, accuracy in found["classes"].items():
+        assert accuracy == pytest.approx(float(after.accuracy[int(label)]), abs=1e-3)
+
+
+def test_nothing_is_said_on_the_console_and_nothing_is_asked_for_elsewhere(
+    walk: dict[str, Any], folder: Path
+) -> None:
+    assert walk["faults"] == []
+    assert len(walk["requests"]) > 10
+    assert all(address.startswith(folder.as_uri()) for address in walk["requests"])
+
+
+def test_accuracies_are_those_of_the_edited_model(walk: dict[str, Any], small: Small) -> None:
+    before = evaluated(small, made(small, EDITS[0], 0.0))
+    for asked, found in zip(EDITS, walk["edits"], strict=True):
+        after = evaluated(small, made(small, asked))
+        assert not torch.equal(after.confusion, before.confusion), (
+            asked
+        )  # there is something to see
+        check_accuracies(found, after)
+
+
+def test_dragging_shows_what_each_strength_does(walk: dict[str, Any], small: Small) -> None:
+    strengths = [found["alpha"] for found in (*walk["dragged"], walk["keyed"])]
+    assert strengths == sorted(set(strengths))
+    for found in (*walk["dragged"], walk["keyed"]):
+        check_accuracies(found, evaluated(small, made(small, EDITS[0], found["alpha"])))
+
+
+def test_the_python_and_the_recipe_make_the_very_edit(walk: dict[str, Any], small: Small) -> None:
+    for asked, found in zip(EDITS, walk["edits"], strict=True):
+        expected = made(small, asked)
+        line = next(line for line in found["texts"][0].splitlines() if line.startswith("edit ="))
+        names = {"hooked": small.hooked, "dictionary": small.dictionary, "acts": small.acts}
+        scope: dict[str, Any] = {"salve": salve, **names}
+        exec(line, scope)
+        assert scope["edit"] == expected
+        if "file" in found:
+            with safe_open(found["file"], framework="pt") as file:
+                fields = json.loads(file.metadata()["recipe"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            assert salve.Edit.from_json(fields, tensors) == expected
+
+
+def test_the_command_is_one_that_a_shell_takes_apart_rightly(walk: dict[str, Any]) -> None:
+    words = shlex.split(walk["edits"][0]["texts"][1])
+    assert words == [
+        "salve", "edit", STUDY, f"--class={NAMES[3]}", "--latent", "3", "--rows", "3",
+        "--strength", "6.5", "--out", "latent-3-edit",
+    ]  # fmt: skip
+
+
+def test_names_are_text(walk: dict[str, Any]) -> None:
+    assert walk["names"] == list(NAMES)
+    assert all(script.startswith('<script src="atlas.js"') for script in walk["scripts"])
+    assert walk["searched"] == 2
+
+
+def test_keys_alone_lead_everywhere(walk: dict[str, Any]) -> None:
+    assert all(focus["visible"] for focus in walk["focus"]), walk["focus"]
+    words = [focus["words"] for focus in walk["focus"]]
+    assert words[0] == "Skip to the content"
+    assert {"Overview", "Classes", "Latents", "Edit bench"} <= set(words)
+    assert walk["focus"][-1]["place"] == "0"
+    assert walk["arrived"] == {"hash": "#/class/5", "title": NAMES[5], "focused": "H1"}
+    assert walk["next"] == "A"
+
+
+def test_axe_finds_nothing_serious(walk: dict[str, Any]) -> None:
+    assert len(walk["axe"]) == 6
+    for page, violations in walk["axe"].items():
+        serious = [each for each in violations if each["impact"] in ("serious", "critical")]
+        assert not serious, (page, serious)
+
+
+def test_prints_leave_the_navigation_out(walk: dict[str, Any]) -> None:
+    assert walk["printed"] == "none"
