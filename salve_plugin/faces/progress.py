@@ -1,10 +1,10 @@
 """A progress bar that leaves one line behind: in a terminal, in a log, and in a saved notebook."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 WIDTH = 30
 """Characters of a notebook's bar."""
@@ -67,8 +67,9 @@ def _notebook_line(what: str, total: int | None) -> Iterator[Update]:
     A widget is not saved with a notebook, and after carriage returns all that they overwrote is:
     what is displayed under an identifier is replaced, in the file too.
     """
-    from IPython.display import display
+    import IPython.display
 
+    display: Callable[..., Any] = IPython.display.display  # untyped, and not always installed
     start = shown_at = monotonic()
     text = line_of(what, 0, total, "", 0.0)
     handle = display({"text/plain": text}, raw=True, display_id=True)
