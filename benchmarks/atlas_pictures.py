@@ -35,10 +35,14 @@ SHOWN = "espresso"
 
 
 def class_names(known: Sequence[Sequence[str]]) -> list[str]:
-    """Return for each class the shortest of its names that no other class has."""
+    """Return for each class the shortest of its names that no other has, its number at worst."""
     counts = Counter(name.casefold() for names in known for name in {*names})
     return [
-        min((name for name in names if counts[name.casefold()] == 1), key=len) for names in known
+        min(
+            (name for name in names if counts[name.casefold()] == 1),
+            key=lambda name: (name == names[0], len(name)),
+        )
+        for names in known
     ]
 
 
@@ -80,7 +84,8 @@ def main() -> None:
         chosen.out.mkdir(parents=True, exist_ok=True)
         for shot in sorted(shots.glob("*.png")):
             with Image.open(shot) as picture:
-                data = png_bytes(picture, colours=256)
+                few = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+                data = png_bytes(few)
             write_atomically(chosen.out / shot.name, data)
             print(f"{chosen.out / shot.name}: {len(data) / 1000:.0f} kB")
 

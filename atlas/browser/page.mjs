@@ -1,4 +1,6 @@
 /** A real browser with the network off, on an atlas that lies on disk. */
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 import { chromium } from "playwright-core";
 
@@ -28,4 +30,13 @@ export async function opened(folder, options = {}) {
     await page.waitForSelector("main h1");
   };
   return { browser, page, faults, requests, address, show };
+}
+
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+/** What axe finds on the page as it is. */
+export async function findings(page) {
+  await page.evaluate(axe); // from outside: the page's own policy would not let it in
+  const result = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"], preload: false }));
+  return result.violations.map(({ id, impact, nodes }) => ({ id, impact, where: nodes.slice(0, 3).map((node) => node.html.slice(0, 200)) }));
 }

@@ -1,19 +1,15 @@
 /** Walks through an atlas as people do; reads what to try from standard input, prints what it saw. */
 import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
-import { opened } from "./page.mjs";
+import { findings, opened } from "./page.mjs";
 
 const [, , folder, downloads] = process.argv;
 const asked = JSON.parse(readFileSync(0, "utf8"));
-const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const seen = { edits: [], axe: {}, focus: [] };
 const { browser, page, faults, requests, show } = await opened(folder, { colorScheme: asked.scheme ?? "light" });
 
-async function checked(name) {
-  await page.evaluate(axe); // from outside: the page's own policy would not let it in
-  const result = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"], preload: false }));
-  seen.axe[name] = result.violations.map(({ id, impact, nodes }) => ({ id, impact, where: nodes.slice(0, 3).map((node) => node.html.slice(0, 200)) }));
-}
+const checked = async (name) => {
+  seen.axe[name] = await findings(page);
+};
 
 /** What the bench says now. */
 const outcome = () => page.evaluate(() => ({

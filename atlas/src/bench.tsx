@@ -32,6 +32,12 @@ async function loaded(): Promise<Loaded> {
 
 const numbers = (text: string) => [...new Set(text.split(/[^\d]+/).filter(Boolean).map(Number))];
 
+/** Where the slider ends: well beyond the strengths at which the class's decisions break. */
+function sliderEnd(crits: Float64Array | null, limit: number): number {
+  const breaking = (crits ?? new Float64Array(0)).filter((each) => each > 0 && each < Infinity).sort();
+  return breaking.length ? Math.min(limit, Number((2 * quantile(breaking, 0.98)).toPrecision(3))) : limit;
+}
+
 /** Strengths of the slider and the charts: fine near zero, where edits begin to act. */
 const strengthAt = (share: number, limit: number) => Number((limit * share * share).toPrecision(4));
 
@@ -224,7 +230,16 @@ export function Bench() {
   const reach = useMemo(() => (atoms ? reachOf(atoms) : null), [atoms]);
   const limit = stepData ? stepData.limit : reach ? limitOf(reach) : 1;
   const steps = useMemo(() => (stepData && data ? new StepFunction(data.base, stepData) : null), [stepData, data]);
-  const alpha = typed ?? strengthAt(share, limit);
+  const images = useMemo(() => (data ? Array.from(data.recorded.labels.keys()).filter((image) => data.recorded.labels[image] === label) : []), [data, label]);
+  const crits = useMemo(() => {
+    if (!data || !rest || !reach || masked) return null;
+    if (rows === null && !bench!.live) {
+      return steps ? Float64Array.from(images, (image) => (data.base[image] === label ? steps.firstStep(image) : 0)) : null;
+    }
+    return criticalStrengths(data.head, data.recorded, rest, reach, operator, label, images);
+  }, [data, rest, reach, operator, label, images, steps]);
+  const end = useMemo(() => sliderEnd(crits, limit), [crits, limit]);
+  const alpha = typed ?? strengthAt(share, end);
   const possible = !!bench && (masked || rows !== null || bench.live || (ahead && alpha <= limit));
   const scale = useMemo(() => (reach ? factors(reach, alpha, operator) : null), [reach, alpha, operator]);
   const predicted = useMemo(() => {
@@ -236,14 +251,6 @@ export function Bench() {
   }, [data, rest, scale, possible, steps, masked]);
   const before = useMemo(() => (data ? counted(data.recorded.labels, data.base, classes.names.length) : null), [data]);
   const after = useMemo(() => (data && predicted ? counted(data.recorded.labels, predicted, classes.names.length) : null), [data, predicted]);
-  const images = useMemo(() => (data ? Array.from(data.recorded.labels.keys()).filter((image) => data.recorded.labels[image] === label) : []), [data, label]);
-  const crits = useMemo(() => {
-    if (!data || !rest || !reach || masked) return null;
-    if (rows === null && !bench!.live) {
-      return steps ? Float64Array.from(images, (image) => (data.base[image] === label ? steps.firstStep(image) : 0)) : null;
-    }
-    return criticalStrengths(data.head, data.recorded, rest, reach, operator, label, images);
-  }, [data, rest, reach, operator, label, images, steps]);
   // What was typed belongs to the edit it was typed for.
   useEffect(() => setTyped(null), [latents.join(), operator]);
 
@@ -338,7 +345,7 @@ export function Bench() {
                   const value = Number(event.currentTarget.value);
                   if (!(value >= 0) || !Number.isFinite(value)) return;
                   setTyped(value);
-                  setShare(Math.min(1, Math.sqrt(value / limit)));
+                  setShare(Math.min(1, Math.sqrt(value / end)));
                 }} />
               <input id="alpha" type="range" min="0" max="1000" value={Math.round(1000 * share)} aria-valuetext={`α = ${short(alpha, 4)}`}
                 onInput={(event) => {
@@ -354,7 +361,7 @@ export function Bench() {
                     return (
                       <button type="button" key={part} disabled={!Number.isFinite(at)} onClick={() => {
                         setTyped(value);
-                        setShare(Math.min(1, Math.sqrt(value / limit)));
+                        setShare(Math.min(1, Math.sqrt(value / end)));
                       }}>{Math.round(100 * part)} % of images: {short(at)}</button>
                     );
                   })}
@@ -388,7 +395,7 @@ export function Bench() {
               {data && rest && reach && !masked && images.length ? (
                 <section aria-labelledby="spread">
                   <h2 id="spread">Logits of {classes.names[label]} and its rivals</h2>
-                  <Spread data={data} rest={rest} reach={reach} operator={operator} label={label} images={images} limit={limit} alpha={alpha} crits={crits} />
+                  <Spread data={data} rest={rest} reach={reach} operator={operator} label={label} images={images} limit={end} alpha={alpha} crits={crits} />
                   <p class="note">Ticks at the bottom: α_crit of each of the class's images, where its decision breaks{sorted ? `; ${count(Array.from(sorted).filter((each) => each <= alpha).length, "image")} of ${sorted.length} at or below this strength` : ""}. The upright line is the chosen strength.</p>
                 </section>
               ) : null}

@@ -4,6 +4,20 @@ import { signal } from "@preact/signals";
 export type Packed = { type: "i8" | "i32" | "f32" | "f64"; data: string };
 export type Numbers = Int8Array | Int32Array | Float32Array | Float64Array;
 
+export type Artifact = {
+  amount: string; rows: string[] | null; site: string; strength: number | null; base: Record<string, string>;
+  assessment: {
+    verdict: string; target: string | null; images: number; changed: number; norm: number;
+    effects: { name: string; accuracy: number; target: number | null; others: number | null; worst: number | null; kl: number | null }[];
+    classes: { name: string; count: number; accuracy: [number, number]; probability: [number, number]; destination: string | null; share: number }[];
+  } | null;
+  crit: { name: string; target: string; values: Float64Array }[];
+  pictures: { name: string; source: string }[];
+};
+/** What `data/index.js` holds where the atlas is of an artifact alone. */
+export type OfArtifact = {
+  title: string; artifact: Artifact; about: { digest: string; producer: { name: string; version: string } };
+};
 export type Index = {
   title: string;
   about: {

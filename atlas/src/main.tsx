@@ -1,8 +1,9 @@
 import { render } from "preact";
 import "uplot/dist/uPlot.min.css";
 import "./style.css";
+import { ArtifactPage } from "./artifact";
 import { Bench } from "./bench";
-import { type Index, index, load, provide } from "./data";
+import { type Index, index, load, type OfArtifact, provide } from "./data";
 import { ClassPage, LatentPage } from "./details";
 import { ClassList, LatentList } from "./lists";
 import { Overview } from "./overview";
@@ -53,13 +54,27 @@ function App() {
   );
 }
 
+function Alone({ title, artifact, about }: OfArtifact) {
+  return (
+    <>
+      <header class="top"><span class="mark">Edit artifact</span></header>
+      <main id="content"><ArtifactPage title={title} artifact={artifact} digest={about.digest} /></main>
+      <footer>Artifact {about.digest.slice(0, 12)} · {about.producer.name} {about.producer.version}</footer>
+    </>
+  );
+}
+
 addEventListener("hashchange", follow);
 const place = document.getElementById("app")!;
-load<Index>("index").then(
+load<Index | OfArtifact>("index").then(
   (loaded) => {
-    index.value = loaded;
     document.title = `${loaded.title} · Atlas`;
     place.replaceChildren();
+    if ("artifact" in loaded) {
+      render(<Alone {...loaded} />, place);
+      return;
+    }
+    index.value = loaded;
     render(<App />, place);
   },
   (error: Error) => {

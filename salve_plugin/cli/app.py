@@ -224,9 +224,12 @@ def edit_command(
 
 @app.command("atlas")
 def atlas_command(
-    study: StudyFolder,
+    study: Annotated[
+        Path, typer.Argument(help="Folder that `salve discover` made, or an edit's artifact.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where to write; by default STUDY/atlas.")
+        Path | None,
+        typer.Option("--out", help="Where to write; by default STUDY/atlas or ARTIFACT-atlas."),
     ] = None,
     maps: Annotated[
         int, typer.Option("--maps", min=0, help="Latents whose images get Grad-FAM maps.")

@@ -5,9 +5,11 @@ from pathlib import Path
 from salve_plugin.cli.images import ImageTree
 from salve_plugin.cli.output import console, show_json
 from salve_plugin.cli.overwriting import check_outside
-from salve_plugin.cli.study import Study
+from salve_plugin.cli.study import STUDY_FILE, Study
 from salve_plugin.errors import InputError, ReadError
+from salve_plugin.report.artifact_page import artifact_page
 from salve_plugin.report.atlas import atlas
+from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.validate.quality import quality
 
 
@@ -21,15 +23,21 @@ def make(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the atlas of a study, by default into the study's own folder, and say where it is.
+    """Write the atlas of a study or of an edit's artifact, and say where it is.
 
-    Images that are not there any more are left out: the atlas is worth much without pictures.
+    By default a study's goes into its own folder, an artifact's into one beside it. Images that are
+    not there any more are left out: the atlas is worth much without pictures.
 
     Raises:
         InputError: if something else lies in `out` and `force` is not given.
         SalveError: if the study cannot be read, its model is another one by now, or the atlas
             cannot be written.
     """
+    if not (folder / STUDY_FILE).exists() and (folder / EditArtifact.format.manifest).exists():
+        beside = folder.with_name(f"{folder.resolve().name}-atlas")
+        page = artifact_page(EditArtifact.from_pretrained(folder), out or beside, force=force)
+        _show(page, None, as_json=as_json)
+        return
     study = Study.load(folder)
     place = folder / "atlas" if out is None else out
     check_outside(place, [study.data])
@@ -51,6 +59,10 @@ def make(
         title=f"{study.spec.model} on {Path(study.data).name}", study=str(folder), mapped=mapped,
         bench_images=bench_images, force=force,
     )  # fmt: skip
+    _show(page, missing, as_json=as_json)
+
+
+def _show(page: Path, missing: str | None, *, as_json: bool) -> None:
     files = [file for file in page.parent.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     address = page.resolve().as_uri()

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,12 @@ from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.report import tables
 from salve_plugin.report.activity import Activity, activity
 from salve_plugin.report.bench import Bench, dominant_latents
-from salve_plugin.report.folder import save
+from salve_plugin.report.folder import page_files, save
 from salve_plugin.report.gallery import IMAGES_A_FILE, Images, Maps, maps
 from salve_plugin.report.scripts import array, script
 from salve_plugin.store.producer import producer
 from salve_plugin.validate.quality import Quality
 from salve_plugin.validate.quality_report import TITLES, notes
-
-PAGE = ("index.html", "atlas.js", "atlas.css", "LICENSES.txt")
 
 
 def atlas(
@@ -93,8 +90,7 @@ def atlas(
     content = _Content(hooked, dictionary, acts, features, active, pictures, quality)
     pages = content.pages(title, study, mapped, bench_images, stepped)
     written = {f"data/{key}.js": script(key, value) for key, value in pages.items()}
-    page = package_files(__package__) / "page"
-    written |= {name: (page / name).read_bytes() for name in PAGE}
+    written |= page_files()
     about = {
         "dictionary": dictionary.digest, "network": acts.network_sha256,
         "labels": acts.labels_sha256, "images": acts.n_images,

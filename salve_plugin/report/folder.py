@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from salve_plugin.store.folders import save_into
 from salve_plugin.store.place import Existing, FileChange
 
 MANIFEST = "atlas.json"
+PAGE = ("index.html", "atlas.js", "atlas.css", "LICENSES.txt")
 FORMAT_VERSION = 1
 OWN = re.compile(r"atlas\.(js|css)|index\.html|LICENSES\.txt|data/[a-z0-9/]+\.js")
 """Names that files of an atlas have."""
@@ -20,14 +22,20 @@ _MAX_BYTES = 64 * 2**20
 _MAX_FILE_BYTES = 2**40
 
 
+def page_files() -> dict[str, bytes]:
+    """Return the files that are the same in every atlas, by name."""
+    page = files(__package__) / "page"
+    return {name: (page / name).read_bytes() for name in PAGE}
+
+
 def save(
-    folder: Path, files: Mapping[str, bytes], about: Mapping[str, Any], *, force: bool
+    folder: Path, contents: Mapping[str, bytes], about: Mapping[str, Any], *, force: bool
 ) -> Path:
     """Write an atlas, all of it or nothing, in the place of an earlier one of the same study.
 
     Args:
         folder: made if missing.
-        files: contents by name.
+        contents: of the files by name.
         about: what the atlas is of; an atlas of something else is not replaced.
         force: replace it all the same, and files that no atlas wrote.
 
@@ -38,7 +46,7 @@ def save(
         InputError: if something else lies there.
         WriteError: if it cannot be written; what was there is whole.
     """
-    digests = {name: sha256_bytes(data) for name, data in sorted(files.items())}
+    digests = {name: sha256_bytes(data) for name, data in sorted(contents.items())}
     manifest = {"about": about, "files": digests, "format_version": FORMAT_VERSION}
     content = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -60,9 +68,9 @@ def save(
         obsolete = [
             name
             for name, digest in sorted(ours.items())
-            if name not in files and OWN.fullmatch(name) and _is(there, name, digest)
+            if name not in contents and OWN.fullmatch(name) and _is(there, name, digest)
         ]
-        return FileChange({**files, MANIFEST: content}, obsolete)
+        return FileChange({**contents, MANIFEST: content}, obsolete)
 
     return save_into(usable(folder), planned)
 

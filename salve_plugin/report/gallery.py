@@ -1,6 +1,5 @@
 """Pictures of recorded images, each once, and where in them a latent comes from."""
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -17,6 +16,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.report.scripts import data_url
 from salve_plugin.validate.pictures import png_bytes, stretched
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Images:
 
         One file a picture would cost more to write durably than to draw.
         """
-        urls = [_data_url(data) for data in self._thumbnails.values()]
+        urls = [data_url(data) for data in self._thumbnails.values()]
         return {
             f"images/{start // IMAGES_A_FILE}": {"images": urls[start : start + IMAGES_A_FILE]}
             for start in range(0, len(urls), IMAGES_A_FILE)
@@ -167,11 +167,6 @@ def maps(
 def _batched(pairs: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
     for start in range(0, len(pairs), _BATCH):
         yield pairs[start : start + _BATCH]
-
-
-def _data_url(picture: bytes) -> str:
-    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def _thumbnail(image: Tensor) -> bytes:

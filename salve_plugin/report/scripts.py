@@ -35,6 +35,12 @@ def array(values: Tensor, dtype: str) -> dict[str, str]:
     return {"type": dtype, "data": base64.b64encode(octets).decode()}
 
 
+def data_url(picture: bytes) -> str:
+    """Return a PNG or JPEG file as an address that holds it."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
 def script(key: str, value: Mapping[str, Any]) -> bytes:
     r"""Return the script that provides a value, the same bytes for equal values.
 

@@ -1,5 +1,6 @@
 """`salve atlas`: the pages of a study, where they go, and the line that they write."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,26 @@ def test_the_line_that_the_bench_writes_makes_the_edit(
     assert status == 0
     edit = EditArtifact.from_pretrained(tmp_path / "edit").edit
     assert (edit.latent, edit.rows, edit.strength) == (2, (3, 5), 6.5)
+
+
+def test_an_artifact_has_a_page_of_its_own(made: Path, tmp_path: Path, capsys: Capture) -> None:
+    edit = ("edit", made / "study", "--class=3", "--rows", "class", "--latent", 1, "--strength", 5)
+    assert run(capsys, *edit, "--pictures", 1, "--out", tmp_path / "edit")[0] == 0
+    status, said = run(capsys, "atlas", tmp_path / "edit")
+    assert status == 0
+    page = Path(said["atlas"])
+    assert page == tmp_path / "edit-atlas" / "index.html"
+    text = (page.parent / "data" / "index.js").read_text()
+    content = json.loads(text.removeprefix('atlas.provide("index",').removesuffix(");\n"))
+    artifact = EditArtifact.from_pretrained(tmp_path / "edit")
+    shown, assessment = content["artifact"], artifact.assessment
+    assert assessment is not None
+    assert content["about"]["digest"] == artifact.digest
+    assert shown["assessment"]["verdict"] == assessment.verdict
+    assert shown["assessment"]["effects"][1]["target"] == assessment.effect.target
+    assert [each["name"] for each in shown["crit"]] == ["3"]
+    assert shown["pictures"][0]["source"].startswith("data:image/png;base64,")
+    assert run(capsys, "atlas", tmp_path / "edit")[0] == 0
 
 
 def test_somebody_elses_files_and_the_images_are_left_alone(

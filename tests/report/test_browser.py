@@ -14,6 +14,7 @@ from safetensors import safe_open
 from small_study import NAMES, Small
 
 import salve_plugin as salve
+from salve_plugin.report.artifact_page import artifact_page
 
 ROOT = Path(__file__).parents[2] / "atlas"
 CHROMIUM = os.environ.get("SALVE_CHROMIUM", "/usr/bin/chromium")
@@ -163,3 +164,29 @@ def test_axe_finds_nothing_serious(walk: dict[str, Any]) -> None:
 
 def test_prints_leave_the_navigation_out(walk: dict[str, Any]) -> None:
     assert walk["printed"] == "none"
+
+
+def test_the_page_of_an_artifact_opens_alone(small: Small, tmp_path: Path) -> None:
+    edit = made(small, EDITS[0])
+    artifact = salve.EditArtifact.of(
+        small.hooked, edit, dictionary=small.dictionary, labels=NAMES,
+        alpha_crit=salve.alpha_crit(small.hooked, edit, small.acts, target="flip"),
+        assessment=salve.assess(
+            small.hooked, edit, small.acts, target=3, dictionary=small.dictionary
+        ),
+        pictures=salve.grad_fam_pictures(
+            small.hooked, small.dictionary, edit, small.images.images[:2]
+        ),
+    )  # fmt: skip
+    page = artifact_page(artifact, tmp_path / "atlas")
+    done = subprocess.run(
+        ["node", str(ROOT / "browser" / "look.mjs"), str(page.parent)],
+        capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout)
+    assert seen["faults"] == []
+    assert not [each for each in seen["axe"] if each["impact"] in ("serious", "critical")]
+    assert NAMES[5] in seen["text"]
+    assert artifact.assessment is not None
+    assert artifact.assessment.verdict in seen["text"].replace("\n", " ")
