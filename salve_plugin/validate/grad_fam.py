@@ -26,7 +26,8 @@ from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 from salve_plugin.validate.class_gradient import class_gradient, class_rows
-from salve_plugin.validate.contribution import Contribution, effects_of, most_contributing
+from salve_plugin.validate.contribution import Contribution
+from salve_plugin.validate.effects import effects_of, most_contributing
 from salve_plugin.validate.latent_trace import Trace, arguments_of, one_module, tracing
 from salve_plugin.validate.latents import (
     Encodes,
