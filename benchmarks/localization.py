@@ -47,9 +47,11 @@ TRAINING, TESTED = (0, 1, 3, 4, 6, 7), (2, 5, 8)
 """Photographs under the animals."""
 
 FOLDS = 2
-TOP = 10
+TOP, MORE = 10, 30
 LATENTS = {HEAD: 256, LAST: 640, MIDDLE: 448}
 """Of TopK dictionaries with k = 16; at the head there are too few pictures for more."""
+
+PRODUCTS = [f"product of Grad-FAM, 7 x 7, and codes, 14 x 14, {top} latents" for top in (TOP, MORE)]
 
 Maps = dict[str, Tensor]
 """Heat maps (pictures, h, w) by method."""
@@ -192,13 +194,15 @@ class Study:
         made["product of Grad-CAM, 7 x 7 and 14 x 14"] = product(
             made["Grad-CAM, 7 x 7"], made["Grad-CAM, 14 x 14"]
         )
-        made["product of Grad-FAM, 7 x 7, and codes, 14 x 14"] = product(
+        made[PRODUCTS[0]] = product(
             made[f"Grad-FAM, 7 x 7, {TOP} latents"], made[f"codes, 14 x 14, {TOP} latents"]
         )
-        made["the same, 1 latent each"] = product(
+        made[f"codes, 14 x 14, {MORE} latents"] = of(codes, MIDDLE, MORE)
+        made[PRODUCTS[1]] = product(of(fam, LAST, MORE), made[f"codes, 14 x 14, {MORE} latents"])
+        made["product of Grad-FAM, 7 x 7, and codes, 14 x 14, 1 latent"] = product(
             made["Grad-FAM, 7 x 7, 1 latent"], made["codes, 14 x 14, 1 latent"]
         )
-        made["product of Grad-CAM, 7 x 7, and codes, 14 x 14"] = product(
+        made[f"product of Grad-CAM, 7 x 7, and codes, 14 x 14, {TOP} latents"] = product(
             made["Grad-CAM, 7 x 7"], made[f"codes, 14 x 14, {TOP} latents"]
         )
         made["448 px: Grad-CAM"] = cam(deep, large)
@@ -337,6 +341,9 @@ def main() -> None:
         )
         print("| map | " + " | ".join(MEASURES) + " |\n|---|" + "---:|" * len(MEASURES))
         print("\n".join(table.lines("Grad-CAM, 7 x 7", "448 px: Grad-CAM")))
+        for baseline in ("Grad-CAM, 7 x 7", "control: class-mean difference"):
+            print(f"\npaired difference from {baseline}")
+            print("\n".join(table.differences(PRODUCTS, baseline)))
         if setting == "unseen":
             small = {
                 name: heat

@@ -1,6 +1,6 @@
 """How well a heat map finds an object whose mask is known, with bootstrap intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,21 +70,40 @@ class Table:
         It says that the interval of the paired difference from the baseline excludes zero; for what
         begins as `of_large` does, the baseline is that one.
         """
+        weights, rows = self._weights(draws), []
+        for name, values in self.scores.items():
+            same_size = name.split(":")[0] == of_large.split(":")[0]
+            paired = values - self.scores[of_large if same_size else baseline]
+            cells = []
+            for column in range(len(MEASURES)):
+                mean, low, high = interval(weights, values[:, column])
+                _, below, above = interval(weights, paired[:, column])
+                mark = " ↑" if below > 0 else " ↓" if above < 0 else ""
+                cells.append(f"{mean:.3f} [{low:.2f}, {high:.2f}]{mark}")
+            rows.append(f"| {name} | " + " | ".join(cells) + " |")
+        return rows
+
+    def differences(self, names: Sequence[str], baseline: str, draws: int = 2000) -> list[str]:
+        """Return a markdown row a method: paired differences from a baseline."""
+        weights, rows = self._weights(draws), []
+        for name in names:
+            columns = (self.scores[name] - self.scores[baseline]).T
+            intervals = [interval(weights, column) for column in columns]
+            cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in intervals]
+            rows.append(f"| {name} | " + " | ".join(cells) + " |")
+        return rows
+
+    def _weights(self, draws: int) -> Tensor:
+        """Return how much each picture counts in each draw of animals, (draws, pictures)."""
         animals = torch.unique(self.stamps)
         random = torch.Generator().manual_seed(0)
         drawn = torch.randint(len(animals), (draws, len(animals)), generator=random)
         counts = torch.zeros(draws, len(animals)).scatter_add_(1, drawn, torch.ones(drawn.shape))
         weights = counts[:, torch.searchsorted(animals, self.stamps)]
-        weights = weights / weights.sum(1, keepdim=True)
-        rows = []
-        for name, values in self.scores.items():
-            means, cells = weights @ values, []
-            same_size = name.split(":")[0] == of_large.split(":")[0]
-            paired = weights @ (values - self.scores[of_large if same_size else baseline])
-            for column in range(len(MEASURES)):
-                low, high = means[:, column].quantile(torch.tensor([0.025, 0.975])).tolist()
-                below, above = paired[:, column].quantile(torch.tensor([0.025, 0.975])).tolist()
-                mark = " ↑" if below > 0 else " ↓" if above < 0 else ""
-                cells.append(f"{values[:, column].mean():.3f} [{low:.2f}, {high:.2f}]{mark}")
-            rows.append(f"| {name} | " + " | ".join(cells) + " |")
-        return rows
+        return weights / weights.sum(1, keepdim=True)
+
+
+def interval(weights: Tensor, values: Tensor) -> tuple[float, float, float]:
+    """Return the mean of values (pictures,) and its 95 % interval over the draws."""
+    low, high = (weights @ values).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return float(values.mean()), low, high

@@ -112,7 +112,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 dictionary's own `site` settles it. With positions, the latent is its mean over
                 them all.
             stage: "pre" for the pre-activation latent, "post" for the code, whose gradient is zero
-                where the latent is off; by default "pre".
+                where the latent is off; by default "pre" ("post" in `LayerCodeMap`).
             tokens: layout of the layer: None for an NCHW map, "NHWC", or (prefix count, (h, w));
                 to be left out if the layer is a `Site`.
             device_ids: order of the devices, if forward_func wraps a DataParallel model.
