@@ -150,6 +150,7 @@ if TYPE_CHECKING:
     from salve_plugin.validate.pictures import overlay as overlay
     from salve_plugin.validate.quality import Quality as Quality
     from salve_plugin.validate.quality import quality as quality
+    from salve_plugin.validate.refinement import product_map as product_map
 
 _HOME = {
     "Adapter": "adapter",
@@ -176,6 +177,7 @@ _HOME = {
     "GradFAM": "validate.grad_fam",
     "LayerCodeMap": "validate.code_map",
     "grad_fam_maps": "validate.all_maps",
+    "product_map": "validate.refinement",
     "class_effects": "validate.class_effects",
     "ClassEffects": "validate.class_effects",
     "contribution": "validate.contribution",

@@ -67,7 +67,7 @@ def grad_fam_maps(
         with torch.no_grad():
             n_latents = encode(features[:1]).shape[1]
         wanted = list(range(n_latents) if latents is None else latents)
-        index = latent_index(wanted, len(wanted), n_latents).to(features.device)
+        index = latent_index(wanted, len(wanted), n_latents)
         directions = _directions(trace, features, axis, len(index))
         if directions is not None:
             maps = _derivatives(encode, features, directions, index)
@@ -127,7 +127,7 @@ def _derivatives(
     """Return the derivative of every latent along the direction of every position."""
     height, width = directions.shape[2:]
     rows = directions.flatten(2).transpose(1, 2).reshape(-1, *features.shape[1:])
-    image = torch.arange(len(features), device=rows.device).repeat_interleave(height * width)
+    image = torch.arange(len(features)).repeat_interleave(height * width)
     parts = []
     try:
         for own, tangents in zip(

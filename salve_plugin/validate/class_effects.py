@@ -22,7 +22,7 @@ from salve_plugin.hooks import HookedModel, check_attached, evaluating
 from salve_plugin.images import as_input
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.class_gradient import class_gradient, class_rows
-from salve_plugin.validate.contribution import effects_of
+from salve_plugin.validate.effects import effects_of
 from salve_plugin.validate.module_sides import readable
 
 if TYPE_CHECKING:

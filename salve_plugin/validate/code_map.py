@@ -23,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from salve_plugin.errors import AttributionError
-from salve_plugin.validate.contribution import Contribution, effects_of, most_contributing
+from salve_plugin.validate.contribution import Contribution
+from salve_plugin.validate.effects import effects_of, most_contributing
 from salve_plugin.validate.grad_fam import LayerGradFam, finished
 from salve_plugin.validate.latent_trace import Trace
 from salve_plugin.validate.latents import LatentTarget, Stage, image_latents

@@ -1,4 +1,4 @@
-"""Which latents a class's logit is made of, as weights of an attribution's target.
+"""A class as the target of an attribution, by the latents that its logit is made of.
 
 With g(p) = ∂(logit of the class − mean logit)/∂x(p) at the dictionary's site, latent l moves the
 class at position p by e_l(p) = g(p) · ∂x̂(p)/∂z_l, which is g(p) · v_l for a linear decoder, and
@@ -8,10 +8,9 @@ of W minus the mean row, and the contributions add up to its logit less a consta
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from salve_plugin.adapter import adapter_of
@@ -86,45 +85,6 @@ def contribution(
             f"label {label!r} is no class; pass an index or a name, or one index for each image"
         )
     return Contribution(classes, top)
-
-
-def most_contributing(
-    contributions: Float[Tensor, "batch latents"], top: int | None
-) -> Bool[Tensor, "batch latents"]:
-    """Return which latents a target takes: of those that speak for the class, the `top` first."""
-    if top is None:
-        return torch.ones_like(contributions, dtype=torch.bool)
-    most, chosen = contributions.topk(min(top, contributions.shape[1]), dim=1)
-    # Of latents that are off, or speak against the class, no logit is made, however few are left.
-    return torch.zeros_like(contributions, dtype=torch.bool).scatter(1, chosen, most > 0)
-
-
-def effects_of(
-    dictionary: Any,
-    features: Float[Tensor, "batch *positions width"],
-    gradient: Float[Tensor, "batch *positions width"],
-) -> tuple[Float[Tensor, "batch rows latents"], Float[Tensor, "batch rows latents"]]:
-    """Return codes z_l(p) and what they do to the class, e_l(p), positions flattened.
-
-    Raises:
-        InputError: if the dictionary has no decoder.
-    """
-    if not callable(getattr(dictionary, "decode", None)):
-        raise InputError(
-            f"{type(dictionary).__name__} has no method 'decode', from codes (..., latents) to "
-            "rows (..., width), so what its latents do to a class is unknown; give it one, or "
-            "weight the latents yourself: target={latent: weight}"
-        )
-    rows = features.detach().reshape(len(features), -1, features.shape[-1])
-    pulled = gradient.reshape(rows.shape)
-    with torch.no_grad():
-        codes: Tensor = dictionary.encode(rows)
-    codes = codes.detach().requires_grad_()
-    with torch.enable_grad():
-        decoded = dictionary.decode(codes)
-        # A decoder need not be linear; for z V + b_d this is g V^T.
-        (effects,) = torch.autograd.grad(decoded, codes, pulled.to(decoded))
-    return codes.detach(), effects
 
 
 def _class_named(name: str, hooked: "HookedModel", n_classes: int) -> int:

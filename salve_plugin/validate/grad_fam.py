@@ -26,7 +26,8 @@ from salve_plugin.hooks import HookedModel, SiteLike, check_attached
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 from salve_plugin.validate.class_gradient import class_gradient, class_rows
-from salve_plugin.validate.contribution import Contribution, effects_of, most_contributing
+from salve_plugin.validate.contribution import Contribution
+from salve_plugin.validate.effects import effects_of, most_contributing
 from salve_plugin.validate.latent_trace import Trace, arguments_of, one_module, tracing
 from salve_plugin.validate.latents import (
     Encodes,
@@ -115,7 +116,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 dictionary's own `site` settles it. With positions, the latent is its mean over
                 them all.
             stage: "pre" for the pre-activation latent, "post" for the code, whose gradient is zero
-                where the latent is off; by default "pre".
+                where the latent is off; by default "pre" ("post" in `LayerCodeMap`).
             tokens: layout of the layer: None for an NCHW map, "NHWC", or (prefix count, (h, w));
                 to be left out if the layer is a `Site`.
             device_ids: order of the devices, if forward_func wraps a DataParallel model.

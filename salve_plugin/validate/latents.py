@@ -96,7 +96,7 @@ def image_latents(
             "dictionary was trained on"
         )
     # To the dictionary's own dtype: sums over a thousand positions drown in half precision.
-    rows = rows.to(_reference(dictionary, rows))
+    rows = rows.to(reference_of(dictionary, rows))
     # A dictionary run in an autocast region would round its latents to half precision.
     with torch.autocast(rows.device.type, enabled=False):
         encode = getattr(dictionary, "pre_activation" if stage == "pre" else "encode")
@@ -187,7 +187,7 @@ def latent_index(target: LatentTarget, batch: int, n_latents: int) -> Int[Tensor
     return index.expand(batch)
 
 
-def _reference(dictionary: Encodes, rows: Tensor) -> Tensor:
+def reference_of(dictionary: Encodes, rows: Tensor) -> Tensor:
     """Return a tensor of the dtype and device in which the dictionary computes."""
     if isinstance(dictionary, nn.Module):
         for tensor in (*dictionary.parameters(), *dictionary.buffers()):

@@ -139,3 +139,17 @@ def test_bad_targets_are_refused(hooked: HookedModel, fams: dict[str, Any]) -> N
     equal(
         whole.attribute(IMAGES, salve.contribution(0)), fam.attribute(IMAGES, salve.contribution(0))
     )
+
+
+def test_a_network_in_single_precision_and_a_dictionary_in_double_go_together() -> None:
+    hooked = attached("test_resnet")
+    sae = dictionary_at(hooked.site("blocks.1.hook_resid_post"), 6, "l1")
+    target = salve.contribution(1, top=3)
+    for kind in (salve.LayerGradFam, salve.LayerCodeMap):
+        exact = kind.of(hooked, sae).attribute(IMAGES, target)
+        hooked.model.float()
+        heat = kind.of(hooked, sae, on_base_mismatch="warn").attribute(IMAGES, target)
+        hooked.model.double()
+        assert heat.dtype in (torch.float32, torch.float64)
+        error = (heat - exact).norm() / exact.norm()
+        assert float(error) < 1e-3
