@@ -133,6 +133,10 @@ if TYPE_CHECKING:
     from salve_plugin.store.reference import Reference as Reference
     from salve_plugin.store.source import Where as Where
     from salve_plugin.validate.encoder import encoder as encoder
+    from salve_plugin.validate.evidence.collect import evidence as evidence
+    from salve_plugin.validate.evidence.latent_evidence import LatentEvidence as LatentEvidence
+    from salve_plugin.validate.evidence.predicted import PredictedEffect as PredictedEffect
+    from salve_plugin.validate.evidence.predicted import predicted_effect as predicted_effect
     from salve_plugin.validate.grad_fam import GradFAM as GradFAM
     from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
     from salve_plugin.validate.heat_maps import grad_fam_pictures as grad_fam_pictures
@@ -173,6 +177,10 @@ _HOME = {
     "Quality": "validate.quality",
     "quality": "validate.quality",
     "Measures": "validate.measures",
+    "evidence": "validate.evidence.collect",
+    "LatentEvidence": "validate.evidence.latent_evidence",
+    "predicted_effect": "validate.evidence.predicted",
+    "PredictedEffect": "validate.evidence.predicted",
     "Edit": "control.edit",
     "Recipe": "control.recipe",
     "suppress": "control.making",

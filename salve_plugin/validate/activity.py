@@ -60,7 +60,7 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
     least = torch.full((n_latents,), torch.inf)
     most = -least
     active = torch.zeros(n_latents, dtype=torch.float64)
-    tolerance = L0_TOLERANCE * _scale(acts)
+    tolerance = activity_tolerance(acts)
     for batch in acts.batches(_BATCH):
         codes = dictionary.encode(batch.x.to(device)).float().cpu()
         least, most = torch.minimum(least, codes.amin(0)), torch.maximum(most, codes.amax(0))
@@ -71,7 +71,7 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
     images = torch.zeros(top, n_latents, dtype=torch.int64)
     counts = torch.zeros(n_latents, BINS, dtype=torch.int64)
     step = ((most - least) / BINS).clamp(min=torch.finfo(torch.float32).tiny)
-    for numbers, codes in _by_image(dictionary, acts, signs):
+    for numbers, codes in codes_by_image(dictionary, acts, signs):
         bins = ((codes - least) / step).long().clamp(0, BINS - 1)
         counts.scatter_add_(1, bins.T, torch.ones_like(bins.T))
         held = torch.cat([best, codes * signs])
@@ -85,8 +85,11 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
     )  # fmt: skip
 
 
-def _scale(acts: Activations) -> float:
-    """Return the root of the rows' mean squared distance from their mean."""
+def activity_tolerance(acts: Activations) -> float:
+    """Return what a code must exceed to be active: 0.01 of the rows' root mean squared distance.
+
+    That is of their distance from their mean.
+    """
     total = torch.zeros(acts.width, dtype=torch.float64)
     squares = 0.0
     for batch in acts.batches(_BATCH):
@@ -94,10 +97,11 @@ def _scale(acts: Activations) -> float:
         total += rows.sum(0)
         squares += float(rows.square().sum())
     mean = total / acts.n_rows
-    return float(max(0.0, squares / acts.n_rows - float(mean.square().sum())) ** 0.5)
+    variance = squares / acts.n_rows - float(mean.square().sum())
+    return float(L0_TOLERANCE * max(0.0, variance) ** 0.5)
 
 
-def _by_image(
+def codes_by_image(
     dictionary: Dictionary, acts: Activations, signs: Tensor
 ) -> Iterator[tuple[Int64[Tensor, " images"], Float[Tensor, "images latents"]]]:
     """Yield images and, of each one's codes, the largest of sign x code, with its sign."""
