@@ -133,10 +133,19 @@ if TYPE_CHECKING:
     from salve_plugin.store.reference import Reference as Reference
     from salve_plugin.store.source import Where as Where
     from salve_plugin.validate.encoder import encoder as encoder
+    from salve_plugin.validate.evidence.blurring import MapCheck as MapCheck
+    from salve_plugin.validate.evidence.blurring import map_check as map_check
     from salve_plugin.validate.evidence.collect import evidence as evidence
+    from salve_plugin.validate.evidence.differing import LatentDifference as LatentDifference
+    from salve_plugin.validate.evidence.differing import compare_recordings as compare_recordings
+    from salve_plugin.validate.evidence.flipping import Flip as Flip
+    from salve_plugin.validate.evidence.flipping import Flips as Flips
+    from salve_plugin.validate.evidence.flipping import fewest_to_flip as fewest_to_flip
     from salve_plugin.validate.evidence.latent_evidence import LatentEvidence as LatentEvidence
     from salve_plugin.validate.evidence.predicted import PredictedEffect as PredictedEffect
     from salve_plugin.validate.evidence.predicted import predicted_effect as predicted_effect
+    from salve_plugin.validate.evidence.unfamiliar import Unfamiliarity as Unfamiliarity
+    from salve_plugin.validate.evidence.unfamiliar import unfamiliarity as unfamiliarity
     from salve_plugin.validate.grad_fam import GradFAM as GradFAM
     from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
     from salve_plugin.validate.heat_maps import grad_fam_pictures as grad_fam_pictures
@@ -178,6 +187,15 @@ _HOME = {
     "quality": "validate.quality",
     "Measures": "validate.measures",
     "evidence": "validate.evidence.collect",
+    "map_check": "validate.evidence.blurring",
+    "MapCheck": "validate.evidence.blurring",
+    "fewest_to_flip": "validate.evidence.flipping",
+    "Flips": "validate.evidence.flipping",
+    "Flip": "validate.evidence.flipping",
+    "compare_recordings": "validate.evidence.differing",
+    "LatentDifference": "validate.evidence.differing",
+    "unfamiliarity": "validate.evidence.unfamiliar",
+    "Unfamiliarity": "validate.evidence.unfamiliar",
     "LatentEvidence": "validate.evidence.latent_evidence",
     "predicted_effect": "validate.evidence.predicted",
     "PredictedEffect": "validate.evidence.predicted",
