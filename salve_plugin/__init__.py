@@ -136,6 +136,8 @@ if TYPE_CHECKING:
     from salve_plugin.validate.evidence.blurring import MapCheck as MapCheck
     from salve_plugin.validate.evidence.blurring import map_check as map_check
     from salve_plugin.validate.evidence.collect import evidence as evidence
+    from salve_plugin.validate.evidence.concept_scores import ConceptScores as ConceptScores
+    from salve_plugin.validate.evidence.concept_scores import tcav as tcav
     from salve_plugin.validate.evidence.differing import LatentDifference as LatentDifference
     from salve_plugin.validate.evidence.differing import compare_recordings as compare_recordings
     from salve_plugin.validate.evidence.flipping import Flip as Flip
@@ -187,6 +189,8 @@ _HOME = {
     "quality": "validate.quality",
     "Measures": "validate.measures",
     "evidence": "validate.evidence.collect",
+    "ConceptScores": "validate.evidence.concept_scores",
+    "tcav": "validate.evidence.concept_scores",
     "map_check": "validate.evidence.blurring",
     "MapCheck": "validate.evidence.blurring",
     "fewest_to_flip": "validate.evidence.flipping",

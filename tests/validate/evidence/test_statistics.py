@@ -154,3 +154,15 @@ def test_a_null_is_what_chance_stays_within_and_no_p_is_zero() -> None:
     assert p_values(torch.tensor([1e9, 99.0, -1.0]).double(), null).tolist() == pytest.approx(
         [1 / 101, 2 / 101, 1]
     )
+
+
+def test_independent_latents_rarely_have_a_partner() -> None:
+    p = []
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        density = torch.rand(40, generator=random)
+        active = (torch.rand(80, 40, generator=random) < density).double()
+        result = partners(active.T @ active, active.sum(0), torch.arange(40), 80)
+        p.append(result.phi_p)
+    # Corrected by Bonferroni and of whole numbers: never more than it says.
+    assert 0 < float((torch.cat(p) <= 0.05).double().mean()) <= 0.05
