@@ -15,6 +15,8 @@ from salve_plugin.modes import without_autocast
 BINS = 32
 """Bars of a histogram of one latent's codes."""
 _BATCH = 1024
+_CODES = 2**22
+"""Codes of a batch: with many latents, fewer rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,7 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
     most = -least
     active = torch.zeros(n_latents, dtype=torch.float64)
     tolerance = activity_tolerance(acts)
-    for batch in acts.batches(_BATCH):
+    for batch in acts.batches(_rows(dictionary)):
         codes = dictionary.encode(batch.x.to(device)).float().cpu()
         least, most = torch.minimum(least, codes.amin(0)), torch.maximum(most, codes.amax(0))
         active += (codes.abs() > tolerance).sum(0)
@@ -83,6 +85,10 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
         least, most, active / acts.n_rows, signs, images.T.contiguous(),
         (best * signs).T.contiguous(), counts,
     )  # fmt: skip
+
+
+def _rows(dictionary: Dictionary) -> int:
+    return max(1, min(_BATCH, _CODES // dictionary.n_latents))
 
 
 def activity_tolerance(acts: Activations) -> float:
@@ -107,7 +113,7 @@ def codes_by_image(
     """Yield images and, of each one's codes, the largest of sign x code, with its sign."""
     device = dictionary.atoms.device
     held: tuple[Tensor, Tensor] | None = None
-    for batch in acts.batches(_BATCH):
+    for batch in acts.batches(_rows(dictionary)):
         codes = dictionary.encode(batch.x.to(device)).float().cpu() * signs
         numbers, place = torch.unique_consecutive(batch.images.long(), return_inverse=True)
         strongest = torch.full((len(numbers), codes.shape[1]), -torch.inf)

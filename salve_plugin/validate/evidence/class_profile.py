@@ -12,6 +12,7 @@ from torch import Tensor
 
 from salve_plugin.validate.evidence.permuting import p_values, upper
 
+_COLUMNS = 32
 NO_CLASS = -1
 """Label of a latent that tells no class: its codes, or the labels, are all alike."""
 
@@ -55,7 +56,9 @@ def class_profile(
         labels: class of each image.
         permuted: the same in random orders.
     """
-    ranks = rankdata(codes.double().numpy(), axis=0)
+    # A few columns at a time: ranking holds several copies of what it ranks.
+    columns_of = np.array_split(codes.double().numpy(), max(1, codes.shape[1] // _COLUMNS), axis=1)
+    ranks = np.concatenate([rankdata(part, axis=0) for part in columns_of], axis=1)
     counts = torch.bincount(labels)
     of_class = _Standardized(ranks, counts.numpy())
     z, spread = of_class.z(labels.numpy()), of_class.spread

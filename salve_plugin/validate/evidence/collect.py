@@ -187,7 +187,7 @@ class _Reading:
         """Return codes in the latents' direction, overlaps with all latents, and their counts."""
         signs = self.activity.signs
         codes = torch.empty(self._acts.n_images, len(own))
-        joint = torch.zeros(len(own), len(signs), dtype=torch.float64)
+        joint = torch.zeros(len(own), len(signs))
         counts = torch.zeros(len(signs), dtype=torch.float64)
         for images, signed in codes_by_image(self._dictionary, self._acts, signs):
             directed = signed * signs
@@ -195,7 +195,7 @@ class _Reading:
             # What is off is equally off: else rounding, which may depend on the class, is ranked.
             own_codes = directed[:, own]
             codes[images] = own_codes * (own_codes.abs() > self._tolerance)
-            # Exact: a batch has far fewer images than float32 has whole numbers.
+            # Exact: float32 has every whole number up to 16 million images.
             joint += active[:, own].T @ active
             counts += active.sum(0)
         return codes, joint, counts

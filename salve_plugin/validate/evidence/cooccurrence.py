@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from scipy.stats import hypergeom
 from torch import Tensor
 
 from salve_plugin.validate.evidence.permuting import LEVEL
 
 NO_PARTNER = -1
+_ROWS = 64
+"""Latents at once, each with all others: a few numbers for each pair are in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Partners:
 
 
 def partners(
-    joint: Float64[Tensor, "some latents"],
+    joint: Float[Tensor, "some latents"],
     counts: Float64[Tensor, " latents"],
     own: Int64[Tensor, " some"],
     n_images: int,
@@ -47,6 +49,18 @@ def partners(
         own: which latents the rows are.
         n_images: in all.
     """
+    parts = [_partners(joint[rows].double(), counts, own[rows], n_images) for rows in _chunks(own)]
+    return Partners(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _chunks(own: Tensor) -> tuple[Tensor, ...]:
+    chunks: tuple[Tensor, ...] = torch.arange(len(own)).split(_ROWS)  # type: ignore[no-untyped-call] # torch leaves it untyped
+    return chunks
+
+
+def _partners(
+    joint: Tensor, counts: Tensor, own: Tensor, n_images: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     varied = counts * (n_images - counts)
     spread = (varied[own, None] * varied).sqrt()
     phi = (n_images * joint - counts[own, None] * counts) / spread
@@ -63,7 +77,7 @@ def partners(
     by_chance = hypergeom.isf((1 - LEVEL) / others, n_images, first, second)
     expected = counts[own] * counts[best]
     null = (n_images * torch.from_numpy(by_chance) - expected) / spread[rows, best]
-    return Partners(
+    return (
         torch.where(has_partner, best, NO_PARTNER),
         torch.where(has_partner, largest, torch.nan),
         torch.where(has_partner, null, torch.nan),
