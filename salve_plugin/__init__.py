@@ -141,6 +141,21 @@ if TYPE_CHECKING:
     from salve_plugin.validate.contribution import Contribution as Contribution
     from salve_plugin.validate.contribution import contribution as contribution
     from salve_plugin.validate.encoder import encoder as encoder
+    from salve_plugin.validate.evidence.blurring import MapCheck as MapCheck
+    from salve_plugin.validate.evidence.blurring import map_check as map_check
+    from salve_plugin.validate.evidence.collect import evidence as evidence
+    from salve_plugin.validate.evidence.concept_scores import ConceptScores as ConceptScores
+    from salve_plugin.validate.evidence.concept_scores import tcav as tcav
+    from salve_plugin.validate.evidence.differing import LatentDifference as LatentDifference
+    from salve_plugin.validate.evidence.differing import compare_recordings as compare_recordings
+    from salve_plugin.validate.evidence.flipping import Flip as Flip
+    from salve_plugin.validate.evidence.flipping import Flips as Flips
+    from salve_plugin.validate.evidence.flipping import fewest_to_flip as fewest_to_flip
+    from salve_plugin.validate.evidence.latent_evidence import LatentEvidence as LatentEvidence
+    from salve_plugin.validate.evidence.predicted import PredictedEffect as PredictedEffect
+    from salve_plugin.validate.evidence.predicted import predicted_effect as predicted_effect
+    from salve_plugin.validate.evidence.unfamiliar import Unfamiliarity as Unfamiliarity
+    from salve_plugin.validate.evidence.unfamiliar import unfamiliarity as unfamiliarity
     from salve_plugin.validate.grad_fam import GradFAM as GradFAM
     from salve_plugin.validate.grad_fam import LayerGradFam as LayerGradFam
     from salve_plugin.validate.heat_maps import grad_fam_pictures as grad_fam_pictures
@@ -189,6 +204,21 @@ _HOME = {
     "Quality": "validate.quality",
     "quality": "validate.quality",
     "Measures": "validate.measures",
+    "evidence": "validate.evidence.collect",
+    "ConceptScores": "validate.evidence.concept_scores",
+    "tcav": "validate.evidence.concept_scores",
+    "map_check": "validate.evidence.blurring",
+    "MapCheck": "validate.evidence.blurring",
+    "fewest_to_flip": "validate.evidence.flipping",
+    "Flips": "validate.evidence.flipping",
+    "Flip": "validate.evidence.flipping",
+    "compare_recordings": "validate.evidence.differing",
+    "LatentDifference": "validate.evidence.differing",
+    "unfamiliarity": "validate.evidence.unfamiliar",
+    "Unfamiliarity": "validate.evidence.unfamiliar",
+    "LatentEvidence": "validate.evidence.latent_evidence",
+    "predicted_effect": "validate.evidence.predicted",
+    "PredictedEffect": "validate.evidence.predicted",
     "Edit": "control.edit",
     "Recipe": "control.recipe",
     "suppress": "control.making",

@@ -17,12 +17,12 @@ from salve_plugin.discover.recording.labels import check_of_model
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.report import tables
-from salve_plugin.report.activity import Activity, activity
 from salve_plugin.report.bench import Bench, dominant_latents
 from salve_plugin.report.folder import page_files, save
 from salve_plugin.report.gallery import IMAGES_A_FILE, Images, Maps, maps
 from salve_plugin.report.scripts import array, script
 from salve_plugin.store.producer import producer
+from salve_plugin.validate.activity import Activity, activity
 from salve_plugin.validate.quality import Quality
 from salve_plugin.validate.quality_report import TITLES, notes
 

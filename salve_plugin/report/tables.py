@@ -9,10 +9,10 @@ from torch import Tensor
 
 from salve_plugin.control.evaluate import Evaluation
 from salve_plugin.discover.features import LEAST_SPREAD, Features
-from salve_plugin.report.activity import Activity
 from salve_plugin.report.bench import Bench
 from salve_plugin.report.gallery import Maps
 from salve_plugin.report.scripts import array, quantized
+from salve_plugin.validate.activity import Activity
 
 CLASSES_A_FILE = 64
 LATENTS_A_FILE = 64

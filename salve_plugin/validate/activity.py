@@ -15,6 +15,8 @@ from salve_plugin.modes import without_autocast
 BINS = 32
 """Bars of a histogram of one latent's codes."""
 _BATCH = 1024
+_CODES = 2**22
+"""Codes of a batch: with many latents, fewer rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +62,8 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
     least = torch.full((n_latents,), torch.inf)
     most = -least
     active = torch.zeros(n_latents, dtype=torch.float64)
-    tolerance = L0_TOLERANCE * _scale(acts)
-    for batch in acts.batches(_BATCH):
+    tolerance = activity_tolerance(acts)
+    for batch in acts.batches(_rows(dictionary)):
         codes = dictionary.encode(batch.x.to(device)).float().cpu()
         least, most = torch.minimum(least, codes.amin(0)), torch.maximum(most, codes.amax(0))
         active += (codes.abs() > tolerance).sum(0)
@@ -71,7 +73,7 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
     images = torch.zeros(top, n_latents, dtype=torch.int64)
     counts = torch.zeros(n_latents, BINS, dtype=torch.int64)
     step = ((most - least) / BINS).clamp(min=torch.finfo(torch.float32).tiny)
-    for numbers, codes in _by_image(dictionary, acts, signs):
+    for numbers, codes in codes_by_image(dictionary, acts, signs):
         bins = ((codes - least) / step).long().clamp(0, BINS - 1)
         counts.scatter_add_(1, bins.T, torch.ones_like(bins.T))
         held = torch.cat([best, codes * signs])
@@ -85,8 +87,15 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
     )  # fmt: skip
 
 
-def _scale(acts: Activations) -> float:
-    """Return the root of the rows' mean squared distance from their mean."""
+def _rows(dictionary: Dictionary) -> int:
+    return max(1, min(_BATCH, _CODES // dictionary.n_latents))
+
+
+def activity_tolerance(acts: Activations) -> float:
+    """Return what a code must exceed to be active: 0.01 of the rows' root mean squared distance.
+
+    That is of their distance from their mean.
+    """
     total = torch.zeros(acts.width, dtype=torch.float64)
     squares = 0.0
     for batch in acts.batches(_BATCH):
@@ -94,16 +103,17 @@ def _scale(acts: Activations) -> float:
         total += rows.sum(0)
         squares += float(rows.square().sum())
     mean = total / acts.n_rows
-    return float(max(0.0, squares / acts.n_rows - float(mean.square().sum())) ** 0.5)
+    variance = squares / acts.n_rows - float(mean.square().sum())
+    return float(L0_TOLERANCE * max(0.0, variance) ** 0.5)
 
 
-def _by_image(
+def codes_by_image(
     dictionary: Dictionary, acts: Activations, signs: Tensor
 ) -> Iterator[tuple[Int64[Tensor, " images"], Float[Tensor, "images latents"]]]:
     """Yield images and, of each one's codes, the largest of sign x code, with its sign."""
     device = dictionary.atoms.device
     held: tuple[Tensor, Tensor] | None = None
-    for batch in acts.batches(_BATCH):
+    for batch in acts.batches(_rows(dictionary)):
         codes = dictionary.encode(batch.x.to(device)).float().cpu() * signs
         numbers, place = torch.unique_consecutive(batch.images.long(), return_inverse=True)
         strongest = torch.full((len(numbers), codes.shape[1]), -torch.inf)

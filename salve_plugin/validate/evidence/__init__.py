@@ -1,0 +1,1 @@
+"""What speaks for each latent of a dictionary, and what chance gives beside it."""

@@ -1,0 +1,232 @@
+"""The evidence for all latents, block by block, from a recording that is read in pieces."""
+
+import os
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from salve_plugin.control.operators.gate import Gate
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.errors import InputError
+from salve_plugin.faces.progress import bar
+from salve_plugin.hooks import HookedModel
+from salve_plugin.modes import without_autocast
+from salve_plugin.network import OnBaseMismatch
+from salve_plugin.store.digest import content_digest
+from salve_plugin.validate.activity import Activity, activity, activity_tolerance, codes_by_image
+from salve_plugin.validate.evidence.class_profile import NO_CLASS, class_profile
+from salve_plugin.validate.evidence.cooccurrence import partners
+from salve_plugin.validate.evidence.head import (
+    ReadHead,
+    check_parts,
+    evenly,
+    is_head_input,
+    read_head,
+    rows_of,
+)
+from salve_plugin.validate.evidence.intervention import SCALES, intervention
+from salve_plugin.validate.evidence.kept import Kept
+from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
+from salve_plugin.validate.evidence.permuting import p_values, permuted_labels, upper
+from salve_plugin.validate.evidence.predicted import (
+    CONTROLS,
+    explained,
+    gate_change,
+    other_latents,
+)
+from salve_plugin.validate.evidence.retrieval import precision_at, precision_by_chance
+
+MOST_CODES = 2**24
+"""Codes, one for each image and latent of a block, that are in memory at once."""
+MOST_LATENTS = 1024
+"""Of a block: its overlaps with all other latents are in memory too."""
+IMAGES = 32
+"""Images of a class on which its latents are intervened on; of all classes, predictions are
+compared on so many times 8."""
+_FORMAT = 1
+
+
+@torch.no_grad()
+@without_autocast()
+def evidence(
+    hooked: HookedModel,
+    dictionary: Dictionary,
+    acts: Activations,
+    *,
+    top: int = 10,
+    permutations: int = 200,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+    on_base_mismatch: OnBaseMismatch = "error",
+) -> LatentEvidence:
+    """Measure what speaks for each latent, and what chance gives beside each number.
+
+    Classes are those of the recording's labels. Interventions and predictions are measured where
+    the dictionary is of what the classifier reads: exactly, without a forward pass, on recorded
+    inputs. Elsewhere they are NaN.
+
+    The recording is read in pieces, a few times and once more for each block of latents: memory
+    grows with the number of images only in their labels, of which there is a copy for each
+    permutation.
+
+    Args:
+        hooked: the recorded model.
+        dictionary: of the recording's site.
+        acts: images that the evidence is to be of; held-out ones, if it is to hold for new images.
+        top: images that are named for each latent, of which the precision is taken.
+        permutations: of the labels; no p is below 1 / (1 + permutations).
+        seed: of the permutations and of the choice of other latents.
+        folder: keeps each block of latents that is done: called again, it goes on from there.
+        progress: whether to show a bar.
+        on_base_mismatch: "warn" goes on with a dictionary or a model of another network than the
+            recording's.
+
+    Raises:
+        InputError: if the dictionary reads another site, labels are not the classifier's, `top` or
+            `permutations` is not positive, or `folder` holds blocks of something else.
+        BaseMismatchError: if dictionary, recording and model are not of one network.
+        ReadError: if a shard, or a block in `folder`, is damaged.
+        WriteError: if a block cannot be kept.
+    """
+    if top < 1 or permutations < 1:
+        raise InputError(f"top {top} and permutations {permutations}: expected at least 1 of each")
+    check_parts(hooked, dictionary, acts, on_base_mismatch)
+    reading = _Reading(hooked, dictionary, acts, top, permutations, seed)
+    size = max(1, min(MOST_LATENTS, MOST_CODES // acts.n_images, dictionary.n_latents))
+    kept = Kept(folder, reading.digest(size))
+    blocks = []
+    with bar("evidence", dictionary.n_latents, progress) as update:
+        for start in range(0, dictionary.n_latents, size):
+            block = kept.read(start)
+            if block is None:
+                own = torch.arange(start, min(start + size, dictionary.n_latents))
+                block = reading.block(own)
+                kept.write(start, block)
+            blocks.append(block)
+            update(min(start + size, dictionary.n_latents))
+    best = torch.stack([block.pop("maxima") for block in blocks]).amax(0)
+    joined = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    return LatentEvidence(
+        activity=reading.activity,
+        auc_p_all=p_values(joined.pop("z").nan_to_num(nan=-torch.inf), best[:, None]),
+        **joined, k=reading.k, n_images=acts.n_images, permutations=permutations,
+        classes=acts.classes,
+    )  # fmt: skip
+
+
+class _Reading:
+    """One recording with what all blocks of latents share."""
+
+    def __init__(
+        self,
+        hooked: HookedModel,
+        dictionary: Dictionary,
+        acts: Activations,
+        top: int,
+        permutations: int,
+        seed: int,
+    ) -> None:
+        self._dictionary, self._acts, self._seed = dictionary, acts, seed
+        self.activity: Activity = activity(dictionary, acts, top)
+        self.k = min(top, acts.n_images)
+        self._tolerance = activity_tolerance(acts)
+        self._labels = acts.image_labels().long()
+        self._permuted = permuted_labels(self._labels, permutations, seed)
+        self._precisions = precision_by_chance(self._permuted, self.k)
+        self._counts = torch.bincount(self._labels)
+        self._head: ReadHead | None = None
+        if is_head_input(hooked, acts):
+            self._head = read_head(hooked, dictionary, acts)
+            self._atoms = dictionary.atoms.detach().cpu()
+            self._some = evenly(acts.n_images, 8 * IMAGES)
+            self._x = rows_of(acts, self._some)
+            own = [(self._labels == label).nonzero()[:, 0] for label in range(len(self._counts))]
+            self._of_class = [images[evenly(len(images), IMAGES)] for images in own]
+            chosen = torch.cat(self._of_class).sort().values
+            logits = self._head.logits(rows_of(acts, chosen))
+            self._logits = [logits[torch.searchsorted(chosen, images)] for images in self._of_class]
+
+    def digest(self, size: int) -> str:
+        """Return the digest of all that a block depends on."""
+        acts = self._acts
+        parts = {
+            "format": _FORMAT, "dictionary": self._dictionary.digest, "size": size,
+            "seed": self._seed, "k": self.k, "permutations": len(self._permuted),
+            "images": acts.images_sha256, "labels": acts.labels_sha256, "n_rows": acts.n_rows,
+            "model": acts.model_sha256,
+        }  # fmt: skip
+        # The recorded inputs of the images that effects are measured on, and what reads them now.
+        tensors = {"least": self.activity.least, "most": self.activity.most}
+        if self._head is not None:
+            tensors |= {"weight": self._head.weight, "bias": self._head.bias, "x": self._x}
+        return content_digest(parts, tensors)
+
+    def block(self, own: Tensor) -> dict[str, Tensor]:
+        """Return the numbers of some latents, by name of the field."""
+        codes, joint, counts = self._read(own)
+        profile = class_profile(codes, self._labels, self._permuted)
+        told = profile.label != NO_CLASS
+        relevant = self._labels[:, None] == profile.label
+        precision = precision_at(codes, relevant, self.k)
+        chance = self._counts[profile.label.clamp(min=0)].double() / len(self._labels)
+        partner = partners(joint, counts, own, len(self._labels))
+        nan = torch.full_like(precision, torch.nan)
+        tensors = {
+            **vars(profile), **vars(partner),
+            "precision": torch.where(told, precision, nan),
+            "precision_null": torch.where(told, upper(self._precisions), nan),
+            "chance": torch.where(told, chance, nan),
+            **self._effects(own, codes * self.activity.signs[own], profile.label),
+        }  # fmt: skip
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def _read(self, own: Tensor) -> tuple[Float[Tensor, "images own"], Tensor, Tensor]:
+        """Return codes in the latents' direction, overlaps with all latents, and their counts."""
+        signs = self.activity.signs
+        codes = torch.empty(self._acts.n_images, len(own))
+        joint = torch.zeros(len(own), len(signs))
+        counts = torch.zeros(len(signs), dtype=torch.float64)
+        for images, signed in codes_by_image(self._dictionary, self._acts, signs):
+            directed = signed * signs
+            active = (directed > self._tolerance).float()
+            # What is off is equally off: else rounding, which may depend on the class, is ranked.
+            own_codes = directed[:, own]
+            codes[images] = own_codes * (own_codes.abs() > self._tolerance)
+            # Exact: float32 has every whole number up to 16 million images.
+            joint += active[:, own].T @ active
+            counts += active.sum(0)
+        return codes, joint, counts
+
+    def _effects(self, own: Tensor, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return what interventions do and predictions are worth; NaN away from the classifier."""
+        effects = {
+            name: torch.full((len(own),), torch.nan, dtype=torch.float64)
+            for name in ("kl", "effect", "effect_p", "explained", "explained_null")
+        }
+        effects["curve"] = torch.full((len(own), len(SCALES)), torch.nan, dtype=torch.float64)
+        head = self._head
+        if head is None:
+            return effects
+        some_codes = self._dictionary.encode(self._x.to(self._dictionary.atoms.device))
+        some_codes = some_codes.double().cpu()
+        for row, (latent, label) in enumerate(zip(own.tolist(), labels.tolist(), strict=True)):
+            others = other_latents(latent, len(head.pull), CONTROLS, self._seed)
+            change = gate_change(head, self._x.double(), Gate(self._atoms[latent, None], 1.0))
+            tried = [latent, *others]
+            shares = explained(change, some_codes[:, tried], head.pull[tried])
+            effects["explained"][row] = shares[0]
+            if others:
+                effects["explained_null"][row] = upper(shares[1:, None])[0]
+            if label == NO_CLASS:
+                continue
+            measured = intervention(
+                self._logits[label], codes[self._of_class[label], row].double(),
+                head.pull[latent], head.pull[others], label,
+            )  # fmt: skip
+            effects["curve"][row] = torch.tensor(measured.curve, dtype=torch.float64)
+            for name in ("kl", "effect", "effect_p"):
+                effects[name][row] = getattr(measured, name)
+        return effects

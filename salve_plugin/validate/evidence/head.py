@@ -1,0 +1,96 @@
+"""A classifier that reads what the dictionary reads and nothing else: no model has to run."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from salve_plugin.control.networks import Networks
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.labels import check_of_model
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.network import OnBaseMismatch, check_one_network
+
+
+@dataclass(frozen=True, eq=False)
+class ReadHead:
+    """A linear classifier and the atoms of a dictionary of its input.
+
+    Attributes:
+        weight: (classes, width).
+        bias: (classes,).
+        pull: what one unit of each latent adds to each logit, V W^T (latents, classes).
+    """
+
+    weight: Float64[Tensor, "classes width"]
+    bias: Float64[Tensor, " classes"]
+    pull: Float64[Tensor, "latents classes"]
+
+    def logits(self, x: Float[Tensor, "images width"]) -> Float64[Tensor, "images classes"]:
+        """Return the logits of recorded inputs."""
+        return torch.addmm(self.bias, x.double(), self.weight.T)
+
+
+def is_head_input(hooked: HookedModel, acts: Activations) -> bool:
+    """Say whether the recording is all that the classifier reads, one row an image."""
+    site = hooked.sites.get(acts.site.name)
+    reads_all = site is not None and bool(hooked.heads) and set(hooked.heads) <= set(site.readers)
+    return reads_all and acts.n_rows == acts.n_images
+
+
+@torch.no_grad()
+def read_head(hooked: HookedModel, dictionary: Dictionary, acts: Activations) -> ReadHead:
+    """Return the classifier that a recording is the whole input of.
+
+    Raises:
+        InputError: if it reads something else, or the labels are not its classes.
+    """
+    if not is_head_input(hooked, acts):
+        raise InputError(
+            f"the recording is of '{acts.site.name}', but the classifier reads "
+            f"{list(hooked.head_sites)}: without a forward pass, effects are known only where all "
+            "of its input was recorded, one row an image; record that site and learn a dictionary "
+            "of it"
+        )
+    weight, bias = (part.detach().double().cpu() for part in hooked.unembed(acts.site.name))
+    check_of_model(acts.classes, max(2, len(bias)))
+    return ReadHead(weight, bias, dictionary.atoms.detach().double().cpu() @ weight.T)
+
+
+def check_parts(
+    hooked: HookedModel, dictionary: Dictionary, acts: Activations, on_base_mismatch: OnBaseMismatch
+) -> None:
+    """Raise unless model, dictionary and recording belong together.
+
+    Raises:
+        InputError: if the dictionary was learned at another site, or `hooked` is no attached model.
+        BaseMismatchError: if one is of another network than the recording.
+    """
+    check_attached(hooked)
+    if dictionary.site != acts.site:
+        raise InputError(
+            f"the dictionary reads site '{dictionary.site.name}' ({dictionary.width} features), "
+            f"the recording is of '{acts.site.name}' ({acts.width}); record the dictionary's site"
+        )
+    check_one_network(
+        {"the recording": acts.network_sha256, "the dictionary": dictionary.network},
+        on_base_mismatch,
+    )
+    Networks(hooked, on_base_mismatch).check_present("the recording", acts.network_sha256)
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """Return up to `most` of the indices below `count`, evenly spaced."""
+    few = min(count, most)
+    return torch.arange(few) * count // max(1, few)
+
+
+def rows_of(acts: Activations, chosen: Tensor) -> Float[Tensor, "images width"]:
+    """Return the recorded rows of some images, given ascending, of one row each."""
+    wanted = torch.zeros(acts.n_images, dtype=torch.bool)
+    wanted[chosen] = True
+    batches = acts.batches(1024, keep=lambda images: wanted[images.long()])
+    return torch.cat([batch.x for batch in batches])

@@ -1,0 +1,64 @@
+"""Blocks of latents that are done, on disk: an interrupted call goes on where it stopped."""
+
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from salve_plugin.errors import InputError, ReadError
+from salve_plugin.store.files import usable, write_atomically
+
+
+class Kept:
+    """The blocks in a folder; without one, nothing is kept."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None, digest: str) -> None:
+        """Open a folder, which is made when the first block is kept.
+
+        Args:
+            folder: where.
+            digest: of all that the blocks depend on.
+        """
+        self._folder = None if folder is None else usable(folder)
+        self._digest = digest
+
+    def read(self, start: int) -> dict[str, Tensor] | None:
+        """Return the block that starts at a latent; None if it is not there.
+
+        Raises:
+            InputError: if it is of another recording, dictionary or setting: it is not overwritten.
+            ReadError: if it is damaged.
+        """
+        path = self._path(start)
+        if path is None or not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                digest = (file.metadata() or {}).get("digest")
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        except (OSError, SafetensorError) as error:
+            raise ReadError(
+                f"cannot read {path}: {error}; delete the file, and it is computed again"
+            ) from error
+        if digest != self._digest:
+            raise InputError(
+                f"{path} is of another recording, dictionary, model or setting; give another "
+                "folder, or delete this one"
+            )
+        return tensors
+
+    def write(self, start: int, tensors: dict[str, Tensor]) -> None:
+        """Keep a block.
+
+        Raises:
+            WriteError: if it cannot be written; then there is none.
+        """
+        path = self._path(start)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, save(tensors, {"digest": self._digest}))
+
+    def _path(self, start: int) -> Path | None:
+        return None if self._folder is None else self._folder / f"latents-{start:06d}.safetensors"

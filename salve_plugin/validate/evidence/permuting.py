@@ -1,0 +1,43 @@
+"""Labels dealt out anew: the one null that all class measures share, and p-values against it."""
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+LEVEL = 0.95
+"""Nulls are reported as this quantile: chance stays below it in 19 of 20 cases."""
+_ROUNDING = 1e-9
+"""Statistics of equal rankings that differ by less were summed in another order."""
+
+
+def permuted_labels(
+    labels: Int64[Tensor, " images"], permutations: int, seed: int
+) -> Int64[Tensor, "permutations images"]:
+    """Return the labels in random orders, the same ones for the same seed.
+
+    Every latent is compared with the same orders, so that the largest statistic of all latents in
+    each order is what the best of so many gets by chance (Westfall & Young 1993, maxT).
+    """
+    random = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(labels), generator=random) for _ in range(permutations)]
+    return torch.stack([labels[order] for order in orders])
+
+
+def p_values(
+    statistic: Float64[Tensor, " latents"], null: Float64[Tensor, "permutations columns"]
+) -> Float64[Tensor, " latents"]:
+    """Return (1 + #{null >= statistic}) / (1 + permutations): never 0, and valid for any null.
+
+    The identity is one of the orders, hence the ones (Phipson & Smyth 2010).
+
+    Args:
+        statistic: of each latent; larger speaks against chance.
+        null: of each latent (permutations, latents), or one for all (permutations, 1).
+    """
+    as_large = null >= statistic - _ROUNDING * statistic.abs().clamp(min=1)
+    return (1 + as_large.sum(0)).double() / (1 + len(null))
+
+
+def upper(null: Float64[Tensor, "permutations columns"]) -> Float64[Tensor, " columns"]:
+    """Return what chance stays at or below in 95 % of the permutations."""
+    return null.quantile(LEVEL, dim=0, interpolation="higher")

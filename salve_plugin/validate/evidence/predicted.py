@@ -1,0 +1,196 @@
+"""Is the first-order prediction of an edit's effect what the edited weights do?
+
+A dictionary says that latent l contributes z_l v_l to the activation x. Taking it away should
+change the logits by their gradient times that: -z_l W v_l. The edit that is meant to do so scales
+columns of W (SALVE, Eq. 1): it changes the logits by x (W' - W)^T, whatever the dictionary says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from salve_plugin.control.operators.gate import Gate, scaled_rows
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.errors import InputError
+from salve_plugin.faces.table import Table, Tabular
+from salve_plugin.hooks import HookedModel
+from salve_plugin.modes import without_autocast
+from salve_plugin.network import OnBaseMismatch
+from salve_plugin.validate.evidence.head import (
+    ReadHead,
+    check_parts,
+    evenly,
+    read_head,
+    rows_of,
+)
+from salve_plugin.validate.evidence.permuting import upper
+
+IMAGES = 1024
+CONTROLS = 19
+"""Other latents whose contribution is tried as the prediction: one in 20 is 95 %."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PredictedEffect(Tabular):
+    """How well -z W v, latent by latent, says what the gate of the latent does to the logits.
+
+    Attributes:
+        latents: which (latents,).
+        strength: of the gates, on all rows of the classifier.
+        r2: squared correlation over images of predicted and measured change of each class's logit,
+            (latents, classes); NaN where one of them does not vary.
+        slope: measured change for one unit of predicted change, fitted with an intercept, likewise.
+        explained: share of the measured change's sum of squares, over images and classes, that the
+            prediction explains at one common slope without an intercept, (latents,).
+        explained_null: what the best of 95 % of other latents explains, put in the latent's place.
+        classes: names by class; None if the recording has none.
+        n_images: that it was measured on.
+    """
+
+    latents: Int64[Tensor, " latents"]
+    strength: float
+    r2: Float64[Tensor, "latents classes"]
+    slope: Float64[Tensor, "latents classes"]
+    explained: Float64[Tensor, " latents"]
+    explained_null: Float64[Tensor, " latents"]
+    classes: tuple[str, ...] | None
+    n_images: int
+
+    def __repr__(self) -> str:
+        """Say in one line how much is explained."""
+        return (
+            f"<PredictedEffect of {len(self.latents)} latents on {self.r2.shape[1]} logits, "
+            f"{self.n_images} images: median share explained "
+            f"{float(self.explained.nanmedian()):.3f}, by other latents "
+            f"{float(self.explained_null.nanmedian()):.3f}>"
+        )
+
+    def table(self) -> str:
+        """Return one line for each latent, as text."""
+        return str(self)
+
+    def as_table(self) -> Table:
+        """Return one row for each latent: what is explained, beside chance, and by class."""
+        rows = [
+            (
+                int(latent), float(self.explained[row]), float(self.explained_null[row]),
+                float(self.r2[row].nanmedian()), float(self.slope[row].nanmedian()),
+            )
+            for row, latent in enumerate(self.latents)
+        ]  # fmt: skip
+        return Table(
+            f"Predicted against measured change of the logits, strength {self.strength:g}",
+            ("latent", "explained", "by other latents", "median R² of a class", "median slope"),
+            rows,
+            ("explained: of the sum of squares over images and classes, at one slope",),
+        )
+
+
+@torch.no_grad()
+@without_autocast()
+def predicted_effect(
+    hooked: HookedModel,
+    dictionary: Dictionary,
+    acts: Activations,
+    *,
+    latents: Sequence[int] | None = None,
+    strength: float = 1.0,
+    images: int = IMAGES,
+    seed: int = 0,
+    on_base_mismatch: OnBaseMismatch = "error",
+) -> PredictedEffect:
+    r"""Compare what a dictionary predicts of suppressing each latent with what the edit does.
+
+    Predicted is the gradient times the change, $-z_l W v_l$ for a classifier $W$; measured is the
+    change of the logits when `suppress(hooked, dictionary, latent=l, strength=strength)` has edited
+    the weights. Up to the strength at which a factor of the gate reaches 0 the measured change is
+    proportional to the strength, so that shares and R² do not depend on it.
+
+    Args:
+        hooked: the recorded model.
+        dictionary: of what the classifier reads.
+        acts: recording of that.
+        latents: which to compare; None for all.
+        strength: of the gates.
+        images: at most so many of the recording, evenly spaced.
+        seed: of the choice of other latents.
+        on_base_mismatch: "warn" goes on with parts of another network.
+
+    Raises:
+        InputError: if the classifier reads something else or more, there is no such latent, or the
+            strength or the number of images is not positive.
+        BaseMismatchError: if dictionary, recording and model are not of one network.
+    """
+    check_parts(hooked, dictionary, acts, on_base_mismatch)
+    n_latents = dictionary.n_latents
+    chosen = list(range(n_latents)) if latents is None else list(latents)
+    unknown = [latent for latent in chosen if not 0 <= latent < n_latents]
+    if unknown or not chosen:
+        raise InputError(f"latents {unknown or chosen}: expected some of 0 to {n_latents - 1}")
+    if not strength > 0 or images < 1:
+        raise InputError(f"strength {strength} and images {images}: expected both above 0")
+    head = read_head(hooked, dictionary, acts)
+    x = rows_of(acts, evenly(acts.n_images, images))
+    codes = dictionary.encode(x.to(dictionary.atoms.device)).double().cpu()
+    atoms = dictionary.atoms.detach().cpu()
+    r2, slope, shares, nulls = [], [], [], []
+    for latent in chosen:
+        change = gate_change(head, x.double(), Gate(atoms[latent, None], strength))
+        predicted = -codes[:, latent, None] * head.pull[latent]
+        line = _lines(predicted, change)
+        r2.append(line[0])
+        slope.append(line[1])
+        others = other_latents(latent, n_latents, CONTROLS, seed)
+        share = explained(change, codes[:, [latent, *others]], head.pull[[latent, *others]])
+        shares.append(share[0])
+        nulls.append(upper(share[1:, None])[0] if others else torch.tensor(torch.nan).double())
+    return PredictedEffect(
+        torch.tensor(chosen), strength, torch.stack(r2), torch.stack(slope),
+        torch.stack(shares), torch.stack(nulls), acts.classes, len(x),
+    )  # fmt: skip
+
+
+def gate_change(
+    head: ReadHead, x: Float64[Tensor, "images width"], gate: Gate
+) -> Float64[Tensor, "images classes"]:
+    """Return what the gate on all rows of the classifier adds to the logits."""
+    weight = head.weight
+    return x @ (scaled_rows(weight, gate.factors, None) - weight).T
+
+
+def explained(
+    change: Float64[Tensor, "images classes"],
+    codes: Float64[Tensor, "images some"],
+    pulls: Float64[Tensor, "some classes"],
+) -> Float64[Tensor, " some"]:
+    """Return the share of a change's sum of squares that is a multiple of each z u^T.
+
+    It is the squared cosine of the two, over images and classes; 0 for a latent without effect.
+    """
+    # <change, z u^T> is z^T (change u): the products are never laid out.
+    product = (codes * (change @ pulls.T)).sum(0)
+    size = change.square().sum() * codes.square().sum(0) * pulls.square().sum(1)
+    return torch.where(size > 0, product.square() / size.clamp(min=1e-300), 0.0)
+
+
+def other_latents(latent: int, n_latents: int, count: int, seed: int) -> list[int]:
+    """Return random other latents, the same for the same latent and seed, ascending."""
+    random = torch.Generator().manual_seed(seed * n_latents + latent)
+    drawn = torch.randperm(n_latents, generator=random)
+    return sorted(drawn[drawn != latent][:count].tolist())
+
+
+def _lines(predicted: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
+    """Return R² and slope of the line through predicted and measured, for each class."""
+    a, b = predicted - predicted.mean(0), measured - measured.mean(0)
+    both, own, other = (a * b).sum(0), a.square().sum(0), b.square().sum(0)
+    varies = (own > 0) & (other > 0)
+    nan = torch.full_like(own, torch.nan)
+    return (
+        torch.where(varies, both.square() / (own * other), nan),
+        torch.where(varies, both / own, nan),
+    )

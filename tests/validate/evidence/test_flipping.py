@@ -1,0 +1,69 @@
+"""The fewest latents that a decision hangs on, against all subsets."""
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import salve_plugin as salve
+from salve_plugin.control.solving import two_sided
+from salve_plugin.errors import InputError
+from salve_plugin.validate.evidence.flipping import flip_of
+
+
+def decision(logits: Tensor) -> int:
+    return int(two_sided(logits[None])[0].argmax())
+
+
+@given(seed=st.integers(0, 1000), classes=st.integers(1, 4))
+@settings(deadline=None, max_examples=40, derandomize=True)
+def test_no_smaller_set_changes_the_decision(seed: int, classes: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(classes, generator=random).double()
+    codes = torch.randn(6, generator=random).double().clamp(min=0)
+    pull = torch.randn(6, classes, generator=random).double()
+    flip = flip_of(logits, codes, pull, random)
+    assert flip.decision == decision(logits)
+
+    def becomes(latents: tuple[int, ...]) -> int:
+        taken = list(latents)
+        return decision(logits - codes[taken] @ pull[taken])
+
+    smallest = [
+        size
+        for size in range(7)
+        if any(becomes(subset) != flip.decision for subset in combinations(range(6), size))
+    ]
+    assert len(flip.latents) == (smallest[0] if smallest else 0)
+    assert flip.becomes == (becomes(flip.latents) if smallest else None)
+    if flip.becomes is not None:
+        assert flip.becomes != flip.decision
+        assert all(codes[list(flip.latents)] != 0)
+    if flip.by_chance is not None:
+        assert len(flip.latents) <= flip.by_chance <= int((codes != 0).sum())
+
+
+def test_decisions_of_images_hang_on_the_latents_of_their_class(known: Any) -> None:
+    x = known.acts.tensor()[:6]
+    flips = salve.fewest_to_flip(known.hooked, known.dictionary, x)
+    codes = known.dictionary.encode(x)
+    for row, flip in enumerate(flips.images):
+        assert flip.decision == row % 3
+        with torch.no_grad():
+            taken = list(flip.latents)
+            without = x[row] - codes[row, taken] @ known.dictionary.atoms[taken]
+            assert int(known.hooked.model(without).argmax()) == flip.becomes
+    assert "6 of 6 decisions" in repr(flips)
+    assert "in random order" in str(flips)
+
+
+def test_a_dictionary_of_another_site_is_refused(make_recorded: Any, known: Any) -> None:
+    tokens = make_recorded(torch.rand(12, 3, 16), torch.arange(12) % 2)
+    state = dict(known.dictionary.state_dict())
+    hidden = salve.Dictionary(state, salve.TopK(k=8), tokens.acts.site, {})
+    with pytest.raises(InputError, match="what the classifier reads"):
+        salve.fewest_to_flip(tokens.hooked, hidden, torch.rand(2, 3, 16))
