@@ -7,7 +7,7 @@ import torch
 
 import salve_plugin as salve
 from salve_plugin.demo import digits
-from salve_plugin.report.activity import BINS, activity
+from salve_plugin.validate.activity import BINS, activity
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
