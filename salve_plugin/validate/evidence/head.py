@@ -7,6 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from salve_plugin.control.networks import Networks
+from salve_plugin.control.solving import check_labels
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import check_of_model
@@ -57,6 +58,7 @@ def read_head(hooked: HookedModel, dictionary: Dictionary, acts: Activations) ->
         )
     weight, bias = (part.detach().double().cpu() for part in hooked.unembed(acts.site.name))
     check_of_model(acts.classes, max(2, len(bias)))
+    check_labels(acts.image_labels(), max(2, len(bias)))
     return ReadHead(weight, bias, dictionary.atoms.detach().double().cpu() @ weight.T)
 
 

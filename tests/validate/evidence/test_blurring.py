@@ -1,24 +1,30 @@
 """The causal check of a map: planted regions fall, random ones do not, and its p is honest."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import salve_plugin as salve
 from salve_plugin.demo import digits
 from salve_plugin.errors import InputError
 from salve_plugin.validate.evidence.blurring import MapCheck, blurred, marked
 
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
-@pytest.fixture
-def study(digits_resnet: nn.Module, digits_test: digits.Split) -> tuple[Any, Any, Tensor]:
-    """A network, a dictionary of random directions of its head's input, and images."""
-    hooked = salve.attach(digits_resnet)
+
+@pytest.fixture(scope="module")
+def study(
+    digits_test: digits.Split, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Any, Tensor]:
+    """A network, a dictionary of its head's input, and images; nothing here changes them."""
+    hooked = salve.attach(digits.load("resnet", FIXTURES / "digits_resnet.safetensors"))
     few = digits.Split(digits_test.images[:80], digits_test.labels[:80])
-    acts = salve.record(hooked, few.batches(), progress=False)
+    folder = tmp_path_factory.mktemp("study") / "recording"
+    acts = salve.record(hooked, few.batches(), folder=folder, progress=False)
     dictionary = salve.fit(acts, n_latents=12, steps=30)
     return hooked, dictionary, few.images
 
