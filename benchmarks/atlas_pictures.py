@@ -59,7 +59,7 @@ def main() -> None:
     ]
     images = torch.cat(views)
     with torch.no_grad():
-        labels = torch.cat([network(part).argmax(1) for part in images.split(32)])
+        labels = torch.cat([network(part).argmax(1) for part in torch.split(images, 32)])
     hooked, data_set = attach(network), TensorDataset(images, labels)
     names = class_names(installed_adapters()["timm"].class_names(network) or [])
     acts = record(hooked, DataLoader(data_set, batch_size=32), classes=names, progress=False)
