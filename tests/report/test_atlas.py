@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from small_study import NAMES, Small
 from torch.utils.data import Subset
@@ -212,3 +213,25 @@ def test_quality_is_shown_beside_its_controls(small: Small, tmp_path: Path) -> N
     assert table["columns"] == ["dictionary", "random", "pca"]
     values = next(row["values"] for row in table["rows"] if row["name"] == "R²")
     assert values == [row.r2 for row in replace(measured).rows.values()]
+
+
+def test_a_single_logit_has_two_mirrored_rows_and_edits_of_all_rows(tmp_path: Path) -> None:
+    images = torch.randn(60, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hooked = salve.attach(timm.create_model("test_resnet", num_classes=1).eval())
+    labels = torch.arange(60) % 2
+    acts = salve.record(hooked, [(images, labels)], "unembed.hook_in", progress=False)
+    dictionary = salve.fit(acts, "itda", n_latents=8)
+    salve.atlas(hooked, dictionary, acts, tmp_path)
+    index, head = piece(tmp_path, "index"), piece(tmp_path, "bench/head")
+    assert index["bench"]["binary"]
+    weight = head["weight"].reshape(2, -1)
+    assert np.array_equal(weight[0], -weight[1])
+    edit = salve.suppress(hooked, dictionary, latent=2, strength=6.0)
+    after = salve.evaluate(edit.edited(hooked.model), [(images, labels)])
+    edited = scaled_weight(torch.tensor(weight), dictionary.atoms[2], 6.0)
+    recounted = evaluate_head(edited, torch.tensor(head["bias"]), acts)
+    assert torch.equal(recounted.confusion, after.confusion)
+    entry = piece(tmp_path, "classes/0")["classes"][1]
+    assert entry["crit"]["own"].tolist() == entry["crit"]["all"].tolist()
