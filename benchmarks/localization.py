@@ -34,6 +34,7 @@ from torch.nn import functional
 
 import salve_plugin as salve
 from salve_plugin.demo import pretrained
+from salve_plugin.validate.effects import most_contributing
 
 # The folder of a script is on the path, not the one above it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -178,6 +179,9 @@ class Study:
             made[f"Grad-FAM, {shown}, {TOP} latents"] = of(fam, name, TOP)
             made[f"codes, {shown}, 1 latent"] = of(codes, name, 1)
             made[f"codes, {shown}, {TOP} latents"] = of(codes, name, TOP)
+        made[f"Grad-FAM, head, {TOP} latents by class means"] = _of(
+            fam, hooked, self.dictionaries[HEAD]
+        ).attribute(x, self._weights_by_class(classes, group))[:, 0]
         made["codes, 14 x 14, 1 latent by class means"] = self._single(x, [
             self.means[each] for each in group.tolist()
         ])  # fmt: skip
@@ -218,6 +222,15 @@ class Study:
         random = torch.randn(len(x), 1280, generator=torch.Generator().manual_seed(0))
         made["control: random direction"] = torch.einsum("bkhw,bk->bhw", last, random)
         return made
+
+    def _weights_by_class(self, classes: Tensor, group: Tensor) -> Tensor:
+        """Return the weights of `contribution` by the class's mean codes, not each picture's."""
+        sae = self.dictionaries[HEAD]
+        codes = sae.encode(self.pooled)
+        means = torch.stack([codes[self.own == each].mean(0) for each in group.tolist()])
+        weight, _ = self.hooked.unembed()
+        effects = (weight[classes] - weight.mean(0)) @ sae.atoms.T
+        return effects * most_contributing(means * effects, TOP)
 
     def _known(self, label: int, group: int) -> int:
         """Return the class itself if it was explained in training, else its group's most common."""
