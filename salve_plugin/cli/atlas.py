@@ -26,7 +26,8 @@ def make(
     """Write the atlas of a study or of an edit's artifact, and say where it is.
 
     By default a study's goes into its own folder, an artifact's into one beside it. Images that are
-    not there any more are left out: the atlas is worth much without pictures.
+    not there any more, and what cannot be measured on so few, are left out with a note: the atlas is
+    worth much without them.
 
     Raises:
         InputError: if something else lies in `out` and `force` is not given.
@@ -36,7 +37,7 @@ def make(
     if not (folder / STUDY_FILE).exists() and (folder / EditArtifact.format.manifest).exists():
         beside = folder.with_name(f"{folder.resolve().name}-atlas")
         page = artifact_page(EditArtifact.from_pretrained(folder), out or beside, force=force)
-        _show(page, None, as_json=as_json)
+        _show(page, [], as_json=as_json)
         return
     study = Study.load(folder)
     place = folder / "atlas" if out is None else out
@@ -44,16 +45,19 @@ def make(
     acts, dictionary, _ = study.parts()
     opened = study.open(acts)
     images: ImageTree | None = None
-    missing: str | None = None
+    missing: list[str] = []
     try:
-        images = opened.images(Path(study.data))
+        images = opened.images(Path(study.data), left_out=study.left_out)
     except (ReadError, InputError) as error:
-        missing = f"no pictures: {error}"
+        missing.append(f"no pictures: {error}")
     measured = None
     if with_quality:
         # Only where the classifier reads the site is splicing free of running the model.
         spliced = opened.hooked if acts.site.name in opened.hooked.head_sites else None
-        measured = quality(dictionary, acts, hooked=spliced)
+        try:
+            measured = quality(dictionary, acts, hooked=spliced)
+        except InputError as error:  # too few images to measure it on; the rest can be looked at
+            missing.append(f"no quality: {error}")
     page = atlas(
         opened.hooked, dictionary, acts, place, images=images, quality=measured,
         title=f"{study.spec.model} on {Path(study.data).name}", study=str(folder), mapped=mapped,
@@ -62,7 +66,7 @@ def make(
     _show(page, missing, as_json=as_json)
 
 
-def _show(page: Path, missing: str | None, *, as_json: bool) -> None:
+def _show(page: Path, missing: list[str], *, as_json: bool) -> None:
     files = [file for file in page.parent.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     address = page.resolve().as_uri()
@@ -72,8 +76,8 @@ def _show(page: Path, missing: str | None, *, as_json: bool) -> None:
              "missing": missing}
         )  # fmt: skip
         return
-    if missing is not None:
-        console(stderr=True).print(missing, highlight=False, markup=False)
+    for note in missing:
+        console(stderr=True).print(note, highlight=False, markup=False)
     console().print(
         f"{len(files)} files, {size / 1e6:.1f} MB. Open {address}",
         highlight=False, markup=False, soft_wrap=True,

@@ -35,7 +35,7 @@ def test_a_study_becomes_pages_beside_it(made: Path, capsys: Capture) -> None:
     page = made / "study" / "atlas" / "index.html"
     assert said["atlas"] == str(page)
     assert said["address"] == page.resolve().as_uri()
-    assert said["missing"] is None
+    assert said["missing"] == []
     assert said["bytes"] == sum(
         file.stat().st_size for file in page.parent.rglob("*.*") if file.is_file()
     )
@@ -44,6 +44,27 @@ def test_a_study_becomes_pages_beside_it(made: Path, capsys: Capture) -> None:
     assert (page.parent / "data" / "images" / "0.js").exists()
     again, _ = run(capsys, "atlas", made / "study", "--no-quality", "--maps", 0)
     assert again == 0
+
+
+def test_too_few_images_to_measure_a_dictionary_on_are_enough_to_look_at(
+    image_folder: Path, checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for label in ("3", "8"):
+        (tmp_path / "few" / label).mkdir(parents=True)
+        for image in sorted((image_folder / label).iterdir())[:3]:
+            shutil.copy(image, tmp_path / "few" / label)
+    options = ("--model", "test_resnet", "--checkpoint", checkpoint, "--num-classes", "10")
+    learner = ("--latents", "4", "--learner", "itda")
+    study = tmp_path / "study"
+    assert (
+        run(capsys, "discover", *options, "--data", tmp_path / "few", "--out", study, *learner)[0]
+        == 0
+    )
+    status, said = run(capsys, "atlas", study, "--maps", 0)
+    assert status == 0, said
+    (note,) = said["missing"]
+    assert note.startswith("no quality: ")
+    assert (study / "atlas" / "index.html").exists()
 
 
 @pytest.mark.slow
@@ -107,7 +128,8 @@ def test_an_atlas_without_images_says_so(made: Path, tmp_path: Path, capsys: Cap
     finally:
         (made / "elsewhere").rename(made / "images")
     assert status == 0
-    assert said["missing"].startswith("no pictures: ")
+    (note,) = said["missing"]
+    assert note.startswith("no pictures: ")
     assert not (tmp_path / "data" / "images").exists()
 
 
