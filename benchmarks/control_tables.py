@@ -85,6 +85,9 @@ def report_removal(results: list[Result], resamples: int = 200) -> None:
     for name, by_network in effects.items():
         cells = []
         for network in networks:
+            if network not in by_network:  # a method that the network has no layers for
+                cells += ["" for _ in COLUMNS]
+                continue
             mean = torch.stack([point for point, _ in by_network[network]]).mean(0)
             bounds = interval([spread for _, spread in by_network[network]])
             for column in range(len(COLUMNS)):

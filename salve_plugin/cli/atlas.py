@@ -26,8 +26,8 @@ def make(
     """Write the atlas of a study or of an edit's artifact, and say where it is.
 
     By default a study's goes into its own folder, an artifact's into one beside it. Images that are
-    not there any more, and what cannot be measured on so few, are left out with a note: the atlas is
-    worth much without them.
+    not there any more, and what cannot be measured on so few, are left out with a note: the atlas
+    is worth much without them.
 
     Raises:
         InputError: if something else lies in `out` and `force` is not given.

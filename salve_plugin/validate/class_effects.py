@@ -18,6 +18,7 @@ from torch import Tensor
 from salve_plugin.control.networks import Networks
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, check_attached, evaluating
 from salve_plugin.images import as_input
 from salve_plugin.network import OnBaseMismatch
@@ -40,6 +41,8 @@ class ClassEffects:
             (classes, latents); NaN where it was not measured.
         counts: images of each class (classes,).
     """
+
+    __repr__ = one_line
 
     contributions: Float64[Tensor, "classes latents"]
     falls: Float64[Tensor, "classes latents"]

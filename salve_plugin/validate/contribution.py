@@ -16,6 +16,7 @@ from torch import Tensor
 from salve_plugin.adapter import adapter_of
 from salve_plugin.discover.recording.labels import match_classes
 from salve_plugin.errors import InputError, UnsupportedModelError
+from salve_plugin.faces.one_line import one_line
 
 if TYPE_CHECKING:
     from salve_plugin.hooks import HookedModel
@@ -29,6 +30,8 @@ class Contribution:
         label: the class, or one for each image.
         top: how many latents; None takes all.
     """
+
+    __repr__ = one_line
 
     label: int | str | tuple[int, ...]
     top: int | None

@@ -131,7 +131,9 @@ def test_one_class_has_one_latent_and_rows(
     made = done(capsys, "inspect", artifact)["edit"]
     latent, rows = made["provenance"]["latents"][0], made["rows"]
     for place, about in ((study, ("--class", "3")), (artifact, ())):
-        explained = done(capsys, "explain", place, image, *about, "--out", tmp_path / "overlays")
+        # A study's pictures are in one scale with the latent's own, an artifact's are alone.
+        out = tmp_path / f"overlays-{place.name}"
+        explained = done(capsys, "explain", place, image, *about, "--out", out)
         critical = done(capsys, "alpha-crit", place, *about)
         assert explained["latent"] == critical["latent"] == latent
         assert critical["rows"] == rows

@@ -59,4 +59,13 @@ def study(digits_test: digits.Split) -> SimpleNamespace:
         run=salve.Run(), learner=salve.TopK(),
         method=salve.LayerGradFam.of(hooked, dictionary),
         by_concept=salve.assess(hooked, edit, acts, has=has),
+        codes=salve.LayerCodeMap.of(hooked, dictionary),
+        effects=salve.class_effects(hooked, dictionary, [*few.batches()], candidates=1),
+        contribution=salve.contribution(3),
+        evidence=salve.evidence(hooked, dictionary, acts, permutations=9),
+        predicted=salve.predicted_effect(hooked, dictionary, acts, latents=[0]),
+        flips=salve.fewest_to_flip(hooked, dictionary, few.images[:4]),
+        differing=salve.compare_recordings(dictionary, acts, acts, permutations=9),
+        unfamiliarity=salve.unfamiliarity(dictionary, acts, acts),
+        checked=salve.map_check(hooked, dictionary, few.images[:4], 3, regions=2),
     )  # fmt: skip

@@ -19,9 +19,9 @@ NO_VALUES = {"Adapter", "Learner", "SalveError", "Where", "How"}
 
 SMALL = {
     "Progress", "Origin", "Pushed", "Reference", "Probed", "Exactness",
-    "MemberOverlap",
+    "MemberOverlap", "ConceptScores",
 }  # fmt: skip
-"""Of a few numbers and names each; it takes a running fit, a Hub or two networks to have one."""
+"""Of a few numbers and names each; it takes a Hub, two networks or random images to have one."""
 
 PUBLIC = {
     name: getattr(salve, name)

@@ -9,6 +9,7 @@ from torch import Tensor
 from salve_plugin.control.solving import two_sided
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.images import run
@@ -30,6 +31,8 @@ class Flip:
         by_chance: median number that have to be taken away in random order of the active ones;
             None if in most orders all of them do not change it.
     """
+
+    __repr__ = one_line
 
     decision: int
     becomes: int | None
