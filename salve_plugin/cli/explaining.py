@@ -73,21 +73,18 @@ def explain(
     left_out = unreadable(images) if skip_unreadable else []
     if left_out:
         show_note(f"Left out: {len(left_out)} unreadable images ({in_short(left_out)}).")
-    explained = {
-        path: Explained.of(
-            opened.hooked, dictionary, opened.transform(open_image(path))[None], chosen
-        )
-        for path in images
-        if str(path) not in left_out
-    }
+    paths = [path for path in dict.fromkeys(images) if str(path) not in left_out]
+    # One at a time: they need not be of one size once they are transformed.
+    inputs = (opened.transform(open_image(path))[None] for path in paths)
+    explained = list(Explained.each(opened.hooked, dictionary, inputs, chosen))
     most, note = (
         (None, None) if evidence is None else _shown_most(evidence, asked.class_name, chosen)
     )
     made_folder(out)
-    maps = [one.maps for one in explained.values()] + ([most.explained.maps] if most else [])
+    maps = [one.maps for one in explained] + ([most.explained.maps] if most else [])
     scale = Scale.of(*maps, signed=True)
     written = []
-    for number, (path, one) in enumerate(explained.items()):
+    for number, (path, one) in enumerate(zip(paths, explained, strict=True)):
         picture_path = out / f"{number:03d}-{path.stem}-latent{chosen}.png"
         title = path.name if asked.class_name is None else f"{asked.class_name}: {path.name}"
         _write(picture_path, one.sheet([title], columns=2, scale=scale), force=force)

@@ -113,7 +113,7 @@ def class_effects(
             images, labels = as_input(hooked.model, batch.images), batch.labels
             _, cache = hooked.run_with_cache(images, names_filter=site.name)
             features, run = cache[site.name], partial(hooked.model, images)
-            gradient = class_gradient(hooked, module, features, labels, run)
+            gradient = class_gradient(hooked, module, features, directions[labels], run)
             codes, effects = effects_of(
                 dictionary, features.movedim(axis, -1), gradient.movedim(axis, -1)
             )

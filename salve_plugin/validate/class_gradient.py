@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from salve_plugin.errors import AttributionError, InputError
@@ -15,7 +15,7 @@ def class_gradient(
     hooked: HookedModel,
     site: ModuleSide,
     features: Tensor,
-    classes: Int[Tensor, " batch"],
+    rows: Float[Tensor, "batch width"],
     run: Callable[[], object],
     device_ids: Sequence[int] | None = None,
 ) -> Tensor:
@@ -28,7 +28,7 @@ def class_gradient(
         hooked: the attached model.
         site: where the gradient is wanted.
         features: the activation there, batch first.
-        classes: of each image.
+        rows: of `class_rows`, that of each image's class.
         run: the forward pass, in eval mode; not needed at the classifier's input.
         device_ids: order of the devices, as in `traced`.
 
@@ -37,7 +37,6 @@ def class_gradient(
         AttributionError: if the class does not depend on the site.
     """
     head = hooked.site(_head_name(hooked))
-    rows = class_rows(hooked)[classes]
     modules = [hooked.model.get_submodule(path) for path in {head.module, *head.readers}]
     if site[1] == head.side and any(site[0] is module for module in modules):
         return rows.to(features).reshape(features.shape)

@@ -324,8 +324,9 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 "LayerGradFam.of(hooked, dictionary), or weight the latents yourself: "
                 "target={latent: weight}"
             )
-        classes = target.classes(hooked, len(features), len(class_rows(hooked)))
-        return class_gradient(hooked, self.site, features, classes, trace.run, trace.device_ids)
+        rows = class_rows(hooked)
+        own = rows[target.classes(hooked, len(features), len(rows))]
+        return class_gradient(hooked, self.site, features, own, trace.run, trace.device_ids)
 
 
 GradFAM = LayerGradFam

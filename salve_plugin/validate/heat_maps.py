@@ -1,6 +1,6 @@
 """Images beside where in them a latent comes from, and beside what drives it most."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,17 +59,40 @@ class Explained:
             BaseMismatchError: if the dictionary was learned from another network than the model.
             AttributionError: if the model has no map or patch grid to look at.
         """
+        (explained,) = cls.each(
+            hooked, dictionary, [images], target, on_base_mismatch=on_base_mismatch
+        )
+        return explained
+
+    @classmethod
+    def each(
+        cls,
+        hooked: HookedModel,
+        dictionary: Dictionary,
+        batches: Iterable[Float[Tensor, "images channels height width"]],
+        target: LatentTarget,
+        *,
+        on_base_mismatch: OnBaseMismatch = "error",
+    ) -> Iterator["Explained"]:
+        """Yield batches explained, each as `of` does; the network is compared once.
+
+        That takes a pass of SHA-256 over all weights.
+
+        Raises:
+            SalveError: as `of`.
+        """
         from salve_plugin.validate.grad_fam import LayerGradFam  # imports captum
 
         fam = LayerGradFam.of(hooked, dictionary, on_base_mismatch=on_base_mismatch)
-        maps = fam.attribute(images, target=target)
         site = hooked.site(dictionary.site.name)
-        with torch.no_grad(), evaluating(hooked.model), reading(hooked.model, [site]) as seen:
-            run(hooked.model, images, "images of this size")
-            latents = image_latents(dictionary, seen[site.name], site.channel_axis, "pre")
-        index = latent_index(target, len(images), latents.shape[1])
-        values = latents.cpu().gather(1, index[:, None])[:, 0]
-        return cls(images, maps.detach().cpu(), index, values)
+        for images in batches:
+            maps = fam.attribute(images, target=target)
+            with torch.no_grad(), evaluating(hooked.model), reading(hooked.model, [site]) as seen:
+                run(hooked.model, images, "images of this size")
+                latents = image_latents(dictionary, seen[site.name], site.channel_axis, "pre")
+            index = latent_index(target, len(images), latents.shape[1])
+            values = latents.cpu().gather(1, index[:, None])[:, 0]
+            yield cls(images, maps.detach().cpu(), index, values)
 
     @property
     def scale(self) -> Scale:

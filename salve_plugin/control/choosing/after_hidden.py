@@ -100,7 +100,7 @@ def _check_images(head: JudgedHead, loader: Iterable[Any], recording: Activation
     if first is None:
         raise InputError("images holds an empty loader; pass the concept's images")
     own = record(head.hooked, [first], head.site.name, progress=False).tensor()
-    recorded = recording.tensor()[: len(own)]
+    recorded = next(recording.batches(len(own))).x
     # Batches of other sizes are summed in another order.
     if own.shape != recorded.shape or not torch.allclose(own, recorded, rtol=1e-3, atol=1e-4):
         raise InputError(
