@@ -100,7 +100,7 @@ class Study:
         self.hooked, self.group = hooked, group
         cache = [
             hooked.run_with_cache(part, names_filter=[HEAD, LAST])[1]
-            for part in training.middle.split(64)  # type: ignore[no-untyped-call]
+            for part in torch.split(training.middle, 64)
         ]
         pooled, last = (torch.cat([part[name] for part in cache]) for name in (HEAD, LAST))
         rows = {
@@ -128,7 +128,7 @@ class Study:
         sae = self.dictionaries[MIDDLE]
         codes = torch.stack([sae.encode(x.flatten(1).T).mean(0) for x in training.middle])
         choice = {}
-        for group in self.own.unique().tolist():  # type: ignore[no-untyped-call]
+        for group in torch.unique(self.own).tolist():
             inside = self.own == group
             difference = codes[inside].mean(0) - codes[~inside].mean(0)
             choice[group] = int((difference / codes.std(0).clamp(min=1e-6)).argmax())

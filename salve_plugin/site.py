@@ -82,3 +82,16 @@ class Site(Record):
                 f"expected layout '{self.layout}' with {self.width} features on axis {axis}"
             )
         return activation.movedim(axis, -1).reshape(-1, self.width)
+
+
+def check_read(dictionary: Site, recorded: Site) -> None:
+    """Refuse a recording of another site than the one that a dictionary reads.
+
+    Raises:
+        InputError: names both.
+    """
+    if dictionary != recorded:
+        raise InputError(
+            f"the dictionary reads site '{dictionary.name}' ({dictionary.width} features), the "
+            f"recording is of '{recorded.name}' ({recorded.width}); record the dictionary's site"
+        )

@@ -1,5 +1,7 @@
 """The commands that read, write and move edit artifacts."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -133,13 +135,8 @@ def audit_command(
     Status 0 means proven, 1 not proven, 2 that nothing could be compared.
     """
     where = _where(revision, subfolder, offline, force_download, endpoint)
-    try:
-        proven = auditing.audit(artifacts_, where, base, edited, every=every, as_json=as_json)
-    except SalveError as error:
-        show_error(error, as_json=as_json)
-        raise typer.Exit(2) from error
-    if not proven:
-        raise typer.Exit(1)
+    audited = partial(auditing.audit, artifacts_, where, base, edited, every=every, as_json=as_json)
+    _exit_by(audited, as_json=as_json)
 
 
 @commands.command("diff")
@@ -150,13 +147,8 @@ def diff_command(
 
     Status 0 means that nothing does, 1 that something does, 2 that they could not be compared.
     """
-    try:
-        same = comparing.diff(ours, theirs, _where(None, None, offline), as_json=as_json)
-    except SalveError as error:
-        show_error(error, as_json=as_json)
-        raise typer.Exit(2) from error
-    if not same:
-        raise typer.Exit(1)
+    where = _where(None, None, offline)
+    _exit_by(partial(comparing.diff, ours, theirs, where, as_json=as_json), as_json=as_json)
 
 
 @commands.command("bundle")
@@ -268,6 +260,17 @@ def push_command(
         endpoint=endpoint,
     )
     hub.push(folder, repo, how, as_json=as_json)
+
+
+def _exit_by(agreed: Callable[[], bool], *, as_json: bool) -> None:
+    """Compare; exit with 1 if what was compared does not agree, with 2 if it could not be."""
+    try:
+        agrees = agreed()
+    except SalveError as error:
+        show_error(error, as_json=as_json)
+        raise typer.Exit(2) from error
+    if not agrees:
+        raise typer.Exit(1)
 
 
 def _where(

@@ -70,14 +70,14 @@ def _check_shapes(
 
 
 def two_sided(logits: Tensor, threshold: float = 0.0) -> Tensor:
-    """Return one logit (images, 1) as those of two classes, below the threshold and above it.
+    """Return one logit (..., images, 1) as those of two classes, below the threshold and above it.
 
     They are 0 and z - threshold, whose softmax is the sigmoid of z - threshold. Several logits are
     returned as they are.
     """
-    if logits.ndim != 2 or logits.shape[1] != 1:
+    if logits.ndim < 2 or logits.shape[-1] != 1:
         return logits
-    return torch.cat([torch.zeros_like(logits), logits - threshold], 1)
+    return torch.cat([torch.zeros_like(logits), logits - threshold], -1)
 
 
 def check_labels(labels: Tensor, n_classes: int) -> None:

@@ -15,6 +15,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
+from salve_plugin.site import check_read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -176,9 +177,7 @@ def selection_scores(
     """
     scores = torch.zeros_like(means)
     if spreads is not None and bool(spreads.any()):
-        # Rounding leaves a latent that never varies within a class a spread of about nothing, in
-        # units of which anything would be far.
-        means = means / spreads.clamp(min=LEAST_SPREAD * float(spreads.max()))
+        means = in_spreads(means, spreads)
     n_classes = int((counts > 0).sum())
     if n_classes < 2:
         return scores
@@ -192,6 +191,17 @@ def selection_scores(
     negligible = 1e-6 * distance.max()
     scores[counts > 0] = _shares(distance, negligible) - _shares(spread, negligible)
     return scores
+
+
+def in_spreads(
+    values: Float[Tensor, "classes latents"], spreads: Float[Tensor, " latents"]
+) -> Float[Tensor, "classes latents"]:
+    """Return values in units of each latent's spread, not all of which are 0.
+
+    Rounding leaves a latent that never varies within a class a spread of about nothing, in units of
+    which anything would be far: spreads count as at least a thousandth of the largest.
+    """
+    return values / spreads.clamp(min=LEAST_SPREAD * float(spreads.max()))
 
 
 def _shares(sizes: Tensor, negligible: Tensor) -> Tensor:
@@ -231,11 +241,7 @@ def profile(
         BaseMismatchError: if it was learned from another network.
         ReadError: if a shard is missing or damaged.
     """
-    if dictionary.site != acts.site:
-        raise InputError(
-            f"the dictionary reads site '{dictionary.site.name}' ({dictionary.width} features), "
-            f"the recording is of '{acts.site.name}' ({acts.width}); record the dictionary's site"
-        )
+    check_read(dictionary.site, acts.site)
     check_one_network(
         {"the dictionary": dictionary.network, "the recording": acts.network_sha256},
         on_base_mismatch,

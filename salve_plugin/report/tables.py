@@ -1,6 +1,7 @@
 """What the pages show of classes and latents, in pieces that are loaded when they are looked at."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.evaluate import Evaluation
-from salve_plugin.discover.features import LEAST_SPREAD, Features
+from salve_plugin.discover.features import Features, in_spreads
 from salve_plugin.report.bench import Bench
 from salve_plugin.report.gallery import Maps
 from salve_plugin.report.scripts import array, quantized
@@ -29,13 +30,12 @@ Crits = Mapping[int, tuple[Float64[Tensor, " images"], Float64[Tensor, " images"
 
 def shifts(features: Features) -> Float64[Tensor, "classes latents"]:
     """Return how far each class's mean code is from the mean of the others' means, in spreads."""
-    spreads = features.spreads.clamp(min=LEAST_SPREAD * float(features.spreads.max()))
     seen = features.counts > 0
     n_others = int(seen.sum()) - 1
-    if n_others < 1 or not bool(spreads.any()):
+    if n_others < 1 or not bool(features.spreads.any()):
         return torch.zeros_like(features.means)
     total = features.means[seen].sum(0)
-    shift = (features.means - (total - features.means) / n_others) / spreads
+    shift = in_spreads(features.means - (total - features.means) / n_others, features.spreads)
     return torch.where(seen[:, None], shift, 0.0)
 
 
@@ -60,14 +60,8 @@ def class_files(
     features: Features, shift: Tensor, evaluation: Evaluation | None, crits: Crits
 ) -> dict[str, Mapping[str, Any]]:
     """Return what the pages of classes show, by key."""
-    chunks: dict[str, Mapping[str, Any]] = {}
-    n_classes = len(features.counts)
-    for start in range(0, n_classes, CLASSES_A_FILE):
-        labels = range(start, min(start + CLASSES_A_FILE, n_classes))
-        chunks[f"classes/{start // CLASSES_A_FILE}"] = {
-            "classes": [_class(features, shift, evaluation, crits, label) for label in labels]
-        }
-    return chunks
+    shown = partial(_class, features, shift, evaluation, crits)
+    return _chunked("classes", shown, len(features.counts), CLASSES_A_FILE)
 
 
 def _class(
@@ -101,14 +95,8 @@ def latent_files(
     active: Activity, features: Features, shift: Tensor, maps: Maps
 ) -> dict[str, Mapping[str, Any]]:
     """Return what the pages of latents show, by key."""
-    chunks: dict[str, Mapping[str, Any]] = {}
-    n_latents = len(active.most)
-    for start in range(0, n_latents, LATENTS_A_FILE):
-        latents = range(start, min(start + LATENTS_A_FILE, n_latents))
-        chunks[f"latents/{start // LATENTS_A_FILE}"] = {
-            "latents": [_latent(active, features, shift, maps, latent) for latent in latents]
-        }
-    return chunks
+    shown = partial(_latent, active, features, shift, maps)
+    return _chunked("latents", shown, len(active.most), LATENTS_A_FILE)
 
 
 def _latent(
@@ -139,6 +127,18 @@ def _latent(
             "values": array(values, "i8"),
         }  # fmt: skip
     return content
+
+
+def _chunked(
+    kind: str, shown: Callable[[int], object], count: int, size: int
+) -> dict[str, Mapping[str, Any]]:
+    """Return what is shown of each of so many, neighbours together under one key."""
+    return {
+        f"{kind}/{start // size}": {
+            kind: [shown(index) for index in range(start, min(start + size, count))]
+        }
+        for start in range(0, count, size)
+    }
 
 
 def bench_files(bench: Bench, stepped: Sequence[int]) -> dict[str, Mapping[str, Any]]:

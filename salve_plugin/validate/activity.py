@@ -10,6 +10,7 @@ from torch import Tensor
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.training.rows import Spread
 from salve_plugin.modes import without_autocast
 
 BINS = 32
@@ -96,15 +97,10 @@ def activity_tolerance(acts: Activations) -> float:
 
     That is of their distance from their mean.
     """
-    total = torch.zeros(acts.width, dtype=torch.float64)
-    squares = 0.0
+    spread = Spread(acts.width)
     for batch in acts.batches(_BATCH):
-        rows = batch.x.double()
-        total += rows.sum(0)
-        squares += float(rows.square().sum())
-    mean = total / acts.n_rows
-    variance = squares / acts.n_rows - float(mean.square().sum())
-    return float(L0_TOLERANCE * max(0.0, variance) ** 0.5)
+        spread.add(batch.x)
+    return float(L0_TOLERANCE * (spread.total() / acts.n_rows) ** 0.5)
 
 
 def codes_by_image(

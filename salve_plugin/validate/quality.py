@@ -22,6 +22,7 @@ from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
+from salve_plugin.site import check_read
 from salve_plugin.validate import quality_report
 from salve_plugin.validate.baselines import CONTROLS, control
 from salve_plugin.validate.held_out import HeldOut
@@ -238,11 +239,7 @@ def _check(
 ) -> None:
     """Raise InputError for what can be seen before anything is computed."""
     for checked in (dictionary, *others):
-        if checked.site != acts.site:
-            raise InputError(
-                f"a dictionary reads site '{checked.site.name}' ({checked.width} features), the "
-                f"recording is of '{acts.site.name}' ({acts.width}); record the dictionary's site"
-            )
+        check_read(checked.site, acts.site)
     wrong = [checked.n_latents for checked in others if checked.n_latents != dictionary.n_latents]
     if wrong:
         raise InputError(

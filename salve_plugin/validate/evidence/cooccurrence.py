@@ -49,13 +49,11 @@ def partners(
         own: which latents the rows are.
         n_images: in all.
     """
-    parts = [_partners(joint[rows].double(), counts, own[rows], n_images) for rows in _chunks(own)]
+    parts = [
+        _partners(rows.double(), counts, some, n_images)
+        for rows, some in zip(torch.split(joint, _ROWS), torch.split(own, _ROWS), strict=True)
+    ]
     return Partners(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _chunks(own: Tensor) -> tuple[Tensor, ...]:
-    chunks: tuple[Tensor, ...] = torch.arange(len(own)).split(_ROWS)  # type: ignore[no-untyped-call] # torch leaves it untyped
-    return chunks
 
 
 def _partners(

@@ -12,6 +12,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
+from salve_plugin.site import check_read
 from salve_plugin.validate.activity import codes_by_image
 from salve_plugin.validate.evidence.permuting import p_values, upper
 
@@ -139,11 +140,7 @@ def check_recordings(
         BaseMismatchError: if one is of another network.
     """
     for acts in recordings:
-        if dictionary.site != acts.site:
-            raise InputError(
-                f"the dictionary reads site '{dictionary.site.name}', a recording is of "
-                f"'{acts.site.name}'; record the dictionary's site"
-            )
+        check_read(dictionary.site, acts.site)
     first, second = recordings
     parts = {"the dictionary": dictionary.network, "the first recording": first.network_sha256}
     check_one_network({**parts, "the second recording": second.network_sha256}, mismatch)

@@ -14,6 +14,7 @@ from salve_plugin.discover.recording.labels import check_of_model
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.network import OnBaseMismatch, check_one_network
+from salve_plugin.site import check_read
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +73,7 @@ def check_parts(
         BaseMismatchError: if one is of another network than the recording.
     """
     check_attached(hooked)
-    if dictionary.site != acts.site:
-        raise InputError(
-            f"the dictionary reads site '{dictionary.site.name}' ({dictionary.width} features), "
-            f"the recording is of '{acts.site.name}' ({acts.width}); record the dictionary's site"
-        )
+    check_read(dictionary.site, acts.site)
     check_one_network(
         {"the recording": acts.network_sha256, "the dictionary": dictionary.network},
         on_base_mismatch,

@@ -66,7 +66,7 @@ def intervention(
         return Intervention(tuple(curve), max(0.0, kl), effect, 1.0)
     steps = codes[:, None] * controls[:, None, :]
     factor = at_divergence(logits, steps, kl)
-    moved = _probabilities(logits - factor[:, None, None] * steps)[..., label].mean(1)
+    moved = two_sided(logits - factor[:, None, None] * steps).softmax(-1)[..., label].mean(1)
     as_much = int((moved - curve[SCALES.index(1.0)] <= effect).sum())
     return Intervention(tuple(curve), kl, effect, (1 + as_much) / (1 + len(controls)))
 
@@ -85,7 +85,7 @@ def at_divergence(
 
     def divergence(t: Tensor) -> Tensor:
         moved = logits - t[:, None, None] * steps
-        return _divergence(log_p, _two_sided(moved))
+        return _divergence(log_p, two_sided(moved))
 
     low = torch.zeros(len(steps), dtype=torch.float64)
     high = torch.full_like(low, torch.inf)
@@ -104,15 +104,6 @@ def at_divergence(
         moved = torch.where(inside & ~halve, guess, middle)
         t = torch.where((reached - kl).abs() <= _CLOSE * kl, t, moved).clamp(max=_MOST)
     return t
-
-
-def _two_sided(logits: Tensor) -> Tensor:
-    rows = two_sided(logits.flatten(0, 1))
-    return rows.reshape(*logits.shape[:2], rows.shape[1])
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    return _two_sided(logits).softmax(-1)
 
 
 def _divergence(log_p: Tensor, logits: Tensor) -> Tensor:
