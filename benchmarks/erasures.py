@@ -26,6 +26,7 @@ from salve_plugin.control.erasers import (
 )
 from salve_plugin.control.erasers.joint_moments import JointMoments
 from salve_plugin.control.operators import LowRankMap
+from salve_plugin.control.writers.head_fit import fitted_head, flip_shares
 
 Head = tuple[Tensor, Tensor]
 Codes = Callable[[Tensor], Tensor]
@@ -254,6 +255,11 @@ def paired(rows: Rows, head: Head) -> Iterator[tuple[str, Head]]:
         "head refitted, ridge to its own",
         fitted(head, both.x, both.labels, both.weights, ridge=3e-3),
     )
+    base = both.x @ head[0].T + head[1]
+    agreement = 10 * flip_shares(base, rows.difference_labels)
+    fit = fitted_head(both.x, base, both.labels, both.weights, 1e-3, agreement=agreement, steps=300)
+    assert fit.bias is not None
+    yield "refit_head, agreement 10", (head[0] + fit.weight, head[1] + fit.bias)
 
 
 STRENGTHS = (3.0, 10.0, 30.0, 100.0)

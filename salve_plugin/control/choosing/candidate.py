@@ -191,8 +191,9 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
     then the least cost (the others' mean loss, or the harm), to `HAIR`; then the least lead, since
     new images follow it; then the most effect; then the first.
     One that costs more is never taken, whatever it reaches. Where effects have a standard error,
-    the first in the list within one of the best is taken (Breiman et al. 1984): the list goes from
-    simple to elaborate, and of many candidates the best on few images is best by luck.
+    all within one of the best do as well (Breiman et al. 1984): of many candidates the best on few
+    images is best by luck. Of those the one that costs least, or gains most, is taken, in steps of
+    what the goal allows to lose; then the first, and the list goes from simple to elaborate.
     """
     allowed = [one for one in tried if one.harm <= max_harm]
 
@@ -209,5 +210,6 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
         one for one in allowed
         if one.error and one.effect >= level and one.harm <= max(0.0, best.harm) + HAIR
     ]  # fmt: skip
-    chosen = as_good[0] if best.error and as_good else best
+    step = max(max_harm, HAIR)
+    chosen = min(as_good, key=lambda one: int(one.harm // step)) if best.error and as_good else best
     return chosen, chosen.effect >= enough

@@ -17,6 +17,7 @@ from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.erasers import directional_ablation, leace, repair, wieners
 from salve_plugin.control.operators import LowRankMap
+from salve_plugin.control.writers.head_fit import fitted_head, flip_shares
 from salve_plugin.errors import InputError
 
 FOLDS = 4
@@ -24,6 +25,13 @@ FOLDS = 4
 
 WEIGHTS = (3.0, 10.0, 30.0, 100.0)
 """How much the concept's effect weighs in the filters and discriminants that are tried."""
+
+AGREEMENT = (0.0, 3.0, 10.0)
+"""How much the agreement of pairs weighs in the heads that are fitted to them; 0 is the control."""
+
+PULL, TOLERANCE = 1e-3, 1e-5
+"""Towards the head as it is, as `refit_head` pulls; and of the solver: candidates are judged on
+unseen images, so that the last digits of an optimum are of no use and take most of the time."""
 
 RANKS = (1, 2, 4, 8)
 """Numbers of directions in which pairs are repaired."""
@@ -127,6 +135,17 @@ def _changes(
     if len(set(labels.tolist())) < head.n_classes:
         return  # a discriminant has no row for a class without images
     x, weights = head.x[keep].double(), concept.group_weights(keep)[keep]
+    if groups.paired:
+        base, shares = head.logits[keep].double(), weights / weights.sum()
+        share = flip_shares(base, labels[: len(labels) // 2])
+        for strength in AGREEMENT:
+            fit = fitted_head(
+                x, base, labels, shares, PULL, agreement=strength * share, tolerance=TOLERANCE
+            )  # fmt: skip
+            assert fit.bias is not None
+            change = HeadChange.by(fit.weight, fit.bias)
+            name = f"head refitted near its own, agreement of pairs x {strength:g}"
+            yield name, replace(change, is_control=not strength, is_whole=True)
     for strength in (0.0, *WEIGHTS):
         name = f"discriminant, effect x {strength:g}" if strength else "head refitted"
         change = HeadChange.to(head, *nuisance_head(x, labels, weights, effects, strength))

@@ -53,8 +53,13 @@ class HeadChange:
         cls, head: JudgedHead, weight: Float64[Tensor, "classes width"], bias: Tensor
     ) -> "HeadChange":
         """Return the change that makes of a head another one."""
-        left, sizes, right = torch.linalg.svd(weight - head.weight.double(), full_matrices=False)
-        return cls(left * sizes, right.T, bias - head.bias.double())
+        return cls.by(weight - head.weight.double(), bias - head.bias.double())
+
+    @classmethod
+    def by(cls, change: Float64[Tensor, "classes width"], shift: Tensor) -> "HeadChange":
+        """Return the change that adds a matrix and a bias."""
+        left, sizes, right = torch.linalg.svd(change, full_matrices=False)
+        return cls(left * sizes, right.T, shift)
 
     @classmethod
     def nothing(cls, head: JudgedHead) -> "HeadChange":

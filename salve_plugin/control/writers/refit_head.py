@@ -1,23 +1,20 @@
 """The fine-tuned head: the classifier fitted again to recorded inputs, near the one it was."""
 
 import warnings
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import LowRankUpdate
 from salve_plugin.control.writers.evidence import Recorded, head_inputs
-from salve_plugin.control.writers.layer import Layer, head_of
+from salve_plugin.control.writers.head_fit import STEPS, fitted_head, flip_shares
+from salve_plugin.control.writers.layer import head_of
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch
 
-STEPS = 1000
 CONVERGED = 1e-5
 """The largest gradient left, in units of the loss and of the features' size."""
 
@@ -26,6 +23,8 @@ def refit_head(
     hooked: HookedModel,
     acts: Recorded,
     *,
+    without: Recorded | None = None,
+    agreement: float = 10.0,
     weights: Float[Tensor, " images"] | None = None,
     groups: Int[Tensor, " images"] | None = None,
     l2: float = 1e-3,
@@ -39,9 +38,17 @@ def refit_head(
     2023, arXiv 2204.02937), the yardstick of edits against a shortcut. It needs labels, and it
     moves every class: one that has no images loses weight to those that have.
 
+    Where the same images are there without a concept, both count, and the two of a pair are to be
+    labelled alike: `agreement` times $KL(p \| q) + KL(q \| p)$ of their probabilities is added,
+    a class counting by its share of the pairs that are labelled differently now. Asking two forms
+    of an input for the same output is counterfactual logit pairing (Garg et al. 2019, arXiv
+    1809.10610); in the symmetrized KL, R-Drop (Liang et al. 2021, arXiv 2106.14448).
+
     Args:
         hooked: the attached model; nothing is applied.
         acts: recorded head inputs with labels, all in memory.
+        without: the same images without a concept, in the same order.
+        agreement: weight of the pairs' agreement, where `without` is given.
         weights: $w_i \ge 0$ of each image; None weighs all alike.
         groups: of each image, e.g. 2 * label + attribute: every group then weighs the same in all.
         l2: pull towards the pristine classifier.
@@ -55,15 +62,39 @@ def refit_head(
 
     Raises:
         BaseMismatchError: if the recording is of another network than the model as it is.
-        InputError: if there are no images, or a weight, group or `l2` is out of range.
+        InputError: if there are no images, a weight, group, `l2` or `agreement` is out of range, or
+            `without` is not of the same images.
         UnsupportedModelError: if the classifier is not one layer.
     """
     layer = head_of(hooked)
     x, labels = head_inputs(layer, acts, on_base_mismatch)
     if not 0 < l2 < 1e12:  # also refuses NaN; without a pull separable images have no optimum
         raise InputError(f"l2 {l2!r} is to be a number above 0, e.g. the default 0.001")
-    shares = _shares(weights, groups, len(x))
-    change, shift = _fitted(layer, x, labels, shares, l2)
+    shares, pairs = _shares(weights, groups, len(x)), None
+    base = layer.output(x)
+    if without is not None:
+        if not 0 <= agreement < 1e12:
+            raise InputError(f"agreement {agreement!r} is to be a number from 0, e.g. 10")
+        unmarked, same = head_inputs(layer, without, on_base_mismatch)
+        if not torch.equal(labels, same):
+            raise InputError(
+                f"without holds {len(same)} images whose labels are not those of the {len(labels)} "
+                "of acts; record the same images with and without the concept, in the same order"
+            )
+        x, base = torch.cat([x, unmarked]), torch.cat([base, layer.output(unmarked)])
+        pairs = agreement * flip_shares(base, labels)
+        labels, shares = labels.repeat(2), shares.repeat(2) / 2
+    has_bias = layer.bias is not None
+    fit = fitted_head(
+        x, base, labels, shares, l2, agreement=pairs, has_bias=has_bias, steps=STEPS
+    )  # fmt: skip
+    if not fit.steepest <= CONVERGED:  # the solver's own verdict is about its last step alone
+        warnings.warn(
+            f"the refitted classifier is not at its optimum: after {fit.steps} steps a gradient "
+            f"of {fit.steepest:.2g} is left; raise l2, which is {l2:g}",
+            stacklevel=2,
+        )
+    change, shift = fit.weight, fit.bias
     classes, width = change.shape
     # Written as change times identity, on the shorter side: that is as exact as the change itself.
     if classes <= width:
@@ -74,46 +105,9 @@ def refit_head(
         "of balanced groups" if groups is not None else "weighted" if weights is not None else ""
     )
     note = f"head refitted on {len(x)} images {balance}".rstrip() + f", l2 {l2:g}"
+    if without is not None:
+        note += f", agreement of pairs {agreement:g}"
     return layer.updated(update, note)
-
-
-def _fitted(
-    layer: Layer, x: Tensor, labels: Tensor, shares: Tensor, l2: float
-) -> tuple[Tensor, Tensor | None]:
-    """Return the changes of weight and bias at the optimum."""
-    from scipy.optimize import minimize
-
-    base, scale = layer.output(x), (shares @ x.square().mean(1)).sqrt().clamp(min=1e-300)
-    # In units of the features' size, so that neither the pull nor the solver depends on it.
-    inputs, has_bias = x / scale, layer.bias is not None
-    if has_bias:
-        inputs = torch.cat([inputs, inputs.new_ones(len(x), 1)], 1)
-    shape = (base.shape[1], inputs.shape[1])
-    # Unknown is the change, not the weight: the pull is towards zero, and zero is the start.
-    targets = functional.one_hot(labels, shape[0]).double()
-
-    def loss(flat: Any) -> tuple[float, Any]:
-        change = torch.from_numpy(flat).view(shape)
-        logs = (base + inputs @ change.T).log_softmax(1)
-        value = -(shares * (targets * logs).sum(1)).sum() + l2 / 2 * change.square().sum()
-        gradient = ((logs.exp() - targets) * shares[:, None]).T @ inputs + l2 * change
-        return float(value), gradient.flatten().numpy()
-
-    result = minimize(
-        loss, np.zeros(shape[0] * shape[1]), jac=True, method="L-BFGS-B",
-        options={"maxiter": STEPS, "maxfun": 4 * STEPS, "ftol": 1e-14, "gtol": 1e-8, "maxcor": 30},
-    )  # fmt: skip
-    change = torch.from_numpy(result.x).view(shape)
-    steepest = float(np.abs(result.jac).max())
-    if not steepest <= CONVERGED:  # the solver's own verdict is about its last step alone
-        warnings.warn(
-            f"the refitted classifier is not at its optimum: after {result.nit} steps a gradient "
-            f"of {steepest:.2g} is left; raise l2, which is {l2:g}",
-            stacklevel=3,
-        )
-    if not has_bias:
-        return change / scale, None
-    return change[:, :-1] / scale, change[:, -1].clone()
 
 
 def _shares(weights: Tensor | None, groups: Tensor | None, images: int) -> Tensor:
