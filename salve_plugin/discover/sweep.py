@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from time import process_time
 from typing import Any
@@ -18,6 +18,7 @@ from salve_plugin.discover.training.run import Run
 from salve_plugin.discover.training.settings import FitSettings, check_number_type
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
+from salve_plugin.faces.progress import bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,8 @@ def sweep(
         acts: as for `fit`.
         learners: one learner or several.
         grid: values to try for each argument of `fit`, options of the learner included.
-        **shared: arguments of `fit` that all trials share.
+        **shared: arguments of `fit` that all trials share. With `run=Run(progress=True)` one bar
+            counts the trials.
 
     Raises:
         InputError: if the grid is empty or not of lists, an argument is in it and shared, the data
@@ -103,12 +105,19 @@ def sweep(
         _check(acts, name, {**arguments, **shared})
     trials: list[Trial] = []
     diverged: DivergedError | None = None
-    for name, arguments in combinations:
-        try:
-            trials.append(_trial(acts, name, arguments, shared))
-        except DivergedError as error:
-            warnings.warn(f"no trial with {arguments}: {error}", UserWarning, stacklevel=2)
-            diverged = error
+    run = shared.get("run")
+    shows = isinstance(run, Run) and run.progress
+    if isinstance(run, Run):
+        shared = {**shared, "run": replace(run, progress=False)}
+    with bar("trials", len(combinations), shows) as update:
+        for index, (name, arguments) in enumerate(combinations):
+            update(index, name)
+            try:
+                trials.append(_trial(acts, name, arguments, shared))
+            except DivergedError as error:
+                warnings.warn(f"no trial with {arguments}: {error}", UserWarning, stacklevel=2)
+                diverged = error
+        update(len(combinations), f"{len(trials)} fitted")
     if diverged and not trials:
         raise diverged
     return sorted(_marked(trials), key=lambda trial: (trial.l0, -trial.r2))
