@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from salve_plugin.control.assessment.outcomes import Evidence as Evidence
     from salve_plugin.control.assessment.outcomes import Ideal as Ideal
     from salve_plugin.control.assessment.outcomes import ParameterBudget as ParameterBudget
+    from salve_plugin.control.assessment.outcomes import Prediction as Prediction
     from salve_plugin.control.assessment.probe import Probed as Probed
     from salve_plugin.control.assessment.reassess import Deviation as Deviation
     from salve_plugin.control.assessment.reassess import deviations as deviations
@@ -143,15 +144,21 @@ if TYPE_CHECKING:
     from salve_plugin.validate.encoder import encoder as encoder
     from salve_plugin.validate.evidence.blurring import MapCheck as MapCheck
     from salve_plugin.validate.evidence.blurring import map_check as map_check
+    from salve_plugin.validate.evidence.class_tree import ClassTree as ClassTree
+    from salve_plugin.validate.evidence.class_tree import class_tree as class_tree
     from salve_plugin.validate.evidence.collect import evidence as evidence
     from salve_plugin.validate.evidence.concept_scores import ConceptScores as ConceptScores
     from salve_plugin.validate.evidence.concept_scores import tcav as tcav
+    from salve_plugin.validate.evidence.concept_sets import SetProfile as SetProfile
     from salve_plugin.validate.evidence.differing import LatentDifference as LatentDifference
     from salve_plugin.validate.evidence.differing import compare_recordings as compare_recordings
+    from salve_plugin.validate.evidence.dissection import SegmentProfile as SegmentProfile
+    from salve_plugin.validate.evidence.flip_shares import FlipShares as FlipShares
     from salve_plugin.validate.evidence.flipping import Flip as Flip
     from salve_plugin.validate.evidence.flipping import Flips as Flips
     from salve_plugin.validate.evidence.flipping import fewest_to_flip as fewest_to_flip
     from salve_plugin.validate.evidence.latent_evidence import LatentEvidence as LatentEvidence
+    from salve_plugin.validate.evidence.map_falls import MapFalls as MapFalls
     from salve_plugin.validate.evidence.predicted import PredictedEffect as PredictedEffect
     from salve_plugin.validate.evidence.predicted import predicted_effect as predicted_effect
     from salve_plugin.validate.evidence.unfamiliar import Unfamiliarity as Unfamiliarity
@@ -217,6 +224,12 @@ _HOME = {
     "unfamiliarity": "validate.evidence.unfamiliar",
     "Unfamiliarity": "validate.evidence.unfamiliar",
     "LatentEvidence": "validate.evidence.latent_evidence",
+    "class_tree": "validate.evidence.class_tree",
+    "ClassTree": "validate.evidence.class_tree",
+    "FlipShares": "validate.evidence.flip_shares",
+    "MapFalls": "validate.evidence.map_falls",
+    "SegmentProfile": "validate.evidence.dissection",
+    "SetProfile": "validate.evidence.concept_sets",
     "predicted_effect": "validate.evidence.predicted",
     "PredictedEffect": "validate.evidence.predicted",
     "Edit": "control.edit",
@@ -290,6 +303,7 @@ _HOME = {
     "Ideal": "control.assessment.outcomes",
     "Budget": "control.assessment.outcomes",
     "ParameterBudget": "control.assessment.outcomes",
+    "Prediction": "control.assessment.outcomes",
     "Evidence": "control.assessment.outcomes",
     "reassess": "control.assessment.reassess",
     "deviations": "control.assessment.reassess",

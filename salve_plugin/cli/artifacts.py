@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from salve_plugin.cli.assessments import show_assessment
+from salve_plugin.cli.assessments import show_assessment, show_predictions
 from salve_plugin.cli.origins import noted_study
 from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.overwriting import check_file, check_outside
@@ -134,6 +134,8 @@ def inspect(source: str, where: Where, *, as_json: bool) -> None:
         return
     rows = [(key, value) for key, value in _flat(item.description) if value not in (None, {}, [])]
     show_table(f"{item.kind} {source}", ("field", "value"), rows)
+    if isinstance(item.shared, EditArtifact) and item.shared.assessment is not None:
+        show_predictions(item.shared.assessment)
     console().print("Verified: every byte is as it was written.", highlight=False)
 
 

@@ -8,8 +8,10 @@ from salve_plugin.control.assessment.tables import (
     class_rows,
     control_columns,
     control_rows,
+    prediction_lines,
 )
 from salve_plugin.control.choosing.candidate import Choice
+from salve_plugin.errors import printable
 
 
 def show_verdict(choice: Choice) -> None:
@@ -19,7 +21,7 @@ def show_verdict(choice: Choice) -> None:
 
 
 def show_assessment(assessment: Assessment, title: str) -> None:
-    """Print classes, controls, budget and, in one line, the verdict."""
+    """Print classes, controls, budget, what was predicted, and in one line the verdict."""
     rows = class_rows(assessment)
     show_table(title, CLASS_COLUMNS, rows)
     out = console()
@@ -28,5 +30,15 @@ def show_assessment(assessment: Assessment, title: str) -> None:
         out.print(f"And {left_out} classes more (--json has them).", highlight=False)
     columns = control_columns(assessment)
     show_table("beside controls", columns, control_rows(assessment))
-    for line in (budget_line(assessment), assessment.verdict):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    _print(budget_line(assessment), *prediction_lines(assessment), assessment.verdict)
+
+
+def show_predictions(assessment: Assessment) -> None:
+    """Print in a line or two how far a dictionary's codes predict the edit, if that is known."""
+    _print(*prediction_lines(assessment))
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        # Class names are the artifact's, and nothing in them is to move the cursor.
+        console().print(printable(line), highlight=False, markup=False, soft_wrap=True)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from salve_plugin.cli.artifacts import base_of, edits_at
 from salve_plugin.cli.assessments import show_assessment
+from salve_plugin.cli.origins import noted_study
 from salve_plugin.cli.output import console, show_json, show_table
 from salve_plugin.cli.studies import left_out_of
 from salve_plugin.control.assessment.reassess import TOLERANCE, deviations, reassess
-from salve_plugin.errors import InputError
+from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.errors import ArtifactError, InputError, ReadError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.source import Where
 
@@ -42,8 +44,8 @@ def evaluate(
     opened = base_of(source, shared, model, checkpoint, num_classes)
     left_out = left_out_of(data, skip_unreadable, as_json=as_json)
     loader = opened.images(data, labels=shared.labels, left_out=left_out).batches(64)
-    # Nothing is fetched for one control: the dictionary counts where it travels in the artifact.
-    measured = reassess(opened.hooked, shared.edit, stored, loader, shared.dictionary)
+    dictionary = _dictionary(source, shared)
+    measured = reassess(opened.hooked, shared.edit, stored, loader, dictionary)
     different = deviations(stored, measured)
     if as_json:
         show_json(
@@ -62,6 +64,25 @@ def evaluate(
     if different:
         rows = [(each.field, str(each.stored), str(each.measured)) for each in different]
         show_table("what differs", ("field", "in the artifact", "measured now"), rows)
+    if stored.predictions and not measured.predictions:
+        console().print(
+            "What its dictionary's codes predict was not measured again: the dictionary is neither "
+            "in the artifact nor in a study on this machine.",
+            highlight=False,
+            soft_wrap=True,
+        )
     said = f"{len(different)} values differ" if different else "It is as the artifact says"
     console().print(f"{said} (tolerance {TOLERANCE:g}).", highlight=False)
     return not different
+
+
+def _dictionary(source: str, shared: EditArtifact) -> Dictionary | None:
+    """Return the dictionary that the edit is from, where nothing has to be fetched for it."""
+    study = noted_study(source, shared.digest)
+    if shared.dictionary is not None or study is None:
+        return shared.dictionary
+    try:
+        dictionary = Dictionary.from_pretrained(study.dictionary_folder)
+    except (ReadError, ArtifactError):  # it is not needed for the edit's own numbers
+        return None
+    return dictionary if dictionary.digest == shared.edit.dictionary_digest else None

@@ -10,6 +10,7 @@ from salve_plugin.control.assessment.tables import (
     class_rows,
     control_columns,
     control_rows,
+    prediction_lines,
 )
 from salve_plugin.store.card import plain, table
 
@@ -17,7 +18,7 @@ MAX_CLASSES = 20
 
 
 def assessment_section(fields: Mapping[str, Any] | None) -> str:
-    """Return the verdict, the classes, the controls and the budget; empty without an assessment.
+    """Return verdict, classes, controls, budget and predictions; empty without an assessment.
 
     Args:
         fields: the assessment in a manifest that passed its checks.
@@ -37,6 +38,7 @@ def assessment_section(fields: Mapping[str, Any] | None) -> str:
             [tuple(map(plain, row)) for row in control_rows(assessment)],
         ),
         plain(budget_line(assessment)),
+        plain(" ".join(prediction_lines(assessment))),
         f"Measured on {assessment.images} images. To measure it again on the same ones and compare:"
         f"\n\n```bash\n{assessment.evidence.command}\n```",
     ]

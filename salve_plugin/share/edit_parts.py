@@ -172,6 +172,12 @@ def check_assessment(
             f"the assessment has the budget of {shortened(paths, 300)}, the edit touches "
             f"{shortened(sorted(edit.base.tensors), 300)}"
         )
+    predicted = assessment.predictions[-1].latents if assessment.predictions else None
+    if predicted is not None and predicted != tuple(dict.fromkeys(edit.latents)):
+        raise InputError(
+            f"the assessment has predictions from latents {shortened(predicted, 300)}, the edit is "
+            f"about {shortened(edit.latents, 300)}"
+        )
     count = class_count(edit)
     if count is not None and any(each.label >= count for each in assessment.classes):
         raise InputError(

@@ -15,6 +15,7 @@ For an affine encoder the weighted mean of the map is then the latent of the ima
 Grad-FAM's but for a constant and a factor; a sparse code is another at every position.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -121,6 +122,26 @@ class LayerCodeMap(LayerGradFam):
         if pooling is None:
             raise AttributionError(_not_pooled(trace, self.site[0]))
         return rows * pooling.sum().to(rows)
+
+
+def code_maps(
+    fam: LayerCodeMap, inputs: Tensor | tuple[Tensor, ...]
+) -> Iterator[Float[Tensor, "latents h w"]]:
+    """Yield the maps of all latents, image by image, each as `fam.attribute` gives it.
+
+    Args:
+        fam: says model, layer, dictionary, site and stage.
+        inputs: images, or the model's several inputs, batch first.
+
+    Raises:
+        SalveError: as `LayerCodeMap.attribute`.
+    """
+    with fam._traced(inputs, None) as trace:
+        rows = fam._rows(trace).detach()
+    for row in rows:
+        with torch.no_grad():
+            codes = image_latents(fam.dictionary, row.flatten(1).T, 1, fam.stage)
+        yield codes.T.reshape(-1, *row.shape[1:])
 
 
 def _not_pooled(trace: Trace, site: torch.nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from small_artifacts import small_artifact, small_bundle
 
 from salve_plugin import Assessment, EditArtifact
 from salve_plugin.cli import main
+from salve_plugin.cli.origins import NOTE_FILE
+from salve_plugin.control.assessment.tables import prediction_lines
 
 Capture = pytest.CaptureFixture[str]
 
@@ -75,8 +78,32 @@ def test_what_an_artifact_says_of_its_edit_is_measured_again(
     assert (status, found["same"], found["different"]) == (0, True, [])
     stored = EditArtifact.from_pretrained(artifact).assessment
     assert stored is not None
-    assert Assessment.from_json(found["assessment"]).effect == stored.effect
+    measured = Assessment.from_json(found["assessment"])
+    assert measured.effect == stored.effect
     assert found["verdict"] == stored.verdict
+    assert [each.latents for each in measured.predictions] == [stored.predictions[0].latents]
+
+
+def test_what_codes_predict_is_printed_and_compared_where_the_dictionary_is_known(
+    artifact: Path, image_folder: Path, checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    loaded = EditArtifact.from_pretrained(artifact)
+    assert loaded.assessment is not None
+    lines = prediction_lines(loaded.assessment)
+    assert len(lines) == 2
+    assert {*lines} <= {*run(capsys, "inspect", artifact)[1].splitlines()}
+    wrong = replace(loaded.assessment.predictions[0], slope=0.0)
+    forged = replace(loaded, assessment=replace(loaded.assessment, predictions=(wrong,)))
+    elsewhere = forged.save_pretrained(tmp_path / "elsewhere")
+    command = ("--data", image_folder, "--checkpoint", checkpoint)
+    status, text, _ = run(capsys, "evaluate", elsewhere, *command)
+    assert status == 0  # the dictionary is not known there
+    assert "predict was not measured again" in text
+    note = json.loads((artifact / NOTE_FILE).read_text())
+    (elsewhere / NOTE_FILE).write_text(json.dumps({**note, "artifact": forged.digest}))
+    status, text, _ = run(capsys, "evaluate", elsewhere, *command, "--json")
+    assert status == 2
+    assert [each["field"] for each in json.loads(text)["different"]] == ["predictions[0].slope"]
 
 
 def test_other_images_end_with_status_2_and_say_what_differs(

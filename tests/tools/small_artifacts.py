@@ -23,6 +23,7 @@ from salve_plugin.control.assessment.outcomes import (
     Evidence,
     Ideal,
     ParameterBudget,
+    Prediction,
 )
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.critical import AlphaCrit
@@ -140,6 +141,7 @@ def small_assessment() -> Assessment:
             "salve evaluate ARTIFACT --data FOLDER", "cd" * 32, "ef" * 32, "01" * 32, None, 0
         ),
         images=4,
+        predictions=(Prediction(0.5, 0.25, small_edit().latents, 0.75, -1.5),),
         reach="head",
         target=1,
         target_before=1.0,

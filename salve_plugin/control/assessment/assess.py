@@ -23,6 +23,7 @@ from salve_plugin.control.assessment.outcomes import (
     Control,
     Evidence,
 )
+from salve_plugin.control.assessment.predictions import Predictions
 from salve_plugin.control.assessment.sources import Data, Joined, check_pairs, names_in, opened
 from salve_plugin.control.assessment.tally import Reference, Tally, concept_outcome
 from salve_plugin.control.base import bare
@@ -68,7 +69,8 @@ def assess(
             (images,). By default all, if there are counterparts.
         counterparts: the same images in the same order, without the concept where `data` has it
             and with it where `data` has not. They count as further images.
-        dictionary: for the control along one of its latents, drawn at random.
+        dictionary: for the control along one of its latents, drawn at random; and if the edit is
+            of its latents and it is of what the classifier reads, for what their codes predict.
         classes: class names by label; by default the recording's or the data set's own.
         seed: of the random controls.
         command: how to measure again on the command line, for the record.
@@ -96,6 +98,7 @@ def assess(
     label = None if target is None else label_of(target, names)
     model = state_digest(bare(hooked))
     changes = Changes.of(hooked, edit, on_base_mismatch)
+    predictions = Predictions.of(hooked, edit, dictionary, changes, label, seed)
     sources = [data] if counterparts is None else [data, counterparts]
     with opened(hooked, edit, changes, sources, on_base_mismatch) as batches:
         pairs = 0 if counterparts is None else check_pairs(batches)
@@ -113,7 +116,7 @@ def assess(
                 if label is None
                 else controls_of_class(ground, label, seed, dictionary)
             )
-        tallies = _tallies(joined, made, label, keep=concept)
+        tallies = _tallies(joined, made, predictions, label, keep=concept)
 
     def told(tally: Tally) -> ConceptOutcome | None:
         if flags is None:
@@ -143,6 +146,7 @@ def assess(
             seed,
         ),
         images=len(labels),
+        predictions=() if predictions is None else predictions.records(),
         reach="head" if changes.is_of_head else "hidden",
         target=label,
         target_before=None if label is None else float(base.accuracy[label]),
@@ -150,9 +154,14 @@ def assess(
 
 
 def _tallies(
-    images: Batches, made: Sequence[Made], label: int | None, *, keep: bool
+    images: Batches,
+    made: Sequence[Made],
+    predictions: Predictions | None,
+    label: int | None,
+    *,
+    keep: bool,
 ) -> list[Tally]:
-    """Count the base, the edit, and every control, in one pass."""
+    """Count the base, the edit, and every control, in one pass; add up predictions too."""
     tallies: list[Tally] = []
     for batch in images:
         if not tallies:
@@ -167,6 +176,8 @@ def _tallies(
         several = (batch.before, batch.after, *(control.logits(batch) for control in made))
         for tally, logits in zip(tallies, several, strict=True):
             tally.add(reference, logits)
+        if predictions is not None:
+            predictions.add(batch)
     if not tallies:
         raise InputError("there are no images to assess")
     return tallies

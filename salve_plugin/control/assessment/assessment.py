@@ -6,18 +6,20 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from salve_plugin.control.assessment.outcomes import (
+    MOST_ALONE,
     Budget,
     ClassOutcome,
     ConceptOutcome,
     Control,
     Effect,
     Evidence,
+    Prediction,
     Share,
 )
 from salve_plugin.control.assessment.tables import text_of
 from salve_plugin.control.assessment.verdict import verdict
 from salve_plugin.errors import InputError
-from salve_plugin.faces.one_line import shortened
+from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.store.record import Index, Record, Sha256
 
 MAX_CLASSES = 10_000
@@ -43,6 +45,9 @@ class Assessment(Record):
         effect: what the edit does.
         evidence: what is needed to measure again.
         images: number of images.
+        predictions: how far a dictionary's codes predict what the edit does: of each of its
+            latents and, if there are several, last of all together. Empty where the edit is of no
+            latents, the dictionary was not there, or is not of what the classifier reads.
         reach: whether the edit changes the classifier alone, so that the features stay.
         target: the class that is to be suppressed; null if none is.
         target_before: its accuracy before the edit.
@@ -57,6 +62,7 @@ class Assessment(Record):
     effect: Effect
     evidence: Evidence
     images: Annotated[int, Meta(ge=1, le=2**53 - 1)]
+    predictions: Annotated[tuple[Prediction, ...], Meta(max_length=MOST_ALONE + 1)]
     reach: Literal["head", "hidden"]
     target: Index | None
     target_before: Share | None
@@ -87,6 +93,7 @@ class Assessment(Record):
         if len({part is None for part in concepts}) > 1:
             raise InputError("what a concept does is given before the edit or after it, not both")
         self._check_accuracies()
+        self._check_predictions()
         if self.target is not None and self.outcome(self.target).accuracy != (
             self.target_before,
             self.effect.target,
@@ -94,6 +101,24 @@ class Assessment(Record):
             raise InputError(
                 f"class {self.target} has the accuracies {self.outcome(self.target).accuracy}, as "
                 f"the target {(self.target_before, self.effect.target)}"
+            )
+
+    def _check_predictions(self) -> None:
+        """Raise unless predictions are of one edit, of the classifier and of the target."""
+        named = [each.latents for each in self.predictions]
+        together = named[-1] if named else ()
+        alone = [(latent,) for latent in together] if len(together) <= MOST_ALONE else []
+        if named and named != (alone if len(together) == 1 else [*alone, together]):
+            raise InputError(
+                f"predictions are of each latent and last of all together; got {listed(named)}"
+            )
+        if named and self.reach != "head":
+            raise InputError("codes predict what an edit of the classifier does, not a hidden one")
+        touched = self.target is not None and self.outcome(self.target).weights_changed > 0
+        if not touched and any(each.r2 is not None for each in self.predictions):
+            raise InputError(
+                f"the edit changes no logit of the target {self.target}, but predictions have an "
+                "R² of it"
             )
 
     def _check_accuracies(self) -> None:

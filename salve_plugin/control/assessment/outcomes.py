@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from salve_plugin.errors import InputError
-from salve_plugin.faces.one_line import one_line
+from salve_plugin.faces.one_line import listed, one_line
 from salve_plugin.store.record import Index, ParameterPath, Record, Sha256
 
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -165,6 +165,57 @@ class Control(Record):
     effect: Effect
     name: ControlName
     norm: Amount | None
+
+
+MOST_ALONE = 20
+"""Latents of an edit that are looked at one by one; of more, only all together."""
+
+
+@dataclass(frozen=True)
+class Prediction(Record):
+    """How far the codes of some latents say what the edit does to the logits.
+
+    Predicted is what their contribution Σ z_l v_l adds to the logits, taken away (or added, by an
+    edit that enhances), for the classes whose rows the edit changes; measured is what it does.
+
+    Attributes:
+        explained: share of the measured change's sum of squares, over images and classes, that is a
+            multiple of the predicted one.
+        explained_null: what 95 % of as many other latents, in their place, stay at or below; null
+            if there are none.
+        latents: which.
+        r2: squared correlation over images of the two for the target's logit; null if there is no
+            target, or either is the same for all images.
+        slope: measured change of that logit for one unit of predicted change, likewise.
+    """
+
+    __repr__ = one_line
+
+    explained: Share
+    explained_null: Share | None
+    latents: Annotated[tuple[Index, ...], Meta(min_length=1)]
+    r2: Share | None
+    slope: float | None
+
+    def __post_init__(self) -> None:
+        """Check that a latent is named once, and the line is given as a whole.
+
+        Raises:
+            InputError: names what contradicts.
+        """
+        if not self.latents or len(set(self.latents)) < len(self.latents):
+            raise InputError(
+                f"a prediction is of some latents, each once; got {listed(self.latents)}"
+            )
+        if (self.r2 is None) != (self.slope is None):
+            raise InputError(
+                f"R² {self.r2} and slope {self.slope} are of one line: give both or neither"
+            )
+
+    @property
+    def holds(self) -> bool:
+        """Whether the codes predict more than 95 % of other latents in their place do."""
+        return self.explained > (self.explained_null or 0.0)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ def reassess(
         edit: the edit.
         stored: what was measured before.
         loader: (images, labels) batches.
-        dictionary: for the control along a random latent; without it that one is left out.
+        dictionary: for the control along a random latent and for predictions; without it they are
+            left out.
 
     Raises:
         InputError: if the assessment is about a concept, whose images a loader does not tell.
@@ -94,8 +95,8 @@ def deviations(
     """Return every value of an assessment that another one does not confirm.
 
     The digest of the recorded inputs is not compared: they are floating-point numbers, and it is
-    what follows from them that has to be the same. Of the control along a random latent nothing is
-    compared where the dictionary was not there to measure it again.
+    what follows from them that has to be the same. The control along a random latent, and what a
+    dictionary predicts, are not compared where it was not there to measure them again.
 
     Args:
         stored: the one to confirm.
@@ -104,6 +105,8 @@ def deviations(
     """
     first, second = (_comparable(each) for each in (stored, measured))
     both = first["controls"].keys() & second["controls"].keys()
+    if not (first["predictions"] and second["predictions"]):
+        first["predictions"] = second["predictions"] = []
     for each in (first, second):
         each["controls"] = {
             name: control for name, control in each["controls"].items()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from salve_plugin.control.assessment.outcomes import ClassOutcome, Effect
 from salve_plugin.control.assessment.verdict import class_name
+from salve_plugin.faces.one_line import listed
 from salve_plugin.faces.table import percent
 
 if TYPE_CHECKING:
@@ -116,6 +117,32 @@ def budget_line(assessment: "Assessment") -> str:
     return f"Budget: {'; '.join(parts)}; {assessment.budget.bytes} bytes travel."
 
 
+def prediction_lines(assessment: "Assessment") -> list[str]:
+    """Return in a line or two what the dictionary's codes say of the edit's effect, if measured."""
+    if not assessment.predictions:
+        return []
+    last = assessment.predictions[-1]
+    several = len(last.latents) > 1
+    codes = f"the codes of latent{'s' * several} {listed(last.latents).strip('[]')}"
+    share = f"{percent(last.explained)} of the change of the logits"
+    others = "there are no other latents to compare with"
+    if last.explained_null is not None:
+        others = f"other latents in {'their' if several else 'its'} place: up to "
+        others += percent(last.explained_null)
+    lines = [
+        f"Predicted against measured: {codes} predict {share} ({others})."
+        if last.holds
+        else f"Predicted against measured: {codes} do not predict what the edit does: {share}, "
+        f"{others}."
+    ]
+    if last.r2 is not None and assessment.target is not None:
+        lines.append(
+            f"Of the logit of class {class_name(assessment, assessment.target)}: R² {last.r2:.3f} "
+            f"over images, slope {last.slope:.3g}."
+        )
+    return lines
+
+
 def text_of(assessment: "Assessment", most: int) -> str:
     """Return all of an assessment as plain text: classes, controls, budget and verdict."""
     rows = class_rows(assessment, most)
@@ -123,7 +150,7 @@ def text_of(assessment: "Assessment", most: int) -> str:
     parts = [_text(CLASS_COLUMNS, rows)]
     parts += [f"and {left_out} classes more"] if left_out else []
     parts += ["", _text(control_columns(assessment), control_rows(assessment))]
-    parts += ["", budget_line(assessment), assessment.verdict]
+    parts += ["", budget_line(assessment), *prediction_lines(assessment), assessment.verdict]
     return "\n".join(parts)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.stats import rankdata
@@ -44,6 +44,7 @@ def class_profile(
     codes: Float[Tensor, "images latents"],
     labels: Int64[Tensor, " images"],
     permuted: Int64[Tensor, "permutations images"],
+    groups: Bool[Tensor, "groups classes"] | None = None,
 ) -> ClassProfile:
     """Return the class that each latent tells best, by Mann-Whitney rank sums.
 
@@ -55,12 +56,18 @@ def class_profile(
         codes: of each image, larger where the latent is more active.
         labels: class of each image.
         permuted: the same in random orders.
+        groups: which classes count as one; then "class" is a group, and they may overlap.
     """
     # A few columns at a time: ranking holds several copies of what it ranks.
     columns_of = np.array_split(codes.double().numpy(), max(1, codes.shape[1] // _COLUMNS), axis=1)
     ranks = np.concatenate([rankdata(part, axis=0) for part in columns_of], axis=1)
     counts = torch.bincount(labels)
-    of_class = _Standardized(ranks, counts.numpy())
+    joined = None
+    if groups is not None:
+        counts = torch.bincount(labels, minlength=groups.shape[1])
+        joined = csr_matrix(groups.double().numpy())
+        counts = groups.long() @ counts
+    of_class = _Standardized(ranks, counts.numpy(), joined)
     z, spread = of_class.z(labels.numpy()), of_class.spread
     best = z.argmax(0)
     columns = np.arange(z.shape[1])
@@ -74,7 +81,8 @@ def class_profile(
         torch.where(told, torch.from_numpy(best), NO_CLASS),
         torch.where(told, best_z, torch.nan),
         torch.where(told, 0.5 + best_z * scale, torch.nan),
-        torch.where(told, 0.5 + upper(null) * scale, torch.nan),
+        # Of too few images no area is beyond chance, and none is above 1.
+        torch.where(told, (0.5 + upper(null) * scale).clamp(max=1.0), torch.nan),
         p_values(best_z, null),
         null.amax(1),
     )
@@ -83,9 +91,15 @@ def class_profile(
 class _Standardized:
     """Rank sums of classes in standard deviations; 0 where nothing can vary."""
 
-    def __init__(self, ranks: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        ranks: NDArray[np.float64],
+        counts: NDArray[np.int64],
+        groups: csr_matrix | None,
+    ) -> None:
         n_images = len(ranks)
-        self._ranks, self._counts = ranks - (n_images + 1) / 2, counts
+        self._ranks, self._groups = ranks - (n_images + 1) / 2, groups
+        self._n_classes = len(counts) if groups is None else groups.shape[1]
         among = counts * (n_images - counts) / max(1, n_images - 1)
         self.spread = np.sqrt(np.outer(among, np.square(self._ranks).mean(0)))
 
@@ -94,7 +108,8 @@ class _Standardized:
         n_images = len(labels)
         entries = (np.ones(n_images), (labels, np.arange(n_images)))
         # Sparse, since the dense indicator of 1000 classes would cost 1000 times the additions.
-        sums = csr_matrix(entries, shape=(len(self._counts), n_images)) @ self._ranks
+        sums = csr_matrix(entries, shape=(self._n_classes, n_images)) @ self._ranks
+        sums = sums if self._groups is None else self._groups @ sums
         varies = self.spread > 0
         z: NDArray[np.float64] = np.divide(sums, self.spread, out=np.zeros_like(sums), where=varies)
         return z

@@ -1,11 +1,15 @@
 """The evidence for all latents, block by block, from a recording that is read in pieces."""
 
 import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from salve_plugin.control.assessment.predictions import other_latents
 from salve_plugin.control.operators.gate import Gate
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
@@ -16,8 +20,11 @@ from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.store.digest import content_digest
 from salve_plugin.validate.activity import Activity, activity, activity_tolerance, codes_by_image
+from salve_plugin.validate.evidence.class_groups import with_single_classes
 from salve_plugin.validate.evidence.class_profile import NO_CLASS, class_profile
+from salve_plugin.validate.evidence.concept_sets import SetProfile, check_concepts, concept_profile
 from salve_plugin.validate.evidence.cooccurrence import partners
+from salve_plugin.validate.evidence.flip_shares import FlipShares, flip_shares, images_to_try
 from salve_plugin.validate.evidence.head import (
     ReadHead,
     check_parts,
@@ -27,16 +34,13 @@ from salve_plugin.validate.evidence.head import (
     rows_of,
 )
 from salve_plugin.validate.evidence.intervention import SCALES, intervention
-from salve_plugin.validate.evidence.kept import Kept
+from salve_plugin.validate.evidence.kept import Kept, concatenated
 from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
 from salve_plugin.validate.evidence.permuting import p_values, permuted_labels, upper
-from salve_plugin.validate.evidence.predicted import (
-    CONTROLS,
-    explained,
-    gate_change,
-    other_latents,
-)
+from salve_plugin.validate.evidence.predicted import explained, gate_change
+from salve_plugin.validate.evidence.recorded_images import RecordedImages
 from salve_plugin.validate.evidence.retrieval import precision_at, precision_by_chance
+from salve_plugin.validate.evidence.shown import Shown
 
 MOST_CODES = 2**24
 """Codes, one for each image and latent of a block, that are in memory at once."""
@@ -55,6 +59,11 @@ def evidence(
     dictionary: Dictionary,
     acts: Activations,
     *,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    images: Any = None,
+    masks: Sequence[Any] | None = None,
+    segments: Sequence[str] | None = None,
+    concepts: Mapping[str, Tensor] | None = None,
     top: int = 10,
     permutations: int = 200,
     seed: int = 0,
@@ -66,7 +75,7 @@ def evidence(
 
     Classes are those of the recording's labels. Interventions and predictions are measured where
     the dictionary is of what the classifier reads: exactly, without a forward pass, on recorded
-    inputs. Elsewhere they are NaN.
+    inputs. Elsewhere interventions run the network and need the images, and the rest is NaN.
 
     The recording is read in pieces, a few times and once more for each block of latents: memory
     grows with the number of images only in their labels, of which there is a copy for each
@@ -76,6 +85,17 @@ def evidence(
         hooked: the recorded model.
         dictionary: of the recording's site.
         acts: images that the evidence is to be of; held-out ones, if it is to hold for new images.
+        groups: of classes by name, such as `salve.class_tree(hooked).groups` or an ontology's. With
+            them, the group is named that a latent tells best, or the class if none is better.
+        images: data set that was recorded, such as the loader's `.dataset`: its item i is the i-th
+            (image, label). With it, it is measured whether latents fall where their maps point;
+            and at other sites than the classifier's input what interventions do, at about
+            a thousand forward passes a latent.
+        masks: for each image the number of the segment of every pixel (height, width), 0 for none,
+            as the model sees the image. With them, latents' regions are compared with segments.
+        segments: names of these, from number 1 on.
+        concepts: sets of example images by name, (images, channels, height, width), one of them
+            random images. With them, the set is named that a latent tells best.
         top: images that are named for each latent, of which the precision is taken.
         permutations: of the labels; no p is below 1 / (1 + permutations).
         seed: of the permutations and of the choice of other latents.
@@ -93,27 +113,46 @@ def evidence(
     """
     if top < 1 or permutations < 1:
         raise InputError(f"top {top} and permutations {permutations}: expected at least 1 of each")
+    if concepts is not None:
+        check_concepts(concepts)
+    if images is None and masks is not None:
+        raise InputError("masks are compared with maps of the images: pass images= too")
     check_parts(hooked, dictionary, acts, on_base_mismatch)
+    pictures = None if images is None else RecordedImages(hooked, acts, images)
     reading = _Reading(hooked, dictionary, acts, top, permutations, seed)
     size = max(1, min(MOST_LATENTS, MOST_CODES // acts.n_images, dictionary.n_latents))
     kept = Kept(folder, reading.digest(size))
-    blocks = []
     with bar("evidence", dictionary.n_latents, progress) as update:
-        for start in range(0, dictionary.n_latents, size):
-            block = kept.read(start)
-            if block is None:
-                own = torch.arange(start, min(start + size, dictionary.n_latents))
-                block = reading.block(own)
-                kept.write(start, block)
-            blocks.append(block)
-            update(min(start + size, dictionary.n_latents))
+        blocks = kept.blocks(dictionary.n_latents, size, reading.block, update)
     best = torch.stack([block.pop("maxima") for block in blocks]).amax(0)
-    joined = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    joined: dict[str, Any] = concatenated(blocks)
+    further: dict[str, Any] = {"flips": reading.flips(folder)}
+    if groups is not None:
+        names, members = with_single_classes(groups, acts)
+        digest = content_digest({"evidence": reading.digest(size)}, {"members": members})
+        kept = Kept(folder, digest, "groups")
+        told = kept.blocks(dictionary.n_latents, size, partial(reading.told, members))
+        further["groups"] = SetProfile.of(names, told)
+    if pictures is not None:
+        shown = Shown(
+            hooked, dictionary, pictures, reading.activity, folder, reading.digest(0), seed,
+            progress=progress,
+        )  # fmt: skip
+        further["maps"] = shown.map_falls()
+        further["segments"] = None if masks is None else shown.segments(masks, segments)
+        further["notes"] = tuple(shown.notes)
+        if not reading.reads_head:
+            joined |= shown.effects(acts.image_labels().long(), joined["label"])
+    if concepts is not None:
+        further["concepts"] = concept_profile(
+            hooked, dictionary, concepts, reading.activity.signs,
+            tolerance=reading.tolerance, permutations=permutations, seed=seed,
+        )  # fmt: skip
     return LatentEvidence(
         activity=reading.activity,
         auc_p_all=p_values(joined.pop("z").nan_to_num(nan=-torch.inf), best[:, None]),
         **joined, k=reading.k, n_images=acts.n_images, permutations=permutations,
-        classes=acts.classes,
+        classes=acts.classes, **further,
     )  # fmt: skip
 
 
@@ -132,7 +171,7 @@ class _Reading:
         self._dictionary, self._acts, self._seed = dictionary, acts, seed
         self.activity: Activity = activity(dictionary, acts, top)
         self.k = min(top, acts.n_images)
-        self._tolerance = activity_tolerance(acts)
+        self.tolerance = activity_tolerance(acts)
         self._labels = acts.image_labels().long()
         self._permuted = permuted_labels(self._labels, permutations, seed)
         self._precisions = precision_by_chance(self._permuted, self.k)
@@ -149,6 +188,11 @@ class _Reading:
             logits = self._head.logits(rows_of(acts, chosen))
             self._logits = [logits[torch.searchsorted(chosen, images)] for images in self._of_class]
 
+    @property
+    def reads_head(self) -> bool:
+        """Whether the recording is all that the classifier reads: then no network has to run."""
+        return self._head is not None
+
     def digest(self, size: int) -> str:
         """Return the digest of all that a block depends on."""
         acts = self._acts
@@ -164,6 +208,25 @@ class _Reading:
             tensors |= {"weight": self._head.weight, "bias": self._head.bias, "x": self._x}
         return content_digest(parts, tensors)
 
+    def flips(self, folder: str | os.PathLike[str] | None) -> FlipShares | None:
+        """Return how often latents are among the fewest that flip a decision, at the classifier."""
+        head = self._head
+        if head is None:
+            return None
+        x = self._x[evenly(len(self._x), images_to_try(head, len(self._x)))]
+        kept = Kept(folder, content_digest({"of": self.digest(0), "images": len(x)}, {}), "flips")
+        tensors = kept.read(0)
+        if tensors is None:
+            codes = self._dictionary.encode(x.to(self._dictionary.atoms.device)).double().cpu()
+            tensors = flip_shares(head, x, codes)
+            kept.write(0, tensors)
+        return FlipShares(**tensors, n_images=len(x))
+
+    def told(self, groups: Bool[Tensor, "groups classes"], own: Tensor) -> dict[str, Tensor]:
+        """Return the `ClassProfile` of some latents for groups of classes, by field."""
+        codes, _, _ = self._read(own)
+        return vars(class_profile(codes, self._labels, self._permuted, groups))
+
     def block(self, own: Tensor) -> dict[str, Tensor]:
         """Return the numbers of some latents, by name of the field."""
         codes, joint, counts = self._read(own)
@@ -174,14 +237,13 @@ class _Reading:
         chance = self._counts[profile.label.clamp(min=0)].double() / len(self._labels)
         partner = partners(joint, counts, own, len(self._labels))
         nan = torch.full_like(precision, torch.nan)
-        tensors = {
+        return {
             **vars(profile), **vars(partner),
             "precision": torch.where(told, precision, nan),
             "precision_null": torch.where(told, upper(self._precisions), nan),
             "chance": torch.where(told, chance, nan),
             **self._effects(own, codes * self.activity.signs[own], profile.label),
         }  # fmt: skip
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def _read(self, own: Tensor) -> tuple[Float[Tensor, "images own"], Tensor, Tensor]:
         """Return codes in the latents' direction, overlaps with all latents, and their counts."""
@@ -191,10 +253,10 @@ class _Reading:
         counts = torch.zeros(len(signs), dtype=torch.float64)
         for images, signed in codes_by_image(self._dictionary, self._acts, signs):
             directed = signed * signs
-            active = (directed > self._tolerance).float()
+            active = (directed > self.tolerance).float()
             # What is off is equally off: else rounding, which may depend on the class, is ranked.
             own_codes = directed[:, own]
-            codes[images] = own_codes * (own_codes.abs() > self._tolerance)
+            codes[images] = own_codes * (own_codes.abs() > self.tolerance)
             # Exact: float32 has every whole number up to 16 million images.
             joint += active[:, own].T @ active
             counts += active.sum(0)
@@ -213,7 +275,8 @@ class _Reading:
         some_codes = self._dictionary.encode(self._x.to(self._dictionary.atoms.device))
         some_codes = some_codes.double().cpu()
         for row, (latent, label) in enumerate(zip(own.tolist(), labels.tolist(), strict=True)):
-            others = other_latents(latent, len(head.pull), CONTROLS, self._seed)
+            drawn = other_latents([latent], [latent], len(head.pull), self._seed)
+            others = [other for (other,) in drawn]
             change = gate_change(head, self._x.double(), Gate(self._atoms[latent, None], 1.0))
             tried = [latent, *others]
             shares = explained(change, some_codes[:, tried], head.pull[tried])

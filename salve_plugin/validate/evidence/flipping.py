@@ -115,7 +115,7 @@ def flip_of(
     logits: Float64[Tensor, " classes"],
     codes: Float64[Tensor, " latents"],
     pull: Float64[Tensor, "latents classes"],
-    random: torch.Generator,
+    random: torch.Generator | None,
 ) -> Flip:
     """Return what changes one decision; see `fewest_to_flip`.
 
@@ -123,7 +123,7 @@ def flip_of(
         logits: of the image.
         codes: of the image.
         pull: what one unit of each latent adds to the logits.
-        random: draws the orders.
+        random: draws the orders; without it, how many it takes by chance is left out.
     """
     contributions = codes[:, None] * pull
     if len(logits) == 1:  # a decision between two: below 0 and above it
@@ -137,7 +137,9 @@ def flip_of(
     passed[:, decision] = False
     needed = torch.where(passed.any(0), passed.long().argmax(0) + 1, len(codes) + 1)
     rival = int(needed.argmin())
-    by_chance = _by_chance(logits, contributions[codes != 0], decision, random)
+    by_chance = None
+    if random is not None:
+        by_chance = _by_chance(logits, contributions[codes != 0], decision, random)
     if not bool(passed[:, rival].any()):
         return Flip(decision, None, (), by_chance)
     latents = order[: int(needed[rival]), rival]

@@ -1,5 +1,6 @@
 """What a latent's contribution does to class probabilities, against other atoms at equal KL."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ _CLOSE = 1e-3
 """How near, relatively, a control's divergence is to the latent's."""
 _MOST = 1e6
 """Largest factor of a control: beyond it, what rounding leaves of no effect would look like one."""
+
+Moved = Callable[[Float64[Tensor, " some"]], Float64[Tensor, "some images classes"]]
+"""From how much is taken away to the logits that are left."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,7 @@ def intervention(
 ) -> Intervention:
     """Scale a latent's contribution z a at the classifier's input, in closed form.
 
-    With u = W a, the logits are those of the image plus (scale - 1) z u. A control takes another
-    latent's atom in its place, as strong in each image as this one is, times one factor that
-    brings it to the same mean KL: how far the predictions move is equal, where to differs.
+    With u = W a, the logits are those of the image plus (scale - 1) z u.
 
     Args:
         logits: of the model as it is; a single one counts as two classes.
@@ -55,45 +57,77 @@ def intervention(
         controls: the same of other latents.
         label: of the class.
     """
+
+    def without(pulls: Float64[Tensor, "some classes"]) -> Moved:
+        steps = codes[:, None] * pulls[:, None, :]
+        return lambda amounts: logits - amounts[:, None, None] * steps
+
+    return intervened(logits, without(pull[None]), without(controls), len(controls), label)
+
+
+def intervened(
+    logits: Float64[Tensor, "images classes"],
+    own: Moved,
+    controls: Moved,
+    n_controls: int,
+    label: int,
+    *,
+    close: float = _CLOSE,
+    least: float = 0.0,
+) -> Intervention:
+    """Take a latent's contribution away by parts, and others' in its place.
+
+    A control takes another latent's atom in its place, as strong in each image as this one is,
+    times one factor that brings it to the same mean KL: how far the predictions move is equal,
+    where to differs.
+
+    Args:
+        logits: of the model as it is.
+        own: of the latent, for any number of amounts.
+        controls: of the other latents, an amount for each.
+        n_controls: how many they are.
+        label: of the class.
+        close: how near, relatively, a control's divergence is to be to the latent's.
+        least: KL that rounding may leave of no effect.
+    """
     log_p = two_sided(logits).log_softmax(1)
-    curve = []
-    for scale in SCALES:
-        moved = two_sided(logits + (scale - 1) * codes[:, None] * pull)
-        curve.append(float(moved.softmax(1)[:, label].mean()))
-    kl = float(_divergence(log_p, two_sided(logits - codes[:, None] * pull)))
-    effect = curve[0] - curve[SCALES.index(1.0)]
-    if not kl > 0:  # it is off in all these images, or the classifier does not see it
-        return Intervention(tuple(curve), max(0.0, kl), effect, 1.0)
-    steps = codes[:, None] * controls[:, None, :]
-    factor = at_divergence(logits, steps, kl)
-    moved = two_sided(logits - factor[:, None, None] * steps).softmax(-1)[..., label].mean(1)
-    as_much = int((moved - curve[SCALES.index(1.0)] <= effect).sum())
-    return Intervention(tuple(curve), kl, effect, (1 + as_much) / (1 + len(controls)))
+    amounts = 1 - torch.tensor(SCALES, dtype=torch.float64)
+    scaled = two_sided(own(amounts))
+    curve = scaled.softmax(-1)[..., label].mean(1)
+    base = SCALES.index(1.0)
+    kl = float(_divergence(log_p, scaled)[SCALES.index(0.0)])
+    effect = float(curve[SCALES.index(0.0)] - curve[base])
+    if not kl > least:  # it is off in all these images, or the classifier does not see it
+        return Intervention(tuple(curve.tolist()), max(0.0, kl), effect, 1.0)
+    factor = at_divergence(logits, controls, n_controls, kl, close)
+    moved = two_sided(controls(factor)).softmax(-1)[..., label].mean(1)
+    as_much = int((moved - curve[base] <= effect).sum())
+    return Intervention(tuple(curve.tolist()), kl, effect, (1 + as_much) / (1 + n_controls))
 
 
 def at_divergence(
     logits: Float64[Tensor, "images classes"],
-    steps: Float64[Tensor, "controls images classes"],
+    moved: Moved,
+    count: int,
     kl: float,
+    close: float = _CLOSE,
 ) -> Float64[Tensor, " controls"]:
-    """Return the factor t >= 0 at which logits - t step has a given mean KL from the logits.
+    """Return the amount t >= 0 at which each control has a given mean KL from the logits.
 
-    The KL is convex in t and 0 at t = 0, so there is one such t, unless a step adds the same to
-    all classes: then the largest factor that is tried is returned, and it does next to nothing.
+    At the classifier the KL is convex in t and 0 at t = 0, so there is one such t, unless a step
+    adds the same to all classes: then the largest amount that is tried is returned, and it does
+    next to nothing. Where a network lies between, it may jump over the KL: then t is beyond it.
     """
     log_p = two_sided(logits).log_softmax(1)
-
-    def divergence(t: Tensor) -> Tensor:
-        moved = logits - t[:, None, None] * steps
-        return _divergence(log_p, two_sided(moved))
-
-    low = torch.zeros(len(steps), dtype=torch.float64)
+    low = torch.zeros(count, dtype=torch.float64)
     high = torch.full_like(low, torch.inf)
     t = torch.ones_like(low)
+    near = torch.zeros(count, dtype=torch.bool)
     for turn in range(_ROUNDS):
-        reached = divergence(t)
-        if bool(((reached - kl).abs() <= _CLOSE * kl).all()):
-            break
+        reached = _divergence(log_p, two_sided(moved(t)))
+        near = (reached - kl).abs() <= close * kl
+        if bool(near.all()):
+            return t
         low, high = torch.where(reached < kl, t, low), torch.where(reached < kl, high, t)
         # Near 0 the divergence is a multiple of t squared, for which this step is exact.
         guess = t * (kl / reached.clamp(min=1e-300)).sqrt().clamp(1e-3, 1e3)
@@ -101,9 +135,9 @@ def at_divergence(
         inside = (guess > low) & (guess < high)
         # Every third step halves the bracket: far from 0 the other may crawl, or jump to and fro.
         halve = (turn % 3 == 2) & high.isfinite()
-        moved = torch.where(inside & ~halve, guess, middle)
-        t = torch.where((reached - kl).abs() <= _CLOSE * kl, t, moved).clamp(max=_MOST)
-    return t
+        step = torch.where(inside & ~halve, guess, middle)
+        t = torch.where(near, t, step).clamp(max=_MOST)
+    return torch.where(near | high.isinf(), t, high)
 
 
 def _divergence(log_p: Tensor, logits: Tensor) -> Tensor:

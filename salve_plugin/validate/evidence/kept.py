@@ -1,28 +1,71 @@
 """Blocks of latents that are done, on disk: an interrupted call goes on where it stopped."""
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from jaxtyping import Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from salve_plugin.errors import InputError, ReadError
+from salve_plugin.faces.progress import Update
 from salve_plugin.store.files import usable, write_atomically
+
+
+def concatenated(blocks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all blocks, one behind the other."""
+    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
 class Kept:
     """The blocks in a folder; without one, nothing is kept."""
 
-    def __init__(self, folder: str | os.PathLike[str] | None, digest: str) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, digest: str, name: str = "latents"
+    ) -> None:
         """Open a folder, which is made when the first block is kept.
 
         Args:
             folder: where.
             digest: of all that the blocks depend on.
+            name: that their files begin with.
         """
         self._folder = None if folder is None else usable(folder)
-        self._digest = digest
+        self._digest, self._name = digest, name
+
+    def blocks(
+        self,
+        n_latents: int,
+        size: int,
+        make: Callable[[Int64[Tensor, " some"]], Mapping[str, Tensor]],
+        update: Update | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Return all blocks, of which those that are not there are made and kept.
+
+        Args:
+            n_latents: of all blocks.
+            size: of one.
+            make: from latents to the tensors of their block.
+            update: gets how many latents are done.
+
+        Raises:
+            SalveError: as `read`, `write` and `make`.
+        """
+        blocks = []
+        for start in range(0, n_latents, size):
+            stop = min(start + size, n_latents)
+            block = self.read(start)
+            if block is None:
+                made = make(torch.arange(start, stop))
+                block = {name: tensor.contiguous() for name, tensor in made.items()}
+                self.write(start, block)
+            blocks.append(block)
+            if update is not None:
+                update(stop)
+        return blocks
 
     def read(self, start: int) -> dict[str, Tensor] | None:
         """Return the block that starts at a latent; None if it is not there.
@@ -61,4 +104,5 @@ class Kept:
             write_atomically(path, save(tensors, {"digest": self._digest}))
 
     def _path(self, start: int) -> Path | None:
-        return None if self._folder is None else self._folder / f"latents-{start:06d}.safetensors"
+        file = f"{self._name}-{start:06d}.safetensors"
+        return None if self._folder is None else self._folder / file

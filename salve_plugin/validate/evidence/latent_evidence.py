@@ -1,6 +1,8 @@
 """What is known of each latent, with what chance gives beside each number."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -9,7 +11,11 @@ from torch import Tensor
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.validate.activity import Activity
+from salve_plugin.validate.evidence.concept_sets import SetProfile
+from salve_plugin.validate.evidence.dissection import SegmentProfile
+from salve_plugin.validate.evidence.flip_shares import FlipShares
 from salve_plugin.validate.evidence.intervention import SCALES
+from salve_plugin.validate.evidence.map_falls import MapFalls
 
 SIGNIFICANT = 0.05
 
@@ -50,6 +56,14 @@ class LatentEvidence(Tabular):
         n_images: of the recording.
         permutations: of the labels.
         classes: names by label; None if the data set has none.
+        flips: how often it is among the fewest latents that a decision hangs on; None where the
+            dictionary is not of what the classifier reads.
+        groups: which group of classes it tells best, or which single class if that is told better;
+            None where none were given.
+        maps: whether each falls where its maps point; None where images were not given.
+        segments: which segment its region covers; None where masks were not given.
+        concepts: which set of examples it tells; None where none were given.
+        notes: what was asked for and could not be measured, and why.
     """
 
     activity: Activity
@@ -75,6 +89,12 @@ class LatentEvidence(Tabular):
     n_images: int
     permutations: int
     classes: tuple[str, ...] | None
+    flips: FlipShares | None = None
+    groups: SetProfile | None = None
+    maps: MapFalls | None = None
+    segments: SegmentProfile | None = None
+    concepts: SetProfile | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def density(self) -> Float64[Tensor, " latents"]:
@@ -125,7 +145,7 @@ class LatentEvidence(Tabular):
             (
                 "latent", "density", "largest", "class", "AUC", "p, all latents",
                 f"precision of {self.k}", "partner", "phi", "ablated", "p, equal KL",
-                "predicted effect",
+                "predicted effect", *(head for head, _ in self._further()),
             ),
             [self._row(latent) for latent in latents],
             (
@@ -133,6 +153,11 @@ class LatentEvidence(Tabular):
                 "partner included",
                 f"ablated: change of the class's mean probability; at {list(SCALES)} times the "
                 "contribution: .curve",
+                *(["flips: share of images in which it is among the fewest latents whose removal "
+                   "flips the decision"] if self.flips is not None else []),
+                *(["blurred: share of the latent that goes with the fifth of its top images that "
+                   "its map marks"] if self.maps is not None else []),
+                *self.notes,
             ),
         )  # fmt: skip
 
@@ -148,7 +173,32 @@ class LatentEvidence(Tabular):
             _beside(self.phi[latent], self.phi_null[latent]),
             float(self.effect[latent]), float(self.effect_p[latent]),
             _beside(self.explained[latent], self.explained_null[latent]),
+            *(cell(latent) for _, cell in self._further()),
         )  # fmt: skip
+
+    def _further(self) -> list[tuple[str, Callable[[int], str | None]]]:
+        """Return what images, masks and concepts add to each latent's row, by column."""
+        columns: list[tuple[str, Callable[[int], str | None]]] = []
+        flips, maps, segments = self.flips, self.maps, self.segments
+        if flips is not None:
+            columns += [
+                ("flips", lambda one: _beside(flips.share[one], flips.share_null[one])),
+            ]
+        if maps is not None:
+            columns += [("blurred", lambda one: _beside(maps.fall[one], maps.fall_null[one]))]
+        if segments is not None:
+            columns += [
+                ("segment", segments.name),
+                ("IoU", lambda one: _beside(segments.iou[one], segments.iou_null[one])),
+            ]
+        for head, sets in (("group", self.groups), ("concept", self.concepts)):
+            if sets is not None:
+                columns += [(head, sets.name), (f"AUC of the {head}", partial(_area, sets))]
+        return columns
+
+
+def _area(sets: SetProfile, latent: int) -> str | None:
+    return _beside(sets.auc[latent], sets.auc_null[latent])
 
 
 def _beside(value: Tensor, null: Tensor) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from salve_plugin.control.assessment.predictions import fitted_lines, other_latents
 from salve_plugin.control.operators.gate import Gate, scaled_rows
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
@@ -30,8 +31,6 @@ from salve_plugin.validate.evidence.head import (
 from salve_plugin.validate.evidence.permuting import upper
 
 IMAGES = 1024
-CONTROLS = 19
-"""Other latents whose contribution is tried as the prediction: one in 20 is 95 %."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -141,10 +140,10 @@ def predicted_effect(
     for latent in chosen:
         change = gate_change(head, x.double(), Gate(atoms[latent, None], strength))
         predicted = -codes[:, latent, None] * head.pull[latent]
-        line = _lines(predicted, change)
+        line = fitted_lines(predicted, change)
         r2.append(line[0])
         slope.append(line[1])
-        others = other_latents(latent, n_latents, CONTROLS, seed)
+        others = [other for (other,) in other_latents([latent], [latent], n_latents, seed)]
         share = explained(change, codes[:, [latent, *others]], head.pull[[latent, *others]])
         shares.append(share[0])
         nulls.append(upper(share[1:, None])[0] if others else torch.tensor(torch.nan).double())
@@ -175,22 +174,3 @@ def explained(
     product = (codes * (change @ pulls.T)).sum(0)
     size = change.square().sum() * codes.square().sum(0) * pulls.square().sum(1)
     return torch.where(size > 0, product.square() / size.clamp(min=1e-300), 0.0)
-
-
-def other_latents(latent: int, n_latents: int, count: int, seed: int) -> list[int]:
-    """Return random other latents, the same for the same latent and seed, ascending."""
-    random = torch.Generator().manual_seed(seed * n_latents + latent)
-    drawn = torch.randperm(n_latents, generator=random)
-    return sorted(drawn[drawn != latent][:count].tolist())
-
-
-def _lines(predicted: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
-    """Return R² and slope of the line through predicted and measured, for each class."""
-    a, b = predicted - predicted.mean(0), measured - measured.mean(0)
-    both, own, other = (a * b).sum(0), a.square().sum(0), b.square().sum(0)
-    varies = (own > 0) & (other > 0)
-    nan = torch.full_like(own, torch.nan)
-    return (
-        torch.where(varies, both.square() / (own * other), nan),
-        torch.where(varies, both / own, nan),
-    )

@@ -50,7 +50,8 @@ def test_what_is_done_is_kept_and_of_something_else_refused(
     monkeypatch.setattr(collect, "MOST_LATENTS", 6)
     folder = tmp_path / "kept"
     first = salve.evidence(*known, permutations=20, folder=folder)
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.glob("latents-*"))
+    assert (folder / "flips-000000.safetensors").exists()
     assert names == [f"latents-{start:06d}.safetensors" for start in (0, 6, 12)]
     (folder / names[1]).unlink()
     before = {name: (folder / name).stat().st_mtime_ns for name in (names[0], names[2])}
@@ -98,7 +99,7 @@ def test_it_shows_itself_in_a_line_a_table_and_a_notebook(known: Any) -> None:
     lines = result.table().splitlines()
     assert lines[0] == "16 latents on 150 images"
     assert {int(line.split()[0]) for line in lines[2:5]} == {0, 1, 2}
-    assert len(result.table([4, 5]).splitlines()) == 7
+    assert len(result.table([4, 5]).splitlines()) == 8
     assert "<table" in result._repr_html_()
     with pytest.raises(InputError, match="no latents \\[16\\]"):
         result.table([16])

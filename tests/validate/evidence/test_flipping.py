@@ -1,6 +1,7 @@
 """The fewest latents that a decision hangs on, against all subsets."""
 
-from itertools import combinations
+from itertools import combinations, product
+from math import prod
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 import salve_plugin as salve
 from salve_plugin.control.solving import two_sided
 from salve_plugin.errors import InputError
+from salve_plugin.validate.evidence.flip_shares import _beside_chance
 from salve_plugin.validate.evidence.flipping import flip_of
 
 
@@ -67,3 +69,38 @@ def test_a_dictionary_of_another_site_is_refused(make_recorded: Any, known: Any)
     hidden = salve.Dictionary(state, salve.TopK(k=8), tokens.acts.site, {})
     with pytest.raises(InputError, match="what the classifier reads"):
         salve.fewest_to_flip(tokens.hooked, hidden, torch.rand(2, 3, 16))
+
+
+def test_shares_of_images_are_those_of_single_flips(known: Any) -> None:
+    hooked, dictionary, acts = known
+    result = salve.evidence(*known, permutations=2).flips
+    assert result is not None
+    x = acts.tensor()
+    flips = salve.fewest_to_flip(hooked, dictionary, x).images
+    assert result.n_images == len(flips) == 150
+    for latent in range(16):
+        share = sum(latent in flip.latents for flip in flips) / 150
+        assert float(result.share[latent]) == pytest.approx(share)
+    # The planted latents, one a class, are what decisions hang on.
+    assert float(result.share_p[:3].max()) < 0.01
+    assert "flips" in salve.evidence(*known, permutations=2).table([0]).splitlines()[1]
+
+
+@given(seed=st.integers(0, 500), images=st.integers(1, 7))
+@settings(deadline=None, max_examples=20, derandomize=True)
+def test_chance_is_that_of_all_ways_to_draw(seed: int, images: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    chance = torch.rand(images, 2, generator=random, dtype=torch.float64)
+    chance[0, 0] = 0.0
+    among = torch.rand(images, 2, generator=random) < 0.5
+    result = _beside_chance(among, chance)
+    for latent in range(2):
+        law = [0.0] * (images + 1)
+        for drawn in product((False, True), repeat=images):
+            law[sum(drawn)] += prod(
+                float(p if hit else 1 - p) for p, hit in zip(chance[:, latent], drawn, strict=True)
+            )
+        count = int(among[:, latent].sum())
+        assert float(result["share_p"][latent]) == pytest.approx(sum(law[count:]), abs=1e-12)
+        null = next(n for n in range(images + 1) if sum(law[: n + 1]) >= 0.95 - 1e-12)
+        assert float(result["share_null"][latent]) == pytest.approx(null / images)

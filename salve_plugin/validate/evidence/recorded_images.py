@@ -1,0 +1,72 @@
+"""The images of a recording, read again one by one where they are needed."""
+
+from collections.abc import Sequence, Sized
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.labels import Labels, n_outputs
+from salve_plugin.discover.recording.loader import labelled_batches
+from salve_plugin.errors import InputError
+from salve_plugin.hooks import HookedModel
+
+BATCH = 64
+"""Images that are run at once."""
+
+
+class RecordedImages:
+    """A data set that should be the recorded one; what is read is compared by its labels."""
+
+    def __init__(self, hooked: HookedModel, acts: Activations, data_set: Any) -> None:
+        """Take a data set whose item i is the i-th recorded (image, label).
+
+        Raises:
+            InputError: if it has no length or another one than the recording.
+        """
+        if not isinstance(data_set, Sized) or not hasattr(data_set, "__getitem__"):
+            raise InputError(
+                f"images are a {type(data_set).__name__}; expected a data set with a length, whose "
+                "item i is the i-th recorded (image, label), such as the loader's .dataset"
+            )
+        if len(data_set) != acts.n_images:
+            raise InputError(
+                f"images has {len(data_set)} items, the recording {acts.n_images}; pass the data "
+                "set that was recorded, in its order"
+            )
+        self._data_set: Any = data_set
+        self._recorded = acts.image_labels().long()
+        loader: DataLoader[Any] = DataLoader(data_set)  # type: ignore[arg-type] # has a length
+        try:
+            self._labels = Labels.of(hooked.model, n_outputs(hooked), loader)
+        except InputError:  # recorded with names of the caller's own: indices are what is left
+            self._labels = Labels(None)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._recorded)
+
+    def read(self, chosen: Sequence[int]) -> Float[Tensor, "images channels height width"]:
+        """Return some images as the model takes them.
+
+        Raises:
+            InputError: if a label is not the recorded one, or the images differ in size.
+            ReadError: if an image cannot be read.
+        """
+        loader: DataLoader[Any] = DataLoader(
+            Subset(self._data_set, list(chosen)), batch_size=max(1, len(chosen))
+        )
+        (batch,) = labelled_batches(loader, None)
+        labels = self._labels.of_model(batch).labels.long()
+        recorded = self._recorded[torch.tensor(list(chosen))]
+        wrong = (labels != recorded).nonzero()[:, 0].tolist()
+        if wrong:
+            raise InputError(
+                f"image {chosen[wrong[0]]} has label {int(labels[wrong[0]])}, but "
+                f"{int(recorded[wrong[0]])} was recorded in its place; pass the data set that was "
+                "recorded, in its order"
+            )
+        return batch.images
