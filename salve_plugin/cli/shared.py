@@ -11,7 +11,7 @@ from salve_plugin.share.bundle import EditBundle
 from salve_plugin.store.files import FileReader
 from salve_plugin.store.json import Json
 from salve_plugin.store.source import PathLike, Source, Where, open_source
-from salve_plugin.store.stored import Opened, check_beside
+from salve_plugin.store.stored import Opened
 
 Shared = EditArtifact | EditBundle | Dictionary
 KINDS: dict[str, type[Shared]] = {
@@ -50,7 +50,7 @@ class SharedItem:
         Raises:
             SalveError: as `EditArtifact.verify`.
         """
-        check_beside(self.source, self.models, self.shared.format.manifest)
+        self.source.check_beside(self.models, self.shared.format.manifest)
 
 
 def find(source: PathLike, **where: Unpack[Where]) -> SharedItem:

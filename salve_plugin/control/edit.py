@@ -1,6 +1,6 @@
 """An edit as a value: what to change, in which model, by how much; and how to apply and undo it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -92,11 +92,8 @@ class Edit(Recipe, Tabular):
     @property
     def kind(self) -> str:
         """What is done to what, in a few words: "suppress latent 2"."""
-        latents = ", ".join(map(str, self.latents))
-        about = f" latent{'s' * (len(self.latents) > 1)} {latents}" if latents else ""
-        if isinstance(self.operator, Gate):
-            return self.operator.mode + (about or " a direction")
-        return self.operator.form.replace("_", " ") + about
+        mode = self.operator.mode if isinstance(self.operator, Gate) else None
+        return kind_of(self.operator.form, mode, self.latents)
 
     @property
     def amount(self) -> str:
@@ -107,3 +104,10 @@ class Edit(Recipe, Tabular):
             return f"rank {self.operator.rank}, scale {self.operator.scale:g}"
         assert isinstance(self.operator, LowRankUpdate)
         return f"rank {self.operator.rank}"
+
+
+def kind_of(form: str, mode: str | None, latents: Sequence[int]) -> str:
+    """Return what is done to what, from an operator's form, a gate's mode, and the latents."""
+    numbers = ", ".join(map(str, latents))
+    about = f" latent{'s' * (len(latents) > 1)} {numbers}" if latents else ""
+    return f"{mode}{about or ' a direction'}" if mode else form.replace("_", " ") + about

@@ -1,6 +1,6 @@
 """Whether parameters are, bit for bit, what edits make of those that they were made for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,11 @@ def touched_rows(edit: Recipe, path: str) -> Rows:
     return union_of(own)
 
 
+def covered_rows(edits: Iterable[Recipe], path: str) -> Rows:
+    """Return the rows of a parameter that any of the edits touches."""
+    return union_of([touched_rows(edit, path) for edit in edits if path in edit.base.tensors])
+
+
 def ledgers_over(edits: Sequence[Recipe], pristine: Mapping[str, Tensor]) -> dict[str, Ledger]:
     """Return the ledgers of parameters of which only the touched rows are known.
 
@@ -56,10 +61,7 @@ def ledgers_over(edits: Sequence[Recipe], pristine: Mapping[str, Tensor]) -> dic
     Raises:
         InputError: if rows are not as many as the edits touch.
     """
-    covered = {
-        path: union_of([touched_rows(e, path) for e in edits if path in e.base.tensors])
-        for path in pristine
-    }
+    covered = {path: covered_rows(edits, path) for path in pristine}
     for path, rows in covered.items():
         shape = next(e.base.tensors[path].shape for e in edits if path in e.base.tensors)
         expected = (shape[0] if rows is None else len(rows), *shape[1:])

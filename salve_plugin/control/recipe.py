@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from salve_plugin.control.base import Base
+from salve_plugin.control.edit_fields import EditFields
 from salve_plugin.control.operators import (
     Fold,
     Gate,
@@ -26,6 +27,7 @@ from salve_plugin.control.targets import Target
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
 from salve_plugin.store.digest import content_digest
+from salve_plugin.store.record import as_json
 
 R = TypeVar("R", bound="Recipe")
 
@@ -206,15 +208,16 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the tensors as plain JSON values; see `from_json`."""
-        return {
-            "base": self.base.to_json(),
-            "exactness": None if self.exactness is None else self.exactness.to_json(),
+        fields: dict[str, Any] = as_json({
+            "base": self.base,
+            "exactness": self.exactness,
             "operator": operator_fields(self.operator),
-            "provenance": self.provenance.to_json(),
-            "rows": None if self.rows is None else list(self.rows),
-            "site": self.site.to_json(),
-            "targets": [target.to_json() for target in self.targets],
-        }
+            "provenance": self.provenance,
+            "rows": self.rows,
+            "site": self.site,
+            "targets": self.targets,
+        })  # fmt: skip
+        return fields
 
     @classmethod
     def from_json(cls: type[R], fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> R:
@@ -224,28 +227,19 @@ class Recipe:
             InputError: if a field is missing, unknown, ill-typed or out of range, or two contradict
                 each other.
         """
-        names = {"base", "exactness", "operator", "provenance", "rows", "site", "targets"}
-        if not isinstance(fields, Mapping) or set(fields) != names:
-            wrong = sorted(set(fields) ^ names) if isinstance(fields, Mapping) else fields
-            raise InputError(
-                f"an edit has missing or unknown fields {wrong}; expected {sorted(names)}"
-            )
-        targets, exactness, rows = fields["targets"], fields["exactness"], fields["rows"]
-        if not isinstance(targets, list) or not (rows is None or isinstance(rows, list)):
-            raise InputError(f"ill-typed targets or rows of an edit: {targets!r}, {rows!r}"[:500])
-        own = tuple(Target.from_json(target) for target in targets)
+        known = EditFields.from_json(fields)
         # The operator refuses tensors that it does not know, so those of the fold are taken out
         # first.
         plain = {name: value for name, value in tensors.items() if not name.startswith("fold_")}
         return cls(
-            Site.from_json(fields["site"]),
+            known.site,
             operator_of(fields["operator"], plain),
-            own,
-            Base.from_json(fields["base"]),
-            row_tuple(rows),
-            Provenance.from_json(fields["provenance"]),
-            _fold(own, {name: each for name, each in tensors.items() if name not in plain}),
-            None if exactness is None else Exactness.from_json(exactness),
+            known.targets,
+            known.base,
+            known.rows,
+            known.provenance,
+            _fold(known.targets, {name: tensors[name] for name in tensors.keys() - plain.keys()}),
+            known.exactness,
         )
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from salve_plugin.discover.saelens_layout import CONFIG_FILE, OWN
-from salve_plugin.store.card import Card, base_fields, plain, table
+from salve_plugin.store.card import Card, base_fields, plain, sections, table
 
 Config = Mapping[str, Any]
 
@@ -48,7 +48,7 @@ def _text(config: Config) -> str:
         f"Dictionary `{own['digest']}` (SHA-256 over its tensors, learner, options and site). "
         f"Both files are checked against `{CONFIG_FILE}` before they are used.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return sections(parts)
 
 
 def _facts(config: Config) -> list[tuple[str, str]]:

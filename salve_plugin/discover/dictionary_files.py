@@ -32,7 +32,7 @@ from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.site import Site
 from salve_plugin.store.json import Json, check_json
 from salve_plugin.store.producer import Producer
-from salve_plugin.store.record import Record, Sha256
+from salve_plugin.store.record import Record, Sha256, as_json
 from salve_plugin.store.seal import FileEntry, Format, Version, identity_fields
 from salve_plugin.store.tensors import check_names, decode_tensors, encode_tensors
 
@@ -171,7 +171,7 @@ def fields_of(dictionary: "Dictionary") -> Json:
     Raises:
         InputError: if `meta` holds something that JSON cannot.
     """
-    meta = _plain(dict(dictionary.meta))
+    meta = as_json(dictionary.meta)
     try:
         check_json(meta)
     except InputError as error:
@@ -217,11 +217,9 @@ def check_consistent(config: Mapping[str, Any], weights: Weights, dictionary: "D
         ArtifactError: names what does not follow.
     """
     written = exported if config["architecture"] in OWN else _by_own_names
-    try:
+    with DICTIONARY.contradictions():
         fields, tensors = written(dictionary)
         derived = _described(dictionary, fields)
-    except InputError as error:
-        raise ArtifactError(f"the dictionary contradicts itself: {str(error)[:1000]}") from error
     sealed = DICTIONARY.own(config)
     own = {**identity_fields(sealed), "digest": sealed["digest"]}
     metadata = {**config["metadata"], "salve_plugin": own}
@@ -234,13 +232,6 @@ def check_consistent(config: Mapping[str, Any], weights: Weights, dictionary: "D
             f"{WEIGHTS_FILE} contradicts itself: {wrong} do not follow from the dictionary; it was "
             "changed by hand"
         )
-
-
-def _plain(value: object) -> Any:
-    """Return a value with lists in the place of tuples."""
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _by_own_names(dictionary: "Dictionary") -> tuple[dict[str, Any], Weights]:

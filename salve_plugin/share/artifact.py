@@ -14,7 +14,7 @@ from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.saved import pristine_rows, restore_rows_
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.errors import ArtifactError, BaseMismatchError, EditStateError, InputError
+from salve_plugin.errors import ArtifactError, EditStateError, InputError
 from salve_plugin.faces.one_line import shortened
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.audit import Audit, audit
@@ -25,20 +25,21 @@ from salve_plugin.share.edit_manifest import (
     FEATURES,
     TENSOR_FILE,
     EditManifest,
-    Measures,
-    check_classes,
-    check_measures,
     manifest_of,
     parts_of,
     tensors_of,
 )
 from salve_plugin.share.edit_parts import (
+    Measures,
     check_assessment,
+    check_classes,
     check_critical,
+    check_measures,
     check_networks,
     check_pristine,
     check_source,
 )
+from salve_plugin.share.model_files import check_room, kept_model, own_files
 from salve_plugin.share.model_state import StateSource
 from salve_plugin.share.pictures import MAX_PICTURES, check_pictures, picture_file, picture_name
 from salve_plugin.store.digest import content_digest
@@ -133,7 +134,7 @@ class EditArtifact(Stored):
         if self.labels is None and self.alpha_crit is not None:
             object.__setattr__(self, "labels", self.alpha_crit.classes)
         self._check_dictionary()
-        check_classes(self)
+        check_classes(self.edit, self.labels, self.alpha_crit)
         if self.alpha_crit is not None:
             check_critical(self.edit, self.alpha_crit)
         check_networks(self.edit, self.dictionary, self.alpha_crit)
@@ -244,10 +245,10 @@ class EditArtifact(Stored):
                 not the artifact's.
         """
         if model is None:
-            merged = self._kept_model(existing, previous)
+            merged = kept_model(existing, previous, self.digest)
         else:
             merged = {name: FileEntry.of(path) for name, path in model.items()}
-            _check_room(existing, merged, previous)
+            check_room(existing, previous, merged)
         pictures = sorted((self.pictures or {}).items())
         files = {
             TENSOR_FILE: encode_tensors(tensors_of(self)),
@@ -257,32 +258,22 @@ class EditArtifact(Stored):
         obsolete = own_files(existing, previous, {*files, *(merged or {})})
         return Packed(fields, files, dict(model or {}), obsolete)
 
-    def _kept_model(
-        self, existing: Existing, previous: Mapping[str, Any] | None
-    ) -> Mapping[str, Json] | None:
-        """Return the entries of an edited model that is there, if it has this very edit."""
-        merged: Mapping[str, Json] | None = None if previous is None else previous["merged"]
-        if previous is None or merged is None or self.digest != previous["digest"]:
-            return None
-        whole = all(existing.holds(name, entry) for name, entry in merged.items())
-        return merged if whole else None
-
     @classmethod
     def built(cls, opened: Opened, origin: Origin | None) -> "EditArtifact":
         """Return the artifact from its files; see `Stored.built`."""
         config = opened.config
         tensors = decode_tensors(opened.files[TENSOR_FILE], TENSOR_FILE)
+        # In this order: first that the files belong together, then what they make, and last that
+        # nothing in them says anything else than what was made.
         digest = content_digest(identity_fields(config), tensors)
         cls.format.check_identity(digest, config)
         check_described(tensors, config["tensors"], TENSOR_FILE)
         pictures = {
             picture_name(name): data for name, data in opened.files.items() if name != TENSOR_FILE
         }
-        try:
+        with cls.format.contradictions():
             artifact = cls(**parts_of(config, tensors), pictures=pictures or None, origin=origin)
             derived = artifact.manifest
-        except (BaseMismatchError, InputError) as error:
-            raise ArtifactError(f"the artifact contradicts itself: {str(error)[:1000]}") from error
         cls.format.check_derived(derived, config, files=TENSOR_FILE)
         vars(artifact)["digest"] = digest  # of the same fields and tensors, as was just checked
         return artifact
@@ -377,25 +368,3 @@ class EditArtifact(Stored):
             )
         else:
             restore_rows_(model, self.edit, self.pristine)
-
-
-def own_files(existing: Existing, previous: Mapping[str, Any] | None, kept: set[str]) -> list[str]:
-    """Return the files of an older artifact that nobody changed since, but for those to keep."""
-    if previous is None:
-        return []
-    own = {**previous["files"], **(previous["merged"] or {})}
-    return [name for name, entry in own.items() if name not in kept and existing.holds(name, entry)]
-
-
-def _check_room(
-    existing: Existing, merged: Mapping[str, Json], previous: Mapping[str, Any] | None
-) -> None:
-    """Raise if the edited model would replace somebody's own: training may have gone into it."""
-    listed = (previous or {}).get("merged") or {}
-    for name, entry in merged.items():
-        ours = [known for known in (listed.get(name), entry) if known is not None]
-        if existing.has(name) and not any(existing.holds(name, known) for known in ours):
-            raise InputError(
-                f"there is another {name} already, which is not that of the artifact there; "
-                "nothing was written. Choose another place, or move that model away"
-            )

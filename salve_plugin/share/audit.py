@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.control.edited import ledgers_over, touched_rows
+from salve_plugin.control.edited import covered_rows, ledgers_over
 from salve_plugin.control.formula import Ledger, composed
 from salve_plugin.control.recipe import Recipe
-from salve_plugin.control.rows import index_of, same_bits, take, union_of
+from salve_plugin.control.rows import index_of, take
 from salve_plugin.errors import InputError, UnsupportedModelError, printable
 from salve_plugin.faces.one_line import one_line
-from salve_plugin.share.audited_tensor import AuditedTensor, cast_between, compared, hinted, how
+from salve_plugin.share.audited_tensor import AuditedTensor, cast_between, compared, hinted
 from salve_plugin.share.model_state import (
     State,
     StateSource,
@@ -80,28 +80,23 @@ def audit(
 ) -> Audit:
     """Say whether `edited` is `base` with exactly the edits and nothing else.
 
-    Every tensor is compared bit for bit. If the edited model's floating tensors have another dtype
+    See `salve_plugin.EditArtifact.audit`. If the edited model's floating tensors have another dtype
     than the base's, one for all, they are compared with the base and the edits cast to that dtype,
-    and the verdict says so: what the cast rounds away cannot be seen.
-
-    Names of one tied weight are known by sharing memory in the base (or in an edited model, not in
-    a file of one). A prefix that all names of a state dict have, such as "module.", is left out.
+    and the verdict says so: what the cast rounds away cannot be seen. Names of one tied weight are
+    known by sharing memory in the base (or in an edited model, not in a file of one). A prefix that
+    all names of a state dict have, such as "module.", is left out.
 
     Args:
         edits: all that should be in the model.
         pristine: by parameter path, the rows that any of them touches, without them; needed where
             no base is given.
-        base: a model (without its edits), a state dict, or the path of one, see `state_of`; None
-            to put the pristine rows back into the edited model, and compare the digest over
-            everything with the one that the edits know of their base.
-        edited: the same of the edited model, with all that is on it.
+        base: see `state_of`, without the edits on it; None to put the pristine rows back into the
+            edited model, whose digest over everything must then be the one that the edits know.
+        edited: see `state_of`, with all that is on it.
 
     Raises:
-        InputError: if there are no edits, if neither a base nor pristine rows are given, or
-            something is no state dict.
-        ReadError: if a file cannot be read.
-        UnsupportedModelError: if a tensor has no plain elements, see `state_digest`, or edits call
-            one tied weight by different names.
+        SalveError: as there; UnsupportedModelError also if edits call one tied weight by different
+            names, InputError also if there are none.
     """
     edits = list(dict.fromkeys(edits))
     if not edits:
@@ -110,32 +105,59 @@ def audit(
     after = without_prefix(state_of(edited), paths)
     tied = tied_to(after, paths) if isinstance(edited, nn.Module) else {}
     _check_one_name(tied, paths)
+    after_prints = fingerprints(after)
+    # Without a base the edited model must tell it: what it is with the pristine rows put back. That
+    # this is the base is then for the digest over everything to say.
+    foreign: list[str] = []
     if base is None:
-        return _against_digest(edits, pristine, after, tied)
-    before = without_prefix(state_of(base, pristine=True), paths)
-    prints, after_prints = fingerprints(before), fingerprints(after)
-    hashes = {name: each.sha256 for name, each in prints.items()}
-    expected, foreign = _expected(edits, before, prints)
-    tied = {
-        name: path
-        for name, path in {**tied, **tied_to(before, paths)}.items()
-        if name in before and path in before and hashes[name] == hashes[path]
+        ledgers = ledgers_over(edits, _pristine_of_all(edits, pristine, paths))
+        restored = put_back(edits, ledgers, after, tied)
+        prints = after_prints | fingerprints(restored)
+        # Touched, but of another shape or type than the base's, so that no row can be put back.
+        unknown = {name for name in prints if tied.get(name, name) in paths} - restored.keys()
+        before = {name: each for name, each in {**after, **restored}.items() if name not in unknown}
+    else:
+        before, unknown = dict(without_prefix(state_of(base, pristine=True), paths)), set()
+        prints = fingerprints(before)
+        foreign = _foreign(edits, prints)
+        ledgers = {} if foreign else ledgers_over(
+            edits, {path: take(before[path], covered_rows(edits, path)) for path in paths}
+        )  # fmt: skip
+        tied = {
+            name: path
+            for name, path in {**tied, **tied_to(before, paths)}.items()
+            if name in before and path in before and prints[name].sha256 == prints[path].sha256
+        }
+        # Again, since a base of plain tensors may know of ties that the edited model's file does
+        # not.
+        _check_one_name(tied, paths)
+    expected = {
+        path: _with_rows(before[path], ledger, composed(ledger))
+        for path, ledger in ledgers.items()
+        if path in before
     }
-    _check_one_name(tied, paths)
     cast = cast_between(before, after)
     rows = []
-    for name in sorted({*before, *after}):
+    for name in sorted({*before, *after, *ledgers}):
+        known = prints[name].sha256 if name in before else None
         if name not in after:
-            rows.append(AuditedTensor(name, "missing", hashes[name], None))
-        elif name not in before:
-            rows.append(AuditedTensor(name, "added", None, after_prints[name].sha256))
+            rows.append(AuditedTensor(name, "missing", known, None))
+            continue
+        sha256 = after_prints[name].sha256
+        if name in unknown:
+            note = f"{_kind(after_prints[name])}, expected {_kind(_base_print(edits, tied, name))}"
+            rows.append(AuditedTensor(name, "changed otherwise", None, sha256, note))
+        elif known is None:
+            rows.append(AuditedTensor(name, "added", None, sha256))
         else:
             target = expected.get(tied.get(name, name))
-            pair = hashes[name], after_prints[name].sha256
-            rows.append(compared(name, before[name], after[name], pair, target, cast))
+            rows.append(compared(name, before[name], after[name], (known, sha256), target, cast))
     rows = hinted(rows, expected)
-    digests = state_digest(prints), state_digest(after_prints)
-    return _audit(edits, rows, *digests, cast, foreign)
+    digest = state_digest(prints)
+    if base is None and {edit.base.state for edit in edits} != {digest}:
+        # That something else was changed is known then, not what: only these can be told.
+        rows = [row for row in rows if tied.get(row.name, row.name) in paths]
+    return _audit(edits, rows, digest, state_digest(after_prints), cast, foreign, base is not None)
 
 
 def _check_one_name(tied: Mapping[str, str], paths: Set[str]) -> None:
@@ -148,25 +170,10 @@ def _check_one_name(tied: Mapping[str, str], paths: Set[str]) -> None:
         )
 
 
-def _expected(
-    edits: Sequence[Recipe], before: State, prints: Mapping[str, Fingerprint]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Return what the edits make of the base, and which tensors are not of their base."""
-    foreign = {
-        path
-        for edit in edits
-        for path, wanted in edit.base.tensors.items()
-        if prints.get(path) != wanted
-    }
-    if foreign:
-        return {}, sorted(foreign)
-    pristine = {
-        path: take(before[path], union_of([touched_rows(e, path) for e in edits if path in
-                                           e.base.tensors]))
-        for path in sorted({path for edit in edits for path in edit.base.tensors})
-    }  # fmt: skip
-    ledgers = ledgers_over(edits, pristine)
-    return {path: _with_rows(before[path], led, composed(led)) for path, led in ledgers.items()}, []
+def _foreign(edits: Sequence[Recipe], prints: Mapping[str, Fingerprint]) -> list[str]:
+    """Return the touched tensors that are not of every edit's base."""
+    bases = [item for edit in edits for item in edit.base.tensors.items()]
+    return sorted({path for path, wanted in bases if prints.get(path) != wanted})
 
 
 def _with_rows(tensor: Tensor, ledger: Ledger, rows: Tensor) -> Tensor:
@@ -176,61 +183,23 @@ def _with_rows(tensor: Tensor, ledger: Ledger, rows: Tensor) -> Tensor:
     return result
 
 
-def _against_digest(
-    edits: Sequence[Recipe], pristine: Mapping[str, Tensor] | None, after: State,
-    tied: Mapping[str, str],
-) -> Audit:  # fmt: skip
-    """Put the pristine rows back and compare the digest over everything with the edits' own."""
+def _pristine_of_all(
+    edits: Sequence[Recipe], pristine: Mapping[str, Tensor] | None, paths: Set[str]
+) -> Mapping[str, Tensor]:
+    """Return the pristine rows, if with them the edited model alone can tell its base."""
     states = {edit.base.state for edit in edits}
     if len(states) > 1:
         raise InputError(
             f"{_names(edits)} were made for different bases; give the base model (base=, --base), "
             "which says to which of them the edited model belongs"
         )
-    touched = {path for edit in edits for path in edit.base.tensors}
-    if pristine is None or pristine.keys() != touched or None in states:
+    if pristine is None or pristine.keys() != paths or None in states:
         raise InputError(
             "without the base model, an audit needs the pristine rows and the digest of the whole "
             "base; give the base model (base=, --base), or an artifact that was made with "
             "EditArtifact.of(model, edit)"
         )
-    ledgers = ledgers_over(edits, pristine)
-    restored, after_prints = put_back(edits, ledgers, after, tied), fingerprints(after)
-    prints, rows = after_prints | fingerprints(restored), []
-    for path, ledger in ledgers.items():
-        names = [path, *sorted(n for n, home in tied.items() if home == path != n)]
-        wanted = composed(ledger)
-        for name in names:
-            if name not in after:
-                rows.append(AuditedTensor(name, "missing", None, None))
-                continue
-            sha256 = after_prints[name].sha256
-            if name not in restored:
-                shape = list(_shape(edits, path))
-                note = f"{list(after[name].shape)}, expected {shape}"
-                rows.append(AuditedTensor(name, "changed otherwise", None, sha256, note))
-                continue
-            current = take(after[name], ledger.rows).cpu().contiguous()
-            as_said = same_bits(wanted.cpu(), current)
-            rows.append(
-                AuditedTensor(
-                    name, "changed as the edit says" if as_said else "changed otherwise",
-                    prints[name].sha256, sha256, "" if as_said else how(wanted, current),
-                )
-            )  # fmt: skip
-    digest, after_digest = state_digest(prints), state_digest(after_prints)
-    if all(row.is_right for row in rows):
-        if states != {digest}:
-            sentence = (
-                f"NOT proven: the touched tensors are as {_names(edits)} says, but the rest of the "
-                "model is not the base's; pass the base model to see which tensors differ"
-            )
-            digests = tuple(edit.digest for edit in edits)
-            return Audit(False, sentence, tuple(rows), digests, digest, after_digest, None)
-        others = {name: prints[name].sha256 for name in after.keys() - restored.keys()}
-        rows += [AuditedTensor(name, "identical", own, own) for name, own in others.items()]
-    rows.sort(key=lambda row: row.name)
-    return _audit(edits, rows, digest, after_digest, None, [])
+    return pristine
 
 
 def put_back(
@@ -238,26 +207,27 @@ def put_back(
 ) -> dict[str, Tensor]:
     """Return the touched tensors of an edited state dict with their pristine rows in place.
 
-    Args:
-        edits: that are in it.
-        ledgers: of their parameters, by path.
-        after: the edited state dict.
-        tied: other names of the parameters, see `tied_to`.
-
-    Returns:
-        By name, of those that are there and have the base's shape.
+    By name, other names of a tied weight (see `tied_to`) included; those that are not there, or
+    have not the base's shape and dtype, are left out.
     """
     homes = {**{path: path for path in ledgers}, **tied}
     return {
         name: _with_rows(after[name], ledgers[path], ledgers[path].pristine)
         for name, path in homes.items()
-        if name in after and tuple(after[name].shape) == _shape(edits, path)
+        if name in after
+        and tuple(after[name].shape) == _base_print(edits, tied, path).shape
+        and after[name].dtype == ledgers[path].pristine.dtype
     }
 
 
-def _shape(edits: Sequence[Recipe], path: str) -> tuple[int, ...]:
-    """Return the shape of a parameter in the edits' base."""
-    return next(e.base.tensors[path].shape for e in edits if path in e.base.tensors)
+def _base_print(edits: Sequence[Recipe], tied: Mapping[str, str], name: str) -> Fingerprint:
+    """Return what a touched parameter is in the edits' base."""
+    path = tied.get(name, name)
+    return next(edit.base.tensors[path] for edit in edits if path in edit.base.tensors)
+
+
+def _kind(print_: Fingerprint) -> str:
+    return f"{print_.dtype}{list(print_.shape)}"
 
 
 def _names(edits: Sequence[Recipe]) -> str:
@@ -267,7 +237,7 @@ def _names(edits: Sequence[Recipe]) -> str:
 
 def _audit(
     edits: Sequence[Recipe], rows: Sequence[AuditedTensor], before: str, after: str,
-    cast: torch.dtype | None, foreign: Sequence[str],
+    cast: torch.dtype | None, foreign: Sequence[str], with_base: bool,
 ) -> Audit:  # fmt: skip
     wrong = [row for row in rows if not row.is_right]
     changed = [row for row in rows if row.verdict == "changed as the edit says"]
@@ -284,6 +254,11 @@ def _audit(
         sentence = (
             f"NOT proven: {len(wrong)} of {len(rows)} tensors are neither the base's nor what "
             f"{_names(edits)} makes of it ({named}{more})"
+        )
+    elif not proven and not with_base:
+        sentence = (
+            f"NOT proven: the touched tensors are as {_names(edits)} says, but the rest of the "
+            "model is not the base's; pass the base model to see which tensors differ"
         )
     elif not proven:
         sentence = (

@@ -60,13 +60,8 @@ def compared(
 ) -> AuditedTensor:  # fmt: skip
     """Compare one tensor of the edited model with what it should be.
 
-    Args:
-        name: in both state dicts.
-        before: the base's.
-        after: the edited model's.
-        digests: SHA-256 of the elements of both.
-        expected: what the edits make of it; None if they do not touch it.
-        cast: the type of a copy in another precision, see `cast_between`.
+    What is `expected` is what the edits make of it, None if they do not touch it; `digests` are of
+    the elements before and after, `cast` is the type of a copy, see `cast_between`.
     """
     before, after = before.cpu(), after.cpu()
     target, note = (before if expected is None else expected.cpu()), ""

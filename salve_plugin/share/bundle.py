@@ -13,7 +13,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.hooks import HookedModel
-from salve_plugin.share.artifact import EditArtifact, own_files
+from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.audit import Audit
 from salve_plugin.share.bundle_application import apply_members_, audit_members, revert_members_
 from salve_plugin.share.bundle_manifest import (
@@ -26,7 +26,9 @@ from salve_plugin.share.bundle_manifest import (
 )
 from salve_plugin.share.card_bundle import bundle_card
 from salve_plugin.share.composition import Composition, check_composition
-from salve_plugin.share.edit_manifest import CONFIG_FILE, Measures, check_measures
+from salve_plugin.share.edit_manifest import CONFIG_FILE
+from salve_plugin.share.edit_parts import Measures, check_measures
+from salve_plugin.share.model_files import own_files
 from salve_plugin.share.model_state import StateSource
 from salve_plugin.store.card import CARD_FILE, card_at
 from salve_plugin.store.digest import content_digest
@@ -207,6 +209,8 @@ class EditBundle(Stored):
         listed: dict[str, bytes] = {}
         obsolete = [] if previous is None else self._dropped(existing, previous)
         for name, member in self.members.items():
+            # As if it were saved alone: what is kept, removed or refused in its subfolder is the
+            # same.
             change = member.planned(ExistingPart(existing, name))
             files |= {f"{name}/{file}": data for file, data in change.files.items()}
             obsolete += [f"{name}/{file}" for file in change.obsolete]
@@ -260,7 +264,7 @@ class EditBundle(Stored):
     def built(cls, opened: Opened, origin: Origin | None) -> "EditBundle":
         """Return the bundle from its files; see `Stored.built`."""
         members = {
-            name: EditArtifact.built(part, origin and _within(origin, name, part))
+            name: EditArtifact.built(part, origin and origin.inside(name, part.config["digest"]))
             for name, part in opened.parts.items()
         }
         return cls._assembled(opened.config, members, origin)
@@ -269,13 +273,11 @@ class EditBundle(Stored):
     def _assembled(
         cls, config: Mapping[str, Any], members: Mapping[str, EditArtifact], origin: Origin | None
     ) -> "EditBundle":
-        try:
+        with cls.format.contradictions():
             composition = Composition.from_json(config["composition"])
             evaluation, data = config["evaluation"], config["data"]
             bundle = cls(members, composition, evaluation=evaluation, data=data, origin=origin)
             derived = bundle.manifest
-        except InputError as error:
-            raise ArtifactError(f"the bundle contradicts itself: {str(error)[:1000]}") from error
         cls.format.check_derived(derived, config, files="its members")
         return bundle
 
@@ -297,11 +299,3 @@ def _inside(name: str, whole: Opened, read: FileReader) -> FileReader:
         return read(f"{name}/{file}", limit) if known is None else known
 
     return read_member
-
-
-def _within(origin: Origin, name: str, part: Opened) -> Origin:
-    """Return the exact place of a member."""
-    reference = origin.reference
-    subfolder = name if reference.subfolder is None else f"{reference.subfolder}/{name}"
-    place = replace(reference, subfolder=subfolder)
-    return replace(origin, reference=place, digest=part.config["digest"])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from salve_plugin.control.application import apply_all_, check_unchanged, revert_all_
 from salve_plugin.control.applied_edits import status
@@ -21,16 +21,7 @@ from salve_plugin.share.model_state import StateSource
 
 
 def apply_members_(model: nn.Module, edits: Sequence[Edit], composition: Composition) -> list[Edit]:
-    """Apply the members that are missing and return their edits; see `EditBundle.apply_`.
-
-    Args:
-        model: bare or hooked.
-        edits: the members'.
-        composition: the weights that all of them together must make.
-
-    Raises:
-        SalveError: as `EditBundle.apply_`; then every bit of the model is as it was.
-    """
+    """Apply the members that are missing and return their edits; see `EditBundle.apply_`."""
     with locked(model) as network:
         present = status(network).applied
         foreign = [
@@ -79,58 +70,28 @@ def _check_result(model: nn.Module, composition: Composition) -> None:
 def revert_members_(
     model: nn.Module, members: Mapping[str, EditArtifact], composition: Composition
 ) -> None:
-    """Undo the members that are on a model, or that it was saved with; see `EditBundle.revert_`.
-
-    Args:
-        model: bare or hooked.
-        members: by name.
-        composition: of them.
-
-    Raises:
-        SalveError: as `EditBundle.revert_`; then every bit of the model is as it was.
-    """
+    """Undo the members that are on a model, or that it was saved with; see `EditBundle.revert_`."""
     edits = [member.edit for member in members.values()]
     on = {entry.edit for entry in status(model).applied}
     present = [edit for edit in edits if edit in on]
     if present:
         revert_all_(model, present)
         return
-    pristine = {}
-    for path in composition.tensors:
-        rows = carried_rows(path, members)
-        if rows is None:
-            raise EditStateError(
-                "the model does not know of the members (was it loaded in edited form?) and they "
-                f"do not carry all pristine rows of '{path}'; make them with "
-                "EditArtifact.of(model, edit), or load the base model's weights again"
-            )
-        pristine[path] = rows
+    pristine = carried_rows(members)
+    lacking = sorted(composition.tensors.keys() - pristine.keys())
+    if lacking:
+        raise EditStateError(
+            "the model does not know of the members (was it loaded in edited form?) and they do "
+            f"not carry all pristine rows of '{lacking[0]}'; make them with "
+            "EditArtifact.of(model, edit), or load the base model's weights again"
+        )
     restore_all_(model, edits, pristine)
 
 
 def audit_members(
     members: Mapping[str, EditArtifact], base: StateSource | None, edited: StateSource
 ) -> Audit:
-    """Say whether a model is the base with exactly all members; see `EditBundle.audit`.
-
-    Args:
-        members: by name.
-        base: as for `EditArtifact.audit`.
-        edited: as for `EditArtifact.audit`.
-
-    Raises:
-        SalveError: as `EditArtifact.audit`.
-    """
-    edits = [member.edit for member in members.values()]
-    return audit(edits, _carried(members) if base is None else None, base, edited)
-
-
-def _carried(members: Mapping[str, EditArtifact]) -> dict[str, Tensor] | None:
-    """Return all rows that the members touch, without them; None if they do not carry them all."""
-    pristine = {}
-    for path in sorted({path for each in members.values() for path in each.edit.base.tensors}):
-        rows = carried_rows(path, members)
-        if rows is None:
-            return None
-        pristine[path] = rows
-    return pristine
+    """Say whether a model is the base with exactly all members; see `EditBundle.audit`."""
+    # With a base the carried rows are not needed, nor put together.
+    pristine = carried_rows(members) if base is None else None
+    return audit([member.edit for member in members.values()], pristine, base, edited)

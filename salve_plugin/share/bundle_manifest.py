@@ -1,6 +1,5 @@
 """`edit_bundle.json`: the typed fields of a bundle's manifest, and how they follow from members."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,20 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 from salve_plugin.control.base import same_base
+from salve_plugin.control.edit_fields import EditFields
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.composition import Composition, MemberName
-from salve_plugin.share.edit_manifest import (
-    CONFIG_FILE,
-    Data,
-    EvaluationRecord,
-    Labels,
-    evaluation_fields,
-)
-from salve_plugin.share.edit_parts import EditFields
+from salve_plugin.share.edit_manifest import CONFIG_FILE, Data, EvaluationRecord, Labels
 from salve_plugin.store.json import Json, check_json
 from salve_plugin.store.producer import Producer
-from salve_plugin.store.record import Notes, Record, Sha256
+from salve_plugin.store.record import PLAIN_NAME, Notes, Record, Sha256, as_json, check_plain_name
 from salve_plugin.store.seal import FileEntry, Version
 from salve_plugin.store.tensors import check_names
 
@@ -32,7 +25,7 @@ BUNDLE_FILE = "edit_bundle.json"
 MAX_MEMBERS = 64
 COMPOSES_BY = "product-and-sum"
 
-MemberFile = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}/edit_config\.json$(?!\n)")]
+MemberFile = Annotated[str, Meta(pattern=rf"^{PLAIN_NAME}/edit_config\.json$(?!\n)")]
 
 
 @dataclass(frozen=True)
@@ -117,11 +110,7 @@ def check_members(members: Mapping[str, EditArtifact]) -> None:
     if not 1 <= len(members) <= MAX_MEMBERS:
         raise InputError(f"a bundle has 1 to {MAX_MEMBERS} members; got {len(members)}")
     for name in members:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
-            raise InputError(
-                f"member name {name[:100]!r} is not a plain name; use up to 64 lower-case letters, "
-                "digits, '_' and '-'"
-            )
+        check_plain_name(name, "member")
     seen: dict[str, str] = {}
     first_name, first = next(iter(members.items()))
     for name, member in members.items():
@@ -145,15 +134,15 @@ def bundle_fields(bundle: "EditBundle") -> Json:
         InputError: if a part holds a value that JSON has no exact form for.
     """
     members = bundle.members
-    config: Json = {
-        "base": {"description": dict(next(iter(members.values())).edit.base.description)},
-        "composition": bundle.composition.to_json(),
-        "data": dict(bundle.data or {}),
-        "evaluation": evaluation_fields(bundle.evaluation),
+    config: Json = as_json({
+        "base": {"description": next(iter(members.values())).edit.base.description},
+        "composition": bundle.composition,
+        "data": bundle.data or {},
+        "evaluation": bundle.evaluation,
         "labels": _common_labels(members),
         "members": {name: _summary(member) for name, member in members.items()},
         "requires": [COMPOSES_BY],
-    }
+    })  # fmt: skip
     check_json(config)
     return config
 

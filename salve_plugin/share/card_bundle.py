@@ -4,16 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from salve_plugin.share.card_metadata import Config, front_matter
-from salve_plugin.share.card_text import amount, class_name, evaluation_table, operation, title
-from salve_plugin.store.card import Card, plain, table
+from salve_plugin.share.card_text import (
+    amount,
+    class_names,
+    evaluation_table,
+    operation,
+    title,
+    usage,
+)
+from salve_plugin.store.card import Card, plain, sections, table
 
 
 def bundle_card(config: Config) -> Card:
     """Return the card of a bundle, a function of its manifest alone."""
-    return Card(front_matter(config, title(config)), _body(config))
-
-
-def _body(config: Config) -> str:
     parts = [
         f"# {plain(title(config))}",
         "This folder holds permanent edits of the weights of a trained image classifier, made with "
@@ -29,7 +32,7 @@ def _body(config: Config) -> str:
         "Every file except the cards is checked against `edit_bundle.json` and the members' "
         "`edit_config.json` before it is used.",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return Card(front_matter(config, title(config)), sections(parts))
 
 
 def _members(config: Config) -> str:
@@ -37,7 +40,7 @@ def _members(config: Config) -> str:
         (
             f"[{name}]({name})",
             f"{operation(said['edit'])} at `{plain(said['edit']['site']['name'])}`",
-            _rows(config, said["edit"]["rows"]),
+            class_names(config, said["edit"]["rows"]),
             amount(said["edit"]),
             _measures(said["evaluation"]),
         )
@@ -45,10 +48,6 @@ def _members(config: Config) -> str:
     ]
     head = ("member", "what", "rows", "strength", "alone: before → after")
     return f"## Members\n\n{table(head, rows)}"
-
-
-def _rows(config: Config, rows: list[int] | None) -> str:
-    return "all" if rows is None else ", ".join(class_name(config, row) for row in rows)
 
 
 def _measures(evaluation: Mapping[str, Any] | None) -> str:
@@ -63,7 +62,7 @@ def _measures(evaluation: Mapping[str, Any] | None) -> str:
 def _composition(config: Config) -> str:
     said = config["composition"]
     weights = [
-        (f"`{plain(path)}`", _rows(config, tensor["rows"]), *(
+        (f"`{plain(path)}`", class_names(config, tensor["rows"]), *(
             f"`{digest[:16]}…`" for digest in (tensor["before"]["sha256"], tensor["after"])
         ))
         for path, tensor in sorted(said["tensors"].items())
@@ -80,7 +79,7 @@ def _composition(config: Config) -> str:
             each["first"],
             each["second"],
             f"`{plain(each['tensor'])}`",
-            _rows(config, each["rows"]),
+            class_names(config, each["rows"]),
             each["meeting"],
         )
         for each in said["overlaps"]
@@ -91,14 +90,9 @@ def _composition(config: Config) -> str:
 
 def _how_to_use(config: Config) -> str:
     name = min(config["members"])
-    return (
-        "## Apply and revert\n\n"
-        "Put this repository's name in the place of `user/repo`, and of `<commit>` the commit that "
-        "you have looked at: the same commit is the same bytes forever. A path of a local folder "
-        "works instead of both.\n\n```python\n"
-        "import salve_plugin as salve\n\n"
+    return usage(
         'bundle = salve.EditBundle.from_pretrained("user/repo", revision="<commit>")\n'
         "bundle.apply_(model)     # all members or none; refuses any other base model\n"
         "bundle.revert_(model)    # bit for bit\n"
-        f'bundle.members["{name}"].edit.apply_(model)    # one alone\n```'
+        f'bundle.members["{name}"].edit.apply_(model)    # one alone'
     )

@@ -1,20 +1,18 @@
 """The model card's text: what an artifact's manifest says, in words for people."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from salve_plugin.control.edit import kind_of
 from salve_plugin.share.card_assessment import assessment_section
 from salve_plugin.share.card_metadata import Config, described_base, front_matter
-from salve_plugin.store.card import Card, plain, table
+from salve_plugin.share.pictures import picture_name
+from salve_plugin.store.card import Card, plain, sections, table
 
 
 def edit_card(config: Config) -> Card:
     """Return the card of an artifact, a function of its manifest alone."""
-    return Card(front_matter(config, title(config)), _body(config))
-
-
-def _body(config: Config) -> str:
     parts = [
         f"# {plain(title(config))}",
         _what_changed(config),
@@ -26,7 +24,7 @@ def _body(config: Config) -> str:
         _how_to_use(config),
         _integrity(config),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return Card(front_matter(config, title(config)), sections(parts))
 
 
 def title(config: Config) -> str:
@@ -49,12 +47,8 @@ def _features(config: Config) -> str:
 
 def operation(edit: Config) -> str:
     """Return what an edit does to what, in a few words."""
-    latents = ", ".join(map(str, edit["provenance"]["latents"]))
-    several = "s" if len(edit["provenance"]["latents"]) > 1 else ""
-    about = f" latent{several} {latents}" if latents else ""
-    if edit["operator"]["form"] == "gate":
-        return str(edit["operator"]["mode"]) + (about or " a direction")
-    return str(edit["operator"]["form"]).replace("_", " ") + about
+    operator = edit["operator"]
+    return kind_of(operator["form"], operator.get("mode"), edit["provenance"]["latents"])
 
 
 def amount(edit: Config) -> str:
@@ -77,7 +71,8 @@ def _what_changed(config: Config) -> str:
         f"- **{subject}:** {_feature(edit)}{source}, at `{plain(site['name'])}` ({site['width']} "
         "features).\n"
         f"- **Change:** {_change(edit)}\n"
-        f"- **Rows:** {_rows(config)}.\n"
+        f"- **Rows:** {'' if edit['rows'] is None else 'only '}"
+        f"{class_names(config, edit['rows'])}.\n"
         f"- **Exactness:** {_exactness(edit['exactness'])}\n"
         "- **At run time:** no hooks and no further parameters; the edited model is as fast as "
         "the original."
@@ -126,14 +121,12 @@ def _exactness(measured: Mapping[str, Any] | None) -> str:
     )
 
 
-def _rows(config: Config) -> str:
-    rows = config["edit"]["rows"]
-    if rows is None:
-        return "all"
-    return "only " + ", ".join(class_name(config, row) for row in rows)
+def class_names(config: Config, rows: Sequence[int] | None) -> str:
+    """Return the names of the classes that rows are of."""
+    return "all" if rows is None else ", ".join(_class_name(config, row) for row in rows)
 
 
-def class_name(config: Config, index: int) -> str:
+def _class_name(config: Config, index: int) -> str:
     """Return the name of a class with its row, or the row alone."""
     labels = config["labels"]
     named = labels is not None and 0 <= index < len(labels)
@@ -162,7 +155,7 @@ def _critical_strengths(config: Config) -> str:
         return ""
     rows = [
         (
-            class_name(config, entry["label"]),
+            _class_name(config, entry["label"]),
             str(entry["count"]),
             f"{entry['already']:.0%}",
             f"{entry['unreachable']:.0%}",
@@ -196,7 +189,7 @@ def _pictures(config: Config) -> str:
     files = sorted(name for name in config["files"] if name.endswith(".png"))
     shown = []
     for file in files:
-        caption = _caption(file.removeprefix("picture_").removesuffix(".png"), config)
+        caption = _caption(picture_name(file), config)
         shown.append(f"![{caption}]({file})\n\n*{caption}*")
     return "## Pictures\n\n" + "\n\n".join(shown) if shown else ""
 
@@ -250,15 +243,20 @@ def _how_to_use(config: Config) -> str:
         if "pristine" in config["requires"]
         else "artifact.edit.revert_(model)     # in the process that applied it"
     )
+    return usage(
+        'artifact = salve.EditArtifact.from_pretrained("user/repo", revision="<commit>")\n'
+        "artifact.edit.apply_(model)      # refuses any other base model\n"
+        f"{revert}"
+    )
+
+
+def usage(code: str) -> str:
+    """Return the section that tells how to use what the card is of."""
     return (
         "## Apply and revert\n\n"
         "Put this repository's name in the place of `user/repo`, and of `<commit>` the commit that "
         "you have looked at: the same commit is the same bytes forever. A path of a local folder "
-        "works instead of both.\n\n```python\n"
-        "import salve_plugin as salve\n\n"
-        'artifact = salve.EditArtifact.from_pretrained("user/repo", revision="<commit>")\n'
-        "artifact.edit.apply_(model)      # refuses any other base model\n"
-        f"{revert}\n```"
+        f"works instead of both.\n\n```python\nimport salve_plugin as salve\n\n{code}\n```"
     )
 
 

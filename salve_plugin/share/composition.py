@@ -4,7 +4,7 @@ Of the edits of one parameter factors are multiplied and low-rank terms added, a
 rows and independent of order, see `salve_plugin.control.ledger`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,27 +15,20 @@ from torch import Tensor, nn
 from salve_plugin.control.applied_edits import Meeting, overlaps_on
 from salve_plugin.control.base import Fingerprint
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.edited import ledgers_over, mismatch, touched_rows
+from salve_plugin.control.edit_fields import RowNumbers
+from salve_plugin.control.edited import covered_rows, ledgers_over, mismatch, touched_rows
 from salve_plugin.control.formula import composed
 from salve_plugin.control.ledger import pristine_of
 from salve_plugin.control.locks import locked
-from salve_plugin.control.rows import index_of, same_bits, take, union_of
+from salve_plugin.control.rows import index_of, same_bits, take
 from salve_plugin.control.slots import slots_of
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.digest import sha256_tensor
-from salve_plugin.store.record import Index, ParameterPath, Record, Sha256
+from salve_plugin.store.record import PLAIN_NAME, ParameterPath, Record, Sha256
 
-Rows = (
-    Annotated[
-        tuple[Index, ...],
-        Meta(min_length=1, max_length=1_000_000, extra_json_schema={"uniqueItems": True}),
-    ]
-    | None
-)
-"""Ascending rows of a weight; None means all."""
-MemberName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$(?!\n)")]
+MemberName = Annotated[str, Meta(pattern=rf"^{PLAIN_NAME}$(?!\n)")]
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class ComposedTensor(Record):
     Attributes:
         before: without any edit.
         after: hex SHA-256 of all its elements with all edits.
-        rows: those that any edit touches.
+        rows: those that any edit touches; None means all.
         rows_after: hex SHA-256 of those rows with all edits.
     """
 
@@ -53,7 +46,7 @@ class ComposedTensor(Record):
 
     before: Fingerprint
     after: Sha256
-    rows: Rows
+    rows: RowNumbers | None
     rows_after: Sha256
 
 
@@ -68,7 +61,7 @@ class MemberOverlap(Record):
     first: MemberName
     second: MemberName
     tensor: ParameterPath
-    rows: Rows
+    rows: RowNumbers | None
     meeting: Meeting
 
 
@@ -119,8 +112,10 @@ class Composition(Record):
                 for path, print_ in edit.base.tensors.items():
                     if print_ != before[path]:
                         raise BaseMismatchError(mismatch(path, edit, before[path]))
+            # From the rows that are touched alone, as whoever has only those would compute them:
+            # then the whole parameter, which is what the model will hold.
             tensors = {}
-            rows = {path: rows_of(path, edits.values()) for path in paths}
+            rows = {path: covered_rows(edits.values(), path) for path in paths}
             touched = {path: take(pristine[path], rows[path]) for path in paths}
             for path, ledger in ledgers_over(list(edits.values()), touched).items():
                 after, whole = composed(ledger), pristine[path].clone()
@@ -129,11 +124,6 @@ class Composition(Record):
                     before[path], sha256_tensor(whole), rows[path], sha256_tensor(after)
                 )
         return cls(tensors, overlaps_of(edits))
-
-
-def rows_of(path: str, edits: Iterable[Edit]) -> tuple[int, ...] | None:
-    """Return the rows of a parameter that any of the edits touches; None means all."""
-    return union_of([touched_rows(edit, path) for edit in edits if path in edit.base.tensors])
 
 
 def overlaps_of(edits: Mapping[str, Edit]) -> tuple[MemberOverlap, ...]:
@@ -185,46 +175,44 @@ def _check_tensor(path: str, said: ComposedTensor, members: Mapping[str, EditArt
                 f"member '{name}' was made for another '{path}' than the bundle: {base}, not "
                 f"{said.before}"
             )
-    rows = rows_of(path, [member.edit for member in own.values()])
+    rows = covered_rows([member.edit for member in own.values()], path)
     if said.rows != rows or (rows is None and said.after != said.rows_after):
         raise InputError(f"the composition contradicts itself about the edited rows of '{path}'")
 
 
 def _check_content(members: Mapping[str, EditArtifact], composition: Composition) -> None:
     """Compute what the members make of the rows, where they carry all that is needed for it."""
-    pristine = {path: carried_rows(path, members) for path in composition.tensors}
-    known = {path: rows for path, rows in pristine.items() if rows is not None}
+    known = carried_rows(members)
     # An edit is computed over all its parameters or not at all, and a parameter is compared only
     # where every member that touches it could be computed.
     edits = [each.edit for each in members.values() if set(each.edit.base.tensors) <= set(known)]
-    complete = {path: rows for path, rows in known.items() if _all_known(path, edits, members)}
     for path, ledger in ledgers_over(edits, known).items():
-        digest = sha256_tensor(composed(ledger)) if path in complete else None
-        if digest not in (None, composition.tensors[path].rows_after):
+        if not all(m.edit in edits for m in members.values() if path in m.edit.base.tensors):
+            continue
+        digest = sha256_tensor(composed(ledger))
+        if digest != composition.tensors[path].rows_after:
             raise InputError(
                 f"the members make {digest} of the edited rows of '{path}', the composition says "
                 f"{composition.tensors[path].rows_after}"
             )
 
 
-def _all_known(path: str, edits: Sequence[Edit], members: Mapping[str, EditArtifact]) -> bool:
-    """Tell whether every member that touches a parameter is among the edits."""
-    return all(m.edit in edits for m in members.values() if path in m.edit.base.tensors)
-
-
-def carried_rows(path: str, members: Mapping[str, EditArtifact]) -> Tensor | None:
-    """Return the pristine rows of all that the members touch of a parameter, as they carry them.
-
-    Args:
-        path: of the parameter.
-        members: all made for the same base.
+def carried_rows(members: Mapping[str, EditArtifact]) -> dict[str, Tensor]:
+    """Return the pristine rows of all that members of one base touch, as they carry them.
 
     Returns:
-        The rows in the parameter's own layout; None if a row is carried by none of them.
+        By path, in the parameter's own layout, of the parameters whose rows are all carried.
 
     Raises:
         InputError: if two members carry different pristine rows.
     """
+    paths = sorted({path for each in members.values() for path in each.edit.base.tensors})
+    rows = {path: _carried(path, members) for path in paths}
+    return {path: tensor for path, tensor in rows.items() if tensor is not None}
+
+
+def _carried(path: str, members: Mapping[str, EditArtifact]) -> Tensor | None:
+    """Return the rows of one parameter; None if a row is carried by no member."""
     own = {name: each for name, each in members.items() if path in each.edit.base.tensors}
     carried = {
         name: (touched_rows(member.edit, path), member.pristine[path])
@@ -232,13 +220,14 @@ def carried_rows(path: str, members: Mapping[str, EditArtifact]) -> Tensor | Non
         if member.pristine is not None
     }
     whole = [len(pristine) for rows, pristine in carried.values() if rows is None]
-    touched = rows_of(path, [member.edit for member in own.values()])
+    touched = covered_rows([member.edit for member in own.values()], path)
     if not carried or (touched is None and not whole):
         return None
     # As large as what is carried, not as the shape that a manifest claims.
     place = {row: at for at, row in enumerate(range(whole[0]) if touched is None else touched)}
     some = next(iter(carried.values()))[1]
     room = some.new_zeros(len(place), *some.shape[1:])
+    # Which rows some member has brought; at the end it must be all.
     known = torch.zeros(len(place), dtype=torch.bool)
     for name, (rows, pristine) in carried.items():
         at = torch.tensor([place[row] for row in (range(len(place)) if rows is None else rows)])

@@ -84,14 +84,7 @@ class TensorDifference:
 
     def to_json(self) -> Json:
         """Return plain JSON values; an infinite difference, which JSON lacks, is "infinity"."""
-        infinite = self.largest is not None and math.isinf(self.largest)
-        return {
-            "name": self.name,
-            "ours": self.ours,
-            "theirs": self.theirs,
-            "elements": self.elements,
-            "largest": "infinity" if infinite else self.largest,
-        }
+        return {**vars(self), "largest": "infinity" if self.largest == math.inf else self.largest}
 
     def __str__(self) -> str:
         """Return what differs in one line."""
@@ -199,6 +192,7 @@ def _distance(ours: Tensor, theirs: Tensor) -> tuple[int, float]:
     """Return how many elements differ in their bits, and the largest absolute difference."""
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[ours.element_size()]
     pair = [tensor.detach().cpu().contiguous().reshape(-1) for tensor in (ours, theirs)]
+    # By bits: -0 is not 0 here, and a NaN is itself.
     differs = pair[0].view(width) != pair[1].view(width)
     # Only where bits differ: infinity minus infinity would be NaN.
     gaps = (pair[0][differs].double() - pair[1][differs].double()).abs()

@@ -9,18 +9,15 @@ from torch import Tensor
 
 from salve_plugin.control.assessment.assessment import Assessment
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.edit_fields import EditFields
 from salve_plugin.control.operators import FORMS
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.dictionary_files import DictionaryFields, fields_of
 from salve_plugin.errors import InputError
 from salve_plugin.share import evidence
-from salve_plugin.share.edit_parts import (
-    EditFields,
-    class_count,
-)
 from salve_plugin.store.json import Json, check_json
 from salve_plugin.store.producer import Producer
-from salve_plugin.store.record import Name, Record, Sha256, Text
+from salve_plugin.store.record import PLAIN_NAME, Name, Record, Sha256, Text, as_json
 from salve_plugin.store.reference import Reference
 from salve_plugin.store.seal import FileEntry, Version
 from salve_plugin.store.tensors import MAX_TENSORS, TensorEntry, check_names, describe
@@ -30,13 +27,10 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "edit_config.json"
 TENSOR_FILE = "edit.safetensors"
-MODEL_FILES = ("config.json", "model.safetensors")
-"""The whole edited model in timm's layout, which may lie beside the artifact."""
 
 FEATURES = frozenset({"pristine", "alpha_crit", "dictionary", *FORMS})
 """What a reader must know: the parts that an artifact has, and the form of its operator."""
 
-Measures = Mapping[str, Mapping[str, int | float]]
 Value = Annotated[str, Meta(max_length=10_000)] | int | float | bool | None
 Data = Annotated[dict[Name, Value], Meta(max_length=100)]
 Labels = Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=1_000_000)]
@@ -53,9 +47,7 @@ TensorName = Annotated[
         max_length=600,
     ),
 ]
-FileName = Annotated[
-    str, Meta(pattern=r"^(edit\.safetensors|picture_[a-z0-9][a-z0-9_-]{0,63}\.png)$(?!\n)")
-]
+FileName = Annotated[str, Meta(pattern=rf"^(edit\.safetensors|picture_{PLAIN_NAME}\.png)$(?!\n)")]
 
 
 @dataclass(frozen=True)
@@ -161,17 +153,17 @@ def manifest_of(artifact: "EditArtifact") -> Json:
         InputError: if a part holds a value that JSON has no exact form for.
     """
     critical = artifact.alpha_crit
-    config: Json = {
+    config: Json = as_json({
         "alpha_crit": None if critical is None else critical.to_json(),
-        "assessment": None if artifact.assessment is None else artifact.assessment.to_json(),
-        "data": dict(artifact.data or {}),
+        "assessment": artifact.assessment,
+        "data": artifact.data or {},
         "dictionary": _dictionary_fields(artifact),
         "edit": artifact.edit.to_json(),
-        "evaluation": evaluation_fields(artifact.evaluation),
+        "evaluation": artifact.evaluation,
         "labels": None if artifact.labels is None else list(artifact.labels),
         "requires": _requirements(artifact),
         "tensors": describe(tensors_of(artifact)),
-    }
+    })  # fmt: skip
     check_json(config)
     return config
 
@@ -217,55 +209,6 @@ def parts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
     }
 
 
-def evaluation_fields(evaluation: Measures | None) -> Json | None:
-    """Return an evaluation as plain JSON values."""
-    if evaluation is None:
-        return None
-    return {moment: dict(measures) for moment, measures in evaluation.items()}
-
-
-def check_measures(evaluation: Measures | None) -> None:
-    """Raise InputError unless the same measures are given before and after."""
-    if evaluation is not None and (
-        set(evaluation) != {"before", "after"}
-        or set(evaluation["before"]) != set(evaluation["after"])
-    ):
-        raise InputError(
-            "evaluation must be {'before': {...}, 'after': {...}} with the same measures in both; "
-            f"got { {name: sorted(values) for name, values in evaluation.items()} }"
-        )
-
-
-def check_classes(artifact: "EditArtifact") -> None:
-    """Raise unless labels, critical strengths and the rows of the classifier go together.
-
-    Raises:
-        InputError: names the two that do not.
-    """
-    critical, labels = artifact.alpha_crit, artifact.labels
-    count = class_count(artifact.edit)
-    if labels is not None and count is not None and len(labels) > count:
-        raise InputError(
-            f"there are {len(labels)} labels for a classifier of {count} rows; give one a row"
-        )
-    if critical is None:
-        return
-    values = evidence.tensors(critical)
-    if critical.classes is not None and list(critical.classes) != list(labels or ()):
-        raise InputError(
-            f"labels {list(labels or ())[:5]} are not the classes of the critical strengths, "
-            f"{list(critical.classes)[:5]}; leave labels out to use those"
-        )
-    named = count if labels is None else len(labels)
-    for name, most in (("labels", named), ("predicted", count)):
-        highest = int(values[name].max()) if values[name].numel() else 0
-        if most is not None and highest >= most:
-            raise InputError(
-                f"the critical strengths have {name} up to {highest}, where classes are numbered "
-                f"from 0 to {most - 1}; compute them with this model's alpha_crit"
-            )
-
-
 def _requirements(artifact: "EditArtifact") -> list[str]:
     present = {
         "alpha_crit": artifact.alpha_crit is not None,
@@ -280,13 +223,12 @@ def _dictionary_fields(artifact: "EditArtifact") -> Json | None:
     digest = artifact.edit.dictionary_digest
     if digest is None:
         return None
-    dictionary, at = artifact.dictionary, artifact.dictionary_at
-    embedded = dictionary is not None and artifact.embed_dictionary
+    embedded = artifact.dictionary if artifact.embed_dictionary else None
     return {
-        "at": None if at is None else at.to_json(),
+        "at": artifact.dictionary_at,
         "digest": digest,
         "learner": artifact.dictionary_learner,
-        "fields": fields_of(dictionary) if dictionary is not None and embedded else None,
+        "fields": None if embedded is None else fields_of(embedded),
     }
 
 

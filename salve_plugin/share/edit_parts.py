@@ -1,97 +1,25 @@
-"""The edit in a manifest: its typed fields, and whether edit and evidence belong together."""
+"""Whether an edit and the evidence that comes with it belong together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from msgspec import UNSET, Meta, UnsetType
 from torch import Tensor
 
 from salve_plugin.control.assessment.assessment import Assessment
-from salve_plugin.control.base import Base
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import touched_rows
 from salve_plugin.control.operators import Gate
-from salve_plugin.control.provenance import Exactness, Provenance
-from salve_plugin.control.targets import Target
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.network import check_one_network
+from salve_plugin.share import evidence
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import sha256_tensor
 from salve_plugin.store.json import shortened
-from salve_plugin.store.record import Index, Record
 
-Rows = Annotated[
-    list[Index],
-    Meta(min_length=1, max_length=1_000_000, extra_json_schema={"uniqueItems": True}),
-]
-
-
-@dataclass(frozen=True)
-class OperatorFields(Record):
-    """What an edit does, but for its tensors `edit.*`.
-
-    Attributes:
-        form: gate: feature j of the site is multiplied by max(0, 1 - strength reach_j) (suppress)
-            or 1 + strength reach_j (enhance); reach is the root of the sum of the squares of the
-            rows of `edit.directions`. low_rank_map: x' = x + (scale - 1) U (V^T x - c) with the
-            tensors write U, read V and offset c. low_rank_update: W' = W + A B^T, b' = b + d with
-            the tensors left A, right B and shift d.
-        mode: of a gate.
-        scale: of a low-rank map: 0 removes, 1 changes nothing.
-        strength: of a gate, in units of its directions.
-    """
-
-    form: Literal["gate", "low_rank_map", "low_rank_update"]
-    mode: Literal["enhance", "suppress"] | UnsetType = UNSET
-    scale: float | UnsetType = UNSET
-    strength: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
-
-    def __post_init__(self) -> None:
-        """Check that these are the numbers of the form and of no other; cards rely on it.
-
-        Raises:
-            InputError: names those that are there and those that the form has.
-        """
-        expected = {"gate": ["mode", "strength"], "low_rank_map": ["scale"]}.get(self.form, [])
-        there = [name for name in ("mode", "scale", "strength") if getattr(self, name) is not UNSET]
-        if there != expected:
-            raise InputError(f"operator '{self.form}' has the numbers {there}, expected {expected}")
-
-
-@dataclass(frozen=True)
-class EditFields(Record):
-    """An edit but for its tensors.
-
-    Attributes:
-        base: the model that it was made for: what it touches, and one digest over everything.
-        exactness: how exactly the weights reproduce the change at a hidden site, as measured.
-        operator: what it does.
-        provenance: where the operator's directions come from.
-        rows: the outputs of the readers (classes) that change, ascending; null for all.
-        site: the activation that changes.
-        targets: the parameters that take the change over.
-    """
-
-    base: Base
-    exactness: Exactness | None
-    operator: OperatorFields
-    provenance: Provenance
-    rows: Rows | None
-    site: Site
-    targets: Annotated[list[Target], Meta(min_length=1, max_length=256)]
-
-    def __post_init__(self) -> None:
-        """Check what types cannot say.
-
-        Raises:
-            InputError: if a row is named twice.
-        """
-        if self.rows is not None and len(set(self.rows)) < len(self.rows):
-            raise InputError("a row is named twice; expected rows that differ from each other")
+Measures = Mapping[str, Mapping[str, int | float]]
+"""Numbers by name, before and after an edit: {"before": {...}, "after": {...}}."""
 
 
 def class_count(edit: Edit) -> int | None:
@@ -127,6 +55,7 @@ def check_source(edit: Edit, dictionary: Dictionary) -> None:
     if not isinstance(edit.operator, Gate) or not edit.latents:
         return
     directions = edit.operator.directions
+    # To the bit: a direction is a copy of its atom.
     atoms = dictionary.atoms[list(edit.latents)].detach().cpu().to(directions.dtype)
     if not torch.equal(atoms, directions):
         raise InputError(
@@ -144,11 +73,52 @@ def check_critical(edit: Edit, critical: AlphaCrit) -> None:
         )
 
 
+def check_measures(evaluation: Measures | None) -> None:
+    """Raise InputError unless the same measures are given before and after."""
+    if evaluation is not None and (
+        set(evaluation) != {"before", "after"}
+        or set(evaluation["before"]) != set(evaluation["after"])
+    ):
+        raise InputError(
+            "evaluation must be {'before': {...}, 'after': {...}} with the same measures in both; "
+            f"got { {name: sorted(values) for name, values in evaluation.items()} }"
+        )
+
+
+def check_classes(edit: Edit, labels: Sequence[str] | None, critical: AlphaCrit | None) -> None:
+    """Raise unless labels, critical strengths and the rows of the classifier go together.
+
+    Raises:
+        InputError: names the two that do not.
+    """
+    count = class_count(edit)
+    if labels is not None and count is not None and len(labels) > count:
+        raise InputError(
+            f"there are {len(labels)} labels for a classifier of {count} rows; give one a row"
+        )
+    if critical is None:
+        return
+    values = evidence.tensors(critical)
+    if critical.classes is not None and list(critical.classes) != list(labels or ()):
+        raise InputError(
+            f"labels {list(labels or ())[:5]} are not the classes of the critical strengths, "
+            f"{list(critical.classes)[:5]}; leave labels out to use those"
+        )
+    named = count if labels is None else len(labels)
+    for name, most in (("labels", named), ("predicted", count)):
+        highest = int(values[name].max()) if values[name].numel() else 0
+        if most is not None and highest >= most:
+            raise InputError(
+                f"the critical strengths have {name} up to {highest}, where classes are numbered "
+                f"from 0 to {most - 1}; compute them with this model's alpha_crit"
+            )
+
+
 def check_assessment(
     edit: Edit,
     assessment: Assessment,
     labels: Sequence[str] | None,
-    evaluation: Mapping[str, Mapping[str, int | float]],
+    evaluation: Measures,
 ) -> None:
     """Raise unless an assessment is of this edit on its base, and says what the other parts say.
 

@@ -98,6 +98,7 @@ def check(values: Mapping[str, Tensor]) -> None:
     """
     if set(values) != set(TENSORS):
         raise InputError(f"critical strengths are {sorted(TENSORS)}; found {sorted(values)}")
+    # Not its length: it may have no axis at all.
     count = values["values"].numel()
     for name, dtype in TENSORS.items():
         tensor = values[name]

@@ -49,12 +49,14 @@ def save_lora(edits: Sequence[Edit], folder: str | Path) -> Path:
             lora_a.new_zeros(rank, lora_a.shape[1]),
             lora_b.new_zeros(len(lora_b), rank),
         )
+        # PEFT has one rank for all layers; rows and columns of zeros add nothing.
         whole_a[: len(lora_a)], whole_b[:, : len(lora_a)] = lora_a, lora_b
         tensors[f"base_model.model.{layer}.lora_A.weight"] = whole_a
         tensors[f"base_model.model.{layer}.lora_B.weight"] = whole_b
     config = {
         "base_model_name_or_path": edits[0].base.description.get("hf_hub_id"),
         "bias": "none",
+        # alpha / r = 1: the factors are the update as it is.
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "peft_type": "LORA",
@@ -91,6 +93,7 @@ def load_lora(hooked: HookedModel, folder: str | Path) -> list[Edit]:
         if set(pair) != {"A", "B"} or len(pair["A"]) != pair["B"].shape[-1]:
             raise InputError(f"lora_A and lora_B of '{layer}' are not both there, or do not fit")
         rank = len(pair["A"])
+        # PEFT divides by the rank, rank-stabilized LoRA (arXiv:2312.03732) by its root.
         scaling = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
         update = LowRankUpdate.from_lora(pair["A"], pair["B"], scaling)
         site, role = _site_of(hooked, layer)

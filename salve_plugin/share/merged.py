@@ -1,7 +1,7 @@
 """The whole edited model beside its artifact: for those who only want to load it."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from salve_plugin.adapter import adapter_of
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.base import bare
-from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import check_edited, ledgers_over
 from salve_plugin.control.rows import same_bits
 from salve_plugin.control.saved import is_saved_with
@@ -28,7 +27,7 @@ from salve_plugin.errors import (
 from salve_plugin.network import OnBaseMismatch, check_choice
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.audit import put_back
-from salve_plugin.share.edit_manifest import MODEL_FILES
+from salve_plugin.share.model_files import MODEL_FILES
 from salve_plugin.share.model_state import state_of, tied_to
 from salve_plugin.store.checkpoint import in_short
 from salve_plugin.store.digest import state_digest
@@ -66,8 +65,8 @@ def save_edited_model(
         WriteError: if the disk is full or the folder cannot be written; nothing is changed.
     """
     path = usable(folder)
-    with _exported(model, artifact, on_base_mismatch) as files:
-        return save_into(path, partial(_planned, artifact, files))
+    with _exported(model, artifact, on_base_mismatch) as planned:
+        return save_into(path, planned)
 
 
 def push_edited_model(
@@ -114,25 +113,24 @@ def push_edited_model(
             f"subfolder {how['subfolder']!r} is given, but timm looks for a model at the root of a "
             "repository only; leave it out"
         )
-    target = Destination.of(repo_id, **how)
-    with _exported(model, artifact, on_base_mismatch) as files:
-        message = f"Add the model with edit {artifact.digest[:12]}"
-        return push(target, partial(_planned, artifact, files), message)
-
-
-def _planned(artifact: EditArtifact, model: Mapping[str, Path], existing: Existing) -> FileChange:
-    previous = artifact.format.previous(existing)
-    return artifact.change(existing, previous, artifact.packed(existing, previous, model))
+    target = Destination.of(repo_id, how)
+    with _exported(model, artifact, on_base_mismatch) as planned:
+        return push(target, planned, f"Add the model with edit {artifact.digest[:12]}")
 
 
 @contextmanager
 def _exported(
     model: nn.Module, artifact: EditArtifact, on_base_mismatch: OnBaseMismatch
-) -> Iterator[dict[str, Path]]:
-    """Write the edited model's files to a temporary folder, and check them."""
+) -> Iterator[Callable[[Existing], FileChange]]:
+    """Write the edited model's files to a temporary folder, check them, and plan with them."""
+    from safetensors import safe_open
+
     check_choice(on_base_mismatch)
     edited = _edited(bare(model), artifact)
-    _check_rest(edited, artifact.edit, artifact.pristine or {}, on_base_mismatch)
+    state = state_of(edited)
+    _check_touched(state, artifact)
+    # Before anything large is written.
+    _check_rest(state, artifact, on_base_mismatch)
     with scratch("model") as folder:
         adapter = adapter_of(edited)
         adapter.export(edited, folder)
@@ -144,9 +142,16 @@ def _exported(
                 "adapter"
             )
         # The file itself is read back: what an adapter wrote is what people will load.
-        _check(_written(files["model.safetensors"], artifact), artifact)
-        _check_written(files["model.safetensors"], edited, type(adapter).__name__)
-        yield files
+        with safe_open(files["model.safetensors"], framework="pt") as file:
+            touched = set(file.keys()) & artifact.edit.base.tensors.keys()
+            _check_touched({name: file.get_tensor(name) for name in touched}, artifact)
+            wrong = _wrongly_written(file, state)
+        if wrong:
+            raise UnsupportedModelError(
+                f"{type(adapter).__name__}.export wrote other tensors than the model's: "
+                f"{in_short(wrong)}; this is an error of the adapter"
+            )
+        yield partial(artifact.planned, pack=partial(artifact.packed, model=files))
 
 
 def _edited(model: nn.Module, artifact: EditArtifact) -> nn.Module:
@@ -167,7 +172,6 @@ def _edited(model: nn.Module, artifact: EditArtifact) -> nn.Module:
     if not applied and not is_saved_with(model, edit, artifact.pristine):
         model = _sparing_copy(model, artifact)
         edit.apply_(model)
-    _check(_touched(model, artifact), artifact)
     return model
 
 
@@ -184,29 +188,30 @@ def _sparing_copy(model: nn.Module, artifact: EditArtifact) -> nn.Module:
     return deepcopy(model, shared)
 
 
-def _touched(model: nn.Module, artifact: EditArtifact) -> dict[str, Tensor]:
-    slots = slots_of(model, artifact.edit.base.tensors)
-    return {path: slot.parameter.detach() for path, slot in slots.items()}
-
-
-def _written(path: Path, artifact: EditArtifact) -> dict[str, Tensor]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        names = set(file.keys()) & set(artifact.edit.base.tensors)
-        return {name: file.get_tensor(name) for name in sorted(names)}
+@torch.no_grad()
+def _check_touched(state: Mapping[str, Tensor], artifact: EditArtifact) -> None:
+    """Raise unless the touched tensors are, bit for bit, what the edit makes of its base."""
+    ledgers = ledgers_over([artifact.edit], artifact.pristine or {})
+    absent = sorted(ledgers.keys() - state.keys())
+    if absent:
+        raise UnsupportedModelError(
+            f"the model as it was written has no {absent}, which the edit touches; its adapter "
+            "must keep the names of the state dict"
+        )
+    for path, ledger in ledgers.items():
+        check_edited(path, state[path], ledger)
 
 
 @torch.no_grad()
 def _check_rest(
-    model: nn.Module, edit: Edit, pristine: Mapping[str, Tensor], on_base_mismatch: OnBaseMismatch
+    state: Mapping[str, Tensor], artifact: EditArtifact, on_base_mismatch: OnBaseMismatch
 ) -> None:
     """Compare everything that the edit does not touch with the base, by one digest over it all."""
+    edit = artifact.edit
     if edit.base.state is None:
         return
-    state = state_of(model)
     # The edit is taken out of the state, not the model: one digest then speaks for all the rest.
-    ledgers = ledgers_over([edit], pristine)
+    ledgers = ledgers_over([edit], artifact.pristine or {})
     restored = put_back([edit], ledgers, state, tied_to(state, ledgers))
     if state_digest({**state, **restored}) == edit.base.state:
         return
@@ -221,40 +226,16 @@ def _check_rest(
     warnings.warn(message, stacklevel=5)
 
 
-def _check_written(path: Path, model: nn.Module, adapter: str) -> None:
-    """Raise unless a file holds the model's tensors, all and no others, bit for bit."""
-    from safetensors import safe_open
-
-    state = state_of(model)
-    with safe_open(path, framework="pt") as file:
-        written = set(file.keys())
-        tied = tied_to(state, written)  # of a tied weight one name is enough
-        wrong = sorted(
-            {name for name in state if name not in written and name not in tied}
-            | (written - state.keys())
-            | {
-                name
-                for name in written & state.keys()
-                if not same_bits(file.get_tensor(name), state[name].cpu())
-            }
-        )
-    if wrong:
-        raise UnsupportedModelError(
-            f"{adapter}.export wrote other tensors than the model's: {in_short(wrong)}; this is an "
-            "error of the adapter"
-        )
-
-
-@torch.no_grad()
-def _check(weights: dict[str, Tensor], artifact: EditArtifact) -> None:
-    """Raise unless these are, bit for bit, what the edit makes of its base."""
-    assert artifact.pristine is not None
-    absent = sorted(set(artifact.pristine) - set(weights))
-    if absent:
-        raise UnsupportedModelError(
-            f"the model as it was written has no {absent}, which the edit touches; its adapter "
-            "must keep the names of the state dict"
-        )
-    ledgers = ledgers_over([artifact.edit], artifact.pristine)
-    for path, weight in weights.items():
-        check_edited(path, weight, ledgers[path])
+def _wrongly_written(file: Any, state: Mapping[str, Tensor]) -> list[str]:
+    """Return the tensors of an open safetensors file that are not the model's, or lack in it."""
+    written = set(file.keys())
+    tied = tied_to(state, written)  # of a tied weight one name is enough
+    return sorted(
+        (state.keys() - written - tied.keys())
+        | (written - state.keys())
+        | {
+            name
+            for name in written & state.keys()
+            if not same_bits(file.get_tensor(name), state[name].cpu())
+        }
+    )

@@ -90,6 +90,7 @@ def tied_to(state: State, names: Iterable[str]) -> dict[str, str]:
     Tied weights are one parameter with several names. What a file has twice is not told apart from
     two parameters that are equal.
     """
+    # Tensors without elements all lie at the same address, none.
     home = {_memory(state[name]): name for name in names if name in state and state[name].numel()}
     return {
         name: home[_memory(tensor)]

@@ -1,9 +1,9 @@
 """The pictures of an artifact: PNG files whose names mark them as the artifact's own."""
 
-import re
 from collections.abc import Mapping
 
 from salve_plugin.errors import InputError
+from salve_plugin.store.record import check_plain_name
 from salve_plugin.store.seal import MAX_PICTURE_BYTES
 
 MAX_PICTURES = 64
@@ -31,11 +31,7 @@ def check_pictures(pictures: Mapping[str, bytes]) -> None:
             f"{len(pictures)} pictures are more than the {MAX_PICTURES} of an artifact"
         )
     for name, data in pictures.items():
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
-            raise InputError(
-                f"picture name {name!r} is not a plain name; use up to 64 lower-case letters, "
-                "digits, '_' and '-', without '.png'"
-            )
+        check_plain_name(name, "picture")
         if not data.startswith(PNG_START) or len(data) > MAX_PICTURE_BYTES:
             raise InputError(
                 f"picture '{name}' is not a PNG file of at most {MAX_PICTURE_BYTES} bytes"

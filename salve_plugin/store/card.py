@@ -62,6 +62,7 @@ class Card:
             return self.to_bytes()
         old = {} if previous is None else previous.metadata
         wanted = merged_metadata(metadata, self.metadata, old)
+        # People edited the metadata only, as the Hub's form does: the text is still nobody's.
         if previous is not None and _body(existing) == previous.text.encode():
             return with_metadata(self.text.encode(), wanted)
         # Unchanged metadata are not written again: that would drop their comments and quotes.
@@ -80,6 +81,8 @@ def card_at(existing: Existing) -> bytes | None:
     """
     try:
         return existing.read(CARD_FILE, MAX_CARD_BYTES)
+    except MissingFileError:
+        return None
     except ArtifactError as error:
         raise WriteError(
             f"the {CARD_FILE} that is there is a link, no plain file, or longer than "
@@ -119,6 +122,7 @@ def merged_metadata(
     fresh = {**kept, **ours, "tags": _united(existing, ours, old)}
     index = merged_index(existing.get(_RESULTS), ours.get(_RESULTS), old.get(_RESULTS))
     fresh = {**fresh, _RESULTS: index} if index else fresh
+    # A diff of the card shows what has changed, not a new order.
     in_their_order = {key: fresh[key] for key in existing if key in fresh}
     return {**in_their_order, **fresh}
 
@@ -179,6 +183,11 @@ def base_fields(known: Mapping[str, Any], relation: Relation = "adapter") -> dic
     if isinstance(base, str) and is_repo_id(base):
         return {"base_model": base, "base_model_relation": relation}
     return {}
+
+
+def sections(parts: Sequence[str]) -> str:
+    """Return the text of a card from its parts; empty ones are left out."""
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -36,9 +36,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
+            # The bytes are on the disk before the name leads to them: else a power cut could leave
+            # the name on an empty file.
             os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
+        # The new name is an entry of the folder, which has to reach the disk, too.
         sync_folder(path.parent)
     except WriteError:
         raise
@@ -77,6 +80,7 @@ def check_regular(path: Path) -> None:
                 f"{path} is {kind}, not a file, and would be replaced by one; give the name of a "
                 "file"
             )
+    # As containers mount single files: renaming over one fails, after all the work was done.
     if path.is_file() and os.path.ismount(path):
         raise WriteError(f"{path} is a mount point, which no file can replace; give another name")
 
@@ -127,30 +131,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def folder_reader(folder: Path) -> FileReader:
-    """Return a reader of the plain files in `folder`.
-
-    The reader's callers pass names from a whitelist only, a file of a subfolder as "sub/file". A
-    file is opened once and never through a link, so what is checked is what is used.
-
-    Raises:
-        ArtifactError: (the reader) if the file is missing, a link, a folder or a device, longer
-            than the limit, or cannot be read.
-    """
-
-    def read(name: str, limit: int) -> bytes:
-        path = folder / name
-        link = link_on_the_way(folder, name)
-        if link is not None:
-            raise ArtifactError(
-                f"{link} is a link; links are never followed. Copy the folder with its links "
-                "resolved (`cp -rL`) and read the copy"
-            )
-        return read_plain(path, limit)
-
-    return read
-
-
 def link_on_the_way(folder: Path, name: str) -> Path | None:
     """Return the first link among a file and the subfolders that lead to it; None without one."""
     return next((place for place in places(folder, name) if place.is_symlink()), None)
@@ -189,6 +169,7 @@ def _read_plain(descriptor: int, path: Path, limit: int) -> bytes:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise ArtifactError(f"{path} is not a plain file; only plain files are read")
+    # Asked of the open file, not of its name: in between another file could have taken the name.
     if status.st_size > limit:
         raise ArtifactError(
             f"{path} has {status.st_size} bytes, more than the {limit} that it should have or "

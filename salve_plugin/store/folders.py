@@ -73,8 +73,11 @@ def mend(folder: Path) -> None:
         except (OSError, msgspec.MsgspecError):
             journal = _Journal((), ())  # it was killed before it changed anything
         names = [*journal.names, *journal.obsolete]
+        # A journal is a file like any other, and could be forged to reach out of the folder.
         if journal.names and all(_is_plain(name) for name in names):
             try:
+                # The last file makes the others valid. If it still waits, the older set of files
+                # counts.
                 if os.path.lexists(staging / "new" / journal.names[-1]):
                     _take_back(staging, folder, journal.names)
                 else:
@@ -114,6 +117,7 @@ def replace_files(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_free(folder, contents)
+        # Inside the folder, since a rename is atomic within one file system only.
         staging = folder / f".salve-{Owner.this().tag()}"
         staging.mkdir(mode=0o700)
         new = staging / "new"
@@ -124,6 +128,7 @@ def replace_files(
                 sync_file(new / name)
             else:
                 write_atomically(new / name, data)
+        # Nothing that is there has been touched until here; from here on the journal can undo it.
         _keep(folder, staging, list(contents), list(obsolete))
         _move_all(staging, folder, list(contents))
         for name in obsolete:
@@ -174,6 +179,7 @@ def _move_all(staging: Path, folder: Path, names: list[str]) -> None:
                 if not subfolder.exists():
                     subfolder.mkdir()
                     made.append(subfolder)
+            # All other names are on the disk before the one that vouches for them.
             if name == names[-1]:
                 for place in {(folder / each).parent for each in names} | {folder}:
                     sync_folder(place)
@@ -193,6 +199,7 @@ def _take_back(staging: Path, folder: Path, names: Collection[str]) -> None:
         kept = staging / "replaced" / name
         if os.path.lexists(kept):
             os.replace(kept, folder / name)
+        # Neither kept nor waiting: it came new, and was moved in already.
         elif not os.path.lexists(staging / "new" / name):
             (folder / name).unlink(missing_ok=True)
 

@@ -25,22 +25,12 @@ MAX_DIGITS = 40
 Json = dict[str, object]
 
 
-def canonical_json(value: object) -> bytes:
-    """Return the one serialization of a JSON value, without spaces.
+def dump(value: object) -> bytes:
+    """Return the canonical form of a value that has passed `check_json` before.
 
-    Raises:
-        InputError: if the value holds NaN, infinity, an integer beyond 2^53 - 1, a lone surrogate,
-            a key that is not a string, or anything else that JSON has no exact form for.
-
-    >>> canonical_json({"b": 1, "a": [0.5, "é"]}).decode()
+    >>> dump({"b": 1, "a": [0.5, "é"]}).decode()
     '{"a":[0.5,"é"],"b":1}'
     """
-    check_json(value)
-    return dump(value)
-
-
-def dump(value: object) -> bytes:
-    """Return the canonical form of a value that has passed `check_json` before."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -51,9 +41,10 @@ def readable_json(value: object) -> bytes:
     """Return the canonical form laid out for people: one entry a line, a newline at the end.
 
     Raises:
-        InputError: as for `canonical_json`.
+        InputError: as for `check_json`.
     """
     check_json(value)
+    # Another layout of the same values: for a digest they are dumped without it.
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
@@ -62,7 +53,8 @@ def check_json(value: object) -> None:
     """Raise unless `value` is a tree of plain JSON values with exact numbers.
 
     Raises:
-        InputError: as for `canonical_json`.
+        InputError: if the value holds NaN, infinity, an integer beyond 2^53 - 1, a lone surrogate,
+            a key that is not a string, or anything else that JSON has no exact form for.
     """
     try:
         _check_value(value, (), 0)
@@ -87,6 +79,7 @@ def parse_json(data: bytes, name: str, *, max_bytes: int) -> Json:
             f"{name} has {len(data)} bytes, more than the {max_bytes} that are read; "
             "salve_plugin writes no such file"
         )
+    # Counted in the bytes, which costs nothing: once parsed, the memory would be taken already.
     values = sum(map(data.count, (b"[", b"{", b",")))
     if values > MAX_VALUES:
         raise ArtifactError(
@@ -117,6 +110,7 @@ def _check_value(value: object, path: tuple[object, ...], depth: int) -> None:
     if isinstance(value, str):
         if not value.isascii():
             value.encode()  # a lone surrogate has no UTF-8 form; UnicodeEncodeError
+    # Before the integers: to Python a truth value is one.
     elif value is None or isinstance(value, bool):
         return
     elif isinstance(value, int):

@@ -30,6 +30,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     made: list[Path] = []
     try:
+        # One by one, to know which of them are ours to remove if nothing is written.
         for each in [*reversed(folder.parents), folder]:
             if not each.exists():
                 each.mkdir(exist_ok=True)
@@ -92,6 +93,7 @@ def _is_stale(path: Path) -> bool:
     owner = Owner.of_tag(lines[0]) if lines else None
     if owner is not None:
         return owner.is_dead()
+    # An owner makes the file and writes its name a moment later.
     return not lines and time.time() - path.lstat().st_mtime > UNWRITTEN_SECONDS
 
 

@@ -81,6 +81,7 @@ def _machine() -> tuple[str, str]:
     """Return digests of the machine and of its last start."""
     space = ""
     with suppress(OSError):
+        # Two containers of one machine count their processes separately.
         space = os.readlink("/proc/self/ns/pid")
     identity, boot = _line("/etc/machine-id"), _line("/proc/sys/kernel/random/boot_id")
     # Without an identity, two machines of one name could not be told from one that started anew.
@@ -102,6 +103,8 @@ def _short(text: str) -> str:
 def _started(pid: int) -> int | None:
     """Return when a process started; -1 if it has ended but was not waited for, None if unknown."""
     try:
+        # The second field, the program's name in brackets, may hold spaces and brackets itself. Of
+        # those after it the first is the state (Z, X: ended), the twentieth the time of start.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return -1 if fields[0] in "ZX" else int(fields[19])
     except (OSError, ValueError, IndexError):

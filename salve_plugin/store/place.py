@@ -1,4 +1,4 @@
-"""What is already there where an artifact is going to be written: a folder, or a commit."""
+"""Where an artifact is, or is going to be written: a folder, a part of one, or a commit."""
 
 import os
 from abc import ABC, abstractmethod
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from salve_plugin.errors import MissingFileError
+from salve_plugin.errors import ArtifactError
 from salve_plugin.store.digest import sha256_file
-from salve_plugin.store.files import folder_reader, link_on_the_way
+from salve_plugin.store.files import link_on_the_way, read_plain
 
 Content = bytes | Path
 """A file's bytes, or the local file that has them."""
@@ -28,13 +28,14 @@ class FileChange:
 
 
 class Existing(ABC):
-    """Files of a place that is about to be written to."""
+    """Files of a place, as they are; readers and writers pass names from a whitelist only."""
 
     @abstractmethod
-    def read(self, name: str, limit: int) -> bytes | None:
-        """Return a file's bytes, None if there is no such file.
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a file's bytes: a `salve_plugin.store.files.FileReader`.
 
         Raises:
+            MissingFileError: if there is no such file.
             ArtifactError: if it is a link, not a plain file, or longer than `limit` bytes.
         """
 
@@ -54,7 +55,7 @@ class ExistingPart(Existing):
         """Remember both."""
         self._whole, self._prefix = whole, f"{subfolder}/"
 
-    def read(self, name: str, limit: int) -> bytes | None:
+    def read(self, name: str, limit: int) -> bytes:
         """Return a file's bytes; see `Existing`."""
         return self._whole.read(self._prefix + name, limit)
 
@@ -74,12 +75,16 @@ class ExistingFolder(Existing):
         """Remember the folder."""
         self._folder = folder
 
-    def read(self, name: str, limit: int) -> bytes | None:
-        """Return a file's bytes; see `Existing`."""
-        try:
-            return folder_reader(self._folder)(name, limit)
-        except MissingFileError:
-            return None
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a file's bytes, a file of a subfolder as "sub/file"; see `Existing`."""
+        # It is opened once and never through a link: what is checked is what is used.
+        link = link_on_the_way(self._folder, name)
+        if link is not None:
+            raise ArtifactError(
+                f"{link} is a link; links are never followed. Copy the folder with its links "
+                "resolved (`cp -rL`) and read the copy"
+            )
+        return read_plain(self._folder / name, limit)
 
     def has(self, name: str) -> bool:
         """Tell whether the name is taken, by a file or anything else; see `Existing`."""

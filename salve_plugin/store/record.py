@@ -1,5 +1,6 @@
 """Typed records: frozen dataclasses that go to JSON and come back, nothing lost or guessed."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, TypeVar
@@ -17,6 +18,8 @@ Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 Index = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 Text = Annotated[str, Meta(min_length=1, max_length=100)]
 Name = Annotated[str, Meta(min_length=1, max_length=300)]
+PLAIN_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+"""What people may name parts of a folder: the same file on every system, and never a path."""
 ParameterPath = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$(?!\n)", max_length=500)
 ]
@@ -34,7 +37,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        plain: dict[str, Any] = _plain(self)
+        plain: dict[str, Any] = as_json(self)
         return plain
 
     @classmethod
@@ -47,7 +50,7 @@ class Record:
         Raises:
             InputError: names the place and what was expected there.
         """
-        plain = _plain(given)
+        plain = as_json(given)
         try:
             record = msgspec.convert(plain, cls)
         except msgspec.ValidationError as error:
@@ -71,6 +74,15 @@ class Record:
         return schema
 
 
+def check_plain_name(name: str, what: str) -> None:
+    """Raise InputError unless people may name a part so; `what` says of what kind it is."""
+    if not re.fullmatch(PLAIN_NAME, name):
+        raise InputError(
+            f"{what} name {name[:100]!r} is not a plain name; use up to 64 lower-case letters, "
+            "digits, '_' and '-', without the ending of a file"
+        )
+
+
 def _fields(record: Any) -> dict[str, Any]:
     """Return the fields of a record that it has, by name."""
     # Not `to_builtins`, which leaves out what `convert` filled in from a class's defaults.
@@ -78,16 +90,16 @@ def _fields(record: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not msgspec.UNSET}
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return the JSON form: objects of records and mappings, lists of tuples."""
     if isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: as_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     if is_dataclass(value):
-        return {name: _plain(item) for name, item in _fields(value).items()}
+        return {name: as_json(item) for name, item in _fields(value).items()}
     return value
 
 

@@ -6,14 +6,15 @@ one line that holds it. Every other file is listed with its own SHA-256, so no b
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta
 
-from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.errors import ArtifactError, BaseMismatchError, InputError
 from salve_plugin.store.card import Card
 from salve_plugin.store.digest import sha256_bytes, sha256_file
 from salve_plugin.store.files import FileReader
@@ -153,8 +154,7 @@ class Format:
     def previous(self, existing: Existing) -> dict[str, Any] | None:
         """Return the manifest that a place has already, if it is a valid one."""
         try:
-            data = existing.read(self.manifest, self.max_bytes)
-            return None if data is None else self.read(data)
+            return self.read(existing.read(self.manifest, self.max_bytes))
         except ArtifactError:
             return None
 
@@ -169,6 +169,7 @@ class Format:
         """
         contents = {}
         for name, entry in sorted(self.own(config)["files"].items()):
+            # The size is what the manifest claims, and would be allocated.
             limit = LIMITS.get(Path(name).suffix, MAX_TENSOR_FILE_BYTES)
             if entry["size"] > limit:
                 raise ArtifactError(
@@ -200,6 +201,16 @@ class Format:
             raise ArtifactError(
                 f"the {self.name} is {digest}, {self.manifest} says {said}: it was changed by hand"
             )
+
+    @contextmanager
+    def contradictions(self) -> Iterator[None]:
+        """Raise ArtifactError if what is made of checked files refuses to be made of them."""
+        try:
+            yield
+        except (BaseMismatchError, InputError) as error:
+            raise ArtifactError(
+                f"the {self.name} contradicts itself: {str(error)[:1000]}"
+            ) from error
 
     def check_derived(
         self, derived: Mapping[str, Any], config: Mapping[str, Any], *, files: str

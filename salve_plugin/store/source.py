@@ -1,16 +1,16 @@
 """Where an artifact is read from: a local folder, or a repository on the Hub."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from salve_plugin.errors import ArtifactError, InputError, MissingFileError
-from salve_plugin.store.files import FileReader, folder_reader, usable
-from salve_plugin.store.hub.access import Access, Token
+from salve_plugin.store.files import FileReader, usable
+from salve_plugin.store.hub.access import Token
 from salve_plugin.store.hub.address import Address, Origin
-from salve_plugin.store.hub.cached import CachedCommit
 from salve_plugin.store.hub.head import ExistingCommit
 from salve_plugin.store.hub.snapshot import Snapshot
 from salve_plugin.store.place import Existing, ExistingFolder
@@ -28,14 +28,12 @@ class Source:
         name: for messages.
         reader: returns a file's bytes by its name.
         existing: the same files, to compare those that are too large to be read.
-        fresh_reader: the same after a new download; None where there is nothing to download.
         snapshot: what is read, if it is on the Hub.
     """
 
     name: str
     reader: FileReader
     existing: Existing
-    fresh_reader: FileReader | None = None
     snapshot: Snapshot | None = None
 
     @property
@@ -60,14 +58,40 @@ class Source:
         except ArtifactError as error:
             if self.snapshot is None:
                 raise
-            if self.fresh_reader is None:
-                if not self.snapshot.offline:
-                    raise
+            if self.snapshot.offline:
                 raise ArtifactError(
                     f"{error} (read from the cache of the Hub client; with a connection, "
                     "force_download=True gets the files again)"
                 ) from error
-            return parse(self.fresh_reader)
+            if self.snapshot.address.force_download:
+                raise
+            return parse(partial(self.snapshot.read, fresh=True))
+
+    def check_beside(self, entries: Mapping[str, Any], manifest: str) -> None:
+        """Check large files that a manifest lists, without loading them.
+
+        A local file is hashed in pieces. On the Hub its own digests are compared: nothing large is
+        downloaded, and a copy elsewhere is not looked at.
+
+        Args:
+            entries: as it lists them, by path.
+            manifest: its name, for messages.
+
+        Raises:
+            ArtifactError: if a file is missing, or is not what is listed.
+            HubError: if the Hub cannot be asked.
+        """
+        for name, entry in sorted(entries.items()):
+            if not self.existing.has(name):
+                raise MissingFileError(
+                    f"{self.name} has no {name}, but {manifest} lists it: the edited model is "
+                    "incomplete. Save or push it again"
+                )
+            if not self.existing.holds(name, entry):
+                raise ArtifactError(
+                    f"{name} of {self.name} was changed: {manifest} lists {entry['size']} bytes "
+                    f"with the SHA-256 {entry['sha256']}. Save or push the edited model again"
+                )
 
 
 class Where(TypedDict, total=False):
@@ -127,24 +151,11 @@ def open_repository(repo_id: str, *markers: str, **where: Unpack[Where]) -> Sour
     Raises:
         SalveError: as for `open_source`.
     """
-    address = Address(
-        repo_id,
-        revision=where.get("revision"),
-        subfolder=where.get("subfolder"),
-        cache_dir=where.get("cache_dir"),
-        local_files_only=where.get("local_files_only", False),
-        force_download=where.get("force_download", False),
-        access=Access(where.get("endpoint"), where.get("token")),
-    )
+    address = Address.of(repo_id, where)
     snapshot = Snapshot(address, *markers)
-    fresh = snapshot.read_fresh if snapshot.can_refresh else None
-    return Source(str(address), snapshot.read, _commit(snapshot), fresh, snapshot)
-
-
-def _commit(snapshot: Snapshot) -> Existing:
-    if snapshot.offline:
-        return CachedCommit(snapshot)
-    return ExistingCommit(replace(snapshot.address, revision=snapshot.commit))
+    pinned = replace(address, revision=snapshot.commit)
+    existing = snapshot if snapshot.offline else ExistingCommit(pinned)
+    return Source(str(address), snapshot.read, existing, snapshot)
 
 
 def _local(folder: Path, where: Where) -> Source:
@@ -162,4 +173,5 @@ def _local(folder: Path, where: Where) -> Source:
         raise ArtifactError(f"subfolder '{subfolder}' of '{folder}' leads through a link; copy it")
     if not place.is_dir():
         raise ArtifactError(f"there is no folder '{place}'; check the subfolder")
-    return Source(str(place), folder_reader(place), ExistingFolder(place))
+    existing = ExistingFolder(place)
+    return Source(str(place), existing.read, existing)

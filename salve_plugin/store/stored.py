@@ -1,12 +1,12 @@
 """What can be saved, read back, pushed, verified and inspected: once, for every kind of thing."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Unpack
 
-from salve_plugin.errors import ArtifactError, InputError, MissingFileError
+from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.store.card import CARD_FILE, card_at, state_of_card
 from salve_plugin.store.files import FileReader
 from salve_plugin.store.folders import save_into
@@ -35,6 +35,9 @@ class Packed:
     listed: Mapping[str, bytes]
     others: Mapping[str, Content] = field(default_factory=dict)
     obsolete: Sequence[str] = ()
+
+
+Pack = Callable[[Existing, dict[str, Any] | None], Packed]
 
 
 @dataclass(frozen=True)
@@ -117,24 +120,22 @@ class Stored(ABC):
         card = state_of_card(read, cls.format.card(opened.config))
         return {**opened.config, "bytes": opened.size, "card": card}
 
-    def planned(self, existing: Existing) -> FileChange:
-        """Return what to write so that the place holds exactly this; see `change`."""
-        previous = self.format.previous(existing)
-        return self.change(existing, previous, self.packed(existing, previous))
-
-    def change(
-        self, existing: Existing, previous: dict[str, Any] | None, packed: Packed
-    ) -> FileChange:
-        """Return what to write so that the place holds exactly what was packed for it.
+    def planned(self, existing: Existing, pack: Pack | None = None) -> FileChange:
+        """Return what to write so that the place holds exactly this.
 
         The manifest is the last of the files: until it is in place, the digests in an older one
         expose a mixture.
+
+        Args:
+            existing: what is there.
+            pack: `packed`, with further arguments where it takes some.
 
         Raises:
             InputError: as `packed`, or if what is written could not be read back.
             WriteError: if the text of the card there could not be kept.
         """
-        form = self.format
+        form, previous = self.format, self.format.previous(existing)
+        packed = (pack or self.packed)(existing, previous)
         config, manifest = form.sealed(packed.fields, packed.listed)
         # Whatever is written can be read: the reader's own checks are the writer's.
         try:
@@ -198,12 +199,12 @@ class Stored(ABC):
     @classmethod
     def read_from(cls: type[S], place: Source) -> S:
         """Read from a place that is open; see `from_pretrained`."""
-        return place.use(lambda reader: cls._read(reader, place))
 
-    @classmethod
-    def _read(cls: type[S], reader: FileReader, place: Source) -> S:
-        opened = cls.opened(reader)
-        return cls.built(opened, cls.origin_at(place, opened.config))
+        def read(reader: FileReader) -> S:
+            opened = cls.opened(reader)
+            return cls.built(opened, cls.origin_at(place, opened.config))
+
+        return place.use(read)
 
     @classmethod
     def origin_at(cls, place: Source, config: Mapping[str, Any]) -> Origin | None:
@@ -232,7 +233,7 @@ class Stored(ABC):
             InputError: if an argument is ill-formed, or as for `save_pretrained`.
         """
         message = f"Add {self.format.title} {self.digest[:12]}"
-        return push(Destination.of(repo_id, **how), self.planned, message)
+        return push(Destination.of(repo_id, how), self.planned, message)
 
     @classmethod
     def verify(cls, source: PathLike, **where: Unpack[Where]) -> str:
@@ -251,8 +252,9 @@ class Stored(ABC):
             cls.built(opened, None)
             return opened
 
+        # After the manifest itself was checked: it says what the large files have to be.
         opened = place.use(read)
-        check_beside(place, cls.beside(opened), cls.format.manifest)
+        place.check_beside(cls.beside(opened), cls.format.manifest)
         return str(cls.format.own(opened.config)["digest"])
 
     @classmethod
@@ -278,31 +280,3 @@ class Stored(ABC):
         said = place.use(lambda read: cls.described(cls.opened(read), read))
         origin = place.origin
         return {**said, "origin": None if origin is None else origin.reference.to_json()}
-
-
-def check_beside(place: Source, entries: Mapping[str, Any], manifest: str) -> None:
-    """Check large files that a manifest lists, without loading them.
-
-    A local file is hashed in pieces. On the Hub its own digests are compared: nothing large is
-    downloaded, and a copy elsewhere is not looked at.
-
-    Args:
-        place: where the manifest was read from.
-        entries: as it lists them, by path in the place.
-        manifest: its name, for messages.
-
-    Raises:
-        ArtifactError: if a file is missing, or is not what is listed.
-        HubError: if the Hub cannot be asked.
-    """
-    for name, entry in sorted(entries.items()):
-        if not place.existing.has(name):
-            raise MissingFileError(
-                f"{place.name} has no {name}, but {manifest} lists it: the edited model is "
-                "incomplete. Save or push it again"
-            )
-        if not place.existing.holds(name, entry):
-            raise ArtifactError(
-                f"{name} of {place.name} was changed: {manifest} lists {entry['size']} bytes with "
-                f"the SHA-256 {entry['sha256']}. Save or push the edited model again"
-            )

@@ -75,6 +75,7 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
 
     if len(tensors) > MAX_TENSORS:
         raise InputError(f"{len(tensors)} tensors are more than the {MAX_TENSORS} of one file")
+    # Which refuses what a file cannot hold, before anything is copied.
     describe(tensors)
     # Copies: the library refuses tensors that share memory, which parts of one matrix do.
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -102,6 +103,7 @@ def decode_tensors(data: bytes, file: str = "the tensor file") -> dict[str, Tens
 def check_header(data: bytes, file: str = "the tensor file") -> None:
     """Raise unless the bytes are laid out as a safetensors file of ours must be."""
     length = int.from_bytes(data[:8], "little")
+    # The length is the file's own claim: checked before so many bytes are taken for the header.
     if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
         if data[:2] == b"PK" or data[:1] == b"\x80":
             raise ArtifactError(
@@ -119,6 +121,8 @@ def check_header(data: bytes, file: str = "the tensor file") -> None:
         )
     if len(header) > MAX_TENSORS:
         raise ArtifactError(f"{file} has {len(header)} tensors, more than {MAX_TENSORS}")
+    # The tensors must fill the data from end to end: what no entry covers could be changed, or hold
+    # something, without any tensor showing it.
     spans = sorted(_span(file, name, entry) for name, entry in header.items())
     place = 0
     for start, end in spans:

@@ -37,7 +37,7 @@ from salve_plugin.errors import (
     MissingFileError,
 )
 from salve_plugin.store.digest import sha256_bytes
-from salve_plugin.store.files import folder_reader
+from salve_plugin.store.place import ExistingFolder
 from salve_plugin.store.seal import FileEntry
 
 
@@ -254,7 +254,7 @@ def test_no_more_is_read_than_was_written(tmp_path: Path) -> None:
 
     def read(name: str, limit: int) -> bytes:
         asked[name] = limit
-        return folder_reader(folder)(name, limit)
+        return ExistingFolder(folder).read(name, limit)
 
     read_as(Dictionary, read)
     assert asked[WEIGHTS] == (folder / WEIGHTS).stat().st_size

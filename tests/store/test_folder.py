@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from salve_plugin.errors import ArtifactError, WriteError
-from salve_plugin.store.files import folder_reader
 from salve_plugin.store.folders import replace_files
 from salve_plugin.store.place import ExistingFolder
 
@@ -100,7 +99,7 @@ def test_a_subfolder_that_is_a_file_or_a_link_is_neither_written_nor_read_throug
     with pytest.raises(WriteError, match=r"\['a'\] are files or links"):
         replace_files(folder, NEW_TREE)
     with pytest.raises(ArtifactError, match="is a link"):
-        folder_reader(folder)("a/x", 10)
+        ExistingFolder(folder).read("a/x", 10)
     entry = {"sha256": hashlib.sha256(b"secret").hexdigest(), "size": 6}
     assert ExistingFolder(tmp_path / "outside").holds("x", entry)
     assert not ExistingFolder(folder).holds("a/x", entry)
@@ -184,7 +183,7 @@ def test_reading_refuses_links_pipes_folders_missing_and_long_files(tmp_path: Pa
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    read = folder_reader(tmp_path)
+    read = ExistingFolder(tmp_path).read
     assert read("plain", 5) == b"12345"
     expected = {
         "link": "is a link",

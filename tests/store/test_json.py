@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.store.digest import content_digest
-from salve_plugin.store.json import (
-    MAX_DEPTH,
-    canonical_json,
-    parse_json,
-    readable_json,
-)
+from salve_plugin.store.json import MAX_DEPTH, check_json, dump, parse_json, readable_json
 
 LIMIT = 10_000
+
+
+def canonical_json(value: object) -> bytes:
+    check_json(value)
+    return dump(value)
+
 
 plain_values = st.recursive(
     st.none()

@@ -50,7 +50,8 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import MissingFileError, SalveError, printable
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.store.files import FileReader, folder_reader
+from salve_plugin.store.files import FileReader
+from salve_plugin.store.place import ExistingFolder
 
 MAX_SECONDS = 1.0
 """Of the processor, for one artifact."""
@@ -179,7 +180,7 @@ def reader_of_mutant(mutant: Mutant, folder: Path) -> FileReader:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
         mutant.arrange(folder)
-        return folder_reader(folder)
+        return ExistingFolder(folder).read
     files = mutant.files
 
     def read(name: str, limit: int) -> bytes:

@@ -46,16 +46,9 @@ class Access:
 
     def client(self) -> "HfApi":
         """Return the Hub client for this access."""
-        from huggingface_hub import HfApi
-
-        return HfApi(
-            endpoint=self.endpoint,
-            token=self._sent_token(),
-            library_name="salve_plugin",
-        )
-
-    def _sent_token(self) -> Token:
-        from huggingface_hub import constants
+        from huggingface_hub import HfApi, constants
 
         foreign = self.endpoint is not None and self.endpoint.rstrip("/") != constants.ENDPOINT
-        return False if foreign and self.token is None else self.token
+        # None would make the client send the token of the user's own Hub to this one.
+        token = False if foreign and self.token is None else self.token
+        return HfApi(endpoint=self.endpoint, token=token, library_name="salve_plugin")

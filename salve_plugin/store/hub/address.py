@@ -2,8 +2,9 @@
 
 import os
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from salve_plugin.errors import InputError
 from salve_plugin.store.hub.access import Access
@@ -13,14 +14,15 @@ Resolved = Literal["pinned", "hub", "cache"]
 """How a revision became a commit: it was one; the Hub said so; the cache remembers what the Hub
 said when it was last asked, which may no longer hold."""
 
+F = TypeVar("F", bound="HubFolder")
 DEFAULT_REVISION = "main"
 MAX_REVISION = 250
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
 
 
 @dataclass(frozen=True)
-class Address:
-    """What the caller asked for, see `EditArtifact.from_pretrained`.
+class HubFolder:
+    """A folder of a Hub repository, as a caller names it.
 
     Raises:
         InputError: if a part is ill-formed, or two contradict each other.
@@ -29,9 +31,6 @@ class Address:
     repo_id: str
     revision: str | None = None
     subfolder: str | None = None
-    cache_dir: str | os.PathLike[str] | None = None
-    local_files_only: bool = False
-    force_download: bool = False
     access: Access = field(default_factory=Access)
 
     def __post_init__(self) -> None:
@@ -39,11 +38,13 @@ class Address:
         check_repo_id(self.repo_id)
         check_subfolder(self.subfolder)
         check_revision(self.revision)
-        if self.local_files_only and self.force_download:
-            raise InputError(
-                "force_download=True needs the network, which local_files_only=True forbids; "
-                "leave one of them out"
-            )
+
+    @classmethod
+    def of(cls: type[F], repo_id: str, arguments: Mapping[str, Any]) -> F:
+        """Return the folder that a caller's further arguments name, see `Where` and `How`."""
+        others = dict(arguments)
+        access = Access(others.pop("endpoint", None), others.pop("token", None))
+        return cls(repo_id, access=access, **others)
 
     def path_of(self, name: str) -> str:
         """Return the path of a file in the repository."""
@@ -52,6 +53,24 @@ class Address:
     def __str__(self) -> str:
         """Return "user/name/subfolder"."""
         return self.repo_id if self.subfolder is None else f"{self.repo_id}/{self.subfolder}"
+
+
+@dataclass(frozen=True)
+class Address(HubFolder):
+    """What is to be read, see `salve_plugin.store.source.Where`."""
+
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the parts."""
+        super().__post_init__()
+        if self.local_files_only and self.force_download:
+            raise InputError(
+                "force_download=True needs the network, which local_files_only=True forbids; "
+                "leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,12 @@ class Origin:
     resolved: Resolved
     from_cache: bool
     digest: str | None = None
+
+    def inside(self, name: str, digest: str) -> "Origin":
+        """Return the exact place of a thing in a subfolder of this place."""
+        subfolder = self.reference.subfolder
+        path = name if subfolder is None else f"{subfolder}/{name}"
+        return replace(self, reference=replace(self.reference, subfolder=path), digest=digest)
 
 
 def check_revision(revision: str | None) -> None:

@@ -60,33 +60,31 @@ def translated(doing: str) -> Iterator[None]:
     except SalveError:
         raise
     except Exception as error:
-        raise translation(doing, error) from error
-
-
-def translation(doing: str, error: Exception) -> SalveError:
-    """Return our error for one of the client's; other errors are raised again."""
-    cause = _root(error)
-    if isinstance(cause, OSError) and cause.errno is not None and _reason(cause) is None:
-        return WriteError(
+        cause = _root(error)
+        reason = _reason(cause)
+        if reason is not None:
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+            text = " ".join(str(cause).split())[:500] or type(cause).__name__
+            raise HubError(
+                f"cannot {doing}: {_ADVICE[reason]}. The cause: {text}",
+                reason=reason,
+                status=status,
+            ) from error
+        # What is neither the Hub's nor the disk's doing is an error of this program: it stays as it
+        # is.
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        raise WriteError(
             f"cannot {doing}: {cause.strerror or cause} ({cause.filename or 'in the cache'}). Free "
             "some space or choose another cache_dir, then make the same call again"
-        )
-    reason = _reason(cause)
-    if reason is None:
-        raise error
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    text = " ".join(str(cause).split())[:500]
-    return HubError(
-        f"cannot {doing}: {_ADVICE[reason]}. The cause: {text or type(cause).__name__}",
-        reason=reason,
-        status=status,
-    )
+        ) from error
 
 
 def _root(error: Exception) -> Exception:
     """Return the error that made the client give up, where it says only that it did."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    # The client wraps what happened in an error that says only that the file is not in the cache.
     while not isinstance(error, HfHubHTTPError):
         below = error.__cause__
         if not isinstance(below, Exception) or _reason(below) is None:

@@ -1,10 +1,11 @@
 """The commit that a push builds on, and what lies in it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from salve_plugin.errors import ArtifactError, HubError
+from salve_plugin.errors import ArtifactError, HubError, MissingFileError
 from salve_plugin.store.hub.address import Address
 from salve_plugin.store.hub.patience import patiently
 from salve_plugin.store.hub.snapshot import Snapshot
@@ -26,23 +27,27 @@ class ExistingCommit(Existing):
         self._snapshot: Snapshot | None = None
         self._known: dict[str, RepoFile | None] = {}
 
-    def read(self, name: str, limit: int) -> bytes | None:
+    def read(self, name: str, limit: int) -> bytes:
         """Return a file's bytes; see `Existing`.
 
         Raises:
+            MissingFileError: if there is no such file.
             ArtifactError: if it is longer than `limit` bytes.
             HubError: if it cannot be had as the Hub describes it.
         """
         file = self._file(name)
         if file is None:
-            return None
+            raise MissingFileError(f"{self._address} has no {name}; check the name")
         if self._snapshot is None:
             self._snapshot = Snapshot(self._address, name)
         doing = f"read {name} of {self._address}"
-        for read in (self._snapshot.read, self._snapshot.read_fresh):
-            data = patiently(doing, partial(read, name, limit))
-            if Digests.of(data).name(file):
-                return data
+        for fresh in (False, True):
+            # What is read here is written back (a card's text): a damaged copy in the cache would
+            # be pushed, and what only cannot be had would be taken for what is not there.
+            with suppress(MissingFileError):
+                data = patiently(doing, partial(self._snapshot.read, name, limit, fresh=fresh))
+                if Digests.of(data).name(file):
+                    return data
         raise HubError(
             f"cannot {doing}: what arrives is not what the Hub says it has; make the same call "
             "again later",
@@ -64,7 +69,7 @@ class ExistingCommit(Existing):
             data = self.read(name, file.size)
         except ArtifactError:
             return False
-        return data is not None and FileEntry.of(data) == dict(entry)
+        return FileEntry.of(data) == dict(entry)
 
     def _file(self, name: str) -> "RepoFile | None":
         if name not in self._known:

@@ -1,12 +1,13 @@
 """Pushing files in one commit that is made once, or not at all, or told about as unknown."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypedDict
 
 from salve_plugin.errors import HubConflictError, HubError, InputError
-from salve_plugin.store.hub.access import Access, Token
-from salve_plugin.store.hub.address import DEFAULT_REVISION, Address, check_revision
+from salve_plugin.store.hub.access import Token
+from salve_plugin.store.hub.address import DEFAULT_REVISION, Address, HubFolder, check_revision
 from salve_plugin.store.hub.failures import TRANSIENT, translated
 from salve_plugin.store.hub.head import ExistingCommit
 from salve_plugin.store.hub.patience import WAITS, patiently, pause
@@ -14,7 +15,7 @@ from salve_plugin.store.hub.reconcile import Landed, landed, open_pull_request
 from salve_plugin.store.hub.staged import Staged
 from salve_plugin.store.hub.tags import check_tag, set_tag
 from salve_plugin.store.place import Existing, FileChange
-from salve_plugin.store.reference import Reference, check_repo_id, check_subfolder
+from salve_plugin.store.reference import Reference
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -46,27 +47,17 @@ class How(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Destination:
-    """Where to push and how, see `How`.
+class Destination(HubFolder):
+    """Where to push and how, see `How`."""
 
-    Raises:
-        InputError: if a part is ill-formed, or two contradict each other.
-    """
-
-    repo_id: str
-    revision: str | None = None
-    subfolder: str | None = None
     private: bool | None = None
     commit_message: str | None = None
     create_pr: bool = False
     tag: str | None = None
-    access: Access = field(default_factory=Access)
 
     def __post_init__(self) -> None:
         """Check the parts before anything is sent."""
-        check_repo_id(self.repo_id)
-        check_subfolder(self.subfolder)
-        check_revision(self.revision)
+        super().__post_init__()
         check_revision(self.tag)
         if self.commit_message is not None and not self.commit_message.strip():
             raise InputError("commit_message is empty; leave it out for the default one")
@@ -80,13 +71,6 @@ class Destination:
                 "the commit of a pull request gets no tag, it may never be merged; leave out tag "
                 "or create_pr, and tag the merged commit"
             )
-
-    @classmethod
-    def of(cls, repo_id: str, **how: Unpack[How]) -> "Destination":
-        """Return the target that a caller's arguments name."""
-        others: dict[str, Any] = {**how}
-        access = Access(others.pop("endpoint", None), others.pop("token", None))
-        return cls(repo_id, access=access, **others)
 
     @property
     def branch(self) -> str:
@@ -141,25 +125,7 @@ def push(target: Destination, plan: Callable[[Existing], FileChange], message: s
         {address.path_of(name): content for name, content in change.files.items()},
         [address.path_of(name) for name in change.obsolete],
     )
-    check_tag(client, target.repo_id, target.tag, staged)
-    # An earlier call may have got through although its caller saw an error: then nothing is left
-    # to be done but the tag.
-    done = _already(client, target, staged, head)
-    created = done is None
-    if done is None:
-        done = _committed(client, target, staged, head, target.commit_message or message)
-        _verify(client, target, staged, done)
-    if target.tag is not None:
-        set_tag(client, target.repo_id, target.tag, done.commit, staged)
-    number = None if done.pull_request is None else done.pull_request.rpartition("/")[2]
-    page = f"discussions/{number}" if number else f"commit/{done.commit}"
-    return Pushed(
-        Reference(target.repo_id, done.commit, target.subfolder),
-        f"{client.endpoint}/{target.repo_id}/{page}",
-        done.pull_request,
-        target.tag,
-        created,
-    )
+    return _Push(client, target, staged, head, target.commit_message or message).made()
 
 
 def _head(client: "HfApi", target: Destination) -> str:
@@ -198,95 +164,122 @@ def _create(client: "HfApi", target: Destination) -> None:
             raise
 
 
-def _already(client: "HfApi", target: Destination, staged: Staged, head: str) -> Landed | None:
-    """Return where the change is on the Hub, if an earlier call brought it there."""
+@dataclass(frozen=True)
+class _Push:
+    """One commit to be made on the head of a branch."""
 
-    def ask() -> Landed | None:
-        if staged.is_in(client, target.repo_id, head):
-            return Landed(head)
-        return open_pull_request(client, target.repo_id, staged, head) if target.create_pr else None
+    client: "HfApi"
+    target: Destination
+    staged: Staged
+    head: str
+    message: str
 
-    return patiently(f"compare {target.repo_id} with what is to be pushed", ask)
-
-
-def _committed(
-    client: "HfApi", target: Destination, staged: Staged, head: str, message: str
-) -> Landed:
-    """Make the commit; after a failure find out whether it was made before trying again."""
-    doing = f"commit to '{target.branch}' of {target.repo_id}"
-    for attempt in range(len(WAITS) + 1):
-        try:
-            with translated(doing):
-                return _commit(client, target, staged, head, message)
-        except HubError as error:
-            # An error says that no answer came, not that nothing happened. Trying again without
-            # asking could make a second commit.
-            found = _outcome(client, target, staged, head, error)
-            if found is not None:
-                return found
-            if error.reason not in TRANSIENT or attempt == len(WAITS):
-                raise
-            pause(error, attempt)
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _commit(
-    client: "HfApi", target: Destination, staged: Staged, head: str, message: str
-) -> Landed:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    # Made anew for each attempt: the client writes its progress into them.
-    adds = [
-        CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
-        for path, content in staged.files.items()
-    ]
-    info = client.create_commit(
-        target.repo_id,
-        [*adds, *(CommitOperationDelete(path) for path in staged.deleted)],
-        commit_message=message,
-        revision=target.branch,
-        parent_commit=head,
-        create_pr=target.create_pr,
-    )
-    return Landed(info.oid, info.pr_revision)
-
-
-def _outcome(
-    client: "HfApi", target: Destination, staged: Staged, head: str, failure: HubError
-) -> Landed | None:
-    """Return the commit if it was made in spite of the failure, None if it was not.
-
-    Raises:
-        HubConflictError: if somebody else's commit was made instead.
-        HubError: if the Hub cannot be asked.
-    """
-
-    def ask() -> Landed | None:
-        if target.create_pr:
-            return open_pull_request(client, target.repo_id, staged, head)
-        return landed(client, target.repo_id, target.branch, staged, head)
-
-    try:
-        return patiently(f"look at '{target.branch}' of {target.repo_id}", ask)
-    except HubConflictError:
-        raise
-    except HubError as error:
-        raise HubError(
-            f"{failure} Then {target.repo_id} could not be asked whether the commit was made all "
-            "the same. Make the same call again: it makes no second commit",
-            reason=failure.reason,
-            status=failure.status,
-        ) from error
-
-
-def _verify(client: "HfApi", target: Destination, staged: Staged, done: Landed) -> None:
-    """Make sure that the commit holds what was staged, by the Hub's own digests."""
-    if not patiently(
-        f"compare commit {done.commit} of {target.repo_id} with what was pushed",
-        lambda: staged.is_in(client, target.repo_id, done.commit),
-    ):
-        raise HubError(
-            f"commit {done.commit} of {target.repo_id} does not hold what was pushed; do not use "
-            "it, push again",
-            reason="transfer",
+    def made(self) -> Pushed:
+        """Make the commit and its tag, as far as they are not there; see `push`."""
+        client, target = self.client, self.target
+        check_tag(client, target.repo_id, target.tag, self.staged)
+        # An earlier call may have got through although its caller saw an error: then nothing is
+        # left to be done but the tag.
+        doing = f"compare {target.repo_id} with what is to be pushed"
+        there = patiently(doing, self._already)
+        done = there or self._committed()
+        if there is None:
+            self._verify(done.commit)
+        if target.tag is not None:
+            set_tag(client, target.repo_id, target.tag, done.commit, self.staged)
+        number = None if done.pull_request is None else done.pull_request.rpartition("/")[2]
+        page = f"discussions/{number}" if number else f"commit/{done.commit}"
+        return Pushed(
+            Reference(target.repo_id, done.commit, target.subfolder),
+            f"{client.endpoint}/{target.repo_id}/{page}",
+            done.pull_request,
+            target.tag,
+            created=there is None,
         )
+
+    def _already(self) -> Landed | None:
+        """Return where the change is on the Hub, if an earlier call brought it there."""
+        if self._is_in(self.head):
+            return Landed(self.head)
+        return self._pull_request() if self.target.create_pr else None
+
+    def _pull_request(self) -> Landed | None:
+        return open_pull_request(self.client, self.target.repo_id, self.staged, self.head)
+
+    def _is_in(self, commit: str) -> bool:
+        return self.staged.is_in(self.client, self.target.repo_id, commit)
+
+    def _committed(self) -> Landed:
+        """Make the commit; after a failure find out whether it was made before trying again."""
+        doing = f"commit to '{self.target.branch}' of {self.target.repo_id}"
+        for attempt in range(len(WAITS) + 1):
+            try:
+                with translated(doing):
+                    return self._commit()
+            except HubError as error:
+                # An error says that no answer came, not that nothing happened. Trying again
+                # without asking could make a second commit.
+                outcome = self._outcome(error)
+                if outcome is not None:
+                    return outcome
+                if error.reason not in TRANSIENT or attempt == len(WAITS):
+                    raise
+                pause(error, attempt)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _commit(self) -> Landed:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        # Made anew for each attempt: the client writes its progress into them.
+        adds = [
+            CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+            for path, content in self.staged.files.items()
+        ]
+        info = self.client.create_commit(
+            self.target.repo_id,
+            [*adds, *map(CommitOperationDelete, self.staged.deleted)],
+            commit_message=self.message,
+            revision=self.target.branch,
+            # The Hub refuses the commit if the branch has moved on: nobody's work is overwritten
+            # unseen.
+            parent_commit=self.head,
+            create_pr=self.target.create_pr,
+        )
+        return Landed(info.oid, info.pr_revision)
+
+    def _outcome(self, failure: HubError) -> Landed | None:
+        """Return the commit if it was made in spite of the failure, None if it was not.
+
+        Raises:
+            HubConflictError: if somebody else's commit was made instead.
+            HubError: if the Hub cannot be asked.
+        """
+        repo_id, branch = self.target.repo_id, self.target.branch
+
+        def ask() -> Landed | None:
+            if self.target.create_pr:
+                return self._pull_request()
+            return landed(self.client, repo_id, branch, self.staged, self.head)
+
+        try:
+            return patiently(f"look at '{branch}' of {repo_id}", ask)
+        except HubConflictError:
+            raise
+        except HubError as error:
+            raise HubError(
+                f"{failure} Then {repo_id} could not be asked whether the commit was made all the "
+                "same. Make the same call again: it makes no second commit",
+                reason=failure.reason,
+                status=failure.status,
+            ) from error
+
+    def _verify(self, commit: str) -> None:
+        """Make sure that the commit holds what was staged, by the Hub's own digests."""
+        repo_id = self.target.repo_id
+        doing = f"compare commit {commit} of {repo_id} with what was pushed"
+        if not patiently(doing, partial(self._is_in, commit)):
+            raise HubError(
+                f"commit {commit} of {repo_id} does not hold what was pushed; do not use it, push "
+                "again",
+                reason="transfer",
+            )

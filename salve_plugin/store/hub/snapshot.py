@@ -1,16 +1,17 @@
 """Files of one commit, through the Hub client's cache: the revision is resolved exactly once."""
 
-import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salve_plugin.errors import ArtifactError, HubError, MissingFileError, SalveError, WriteError
+from salve_plugin.errors import ArtifactError, HubError, MissingFileError, WriteError
 from salve_plugin.store.files import read_plain, write_atomically
 from salve_plugin.store.hub.address import DEFAULT_REVISION, Address, Origin, Resolved
 from salve_plugin.store.hub.failures import TRANSIENT, translated
 from salve_plugin.store.hub.patience import patiently
+from salve_plugin.store.place import Existing, is_exactly
 from salve_plugin.store.reference import COMMIT, Reference
 
 if TYPE_CHECKING:
@@ -20,8 +21,17 @@ if TYPE_CHECKING:
 _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
-class Snapshot:
-    """Reads files of one commit; what the cache lacks is downloaded."""
+class Snapshot(Existing):
+    """Reads files of one commit; what the cache lacks is downloaded.
+
+    As a place it is looked at without a network: what the cache lacks is not known then.
+
+    Attributes:
+        address: what was asked for.
+        commit: what its revision is.
+        resolved: how that became known.
+        offline: whether only the cache is used.
+    """
 
     def __init__(self, address: Address, *markers: str) -> None:
         """Resolve the revision.
@@ -35,10 +45,13 @@ class Snapshot:
             MissingFileError: if none is there and the answers do not tell the commit either.
             HubError: if the Hub refuses or cannot be reached and the cache does not help.
         """
+        from huggingface_hub import constants
+
         self.address = address
         self._client = address.access.client()
-        self._offline = address.local_files_only or _is_offline()
-        self._cache = _cache_folder(address.cache_dir)
+        self.offline = address.local_files_only or bool(constants.HF_HUB_OFFLINE)
+        folder = constants.HF_HUB_CACHE if address.cache_dir is None else address.cache_dir
+        self._cache = Path(folder).expanduser().absolute()
         self._downloaded = False
         self._markers = markers
         self.commit, self.resolved = self._resolve(address.revision or DEFAULT_REVISION)
@@ -54,8 +67,13 @@ class Snapshot:
             from_cache=not self._downloaded,
         )
 
-    def read(self, name: str, limit: int) -> bytes:
+    def read(self, name: str, limit: int, *, fresh: bool = False) -> bytes:
         """Return the bytes of a file; see `salve_plugin.store.files.FileReader`.
+
+        Args:
+            name: of the file.
+            limit: most bytes that are read.
+            fresh: download it anew: what lies in the cache is not trusted.
 
         Raises:
             ArtifactError: if there is no such file, it is too long, or the cache holds something
@@ -63,35 +81,29 @@ class Snapshot:
             HubError: if it is not in the cache and cannot be downloaded.
             WriteError: if the cache is full or read-only.
         """
-        return self._read(name, limit, fresh=self.address.force_download)
-
-    def read_fresh(self, name: str, limit: int) -> bytes:
-        """Return the bytes of a file, downloaded anew: what lies in the cache is not trusted."""
-        return self._read(name, limit, fresh=True)
-
-    @property
-    def can_refresh(self) -> bool:
-        """Whether downloading anew could help."""
-        return not self._offline and not self.address.force_download
-
-    @property
-    def offline(self) -> bool:
-        """Whether only the cache is used."""
-        return self._offline
-
-    def cached(self, name: str) -> Path | None:
-        """Return the plain file in the cache that has a file's bytes, None if there is none.
-
-        Raises:
-            ArtifactError: if the cache's link leads nowhere, or out of the cache.
-        """
-        path = self._cached(name, self.commit)
-        return None if path is None else self._resolved(path, name)
-
-    def _read(self, name: str, limit: int, *, fresh: bool) -> bytes:
+        fresh = fresh or self.address.force_download
+        # Always by the commit, never by the branch: a push in between must not mix two versions.
         path = None if fresh else self._cached(name, self.commit)
         path = self._download(name, limit) if path is None else path
         return read_plain(self._resolved(path, name), limit)
+
+    def has(self, name: str) -> bool:
+        """Return True, or raise HubError if the cache does not know; see `Existing`."""
+        return self._known(name).is_file()
+
+    def holds(self, name: str, entry: Mapping[str, object]) -> bool:
+        """Compare size and SHA-256 of a file in the cache; see `Existing`."""
+        return is_exactly(self._known(name), entry)
+
+    def _known(self, name: str) -> Path:
+        path = self._cached(name, self.commit)
+        if path is None:
+            raise HubError(
+                f"{name} of {self.address} is not in the cache, so that it cannot be checked "
+                "without the network; call with a connection, which downloads no model",
+                reason="not_cached",
+            )
+        return self._resolved(path, name)
 
     def _resolved(self, path: Path, name: str) -> Path:
         # The client's cache is made of links. They are followed here, and only inside the cache.
@@ -113,21 +125,21 @@ class Snapshot:
         address = self.address
 
         def get() -> str:
-            if not self._offline:
+            if not self.offline:
                 self._check_head(name, limit)
             return self._client.hf_hub_download(
                 address.repo_id,
                 address.path_of(name),
                 revision=self.commit,
                 cache_dir=self._cache,
-                local_files_only=self._offline,
-                force_download=not self._offline,
+                local_files_only=self.offline,
+                force_download=not self.offline,
             )
 
         try:
             path = patiently(f"download {name} of {address}", get)
         except HubError as error:
-            raise self._explained(error, name) from error
+            raise (self._missing(name) if error.reason == "no_file" else error) from error
         self._downloaded = True
         return Path(path)
 
@@ -152,7 +164,7 @@ class Snapshot:
     def _resolve(self, revision: str) -> tuple[str, Resolved]:
         if COMMIT.fullmatch(revision):
             return revision, "pinned"
-        if self._offline:
+        if self.offline:
             return self._remembered(revision), "cache"
         try:
             commit = self._asked(revision)
@@ -206,9 +218,6 @@ class Snapshot:
         )
         return commit
 
-    def _explained(self, error: HubError, name: str) -> SalveError:
-        return self._missing(name) if error.reason == "no_file" else error
-
     def _missing(self, name: str) -> MissingFileError:
         revision = self.address.revision or DEFAULT_REVISION
         return MissingFileError(
@@ -255,6 +264,7 @@ class Snapshot:
 
     def _commit_of(self, path: Path) -> str:
         """Return the commit that a cache entry, .../snapshots/<commit>/<path>, belongs to."""
+        # models--user--name / snapshots / <commit> / ...
         commit = path.relative_to(self._cache).parts[2]
         if not COMMIT.fullmatch(commit):
             raise ArtifactError(f"{path} is no cache entry of the Hub client; remove it")
@@ -274,15 +284,3 @@ def _named_commit(error: HubError) -> str | None:
     headers = getattr(getattr(error.__cause__, "response", None), "headers", {})
     commit = headers.get("X-Repo-Commit", "")
     return commit if COMMIT.fullmatch(commit) else None
-
-
-def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser().absolute()
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)

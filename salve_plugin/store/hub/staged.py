@@ -31,6 +31,7 @@ class Digests:
     def of(cls, content: Content) -> "Digests":
         """Hash bytes or a file in one pass."""
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        # Git hashes a header with the length in front of the content.
         whole, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         if isinstance(content, bytes):
             whole.update(content)

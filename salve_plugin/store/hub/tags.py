@@ -20,7 +20,11 @@ def check_tag(client: "HfApi", repo_id: str, tag: str | None, staged: Staged) ->
     if commit is not None and not patiently(
         f"look at tag '{tag}' of {repo_id}", lambda: staged.is_in(client, repo_id, commit)
     ):
-        raise _taken(repo_id, str(tag), commit)
+        raise HubConflictError(
+            f"tag '{tag}' of {repo_id} names commit {commit}, which holds something else; tags are "
+            "never moved. Choose another tag",
+            winner=commit,
+        )
 
 
 def set_tag(client: "HfApi", repo_id: str, tag: str, commit: str, staged: Staged) -> None:
@@ -52,11 +56,3 @@ def set_tag(client: "HfApi", repo_id: str, tag: str, commit: str, staged: Staged
 def _target(client: "HfApi", repo_id: str, tag: str) -> str | None:
     tags = patiently(f"list the tags of {repo_id}", lambda: client.list_repo_refs(repo_id)).tags
     return next((ref.target_commit for ref in tags if ref.name == tag), None)
-
-
-def _taken(repo_id: str, tag: str, commit: str) -> HubConflictError:
-    return HubConflictError(
-        f"tag '{tag}' of {repo_id} names commit {commit}, which holds something else; tags are "
-        "never moved. Choose another tag",
-        winner=commit,
-    )
