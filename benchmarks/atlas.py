@@ -1,6 +1,6 @@
 """How an atlas of 1000 classes and 16 000 latents is to write, to open and to use.
 
-    python benchmarks/atlas.py [--classes 1000] [--latents 16000] [--images 10000] [--width 768]
+    python benchmarks/atlas.py [--classes 1000] [--latents 16000] [--images 10000] [--evidence]
 
 Activations, head and dictionary are synthetic: every class has an atom of its own among random
 ones; images are their class's atom with a few others and noise, and the head reads each class by
@@ -27,6 +27,7 @@ from salve_plugin.discover.learners import create
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.report.atlas import atlas
 from salve_plugin.site import Site
+from salve_plugin.validate.evidence.collect import evidence
 
 ROOT = Path(__file__).parents[1]
 HEIGHT = 24
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--stepped", type=int, default=4)
+    parser.add_argument("--evidence", action="store_true", help="measure and show that, too")
     parser.add_argument("--keep", type=Path, help="write the atlas here and keep it")
     chosen = parser.parse_args()
     random = torch.Generator().manual_seed(0)
@@ -85,12 +87,17 @@ def main() -> None:
     data_set = TensorDataset(images, labels)
     acts = record(hooked, DataLoader(data_set, batch_size=256), "unembed.hook_in", progress=False)
     dictionary = made_dictionary(atoms, acts.site)
+    speaking = None
+    if chosen.evidence:
+        processor = time.process_time()
+        speaking = evidence(hooked, dictionary, acts)
+        print(f"evidence: {time.process_time() - processor:.0f} s on the processor")
     with tempfile.TemporaryDirectory() as scratch:
         folder = chosen.keep or Path(scratch) / "atlas"
         start, processor = time.perf_counter(), time.process_time()
         atlas(
             hooked, dictionary, acts, folder, images=data_set, title="Synthetic",
-            stepped=chosen.stepped,
+            stepped=chosen.stepped, evidence=speaking,
         )  # fmt: skip
         print(
             f"{chosen.images} images, {chosen.classes} classes, {chosen.latents} latents, "

@@ -25,10 +25,13 @@ from salve_plugin.demo import pretrained
 from salve_plugin.demo.photographs import augmented
 from salve_plugin.discover.features import profile
 from salve_plugin.discover.recording.stream import record
+from salve_plugin.discover.sweep import sweep
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.report.atlas import atlas
 from salve_plugin.store.files import write_atomically
+from salve_plugin.validate.evidence.collect import evidence
 from salve_plugin.validate.pictures import png_bytes
+from salve_plugin.validate.quality import quality
 
 ROOT = Path(__file__).parents[1]
 SHOWN = "espresso"
@@ -47,7 +50,7 @@ def class_names(known: Sequence[Sequence[str]]) -> list[str]:
 
 
 def main() -> None:
-    """Write the atlas and take three pictures of it."""
+    """Write the atlas and take pictures of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "atlas")
     parser.add_argument("--keep", type=Path, help="write the atlas here and keep it")
@@ -69,12 +72,13 @@ def main() -> None:
     edit = suppress(hooked, dictionary, latent=latent, strength=0.0, rows=[label])
     crit = alpha_crit(hooked, edit, acts, target="flip", classes=[label])
     strength = crit.strength_for(label, 0.6)
+    trials = sweep(acts, ["topk", "itda"], {"k": [4, 16], "n_latents": [64, 128]}, steps=100)
     with tempfile.TemporaryDirectory() as scratch:
         folder = chosen.keep or Path(scratch) / "atlas"
         atlas(
             hooked, dictionary, acts, folder, images=data_set, mapped=24, top=12, force=True,
-            title="EfficientNet-Lite0",
-            study="study",
+            quality=quality(dictionary, acts), evidence=evidence(hooked, dictionary, acts),
+            trials=trials, maximized=[latent], title="EfficientNet-Lite0", study="study",
         )  # fmt: skip
         shots = Path(scratch) / "shots"
         shots.mkdir()

@@ -114,6 +114,8 @@ if TYPE_CHECKING:
     from salve_plugin.errors import SalveError as SalveError
     from salve_plugin.hooks import HookedModel as HookedModel
     from salve_plugin.report.atlas import atlas as atlas
+    from salve_plugin.report.card import LatentCard as LatentCard
+    from salve_plugin.report.card import latent_card as latent_card
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
     from salve_plugin.share.audit import Audit as Audit
     from salve_plugin.share.audited_tensor import AuditedTensor as AuditedTensor
@@ -314,6 +316,8 @@ _HOME = {
     "forgetting_table": "control.assessment.forgetting_table",
     "Probed": "control.assessment.probe",
     "atlas": "report.atlas",
+    "latent_card": "report.card",
+    "LatentCard": "report.card",
     "EditArtifact": "share.artifact",
     "EditBundle": "share.bundle",
     "Composition": "share.composition",

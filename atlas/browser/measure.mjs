@@ -5,9 +5,27 @@ const [, , folder, latent, label] = process.argv;
 const { browser, page, faults, address } = await opened(folder);
 const times = {};
 
-await page.goto(address);
-await page.waitForSelector(".list .body .row a");
-times["first page, until its list is there"] = await page.evaluate(() => performance.now());
+// Watched from within: what the driver needs to look is not the page's time.
+const watch = (selector) => `new Promise((resolve) => {
+  const look = () => {
+    if (!document.querySelector(${JSON.stringify(selector)})) return false;
+    watcher.disconnect();
+    requestAnimationFrame(() => setTimeout(() => resolve(performance.now())));
+    return true;
+  };
+  const watcher = new MutationObserver(look);
+  watcher.observe(document, { childList: true, subtree: true });
+  look();
+})`;
+await page.addInitScript(`globalThis.firstList = ${watch(".list .body .row a")}`);
+
+const firsts = [];
+for (let turn = 0; turn < 5; turn++) {
+  await page.goto("about:blank");
+  await page.goto(address);
+  firsts.push(await page.evaluate("firstList"));
+}
+times["first page, until its list is painted"] = firsts.sort((a, b) => a - b)[2];
 
 /** Milliseconds from an event until what follows from it is painted. */
 async function interaction(name, act, argument) {
@@ -44,15 +62,29 @@ await page.fill(".search input", "");
 await interaction("sort latents", (value, turn) => document.querySelectorAll(".list .head button")[turn % 5].click());
 await interaction("scroll the list of latents", (value, turn) => { document.querySelector(".list .body").scrollTop = 90000 * (turn + 1); });
 
-async function cold(name, route, selector) {
-  const start = Date.now();
-  await page.goto(`${address}#/${route}`);
-  await page.waitForSelector(selector);
-  times[name] = Date.now() - start;
+/** Milliseconds from following a link, in a page that was opened anew, until what it leads to is painted. */
+async function cold(name, route, selector, rest) {
+  const repeated = [];
+  for (let turn = 0; turn < 3; turn++) {
+    await page.goto("about:blank");
+    await page.goto(address);
+    await page.evaluate("firstList");
+    await page.waitForTimeout(rest);
+    repeated.push(await page.evaluate(`(async () => {
+      const start = performance.now();
+      location.hash = ${JSON.stringify(`#/${route}`)};
+      return (await ${watch(selector)}) - start;
+    })()`));
+  }
+  times[name] = repeated.sort((a, b) => a - b)[1];
 }
-await cold("a latent's page, first time", `latent/${latent}`, ".gallery figure");
-await cold("a class's page, first time", `class/${label}`, ".chart canvas");
-await cold("edit bench, first time", `bench?latents=${latent}&rows=${label}&class=${label}`, "#outcome");
+const bench = `bench?latents=${latent}&rows=${label}&class=${label}`;
+for (const [when, rest] of [["at once", 0], ["after two seconds", 2000]]) {
+  await cold(`a latent's page, ${when}`, `latent/${latent}`, ".gallery figure img", rest);
+  await cold(`a class's page, ${when}`, `class/${label}`, "#ranked", rest);
+  await cold(`edit bench, ${when}`, bench, "#outcome", rest);
+  await cold(`edit bench's strength, ${when}`, bench, "#alpha:not([disabled])", rest);
+}
 await page.waitForSelector(".chart canvas");
 await interaction("drag the strength, one row", dragged, "#alpha");
 await page.goto(`${address}#/bench?latents=${latent}&rows=${label},1,2&class=${label}`);

@@ -21,13 +21,13 @@ const outcome = () => page.evaluate(() => ({
 
 for (const edit of asked.edits) {
   await show(`bench?latents=${edit.latents.join(",")}&rows=${edit.rows ? edit.rows.join(",") : "all"}&class=${edit.label}`);
-  await page.waitForSelector("#outcome");
+  await page.waitForSelector("#alpha:not([disabled])");
   if (edit.operator !== "suppress") await page.selectOption("form select >> nth=1", edit.operator);
   if (edit.operator !== "mask") {
     await page.fill("#alpha-number", String(edit.strength));
     await page.press("#alpha-number", "Enter");
   }
-  await page.waitForTimeout(80);
+  await page.waitForTimeout(200);
   const found = await outcome();
   if (edit.download) {
     const waiting = page.waitForEvent("download");
@@ -42,7 +42,7 @@ for (const edit of asked.edits) {
 // The strength is dragged with the mouse, then moved with the keys.
 const first = asked.edits[0];
 await show(`bench?latents=${first.latents.join(",")}&rows=${first.rows.join(",")}&class=${first.label}`);
-await page.waitForSelector("#outcome");
+await page.waitForSelector("#alpha:not([disabled])");
 await page.locator("#alpha").scrollIntoViewIfNeeded();
 const box = await page.locator("#alpha").boundingBox();
 await page.mouse.move(box.x + 8, box.y + box.height / 2);

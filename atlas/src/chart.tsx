@@ -43,7 +43,8 @@ export function Chart({ made, data, height = 260, summary, keys, mark }: {
     draw();
     let width = own.clientWidth;
     const sized = new ResizeObserver(() => {
-      if (own.clientWidth === width) return;
+      // Taken off the page it has no width: to draw it then would keep the next page waiting.
+      if (!own.clientWidth || own.clientWidth === width) return;
       width = own.clientWidth;
       plot.current?.setSize({ width: Math.max(200, width), height });
     });

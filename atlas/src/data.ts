@@ -24,7 +24,7 @@ export type Index = {
     dictionary: string; network: string | null; site: string; width: number; learner: string;
     n_latents: number; n_images: number; n_rows: number; classes_a_file: number;
     latents_a_file: number; images_a_file: number; images: Int32Array; files: string[] | null;
-    maps_missing: string; study: string | null; producer: { name: string; version: string };
+    palette: number[][]; maps_missing: string; study: string | null; producer: { name: string; version: string };
   };
   classes: {
     names: string[]; named: boolean; overall?: number; counts: Int32Array;
@@ -34,11 +34,20 @@ export type Index = {
     density: Float32Array; largest: Float32Array; x: Float32Array; y: Float32Array;
     share: number; class: Int32Array; score: Float32Array;
   };
+  evidence: {
+    k: number; images: number; permutations: number; scales: number[];
+    auc: Float32Array; auc_p_all: Float32Array;
+  } | null;
+  front: {
+    points: { name: string; kind: "own" | "control" | "front" | "trial"; r2: number; l0: number }[];
+    rows: number; l0: Float32Array; r2: Float32Array;
+  } | null;
   quality: {
     columns: string[]; rows: { name: string; values: (number | boolean | null)[] }[]; notes: string[];
   } | null;
   bench: {
     images: Int32Array; labels: Int32Array; live: boolean; steps: number[]; binary: boolean;
+    kept: number; images_a_file: number; folded: number[]; folds_a_file: number; masks: boolean;
   } | null;
   bench_missing: string;
 };
@@ -52,22 +61,36 @@ export type LatentEntry = {
   spread: number;
   profile: { classes: Int32Array; means: Float32Array; shifts: Float32Array };
   maps?: { height: number; width: number; unit: number; values: Int8Array };
+  /** An image that was made to drive the latent. */
+  made?: { source: string; value: number; sign: number; steps: number; noise: number; spread: number };
 };
+type Measured =
+  "auc" | "auc_null" | "auc_p_all" | "precision" | "precision_null" | "chance" | "phi" | "phi_null" | "phi_p" |
+  "kl" | "effect" | "effect_p" | "explained" | "explained_null";
+/** What speaks for a latent; NaN what was not measured, label and partner -1 where there is none. */
+export type Evidence = Record<Measured, number> & { label: number; partner: number; curve: Float32Array };
 export type StepData = {
   images: Int32Array; strengths: Float64Array; classes: Int32Array; limit: number;
 };
 
 const VIEWS = { i8: Int8Array, i32: Int32Array, f32: Float32Array, f64: Float64Array };
 
+type Decoder = { fromBase64?: (text: string) => Uint8Array<ArrayBuffer> };
+
 /** Numbers from base64; every machine that a browser runs on is little-endian, as the data is. */
 export function unpacked({ type, data }: Packed): Numbers {
+  const native = (Uint8Array as Decoder).fromBase64;
+  if (native) return new VIEWS[type](native(data).buffer);
   const text = atob(data);
   const octets = new Uint8Array(text.length);
   for (let at = 0; at < text.length; at++) octets[at] = text.charCodeAt(at);
   return new VIEWS[type](octets.buffer);
 }
 
-/** The value with every packed array in it unpacked. */
+/**
+ * The value with every packed array in it unpacked when it is first asked for: a file holds what 64
+ * pages show, of which one is looked at.
+ */
 export function revived(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(revived);
   if (typeof value !== "object" || value === null) return value;
@@ -76,7 +99,22 @@ export function revived(value: unknown): unknown {
   if (names.length === 2 && typeof fields.data === "string" && String(fields.type) in VIEWS) {
     return unpacked(fields as Packed);
   }
-  return Object.fromEntries(names.map((name) => [name, revived(fields[name])]));
+  const whole = {};
+  for (const name of names) {
+    const field = fields[name];
+    const stored = { configurable: true, enumerable: true, writable: true };
+    if (typeof field !== "object" || field === null) {
+      Object.defineProperty(whole, name, { ...stored, value: field });
+      continue;
+    }
+    const get = () => {
+      const made = revived(field);
+      Object.defineProperty(whole, name, { ...stored, value: made });
+      return made;
+    };
+    Object.defineProperty(whole, name, { configurable: true, enumerable: true, get });
+  }
+  return whole;
 }
 
 const waiting = new Map<string, (value: unknown) => void>();
@@ -120,10 +158,18 @@ export async function classEntry(label: number): Promise<ClassEntry> {
   return file.classes[label % size];
 }
 
-export async function latentEntry(latent: number): Promise<LatentEntry> {
+type LatentFile = { latents: LatentEntry[]; evidence?: Record<Measured | "label" | "partner" | "curve", Numbers> };
+
+export async function latentEntry(latent: number): Promise<LatentEntry & { evidence?: Evidence }> {
   const size = the().about.latents_a_file;
-  const file = await load<{ latents: LatentEntry[] }>(`latents/${Math.floor(latent / size)}`);
-  return file.latents[latent % size];
+  const file = await load<LatentFile>(`latents/${Math.floor(latent / size)}`);
+  const { evidence } = file;
+  const at = latent % size;
+  if (!evidence) return file.latents[at];
+  const scales = the().evidence!.scales.length;
+  const own = Object.fromEntries(Object.entries(evidence).map(([name, values]) => [name, values[at]]));
+  const curve = evidence.curve.subarray(at * scales, (at + 1) * scales);
+  return Object.assign(file.latents[at], { evidence: { ...own, curve } as Evidence });
 }
 
 export async function atom(latent: number): Promise<Float32Array> {
@@ -131,6 +177,19 @@ export async function atom(latent: number): Promise<Float32Array> {
   const file = await load<{ atoms: Float32Array }>(`atoms/${Math.floor(latent / size)}`);
   const start = (latent % size) * width;
   return file.atoms.subarray(start, start + width);
+}
+
+export type Fold = { read: Float64Array; offset: number; foldability: number };
+
+/** What reads a latent off the head's input; null of latents that were not computed ahead. */
+export async function fold(latent: number): Promise<Fold | null> {
+  const { folded, folds_a_file: size } = the().bench!;
+  const { width } = the().about;
+  const place = folded.indexOf(latent);
+  if (place < 0) return null;
+  const file = await load<{ reads: Float64Array; offsets: Float64Array; foldability: Float32Array }>(`folds/${Math.floor(place / size)}`);
+  const at = place % size;
+  return { read: file.reads.subarray(at * width, (at + 1) * width), offset: file.offsets[at], foldability: file.foldability[at] };
 }
 
 let places: Map<number, number> | null = null;

@@ -1,6 +1,7 @@
 import uPlot from "uplot";
 import { axis, Chart, colours } from "./chart";
 import { type ClassEntry, classEntry, latentEntry, the } from "./data";
+import { EvidenceSection } from "./evidence";
 import { quantile } from "./edits";
 import { Gallery } from "./gallery";
 import { Key } from "./key";
@@ -151,6 +152,18 @@ export function LatentPage({ latent }: { latent: number }) {
             <p><a class="button" href={toBench([latent], the().bench!.binary ? null : [label], label)}>Try an edit of this latent</a></p>
           ) : null}
           <section aria-labelledby="top"><h2 id="top">Images it is strongest on</h2><Gallery latent={latent} entry={entry} /></section>
+          {entry.made ? (
+            <section aria-labelledby="made">
+              <h2 id="made">An image made to {entry.made.sign < 0 ? "lower" : "drive"} it</h2>
+              <div class="made">
+                <img src={entry.made.source} alt={`Made in ${entry.made.steps} steps to ${entry.made.sign < 0 ? "lower" : "raise"} latent ${latent}`} />
+                <p class="note">
+                  Activation maximization: {entry.made.steps} steps of gradient ascent on the latent before its activation function, from noise. The image reaches {short(entry.made.value)}; random images like the one it began with reach {short(entry.made.noise)} ± {short(entry.made.spread)}. It shows what drives the latent furthest, which no recorded image need resemble.
+                </p>
+              </div>
+            </section>
+          ) : null}
+          {entry.evidence ? <EvidenceSection latent={latent} evidence={entry.evidence} /> : null}
           <div class="columns">
             <section aria-labelledby="codes">
               <h2 id="codes">Its codes</h2>

@@ -1,11 +1,15 @@
 /** What edits do to recorded images: the same arithmetic as in Python, on one thread. */
 
-export type Operator = "suppress" | "enhance" | "mask";
+export type Operator = "suppress" | "enhance" | "fold" | "mask";
 /** Rows of the head that change; null: all of them. */
 export type Rows = number[] | null;
 export type Head = { weight: Float32Array; bias: Float32Array; width: number; classes: number };
-/** Recorded images: head inputs (images, width), logits (images, classes), labels (images). */
-export type Recorded = { x: Float32Array; logits: Float32Array; labels: Int32Array };
+/** The highest logits of each image, highest first: (images, kept) each. */
+export type Top = { classes: Int32Array; logits: Float32Array; kept: number };
+/** Recorded images: head inputs (images, width), labels (images). */
+export type Recorded = { x: Float32Array; labels: Int32Array; top: Top };
+/** A row's logits of some images (null: of all) under an edit, written to `out`. */
+export type RowLogits = (row: number, images: ArrayLike<number> | null, out: Float64Array) => Float64Array;
 
 /** How much latents reach each feature: |c| of one atom, the root of the sum of squares of more. */
 export function reachOf(atoms: Float32Array[]): Float64Array {
@@ -29,63 +33,114 @@ export function limitOf(reach: Float64Array): number {
   return Math.min(1 / moving[at], 1000 / moving[0]);
 }
 
-/** A row's logits of the given images when its columns are scaled. */
-export function rowLogits(
-  head: Head, row: number, scale: Float32Array, x: Float32Array, images: ArrayLike<number> | null,
-  out: Float64Array,
-): Float64Array {
+/** Logits when the rows' columns are scaled; null leaves them as they are. */
+export function gated(head: Head, recorded: Recorded, scale: Float32Array | null): RowLogits {
   const { width } = head;
-  const scaled = new Float32Array(width);
-  for (let j = 0; j < width; j++) scaled[j] = head.weight[row * width + j] * scale[j];
-  const count = images ? images.length : x.length / width;
-  for (let i = 0; i < count; i++) {
-    const start = (images ? images[i] : i) * width;
-    // Four sums at once: one alone would wait for each addition.
-    let a = 0, b = 0, c = 0, d = 0, j = 0;
-    for (; j + 3 < width; j += 4) {
-      a += x[start + j] * scaled[j];
-      b += x[start + j + 1] * scaled[j + 1];
-      c += x[start + j + 2] * scaled[j + 2];
-      d += x[start + j + 3] * scaled[j + 3];
+  const { x } = recorded;
+  return (row, images, out) => {
+    const scaled = head.weight.slice(row * width, (row + 1) * width);
+    if (scale) for (let j = 0; j < width; j++) scaled[j] *= scale[j];
+    const count = images ? images.length : x.length / width;
+    for (let i = 0; i < count; i++) {
+      const start = (images ? images[i] : i) * width;
+      // Four sums at once: one alone would wait for each addition.
+      let a = 0, b = 0, c = 0, d = 0, j = 0;
+      for (; j + 3 < width; j += 4) {
+        a += x[start + j] * scaled[j];
+        b += x[start + j + 1] * scaled[j + 1];
+        c += x[start + j + 2] * scaled[j + 2];
+        d += x[start + j + 3] * scaled[j + 3];
+      }
+      for (; j < width; j++) a += x[start + j] * scaled[j];
+      out[i] = a + b + c + d + head.bias[row];
     }
-    for (; j < width; j++) a += x[start + j] * scaled[j];
-    out[i] = a + b + c + d + head.bias[row];
+    return out;
+  };
+}
+
+/** What is folded: of each latent its atom U, its read-out V and the offset c. */
+export type Folded = { write: Float32Array; read: Float64Array; offset: number };
+
+/** How fast the logits of rows fall with the amount t of x' = x − t U(Vᵀx − c). */
+export class Fall {
+  /** Vᵀx − c, one array a latent. */
+  private readings: Float64Array[];
+  constructor(private head: Head, recorded: Recorded, private folded: Folded[]) {
+    const { width } = head;
+    this.readings = folded.map(({ read, offset }) => Float64Array.from(recorded.labels, (_, i) => {
+      let sum = -offset;
+      for (let j = 0; j < width; j++) sum += read[j] * recorded.x[i * width + j];
+      return sum;
+    }));
   }
-  return out;
+
+  /** W U of a row, one number a latent. */
+  gains(row: number): number[] {
+    const { weight, width } = this.head;
+    return this.folded.map(({ write }) => {
+      let sum = 0;
+      for (let j = 0; j < width; j++) sum += weight[row * width + j] * write[j];
+      return sum;
+    });
+  }
+
+  at(image: number, gains: number[]): number {
+    let sum = 0;
+    gains.forEach((gain, at) => (sum += gain * this.readings[at][image]));
+    return sum;
+  }
+
+  logits(recorded: Recorded, amount: number): RowLogits {
+    const plain = gated(this.head, recorded, null);
+    return (row, images, out) => {
+      plain(row, images, out);
+      const gains = this.gains(row);
+      for (let i = 0; i < out.length; i++) out[i] -= amount * this.at(images ? images[i] : i, gains);
+      return out;
+    };
+  }
 }
 
 /** The best class of each image among the rows that an edit leaves alone. */
 export type Rest = { rows: Rows; best: Int32Array; logit: Float64Array };
 
 export function restOf(head: Head, recorded: Recorded, rows: Rows): Rest {
-  const images = recorded.labels.length;
-  const best = new Int32Array(images).fill(-1);
-  const logit = new Float64Array(images).fill(-Infinity);
-  const edited = new Uint8Array(head.classes).fill(rows ? 0 : 1);
-  for (const row of rows ?? []) edited[row] = 1;
-  for (let i = 0; i < images; i++) {
-    for (let k = 0; k < head.classes; k++) {
-      const value = recorded.logits[i * head.classes + k];
-      if (!edited[k] && value > logit[i]) {
-        logit[i] = value;
-        best[i] = k;
+  const { labels, top } = recorded;
+  const best = new Int32Array(labels.length).fill(-1);
+  const logit = new Float64Array(labels.length).fill(-Infinity);
+  if (!rows) return { rows, best, logit };
+  const edited = new Uint8Array(head.classes);
+  for (const row of rows) edited[row] = 1;
+  if (rows.length < top.kept || top.kept === head.classes) {
+    for (let i = 0; i < labels.length; i++) {
+      for (let at = i * top.kept; at < (i + 1) * top.kept; at++) {
+        if (edited[top.classes[at]]) continue;
+        [best[i], logit[i]] = [top.classes[at], top.logits[at]];
+        break;
       }
     }
+    return { rows, best, logit };
+  }
+  // More rows than logits were kept of each image: all others are computed, once for these rows.
+  const plain = gated(head, recorded, null);
+  const out = new Float64Array(labels.length);
+  for (let row = 0; row < head.classes; row++) {
+    if (edited[row]) continue;
+    plain(row, null, out);
+    for (let i = 0; i < out.length; i++) if (out[i] > logit[i]) [best[i], logit[i]] = [row, out[i]];
   }
   return { rows, best, logit };
 }
 
 /** What is predicted after an edit. Of equal logits the lower class wins, as in torch on the CPU. */
-export function predictions(
-  head: Head, recorded: Recorded, rest: Rest, scale: Float32Array | null,
-): Int32Array {
+export function predictions(head: Head, rest: Rest, moved: RowLogits | null): Int32Array {
   const predicted = rest.best.slice();
+  if (!moved) return predicted; // masked rows are below all others
   const highest = rest.logit.slice();
   const logits = new Float64Array(predicted.length);
   const rows = rest.rows ?? Array.from({ length: head.classes }, (_, row) => row);
-  if (!scale) return predicted; // masked rows are below all others
   for (const row of rows) {
-    rowLogits(head, row, scale, recorded.x, null, logits);
+    moved(row, null, logits);
     for (let i = 0; i < logits.length; i++) {
       if (logits[i] > highest[i] || (logits[i] === highest[i] && row < predicted[i])) {
         highest[i] = logits[i];
@@ -219,6 +274,41 @@ export function criticalStrengths(
     }
     return first;
   });
+}
+
+/** The same for a fold, under which the logits are straight lines in its amount. */
+export function criticalAmounts(
+  head: Head, recorded: Recorded, rest: Rest, fall: Fall, label: number, images: number[],
+): Float64Array {
+  const rows = rest.rows ?? Array.from({ length: head.classes }, (_, row) => row);
+  const own = rows.includes(label);
+  const plain = gated(head, recorded, null);
+  const slopes = (row: number) => {
+    const gains = fall.gains(row);
+    return Float64Array.from(images, (image) => fall.at(image, gains));
+  };
+  const logit = plain(label, images, new Float64Array(images.length));
+  const slope = own ? slopes(label) : new Float64Array(images.length);
+  const first = Float64Array.from(images, (image, at) => {
+    if (!own) return rest.best[image] !== label && rest.best[image] >= 0 ? 0 : Infinity;
+    return crossing(logit[at] - rest.logit[image], slope[at]);
+  });
+  const rival = new Float64Array(images.length);
+  for (const row of rows) {
+    if (row === label) continue;
+    plain(row, images, rival);
+    const falls = slopes(row);
+    for (let at = 0; at < images.length; at++) {
+      first[at] = Math.min(first[at], crossing(logit[at] - rival[at], slope[at] - falls[at]));
+    }
+  }
+  return first;
+}
+
+/** Where a lead that falls along a line is lost. */
+function crossing(lead: number, fall: number): number {
+  if (lead <= 0) return 0;
+  return fall > 0 && lead / fall <= 1000 ? lead / fall : Infinity;
 }
 
 export function quantile(sorted: ArrayLike<number>, share: number): number {

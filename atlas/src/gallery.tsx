@@ -4,14 +4,15 @@ import { fileName, type LatentEntry, the, thumbnails } from "./data";
 import { useLater } from "./later";
 import { short } from "./text";
 
-/** Dark to bright, so that it reads in grey too; opacity rises with the value. */
-const RAMP = [[29, 17, 71], [114, 31, 129], [183, 55, 121], [241, 96, 93], [254, 176, 120], [252, 253, 191]];
-
-export function shade(share: number): [number, number, number] {
-  const at = Math.max(0, Math.min(1, share)) * (RAMP.length - 1);
-  const low = Math.min(RAMP.length - 2, Math.floor(at));
-  return RAMP[low].map((value, i) => Math.round(value + (at - low) * (RAMP[low + 1][i] - value))) as [number, number, number];
+/** A colour between two of a palette's; that of all pictures that the package makes comes with the data. */
+export function shade(palette: number[][], share: number): number[] {
+  const at = Math.max(0, Math.min(1, share)) * (palette.length - 1);
+  const low = Math.min(palette.length - 2, Math.floor(at));
+  return palette[low].map((value, i) => Math.round(value + (at - low) * (palette[low + 1][i] - value)));
 }
+
+/** How much of the image a value hides: little where it is small, and never all. */
+const opacity = (share: number) => 60 + 145 * share;
 
 function Map_({ maps, at, most, threshold }: {
   maps: NonNullable<LatentEntry["maps"]>; at: number; most: number; threshold: number;
@@ -20,10 +21,10 @@ function Map_({ maps, at, most, threshold }: {
   useEffect(() => {
     const { height, width, values } = maps;
     const picture = new ImageData(width, height);
+    const { palette } = the().about;
     for (let i = 0; i < height * width; i++) {
       const share = most > 0 ? Math.max(0, values[at * height * width + i]) / most : 0;
-      const [red, green, blue] = shade(share);
-      picture.data.set([red, green, blue, share > 0 && share >= threshold ? 50 + 130 * share : 0], 4 * i);
+      picture.data.set([...shade(palette, share), share > 0 && share >= threshold ? opacity(share) : 0], 4 * i);
     }
     canvas.current!.getContext("2d")!.putImageData(picture, 0, 0);
   }, [maps, at, most, threshold]);
@@ -51,7 +52,7 @@ export function Gallery({ latent, entry, limit = 12 }: { latent: number; entry: 
             <input type="range" min="0" max="100" value={100 * threshold} aria-label="Threshold of the map, in percent"
               onInput={(event) => setThreshold(Number(event.currentTarget.value) / 100)} />
           </label>
-          <div class="scale" aria-hidden="true"><span>0</span><i /><span>{short(most * maps.unit)}</span></div>
+          <div class="scale" aria-hidden="true"><span>0</span><i style={{ background: `linear-gradient(90deg, ${about.palette.map((colour) => `rgb(${colour})`).join(", ")})` }} /><span>{short(most * maps.unit)}</span></div>
         </div>
       ) : null}
       <ol>

@@ -1,10 +1,7 @@
 /** A table of any length of which only the rows in sight are in the document. */
 import { signal } from "@preact/signals";
-import {
-  elementScroll, observeElementOffset, observeElementRect, Virtualizer,
-} from "@tanstack/virtual-core";
 import type { ComponentChildren } from "preact";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 
 export type Column = {
   name: string; title: string; numeric?: boolean; wide?: boolean;
@@ -13,6 +10,13 @@ export type Column = {
   cell: (row: number) => ComponentChildren;
 };
 const HEIGHT = 44;
+const OVERSCAN = 8;
+
+/** Which rows are in sight, and a few on either side, so that keys and scrolling find them there. */
+export function inSight(top: number, height: number, count: number): { first: number; end: number } {
+  const first = Math.max(0, Math.min(count, Math.floor(top / HEIGHT)) - OVERSCAN);
+  return { first, end: Math.min(count, Math.ceil((top + height) / HEIGHT) + OVERSCAN) };
+}
 
 export function ordered(rows: number[], column: Column, down: boolean): number[] {
   const keys = new Map(rows.map((row) => [row, column.key(row)]));
@@ -34,19 +38,20 @@ export function List({ label, rows, columns, href, sorted }: {
   const column = columns.find((each) => each.name === sorting.column) ?? columns[0];
   const shown = useMemo(() => ordered(rows, column, sorting.down), [rows, column.name, sorting.down]);
   const box = useRef<HTMLDivElement>(null);
-  const [, again] = useState(0);
-  const options = {
-    count: shown.length, estimateSize: () => HEIGHT, overscan: 8,
-    getScrollElement: () => box.current, scrollToFn: elementScroll, observeElementRect,
-    observeElementOffset, onChange: () => again((n) => n + 1),
-  };
-  const [virtual] = useState(() => new Virtualizer<HTMLDivElement, HTMLDivElement>(options));
-  virtual.setOptions(options);
-  useEffect(() => virtual._didMount(), []);
-  useEffect(() => {
-    virtual._willUpdate();
-    again((n) => n + 1);
-  }, [shown.length]);
+  const [view, setView] = useState({ top: 0, height: 600 });
+  useLayoutEffect(() => {
+    const own = box.current!;
+    const look = () => setView({ top: own.scrollTop, height: own.clientHeight });
+    look();
+    own.addEventListener("scroll", look, { passive: true });
+    const sized = new ResizeObserver(look);
+    sized.observe(own);
+    return () => {
+      own.removeEventListener("scroll", look);
+      sized.disconnect();
+    };
+  }, []);
+  const { first, end } = inSight(view.top, view.height, shown.length);
   const sort = (name: string) => {
     const down = sorting.column === name ? !sorting.down : columns.find((each) => each.name === name)!.numeric === true;
     sortings.value = { ...sortings.value, [label]: { column: name, down } };
@@ -59,7 +64,9 @@ export function List({ label, rows, columns, href, sorted }: {
     if (step === undefined || place === undefined) return;
     event.preventDefault();
     const next = Math.max(0, Math.min(shown.length - 1, Number(place) + step));
-    virtual.scrollToIndex(next);
+    const own = box.current!;
+    own.scrollTop = Math.max((next + 1) * HEIGHT - own.clientHeight, Math.min(own.scrollTop, next * HEIGHT));
+    setView({ top: own.scrollTop, height: own.clientHeight });
     requestAnimationFrame(() => box.current?.querySelector<HTMLElement>(`[data-place="${next}"]`)?.focus());
   };
   return (
@@ -78,15 +85,15 @@ export function List({ label, rows, columns, href, sorted }: {
         </div>
       </div>
       <div class="body" ref={box} onKeyDown={key} role="rowgroup" tabIndex={shown.length ? -1 : 0}>
-        <div role="presentation" class="length" style={{ height: `${virtual.getTotalSize()}px` }}>
-          {virtual.getVirtualItems().map((item) => {
-            const row = shown[item.index];
-            return row === undefined ? null : (
-              <div key={row} class="row" role="row" aria-rowindex={item.index + 2}
-                style={{ gridTemplateColumns: template, transform: `translateY(${item.start}px)` }}>
+        <div role="presentation" class="length" style={{ height: `${shown.length * HEIGHT}px` }}>
+          {shown.slice(first, end).map((row, offset) => {
+            const place = first + offset;
+            return (
+              <div key={row} class="row" role="row" aria-rowindex={place + 2}
+                style={{ gridTemplateColumns: template, transform: `translateY(${place * HEIGHT}px)` }}>
                 {columns.map((each, at) => (
                   <div key={each.name} role="cell" class={each.numeric ? "number" : ""}>
-                    {at ? each.cell(row) : <a href={href(row)} data-place={item.index}>{each.cell(row)}</a>}
+                    {at ? each.cell(row) : <a href={href(row)} data-place={place}>{each.cell(row)}</a>}
                   </div>
                 ))}
               </div>

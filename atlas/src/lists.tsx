@@ -43,7 +43,7 @@ export function ClassList() {
 }
 
 export function LatentList() {
-  const { latents, classes, about } = the();
+  const { latents, classes, about, evidence } = the();
   const wanted = latentSearch.value.trim().toLowerCase();
   const rows = useMemo(
     () => Array.from({ length: about.n_latents }, (_, latent) => latent).filter((latent) =>
@@ -56,6 +56,10 @@ export function LatentList() {
     { name: "score", title: "Score", numeric: true, key: (row) => latents.score[row], cell: (row) => short(latents.score[row]) },
     { name: "density", title: "Density", numeric: true, key: (row) => latents.density[row], cell: (row) => short(latents.density[row]) },
     { name: "largest", title: "Largest code", numeric: true, key: (row) => Math.abs(latents.largest[row]), cell: (row) => short(latents.largest[row]) },
+    ...(evidence ? [
+      { name: "auc", title: "AUC", numeric: true, key: (row: number) => evidence.auc[row] || 0, cell: (row: number) => short(evidence.auc[row]) },
+      { name: "p", title: "p of all", numeric: true, key: (row: number) => -evidence.auc_p_all[row], cell: (row: number) => short(evidence.auc_p_all[row], 2) },
+    ] : []),
   ];
   return (
     <>

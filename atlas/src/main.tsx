@@ -7,6 +7,8 @@ import { type Index, index, load, type OfArtifact, provide } from "./data";
 import { ClassPage, LatentPage } from "./details";
 import { ClassList, LatentList } from "./lists";
 import { Overview } from "./overview";
+import { whenIdle } from "./later";
+import { needed } from "./recorded";
 import { follow, route } from "./routes";
 
 // Data files call it: they are classic scripts, and know no imports.
@@ -64,6 +66,11 @@ function Alone({ title, artifact, about }: OfArtifact) {
   );
 }
 
+/** Loads what the bench needs, a piece whenever there is nothing else to do: in pieces, so that no click waits. */
+function ahead([key, ...others]: string[]) {
+  whenIdle(() => load(key).then(() => others.length && ahead(others), () => undefined));
+}
+
 addEventListener("hashchange", follow);
 const place = document.getElementById("app")!;
 load<Index | OfArtifact>("index").then(
@@ -76,6 +83,8 @@ load<Index | OfArtifact>("index").then(
     }
     index.value = loaded;
     render(<App />, place);
+    // Whoever goes on at once is not kept waiting by what may never be needed.
+    if (loaded.bench) setTimeout(() => ahead(needed()), 500);
   },
   (error: Error) => {
     place.textContent = error.message;

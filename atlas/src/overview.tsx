@@ -1,7 +1,8 @@
-import { useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import uPlot from "uplot";
 import { axis, Chart, colours } from "./chart";
 import { the } from "./data";
+import { FrontSection } from "./front";
 import { ClassList } from "./lists";
 import { toLatent } from "./routes";
 import { count, percent, short } from "./text";
@@ -13,10 +14,14 @@ function LatentMap() {
   const [near, setNear] = useState(-1);
   const density = kind === "density";
   const floor = 0.5 / the().about.n_rows;
-  const raw = Array.from(density ? latents.density : latents.x);
-  const order = raw.map((_, latent) => latent).sort((a, b) => raw[a] - raw[b] || a - b);
-  const x = order.map((latent) => (density ? Math.max(raw[latent], floor) : raw[latent]));
-  const y = order.map((latent) => (density ? Math.abs(latents.largest[latent]) : latents.y[latent]));
+  const { order, x, y } = useMemo(() => {
+    const raw = density ? latents.density : latents.x;
+    const order = Array.from(raw.keys()).sort((a, b) => raw[a] - raw[b] || a - b);
+    return {
+      order, x: order.map((latent) => (density ? Math.max(raw[latent], floor) : raw[latent])),
+      y: order.map((latent) => (density ? Math.abs(latents.largest[latent]) : latents.y[latent])),
+    };
+  }, [kind]);
   const nearest = (plot: uPlot) => {
     const { left = -1, top = -1 } = plot.cursor;
     let best = -1;
@@ -30,7 +35,19 @@ function LatentMap() {
     setNear(best < 0 ? -1 : order[best]);
   };
   const made = () => {
-    const { accent } = colours();
+    const faint = `color-mix(in srgb, ${colours().accent} 55%, transparent)`;
+    // One path of all their circles takes tens of milliseconds to fill; squares of three pixels do not.
+    const squares = (plot: uPlot) => {
+      const { ctx } = plot;
+      const side = 3 * devicePixelRatio;
+      ctx.save();
+      ctx.fillStyle = faint;
+      for (let at = 0; at < x.length; at++) {
+        ctx.fillRect(plot.valToPos(x[at], "x", true) - side / 2, plot.valToPos(y[at], "y", true) - side / 2, side, side);
+      }
+      ctx.restore();
+      return false;
+    };
     return {
       legend: { show: false },
       cursor: { x: false, y: false, points: { show: false }, drag: { x: false, y: false } },
@@ -41,7 +58,7 @@ function LatentMap() {
       ],
       series: [{}, {
         paths: () => null, stroke: "transparent",
-        points: { show: true, size: x.length > 4000 ? 3 : 6, width: 0, fill: `color-mix(in srgb, ${accent} 55%, transparent)` },
+        points: { show: x.length > 4000 ? squares : true, size: 6, width: 0, fill: faint },
       }],
       hooks: {
         setCursor: [nearest],
@@ -121,6 +138,7 @@ export function Overview() {
       </dl>
       <LatentMap />
       <section aria-labelledby="classes-title"><h2 id="classes-title">Classes</h2><ClassList /></section>
+      <FrontSection />
       <Quality />
     </>
   );

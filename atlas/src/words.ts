@@ -11,7 +11,7 @@ export function quoted(word: string): string {
 /** A number that Python reads as the same double. */
 export function literal(value: number): string {
   const text = String(value);
-  return /^\d+$/.test(text) ? `${text}.0` : text;
+  return /^-?\d+$/.test(text) ? `${text}.0` : text;
 }
 
 export function python(edit: Described): string {
@@ -20,6 +20,17 @@ export function python(edit: Described): string {
     const which = edit.rows?.length === 1 ? String(edit.rows[0]) : rows;
     return `edit = salve.mask(hooked, ${which}, acts)`;
   }
+  if (edit.operator === "fold") {
+    return [
+      `latents = (${edit.latents.join(", ")},)`,
+      'concepts = [salve.latent_concept(dictionary, acts, latent) for latent in latents]',
+      'maps = [salve.erase(hooked, concept, "fold").operator for concept in concepts]',
+      "parts = [torch.cat(each, -1) for each in zip(*(fold.tensors.values() for fold in maps))]",
+      `fold = salve.LowRankMap(*parts, scale=${literal(1 - edit.alpha)})`,
+      `origin = salve.Provenance("latents", latents, dictionary.digest)`,
+      `edit = salve.edit_at(hooked, dictionary.site, fold, rows=${rows}, provenance=origin)`,
+    ].join("\n");
+  }
   const latent = edit.latents.length === 1 ? String(edit.latents[0]) : `[${edit.latents.join(", ")}]`;
   const options = `latent=${latent}, strength=${literal(edit.alpha)}, rows=${rows}`;
   return `edit = salve.${edit.operator}(hooked, dictionary, ${options})`;
@@ -27,15 +38,14 @@ export function python(edit: Described): string {
 
 export function script(edit: Described, study: string | null): string {
   const place = study === null ? '"STUDY' : JSON.stringify(study).slice(0, -1);
-  const source =
-    edit.operator === "mask"
-      ? `acts = salve.Activations.load(${place}/activations")`
-      : `dictionary = salve.Dictionary.from_pretrained(${place}/dictionary")`;
+  const dictionary = `dictionary = salve.Dictionary.from_pretrained(${place}/dictionary")`;
+  const acts = `acts = salve.Activations.load(${place}/activations")`;
   return [
+    ...(edit.operator === "fold" ? ["import torch", ""] : []),
     "import salve_plugin as salve",
     "",
     "hooked = salve.attach(model)  # the model of the study",
-    source,
+    ...(edit.operator === "mask" ? [acts] : edit.operator === "fold" ? [dictionary, acts] : [dictionary]),
     python(edit),
     "edit.apply_(hooked)  # edit.revert_(hooked) undoes it, bit for bit",
   ].join("\n");
@@ -46,7 +56,9 @@ export function command(
   edit: Described, study: string | null, label: string | null,
 ): { line: string } | { missing: string } {
   if (study === null) return { missing: "The atlas was made without a study: use the Python." };
-  if (edit.operator === "mask") return { missing: "The command makes edits of latents: use the Python." };
+  if (edit.operator === "mask" || edit.operator === "fold") {
+    return { missing: "The command suppresses and enhances latents: use the Python." };
+  }
   if (edit.latents.length !== 1) return { missing: "The command takes one latent: use the Python." };
   const words = ["salve", "edit", quoted(study)];
   // With "=": a name may begin with a dash.
@@ -58,36 +70,63 @@ export function command(
   return { line: words.join(" ") };
 }
 
+/** A tensor of a file; shapes as in Python. */
+export type Stored = { shape: number[]; values: Float32Array | Float64Array };
+
+/** A tensor whose columns are given, as Python lays it out: row by row. */
+export function columns(given: ArrayLike<number>[]): Stored {
+  const rows = given[0].length;
+  const values = new Float64Array(rows * given.length);
+  given.forEach((column, at) => {
+    for (let row = 0; row < rows; row++) values[row * given.length + at] = column[row];
+  });
+  return { shape: [rows, given.length], values };
+}
+
+/** The fields of an edit as JSON texts: what it shares with others, and what is its own. */
+export function fieldsOf(
+  edit: Described, shared: Record<string, string>, dictionary: string, note?: string,
+): Record<string, string> {
+  const { operator, latents, alpha } = edit;
+  const form = {
+    mask: () => '{"form":"low_rank_update"}',
+    fold: () => `{"form":"low_rank_map","scale":${literal(1 - alpha)}}`,
+  }[operator as string] ?? (() => `{"form":"gate","mode":"${operator}","strength":${literal(alpha)}}`);
+  const origin = operator === "mask"
+    ? { dictionary: null, kind: "written", latents: [], note }
+    : { dictionary, kind: "latents", latents, note: "" };
+  return {
+    ...shared, operator: form(), provenance: JSON.stringify(origin),
+    rows: JSON.stringify(edit.rows && [...edit.rows].sort((a, b) => a - b)),
+  };
+}
+
 /**
- * An edit as a safetensors file: its atoms, and in the metadata what `Edit.from_json` takes.
+ * An edit as a safetensors file: its tensors, and in the metadata what `Edit.from_json` takes.
  *
  * The fields that all edits share come as JSON text and stay text: to JavaScript 1.0 is 1, to an
  * edit's digest it is not.
  */
-export function recipe(
-  edit: Described, shared: Record<string, string>, dictionary: string, atoms: Float32Array[],
-): Uint8Array {
-  const texts: Record<string, string> = {
-    ...shared,
-    operator: `{"form":"gate","mode":"${edit.operator}","strength":${literal(edit.alpha)}}`,
-    provenance: JSON.stringify({ dictionary, kind: "latents", latents: edit.latents, note: "" }),
-    rows: JSON.stringify(edit.rows && [...edit.rows].sort((a, b) => a - b)),
-  };
+export function recipe(texts: Record<string, string>, tensors: Record<string, Stored>): Uint8Array {
   const fields = Object.keys(texts).sort().map((name) => `${JSON.stringify(name)}:${texts[name]}`);
-  const width = atoms[0].length;
-  const size = 4 * width * atoms.length;
-  let header = JSON.stringify({
-    __metadata__: { recipe: `{${fields.join(",")}}` },
-    directions: { dtype: "F32", shape: [atoms.length, width], data_offsets: [0, size] },
-  });
+  const about: Record<string, unknown> = { __metadata__: { recipe: `{${fields.join(",")}}` } };
+  let size = 0;
+  for (const [name, { shape, values }] of Object.entries(tensors)) {
+    const dtype = values instanceof Float64Array ? "F64" : "F32";
+    about[name] = { dtype, shape, data_offsets: [size, size + values.byteLength] };
+    size += values.byteLength;
+  }
+  let header = JSON.stringify(about);
   let octets = new TextEncoder().encode(header);
   header += " ".repeat((8 - (octets.length % 8)) % 8); // tensors are aligned
   octets = new TextEncoder().encode(header);
   const file = new Uint8Array(8 + octets.length + size);
   new DataView(file.buffer).setBigUint64(0, BigInt(octets.length), true);
   file.set(octets, 8);
-  atoms.forEach((atom, at) => {
-    file.set(new Uint8Array(atom.buffer, atom.byteOffset, 4 * width), 8 + octets.length + 4 * width * at);
-  });
+  let at = 8 + octets.length;
+  for (const { values } of Object.values(tensors)) {
+    file.set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength), at);
+    at += values.byteLength;
+  }
   return file;
 }

@@ -1,5 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { revived, unpacked } from "../src/data";
+import { shade } from "../src/gallery";
+import { inSight } from "../src/list";
 import { count, percent, points, short } from "../src/text";
 
 describe("data", () => {
@@ -12,6 +14,33 @@ describe("data", () => {
   it("leaves everything else as it is", () => {
     const value = { name: "</script>", list: [1, { type: "i8", data: "Af8=" }], type: "f32", none: null };
     expect(revived(value)).toEqual({ ...value, list: [1, Int8Array.of(1, -1)] });
+  });
+
+  it("unpacks once, when it is asked", () => {
+    const whole = revived({ entries: [{ codes: { type: "i8", data: "Af8=" } }, { codes: { type: "i8", data: "%%%" } }] }) as
+      { entries: { codes: Int8Array }[] };
+    expect(Array.from(whole.entries[0].codes)).toEqual([1, -1]);
+    expect(whole.entries[0].codes).toBe(whole.entries[0].codes);
+    expect(() => whole.entries[1].codes).toThrow();
+  });
+});
+
+describe("lists", () => {
+  it("draws the rows in sight and a few beside them, and no others", () => {
+    expect(inSight(0, 440, 3)).toEqual({ first: 0, end: 3 });
+    expect(inSight(0, 440, 16000)).toEqual({ first: 0, end: 18 });
+    expect(inSight(44 * 1000 + 1, 440, 16000)).toEqual({ first: 992, end: 1019 });
+    const { first, end } = inSight(44 * 16000, 440, 16000);
+    expect([first, end]).toEqual([15992, 16000]);
+    expect(inSight(44 * 16000, 440, 0)).toEqual({ first: 0, end: 0 });
+  });
+});
+
+describe("maps", () => {
+  it("goes from one end of the palette to the other", () => {
+    const palette = [[0, 0, 10], [100, 50, 30], [200, 100, 0]];
+    expect([-1, 0, 0.25, 0.5, 1, 2].map((share) => shade(palette, share))).toEqual(
+      [[0, 0, 10], [0, 0, 10], [50, 25, 20], [100, 50, 30], [200, 100, 0], [200, 100, 0]]);
   });
 });
 

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import {
-  confusion, counted, criticalStrengths, factors, firstRoot, type Head, limitOf, predictions, quantile,
-  reachOf, restOf, StepFunction,
+  confusion, counted, criticalAmounts, criticalStrengths, factors, Fall, firstRoot, gated, type Head, limitOf,
+  predictions, quantile, reachOf, restOf, StepFunction, type Top,
 } from "../src/edits";
 
 /** Numbers from -1 to 1, the same every time. */
@@ -13,7 +13,19 @@ function random(seed: number) {
   };
 }
 
-function problem(seed: number, classes = 6, width = 9, images = 40) {
+/** The highest `kept` logits of each image. */
+function topOf(logits: Float32Array, classes: number, kept: number): Top {
+  const orders = Array.from({ length: logits.length / classes }, (_, i) => {
+    const own = Array.from(logits.subarray(i * classes, (i + 1) * classes));
+    return own.map((_, k) => k).sort((a, b) => own[b] - own[a] || a - b).slice(0, kept);
+  });
+  return {
+    classes: Int32Array.from(orders.flat()), kept,
+    logits: Float32Array.from(orders.flatMap((order, i) => order.map((k) => logits[i * classes + k]))),
+  };
+}
+
+function problem(seed: number, classes = 6, width = 9, images = 40, kept = classes) {
   const next = random(seed);
   const numbers = (n: number) => Float32Array.from({ length: n }, next);
   const head: Head = { weight: numbers(classes * width), bias: numbers(classes), width, classes };
@@ -29,7 +41,7 @@ function problem(seed: number, classes = 6, width = 9, images = 40) {
   const labels = Int32Array.from({ length: images }, (_, i) => i % classes);
   const atom = numbers(width);
   const norm = Math.hypot(...atom);
-  return { head, recorded: { x, logits, labels }, reach: reachOf([atom.map((each) => each / norm)]) };
+  return { head, recorded: { x, labels, top: topOf(logits, classes, kept) }, reach: reachOf([atom.map((each) => each / norm)]) };
 }
 
 /** The largest logit of each image, everything computed anew in float64. */
@@ -67,13 +79,61 @@ describe("edits", () => {
       const rest = restOf(given.head, given.recorded, rows);
       const scale = factors(given.reach, 0.3 * seed, "suppress");
       const all = rows ?? [0, 1, 2, 3, 4, 5];
-      expect(Array.from(predictions(given.head, given.recorded, rest, scale))).toEqual(recounted(given, scale, all));
+      expect(Array.from(predictions(given.head, rest, gated(given.head, given.recorded, scale)))).toEqual(recounted(given, scale, all));
     }
+  });
+
+  it.each([[[2]], [[0, 3]], [[0, 3, 5]], [[0, 1, 3, 5]]])("knows the best of the other rows from few logits an image, rows %j", (rows) => {
+    for (let seed = 1; seed < 9; seed++) {
+      const [whole, few] = [problem(seed), problem(seed, 6, 9, 40, 3)];
+      expect(few.recorded.top.logits.length).toBe(3 * 40);
+      const [all, some] = [whole, few].map((given) => restOf(given.head, given.recorded, rows));
+      expect(some.best).toEqual(all.best);
+      some.logit.forEach((logit, i) => expect(logit).toBeCloseTo(all.logit[i], 5));
+    }
+  });
+
+  it.each([[[2]], [[0, 3, 5]], [null]])("folds latents as x' = x - t U(V'x - c) does, rows %j", (rows) => {
+    let [changed, broken] = [0, 0];
+    for (let seed = 1; seed < 12; seed++) {
+      const { head, recorded } = problem(seed, 6, 9, 60);
+      const next = random(seed + 100);
+      const folded = Array.from({ length: 2 }, () => ({
+        write: Float32Array.from({ length: 9 }, next), read: Float64Array.from({ length: 9 }, next), offset: next(),
+      }));
+      const rest = restOf(head, recorded, rows);
+      const fall = new Fall(head, recorded, folded);
+      const predicted = (amount: number) => predictions(head, rest, fall.logits(recorded, amount));
+      const moved = (i: number, amount: number) => {
+        const x = Array.from(recorded.x.subarray(9 * i, 9 * i + 9));
+        const readings = folded.map(({ read, offset }) => x.reduce((sum, each, j) => sum + each * read[j], -offset));
+        return x.map((each, j) => each - amount * folded.reduce((sum, { write }, m) => sum + write[j] * readings[m], 0));
+      };
+      for (const amount of [0, 0.4, 1, 1.7]) {
+        const expected = Array.from(recorded.labels, (_, i) => {
+          const [before, after] = [moved(i, 0), moved(i, amount)];
+          const logits = Array.from({ length: 6 }, (_, k) =>
+            (rows?.includes(k) ?? true ? after : before).reduce((sum, each, j) => sum + each * head.weight[9 * k + j], head.bias[k]));
+          return logits.indexOf(Math.max(...logits));
+        });
+        expect(Array.from(predicted(amount))).toEqual(expected);
+        changed += expected.filter((each, i) => each !== recorded.top.classes[6 * i]).length;
+      }
+      const label = recorded.top.classes[0];
+      const images = [...recorded.labels.keys()];
+      criticalAmounts(head, recorded, rest, fall, label, images).forEach((crit, image) => {
+        if (recorded.top.classes[6 * image] !== label) return expect(crit).toBe(0);
+        for (const share of [0.3, 0.999]) expect(predicted(share * Math.min(crit, 900))[image]).toBe(label);
+        if (crit < 900) broken += Number(predicted(crit * 1.0001 + 1e-6)[image] !== label);
+        if (crit < 900) expect(predicted(crit * 1.0001 + 1e-6)[image]).not.toBe(label);
+      });
+    }
+    expect(Math.min(changed, broken)).toBeGreaterThan(5);
   });
 
   it("never predicts a masked class", () => {
     const given = problem(3);
-    const masked = predictions(given.head, given.recorded, restOf(given.head, given.recorded, [1, 2]), null);
+    const masked = predictions(given.head, restOf(given.head, given.recorded, [1, 2]), null);
     expect(masked.some((each) => each === 1 || each === 2)).toBe(false);
     expect(new Set(masked).size).toBeGreaterThan(1);
   });
@@ -92,7 +152,7 @@ describe("edits", () => {
         const rest = restOf(head, recorded, rows);
         const crits = criticalStrengths(head, recorded, rest, reach, operator, label, images);
         images.forEach((image, at) => {
-          const predicted = (alpha: number) => predictions(head, recorded, rest, factors(reach, alpha, operator))[image];
+          const predicted = (alpha: number) => predictions(head, rest, gated(head, recorded, factors(reach, alpha, operator)))[image];
           if (base[image] !== label) return expect(crits[at]).toBe(0);
           const end = Math.min(crits[at], 200);
           for (const share of [0.25, 0.5, 0.75, 0.999]) expect(predicted(share * end)).toBe(label);

@@ -234,19 +234,26 @@ def atlas_command(
     maps: Annotated[
         int, typer.Option("--maps", min=0, help="Latents whose images get Grad-FAM maps.")
     ] = 64,
+    maximize: Annotated[
+        int,
+        typer.Option("--maximize", min=0, help="Latents that get an image made to drive them."),
+    ] = 0,
     bench_images: Annotated[
         int, typer.Option("--bench-images", min=1, help="Recorded images on the edit bench.")
     ] = 2000,
     quality: Annotated[
         bool, typer.Option(help="Measure the dictionary beside its controls.")
     ] = True,
+    evidence: Annotated[
+        bool, typer.Option(help="Measure what speaks for each latent, beside chance.")
+    ] = True,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a study as pages that open from disk: classes, latents, and a bench for edits."""
     atlas.make(
-        study, out, mapped=maps, bench_images=bench_images, with_quality=quality, force=force,
-        as_json=as_json,
+        study, out, mapped=maps, maximized=maximize, bench_images=bench_images,
+        with_quality=quality, with_evidence=evidence, force=force, as_json=as_json,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from salve_plugin.errors import InputError, ReadError
 from salve_plugin.report.artifact_page import artifact_page
 from salve_plugin.report.atlas import atlas
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.validate.evidence.collect import evidence
 from salve_plugin.validate.quality import quality
 
 
@@ -18,8 +19,10 @@ def make(
     out: Path | None,
     *,
     mapped: int,
+    maximized: int,
     bench_images: int,
     with_quality: bool,
+    with_evidence: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -58,10 +61,16 @@ def make(
             measured = quality(dictionary, acts, hooked=spliced)
         except InputError as error:  # too few images to measure it on; the rest can be looked at
             missing.append(f"no quality: {error}")
+    speaking = None
+    if with_evidence:
+        try:
+            speaking = evidence(opened.hooked, dictionary, acts, progress=not as_json)
+        except InputError as error:  # such as labels that are no single class of each image
+            missing.append(f"no evidence: {error}")
     page = atlas(
-        opened.hooked, dictionary, acts, place, images=images, quality=measured,
+        opened.hooked, dictionary, acts, place, images=images, quality=measured, evidence=speaking,
         title=f"{study.spec.model} on {Path(study.data).name}", study=str(folder), mapped=mapped,
-        bench_images=bench_images, force=force,
+        maximized=maximized, bench_images=bench_images, force=force,
     )  # fmt: skip
     _show(page, missing, as_json=as_json)
 

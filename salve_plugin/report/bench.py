@@ -26,6 +26,9 @@ LIVE = 5 * 10**7
 """Products (images x width x classes) that the page computes while a slider is dragged."""
 CLOSED = 0.9
 """Share of the columns that are closed at the end of the slider."""
+KEPT = 32
+"""Highest logits of an image that the page knows: the best class that an edit leaves alone is among
+them as long as fewer rows are edited. All logits would be most of what the bench loads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,11 @@ class Bench:
         """Return the logits of the unedited head, as `evaluate_head` computes them."""
         return torch.addmm(self.bias, self.x, self.weight.T)
 
+    def top(self) -> tuple[Int64[Tensor, "images kept"], Float[Tensor, "images kept"]]:
+        """Return each image's highest logits and their classes; of equal ones the lower class."""
+        ordered = self.logits().sort(dim=1, descending=True, stable=True)
+        return ordered.indices[:, :KEPT], ordered.values[:, :KEPT]
+
     @property
     def is_live(self) -> bool:
         """Whether a page can recompute all logits while a slider is dragged."""
@@ -120,12 +128,13 @@ class Bench:
         reach = self.atoms[latent].double().abs()
         return prediction_steps(head.weight, head.bias, reach, self.x, self.limit(latent))
 
-    def shared_fields(self) -> Mapping[str, str]:
-        """Return the fields that the recipes of all edits on the bench share, each as JSON."""
-        # As text: a page's numbers would turn 1.0 into 1, and the edit into another one.
-        fields = self.edit.to_json()
-        shared = ("base", "exactness", "site", "targets")
-        return {name: json.dumps(fields[name], sort_keys=True) for name in shared}
+
+def shared_fields(edit: Edit) -> Mapping[str, str]:
+    """Return the fields that the recipes of all edits like this one share, each as JSON."""
+    # As text: a page's numbers would turn 1.0 into 1, and the edit into another one.
+    fields = edit.to_json()
+    shared = ("base", "exactness", "site", "targets")
+    return {name: json.dumps(fields[name], sort_keys=True) for name in shared}
 
 
 def dominant_latents(dominant: Sequence[int | None], most: int) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,13 +17,17 @@ from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.report.scripts import data_url
-from salve_plugin.validate.pictures import png_bytes, stretched
+from salve_plugin.validate.latents import latent_index
+from salve_plugin.validate.maximization import maximize
+from salve_plugin.validate.pictures import png_bytes, stretched, to_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDE = 128
 """Longer side of a thumbnail; smaller images stay as they are."""
+MADE_SIDE = 256
+"""The same of images that were made: few, and looked at one by one."""
 IMAGES_A_FILE = 64
 _QUALITY = 80
 _BATCH = 32
@@ -38,12 +42,14 @@ class Images:
         labels: of the recording, (images,).
         own: the model's class for each label of the data set; None if they are the same.
         files: names of the images' files, if they have any.
+        shown: those whose thumbnails are shown, each once, in the order in which they lie together.
     """
 
     data_set: Any
     labels: Int64[Tensor, " images"]
     own: Int64[Tensor, " labels"] | None
     files: Sequence[str] | None
+    shown: Sequence[int] = ()
     _thumbnails: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -92,22 +98,15 @@ class Images:
             self._thumbnails[index] = _thumbnail(tensor)
         return tensor
 
-    def show(self, index: int) -> None:
-        """Make sure that there is a thumbnail of an image."""
-        if index not in self._thumbnails:
-            self.read(index)
-
-    @property
-    def shown(self) -> Sequence[int]:
-        """The images that were read so far, each once, in the order in which they were."""
-        return tuple(self._thumbnails)
-
     def pages(self) -> dict[str, Mapping[str, Any]]:
         """Return the thumbnails of `shown` by key; neighbours there lie in one file.
 
         One file a picture would cost more to write durably than to draw.
         """
-        urls = [data_url(data) for data in self._thumbnails.values()]
+        for image in self.shown:
+            if image not in self._thumbnails:
+                self.read(image)
+        urls = [data_url(self._thumbnails[image]) for image in self.shown]
         return {
             f"images/{start // IMAGES_A_FILE}": {"images": urls[start : start + IMAGES_A_FILE]}
             for start in range(0, len(urls), IMAGES_A_FILE)
@@ -143,37 +142,75 @@ def maps(
         top_images: of every latent.
         latents: which are asked for.
     """
+    from salve_plugin.validate.all_maps import grad_fam_maps
     from salve_plugin.validate.grad_fam import LayerGradFam  # imports captum
 
-    pairs = [(latent, int(image)) for latent in latents for image in top_images[latent]]
+    # An image that several latents are strongest on goes through the model once; images with as
+    # many of them go together, since all in a batch are asked for as many maps.
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for latent in latents:
+        for place, image in enumerate(top_images[latent].tolist()):
+            wanted.setdefault(image, []).append((latent, place))
+    order = sorted(wanted, key=lambda image: -len(wanted[image]))
+    grids: dict[int, Tensor] = {}
     try:
         fam = LayerGradFam.of(hooked, dictionary)
-        heats = [
-            fam.attribute(
-                torch.stack([images.read(image) for _, image in batch]),
-                target=[latent for latent, _ in batch],
-            )[:, 0]
-            for batch in _batched(pairs)
-        ]
+        for batch in _batched(order):
+            most = len(wanted[batch[0]])
+            own = [[latent for latent, _ in wanted[image]] for image in batch]
+            index = torch.tensor([each + each[:1] * (most - len(each)) for each in own])
+            inputs = torch.stack([images.read(image) for image in batch])
+            heats = grad_fam_maps(fam, inputs, index).float().cpu()
+            for image, heat in zip(batch, heats, strict=True):
+                for at, (latent, place) in enumerate(wanted[image]):
+                    empty = heat.new_zeros(top_images.shape[1], *heat.shape[1:])
+                    grids.setdefault(latent, empty)[place] = heat[at]
     except AttributionError as error:
         return Maps({}, f"no maps: {error}")
-    if not heats:
-        return Maps({})
-    grids = torch.cat(heats).float().cpu()
-    by_latent = grids.view(len(latents), -1, *grids.shape[1:])
-    return Maps(dict(zip(latents, by_latent, strict=True)))
+    return Maps({latent: grids[latent] for latent in latents if latent in grids})
 
 
-def _batched(pairs: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
-    for start in range(0, len(pairs), _BATCH):
-        yield pairs[start : start + _BATCH]
+def maximizations(
+    hooked: HookedModel, dictionary: Dictionary, latents: Sequence[int], signs: Tensor
+) -> dict[int, Mapping[str, Any]]:
+    """Return for each of the latents an image that drives it, beside what random images reach.
+
+    Args:
+        hooked: the attached model.
+        dictionary: of it.
+        latents: which.
+        signs: of the largest code of every latent: -1 where it is strongest below zero.
+
+    Raises:
+        SalveError: as `maximize`.
+    """
+    made: dict[int, Mapping[str, Any]] = {}
+    for latent in latents:
+        own = signs[latent_index(latent, 1, len(signs))]
+        sign: Literal[1, -1] = -1 if bool(own < 0) else 1
+        best = maximize(hooked, dictionary, latent, sign=sign)
+        made[latent] = {
+            "source": data_url(_jpeg(to_picture(best.image), MADE_SIDE)),
+            "value": best.activation, "sign": best.sign, "steps": len(best.activations),
+            "noise": float(best.noise.mean()), "spread": float(best.noise.std()),
+        }  # fmt: skip
+    return made
+
+
+def _batched(images: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(images), _BATCH):
+        yield images[start : start + _BATCH]
 
 
 def _thumbnail(image: Tensor) -> bytes:
     picture: Image = stretched(image)
     if max(picture.size) <= SIDE // 2:  # a JPEG of so few pixels shows its blocks
         return png_bytes(picture)
-    picture.thumbnail((SIDE, SIDE))
+    return _jpeg(picture, SIDE)
+
+
+def _jpeg(picture: "Image", side: int) -> bytes:
+    picture.thumbnail((side, side))
     stream = BytesIO()
     picture.convert("RGB").save(stream, format="JPEG", quality=_QUALITY, optimize=True)
     return stream.getvalue()

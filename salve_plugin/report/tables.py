@@ -10,13 +10,17 @@ from torch import Tensor
 
 from salve_plugin.control.evaluate import Evaluation
 from salve_plugin.discover.features import Features, in_spreads
-from salve_plugin.report.bench import Bench
+from salve_plugin.report.bench import Bench, shared_fields
+from salve_plugin.report.evidence import part
 from salve_plugin.report.gallery import Maps
 from salve_plugin.report.scripts import array, quantized
 from salve_plugin.validate.activity import Activity
+from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
 
 CLASSES_A_FILE = 64
 LATENTS_A_FILE = 64
+NUMBERS_A_FILE = 2**18
+"""Recorded head inputs in one file: so many are decoded in a few milliseconds."""
 RANKED = 12
 """Latents that a class's page lists."""
 PROFILE = 48
@@ -92,15 +96,42 @@ def _class(
 
 
 def latent_files(
-    active: Activity, features: Features, shift: Tensor, maps: Maps
+    active: Activity,
+    features: Features,
+    shift: Tensor,
+    maps: Maps,
+    made: Mapping[int, Mapping[str, Any]],
+    evidence: LatentEvidence | None,
 ) -> dict[str, Mapping[str, Any]]:
-    """Return what the pages of latents show, by key."""
-    shown = partial(_latent, active, features, shift, maps)
-    return _chunked("latents", shown, len(active.most), LATENTS_A_FILE)
+    """Return what the pages of latents show, by key.
+
+    Args:
+        active: where and how strongly latents are active.
+        features: their profile.
+        shift: from `shifts`.
+        maps: of some of them.
+        made: images that were made to drive some, see `maximizations`.
+        evidence: of all of them.
+    """
+    shown = partial(_latent, active, features, shift, maps, made)
+    files = _chunked("latents", shown, len(active.most), LATENTS_A_FILE)
+    if evidence is None:
+        return files
+    return {
+        key: {**content, "evidence": part(evidence, slice(start, start + LATENTS_A_FILE))}
+        for (key, content), start in zip(
+            files.items(), range(0, len(active.most), LATENTS_A_FILE), strict=True
+        )
+    }
 
 
 def _latent(
-    active: Activity, features: Features, shift: Tensor, maps: Maps, latent: int
+    active: Activity,
+    features: Features,
+    shift: Tensor,
+    maps: Maps,
+    made: Mapping[int, Mapping[str, Any]],
+    latent: int,
 ) -> Mapping[str, Any]:
     profile = shift[:, latent]
     apart = profile.abs().argsort(descending=True, stable=True)[:PROFILE]
@@ -118,6 +149,8 @@ def _latent(
             "shifts": array(profile[apart], "f32"),
         },
     }
+    if latent in made:
+        content["made"] = made[latent]
     grids = maps.grids.get(latent)
     if grids is not None:
         # Of a latent that is strongest where it is negative, what lowers it is what drives it.
@@ -141,14 +174,22 @@ def _chunked(
     }
 
 
+def images_a_file(bench: Bench) -> int:
+    """Return of how many images the head's inputs lie in one file."""
+    return max(1, NUMBERS_A_FILE // bench.x.shape[1])
+
+
 def bench_files(bench: Bench, stepped: Sequence[int]) -> dict[str, Mapping[str, Any]]:
     """Return what the edit bench computes with, by key."""
+    classes, logits = bench.top()
     chunks: dict[str, Mapping[str, Any]] = {
         "bench/head": {"weight": array(bench.weight, "f32"), "bias": array(bench.bias, "f32")},
-        "bench/features": {"x": array(bench.x, "f32")},
-        "bench/logits": {"logits": array(bench.logits(), "f32")},
-        "bench/recipe": dict(bench.shared_fields()),
+        "bench/top": {"classes": array(classes, "i32"), "logits": array(logits, "f32")},
+        "bench/recipe": dict(shared_fields(bench.edit)),
     }
+    # In several scripts: between two of them a page can answer.
+    for number, x in enumerate(torch.split(bench.x, images_a_file(bench))):
+        chunks[f"bench/features/{number}"] = {"x": array(x, "f32")}
     for start in range(0, len(bench.atoms), LATENTS_A_FILE):
         atoms = bench.atoms[start : start + LATENTS_A_FILE]
         chunks[f"atoms/{start // LATENTS_A_FILE}"] = {"atoms": array(atoms, "f32")}

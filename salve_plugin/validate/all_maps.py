@@ -37,7 +37,7 @@ Encode = Callable[[Tensor], Tensor]
 def grad_fam_maps(
     fam: LayerGradFam,
     inputs: Tensor | tuple[Tensor, ...],
-    latents: Sequence[int] | Int[Tensor, " latents"] | None = None,
+    latents: Sequence[int] | Int[Tensor, " latents"] | Int[Tensor, "batch latents"] | None = None,
     *,
     additional_forward_args: object | None = None,
 ) -> Float[Tensor, "batch latents h w"]:
@@ -48,7 +48,7 @@ def grad_fam_maps(
     Args:
         fam: says model, layer, dictionary, site and stage.
         inputs: images, or the model's several inputs, batch first.
-        latents: which; None takes all.
+        latents: which, the same of all images, or of each its own; None takes all.
         additional_forward_args: passed to the model after the inputs.
 
     Raises:
@@ -66,15 +66,32 @@ def grad_fam_maps(
 
         with torch.no_grad():
             n_latents = encode(features[:1]).shape[1]
-        wanted = list(range(n_latents) if latents is None else latents)
-        index = latent_index(wanted, len(wanted), n_latents)
-        directions = _directions(trace, features, axis, len(index))
+        index = _index(latents, len(features), n_latents)
+        directions = _directions(trace, features, axis, index.shape[1])
         if directions is not None:
             maps = _derivatives(encode, features, directions, index)
         else:
             gradients = _gradients(encode, features, index, _step(joined(trace.graph.layer)))
             maps = _weighted(trace, gradients)
     return finished(maps, relu=False, summed=False)
+
+
+def _index(latents: object, batch: int, n_latents: int) -> Int[Tensor, "batch latents"]:
+    """Return the latents of each image.
+
+    Raises:
+        InputError: if one does not exist, or there are not as many lists of them as images.
+    """
+    if isinstance(latents, Tensor) and latents.ndim == 2:
+        if len(latents) != batch:
+            raise InputError(
+                f"latents of {len(latents)} images for {batch}; give a row for each, or one list "
+                "for all"
+            )
+        return latent_index(latents, latents.numel(), n_latents).view(latents.shape)
+    wanted = list(range(n_latents)) if latents is None else latents
+    flat = torch.as_tensor(wanted)
+    return latent_index(flat, flat.numel(), n_latents).expand(batch, -1)
 
 
 def _directions(
@@ -122,7 +139,7 @@ def _derivatives(
     encode: Encode,
     features: Tensor,
     directions: Float[Tensor, "batch width h w"],
-    index: Int[Tensor, " latents"],
+    index: Int[Tensor, "batch latents"],
 ) -> Float[Tensor, "batch latents h w"]:
     """Return the derivative of every latent along the direction of every position."""
     height, width = directions.shape[2:]
@@ -133,7 +150,8 @@ def _derivatives(
         for own, tangents in zip(
             torch.split(image, POSITIONS), torch.split(rows, POSITIONS), strict=True
         ):
-            parts.append(_derivative(encode, features[own], tangents)[:, index])
+            along = _derivative(encode, features[own], tangents)
+            parts.append(along.gather(1, index[own].to(along.device)))
     except RuntimeError:
         # A dictionary of the caller's own may do what cannot be differentiated twice.
         pieces = [
@@ -164,15 +182,15 @@ def _derivative(encode: Encode, x: Tensor, tangents: Tensor) -> Float[Tensor, "r
 
 
 def _gradients(
-    encode: Encode, features: Tensor, index: Int[Tensor, " latents"], step: int
+    encode: Encode, features: Tensor, index: Int[Tensor, "batch latents"], step: int
 ) -> Iterator[Tensor]:
     """Yield the gradients of latents at the site, `step` at a time: (some, batch, ...)."""
     leaf = features.detach().requires_grad_()
     with torch.enable_grad():
         latents = encode(leaf)
-    for part in torch.split(index, step):
+    for part in torch.split(index.T, step):
         ones = latents.new_zeros(len(part), *latents.shape)
-        ones[torch.arange(len(part)), :, part] = 1.0
+        ones.scatter_(2, part[..., None].to(latents.device), 1.0)
         (gradient,) = torch.autograd.grad(
             latents, leaf, ones, is_grads_batched=True, retain_graph=True
         )

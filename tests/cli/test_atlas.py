@@ -41,9 +41,12 @@ def test_a_study_becomes_pages_beside_it(made: Path, capsys: Capture) -> None:
     )
     index = (page.parent / "data" / "index.js").read_text()
     assert '"title":"test_resnet on images"' in index
+    assert '"evidence":{"auc":' in index
+    assert '"curve":' in (page.parent / "data" / "latents" / "0.js").read_text()
     assert (page.parent / "data" / "images" / "0.js").exists()
-    again, _ = run(capsys, "atlas", made / "study", "--no-quality", "--maps", 0)
+    again, _ = run(capsys, "atlas", made / "study", "--no-quality", "--no-evidence", "--maps", 0)
     assert again == 0
+    assert '"evidence":null' in (page.parent / "data" / "index.js").read_text()
 
 
 def test_too_few_images_to_measure_a_dictionary_on_are_enough_to_look_at(

@@ -4,7 +4,7 @@ import base64
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from salve_plugin.control.operators.gate import scaled_weight
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.report import bench as bench_module
 from salve_plugin.report.bench import Bench
+from salve_plugin.report.front import cut
 
 TYPES = {"i8": "<i1", "i32": "<i4", "f32": "<f4", "f64": "<f8"}
 
@@ -118,7 +119,7 @@ def test_a_latent_has_a_gallery_with_maps(small: Small, folder: Path) -> None:
 
 def test_the_bench_has_what_evaluation_needs(small: Small, folder: Path) -> None:
     head, index = piece(folder, "bench/head"), piece(folder, "index")
-    x = torch.tensor(piece(folder, "bench/features")["x"]).view(300, -1)
+    x = torch.tensor(piece(folder, "bench/features/0")["x"]).view(300, -1)
     weight = torch.tensor(head["weight"]).view(10, -1)
     direction = small.dictionary.atoms[5]
     atoms = piece(folder, "atoms/0")["atoms"].reshape(-1, x.shape[1])
@@ -130,8 +131,12 @@ def test_the_bench_has_what_evaluation_needs(small: Small, folder: Path) -> None
     model = edit.edited(small.hooked.model)
     whole = salve.evaluate(model, [(small.images.images, small.images.labels)])
     assert torch.equal(after.confusion, whole.confusion)
-    logits = torch.tensor(piece(folder, "bench/logits")["logits"]).view(300, 10)
-    assert torch.equal(logits, torch.addmm(torch.tensor(head["bias"]), x, weight.T))
+    top = {name: torch.tensor(each) for name, each in piece(folder, "bench/top").items()}
+    logits = torch.addmm(torch.tensor(head["bias"]), x, weight.T)
+    order = top["classes"].view(300, 10).long()
+    assert torch.equal(top["logits"].view(300, 10), logits.gather(1, order))
+    assert torch.equal(order[:, 0], logits.argmax(1))
+    assert bool((order.sort(1).values == torch.arange(10)).all())
 
 
 def test_steps_are_computed_where_a_page_could_not_follow(
@@ -200,8 +205,91 @@ def test_a_model_that_was_edited_since_is_refused(small: Small, tmp_path: Path) 
     )  # fmt: skip
     with pytest.raises(BaseMismatchError):
         salve.atlas(small.hooked, other, small.acts, tmp_path)
+    with pytest.raises(InputError, match="maximized is -1; at least 0 was expected"):
+        salve.atlas(small.hooked, small.dictionary, small.acts, tmp_path, maximized=-1)
     with pytest.raises(InputError, match="top is 0; at least 1 was expected"):
         salve.atlas(small.hooked, small.dictionary, small.acts, tmp_path, top=0)
+
+
+def test_a_latent_has_its_evidence_beside_chance(small: Small, tmp_path: Path) -> None:
+    evidence = salve.evidence(small.hooked, small.dictionary, small.acts, permutations=20)
+    salve.atlas(small.hooked, small.dictionary, small.acts, tmp_path, evidence=evidence)
+    shown = piece(tmp_path, "latents/0")["evidence"]
+    for name in ("auc", "auc_null", "auc_p_all", "precision", "effect", "explained_null", "phi"):
+        np.testing.assert_allclose(shown[name], getattr(evidence, name).float(), err_msg=name)
+    assert shown["label"].tolist() == evidence.label.tolist()
+    np.testing.assert_allclose(shown["curve"].reshape(-1, 5), evidence.curve.float())
+    index = piece(tmp_path, "index")["evidence"]
+    assert (index["k"], index["images"], index["permutations"]) == (10, 300, 20)
+    np.testing.assert_allclose(index["auc"], evidence.auc.float())
+    other = salve.fit(small.acts, "itda", n_latents=8)
+    with pytest.raises(InputError, match=r"evidence is of \d+ latents"):
+        salve.atlas(small.hooked, other, small.acts, tmp_path / "other", evidence=evidence)
+
+
+@pytest.mark.slow
+def test_an_image_is_made_for_the_latents_that_classes_depend_on_most(
+    small: Small, tmp_path: Path
+) -> None:
+    salve.atlas(small.hooked, small.dictionary, small.acts, tmp_path, maximized=1)
+    entries = piece(tmp_path, "latents/0")["latents"]
+    (latent,) = (at for at, entry in enumerate(entries) if "made" in entry)
+    features = salve.profile(small.dictionary, small.acts)
+    assert latent in {features.dominant(label) for label in range(10)}
+    made = entries[latent]["made"]
+    sign: Literal[1, -1] = 1 if made["sign"] > 0 else -1
+    best = salve.maximize(small.hooked, small.dictionary, latent, sign=sign)
+    assert made["value"] == best.activation
+    assert made["noise"] == float(best.noise.mean())
+    assert made["source"].startswith("data:image/jpeg;base64,")
+    assert abs(made["value"] - made["noise"]) > 3 * made["spread"]
+
+
+def test_what_reads_latents_and_what_masks_a_class_is_what_their_edits_have(
+    small: Small, folder: Path
+) -> None:
+    index = piece(folder, "index")["bench"]
+    assert sorted(index["folded"]) == list(range(small.dictionary.n_latents))
+    folds = piece(folder, "folds/0")
+    for latent in (0, 7):
+        concept = salve.latent_concept(small.dictionary, small.acts, latent)
+        operator = salve.erase(small.hooked, concept, "fold").operator
+        at = index["folded"].index(latent)
+        read = folds["reads"].reshape(len(index["folded"]), -1)[at]
+        np.testing.assert_allclose(read, operator.tensors["read"][:, 0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(folds["offsets"][at], operator.tensors["offset"][0], rtol=1e-9)
+    masks = piece(folder, "bench/mask")
+    for label in (0, 4):
+        edit = salve.mask(small.hooked, label, small.acts)
+        assert masks["notes"][label] == edit.provenance.note
+        assert -masks["lowering"][label] == float(edit.tensors["shift"][0])
+        assert json.loads(masks["base"]) == edit.to_json()["base"]
+
+
+def test_dictionaries_stand_beside_each_other_by_r2_and_l0(small: Small, tmp_path: Path) -> None:
+    trials = salve.sweep(small.acts, "itda", {"n_latents": [8, 16]})
+    quality = salve.quality(small.dictionary, small.acts, controls=("random",))
+    salve.atlas(
+        small.hooked, small.dictionary, small.acts, tmp_path, quality=quality, trials=trials
+    )
+    front = piece(tmp_path, "index")["front"]
+    assert [point["kind"] for point in front["points"][:2]] == ["own", "control"]
+    shown = [(each["name"], each["r2"], each["l0"]) for each in front["points"][2:]]
+    named = [f"itda n_latents={trial.arguments['n_latents']}" for trial in trials]
+    assert shown == [(name, t.r2, t.l0) for name, t in zip(named, trials, strict=True)]
+    assert list(front["l0"]) == sorted(front["l0"])
+    # With all codes left it is the dictionary as its quality measures it.
+    assert front["r2"][-1] == pytest.approx(quality.dictionary.r2, rel=1e-5)
+    x = small.acts.tensor()[:5]
+    codes = small.dictionary.encode(x)
+    kept, explained = cut(small.dictionary, x)
+    one = torch.zeros_like(codes).scatter_(
+        1, codes.abs().argmax(1, keepdim=True), codes.gather(1, codes.abs().argmax(1, keepdim=True))
+    )
+    error = (x - small.dictionary.decode(one)).double().square().sum()
+    spread = (x - x.mean(0)).double().square().sum()
+    assert kept[0] == 1
+    assert explained[0] == pytest.approx(float(1 - error / spread))
 
 
 def test_quality_is_shown_beside_its_controls(small: Small, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from small_study import NAMES, Small
 
 import salve_plugin as salve
+from salve_plugin.control.erasers import fold_latents
 from salve_plugin.report.artifact_page import artifact_page
 
 ROOT = Path(__file__).parents[2] / "atlas"
@@ -38,6 +40,9 @@ EDITS: list[dict[str, Any]] = [
     {"latents": [5], "rows": None, "label": 1, "operator": "suppress", "strength": 60.0},
     {"latents": [5], "rows": [5, 9], "label": 5, "operator": "enhance", "strength": 25.0},
     {"latents": [0], "rows": [4], "label": 4, "operator": "mask", "strength": None},
+    {"latents": [3], "rows": [3], "label": 3, "operator": "fold", "strength": 20.5},
+    {"latents": [5, 3], "rows": None, "label": 1, "operator": "fold", "strength": 5.5},
+    {"latents": [0], "rows": None, "label": 0, "operator": "fold", "strength": 1.0},
 ]
 
 
@@ -49,7 +54,9 @@ def folder(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     salve.atlas(
         small.hooked, small.dictionary, small.acts, place, images=small.images, quality=quality,
-        mapped=12, title="<script>alert(3)</script>", study=STUDY,
+        mapped=12, maximized=1, title="<script>alert(3)</script>", study=STUDY,
+        evidence=salve.evidence(small.hooked, small.dictionary, small.acts, permutations=40),
+        trials=salve.sweep(small.acts, "itda", {"n_latents": [8, 32]}),
     )  # fmt: skip
     return place
 
@@ -57,7 +64,7 @@ def folder(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["light", "dark"])
 def walk(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: Any) -> dict[str, Any]:
     downloads = tmp_path_factory.mktemp("downloads")
-    edits = [{**edit, "download": edit["operator"] != "mask"} for edit in EDITS]
+    edits = [{**edit, "download": True} for edit in EDITS]
     done = subprocess.run(
         ["node", str(ROOT / "browser" / "walk.mjs"), str(folder), str(downloads)],
         input=json.dumps({"edits": edits, "scheme": request.param}),
@@ -71,6 +78,11 @@ def walk(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: Any) ->
 def made(small: Small, edit: dict[str, Any], strength: float | None = None) -> salve.Edit:
     if edit["operator"] == "mask":
         return salve.mask(small.hooked, edit["rows"], small.acts)
+    if edit["operator"] == "fold":
+        acts = (batch.x for batch in small.acts.batches(64))
+        fold = fold_latents(small.dictionary, edit["latents"], acts, shrinkage=None).map
+        operator = replace(fold, scale=1 - edit["strength"])
+        return salve.edit_at(small.hooked, small.dictionary.site, operator, rows=edit["rows"])
     make = salve.suppress if edit["operator"] == "suppress" else salve.enhance
     latents = edit["latents"] if len(edit["latents"]) > 1 else edit["latents"][0]
     return make(
@@ -119,16 +131,23 @@ def test_dragging_shows_what_each_strength_does(walk: dict[str, Any], small: Sma
 def test_the_python_and_the_recipe_make_the_very_edit(walk: dict[str, Any], small: Small) -> None:
     for asked, found in zip(EDITS, walk["edits"], strict=True):
         expected = made(small, asked)
-        line = next(line for line in found["texts"][0].splitlines() if line.startswith("edit ="))
+        given = ("import", "hooked =", "dictionary =", "acts =", "edit.")
+        lines = [line for line in found["texts"][0].splitlines() if not line.startswith(given)]
         names = {"hooked": small.hooked, "dictionary": small.dictionary, "acts": small.acts}
-        scope: dict[str, Any] = {"salve": salve, **names}
-        exec(line, scope)
-        assert scope["edit"] == expected
-        if "file" in found:
-            with safe_open(found["file"], framework="pt") as file:
-                fields = json.loads(file.metadata()["recipe"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            assert salve.Edit.from_json(fields, tensors) == expected
+        scope: dict[str, Any] = {"salve": salve, "torch": torch, **names}
+        exec("\n".join(lines), scope)
+        with safe_open(found["file"], framework="pt") as file:
+            fields = json.loads(file.metadata()["recipe"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        edit = salve.Edit.from_json(fields, tensors)
+        if asked["operator"] != "fold":
+            assert scope["edit"] == edit == expected
+            continue
+        # What reads several latents at once is rounded otherwise than what reads each.
+        assert edit.to_json() == scope["edit"].to_json()
+        for name, tensor in expected.tensors.items():
+            torch.testing.assert_close(tensors[name], tensor)
+            torch.testing.assert_close(scope["edit"].tensors[name], tensor)
 
 
 def test_the_command_is_one_that_a_shell_takes_apart_rightly(walk: dict[str, Any]) -> None:

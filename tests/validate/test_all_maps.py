@@ -37,6 +37,8 @@ def test_they_are_the_maps_of_one_latent_after_the_other(name: str, stage: Stage
         assert maps.shape[:2] == (3, n_latents)
         equal(maps[:, few], one_by_one(fam, IMAGES, few))
         equal(salve.grad_fam_maps(fam, IMAGES, few), maps[:, few])
+        own = torch.tensor([[0, 2], [n_latents - 1, 1], [3, 3]])
+        equal(salve.grad_fam_maps(fam, IMAGES, own), maps[torch.arange(3)[:, None], own])
         assert maps.any()
 
 
@@ -109,6 +111,8 @@ def test_what_has_no_map_is_refused_as_one_latent_is() -> None:
     fam = salve.LayerGradFam.of(hooked, sae)
     with pytest.raises(InputError, match="latents are 0 to 4"):
         salve.grad_fam_maps(fam, IMAGES, [5])
+    with pytest.raises(InputError, match="latents of 2 images for 3"):
+        salve.grad_fam_maps(fam, IMAGES, torch.zeros(2, 1, dtype=torch.int64))
     with pytest.raises(InputError, match="got LayerCodeMap"):
         salve.grad_fam_maps(salve.LayerCodeMap.of(hooked, sae), IMAGES)
     fam.site, fam._site = (hooked.model.get_submodule("patch_embed"), "out"), None

@@ -1,6 +1,6 @@
 """The mask: a class's bias lowered beyond reach, the recommended edit that suppresses a class."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import log
 
 import torch
@@ -71,25 +71,71 @@ def mask(
     classes = class_indices(label, layer, acts)
     check_seen(classes, labels)
     leads = _leads(layer, x, classes)
-    highest, lowest = leads.amax(0), leads.amin(0)
-    reserve = highest - lowest
-    # A class that is far below all others everywhere is lowered all the same: never raised.
-    lowering = (highest + reserve).clamp(min=0) + CLEARANCE
-    note = (
-        f"mask: class {listed(classes)} lowered by {_numbers(lowering)} logits; on {len(x)} "
-        f"recorded images at least {CLEARANCE:.1f} below every other class, with "
-        f"{_numbers(reserve)} to spare"
-    )
+    lowering, reserve = _lowering(leads.amax(0), leads.amin(0))
+    note = _note(classes, lowering, reserve, len(x))
     if layer.bias is not None:
-        nothing = layer.weight.new_zeros(layer.weight.shape[1], 0)
-        left = layer.weight.new_zeros(len(classes), 0)
-        return layer.updated(LowRankUpdate(left, nothing, -lowering), note, classes)
+        return lowered(layer, lowering, note, classes)
     constant = _constant(layer, x)
     # Where the least constant is read, the logit is lowered by just as much as a bias would.
     factor = lowering / (x @ constant).min()
     update = LowRankUpdate(-factor[:, None], constant[:, None])
     note += "; lowered by that or more, by a constant read off the features"
     return layer.updated(update, note, classes)
+
+
+def lowered(
+    layer: Layer, lowering: Float64[Tensor, " labels"], note: str, classes: Sequence[int]
+) -> Edit:
+    """Return the edit that lowers the biases of classes."""
+    nothing = layer.weight.new_zeros(layer.weight.shape[1], 0)
+    left = layer.weight.new_zeros(len(lowering), 0)
+    return layer.updated(LowRankUpdate(left, nothing, -lowering), note, classes)
+
+
+def lowerings(
+    layer: Layer, parts: Iterable[Tensor]
+) -> tuple[Float64[Tensor, " classes"], list[str]]:
+    """Return by how much `mask` lowers each class alone, and what it notes of that.
+
+    Args:
+        layer: the classifier.
+        parts: what it read (rows, width), in pieces: once for all classes.
+    """
+    highest = torch.full((len(layer.weight),), -torch.inf, dtype=torch.float64)
+    lowest, count = -highest, 0
+    for x in parts:
+        logits = layer.output(x.double())
+        least = logits.topk(2, dim=1, largest=False)
+        # The lowest of the others: the lowest of all, but for the class that is the lowest itself.
+        others = (
+            least.values[:, :1]
+            .expand_as(logits)
+            .scatter(1, least.indices[:, :1], least.values[:, 1:])
+        )
+        leads = logits - others
+        highest, lowest = highest.maximum(leads.amax(0)), lowest.minimum(leads.amin(0))
+        count += len(x)
+    lowering, reserve = _lowering(highest, lowest)
+    notes = [
+        _note((label,), lowering[label, None], reserve[label, None], count)
+        for label in range(len(lowering))
+    ]
+    return lowering, notes
+
+
+def _lowering(highest: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
+    """Return by how much classes are lowered, and what of it is in reserve."""
+    reserve = highest - lowest
+    # A class that is far below all others everywhere is lowered all the same: never raised.
+    return (highest + reserve).clamp(min=0) + CLEARANCE, reserve
+
+
+def _note(classes: Sequence[int], lowering: Tensor, reserve: Tensor, images: int) -> str:
+    return (
+        f"mask: class {listed(classes)} lowered by {_numbers(lowering)} logits; on {images} "
+        f"recorded images at least {CLEARANCE:.1f} below every other class, with "
+        f"{_numbers(reserve)} to spare"
+    )
 
 
 def _leads(
