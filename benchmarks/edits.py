@@ -5,7 +5,8 @@ allocator finds the memory; copying into memory that is there already is shown t
 verifies that the model is the edit's base: by SHA-256 the first time, by comparing the touched rows
 with those verified then from the second time on. Reverting verifies that nobody changed the edited
 rows, unless told to discard changes (unchecked). A single row is smaller than the price of a few
-Python calls: there microseconds count.
+Python calls: there microseconds count, and what is left is comparing the whole weight ("compare")
+and going through the modules of the whole network, since any of them may share the weight.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import timm
 import torch
 from torch import nn
 
@@ -23,6 +25,7 @@ from salve_plugin.control import application
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import Gate
+from salve_plugin.control.rows import same_bits
 from salve_plugin.control.targets import Target
 from salve_plugin.site import HEAD_INPUT, Site
 
@@ -39,32 +42,34 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}; microseconds (times the copy)"
     )
     print(
-        f"{'head':22}{'rows':>6}{'copy':>9}{'in place':>9}"
+        f"{'head':26}{'rows':>6}{'copy':>9}{'in place':>9}{'compare':>9}"
         f"{'apply':>16}{'revert':>16}{'unchecked':>16}{'first apply':>18}"
         f"{'formula only':>16}"
     )
-    for name, classes, width in (("ResNet-50", 1000, 2048), ("ViT-B", 1000, 768)):
+    for name, head in (("resnet50", "fc"), ("vit_base_patch16_224", "head")):
+        network = timm.create_model(name)
         for rows in (None, (7,)):
-            report(f"{name} {classes}x{width}", classes, width, rows, options.repeats)
+            report(network, head, rows, options.repeats)
 
 
-def report(name: str, classes: int, width: int, rows: tuple[int, ...] | None, repeats: int) -> None:
+def report(model: nn.Module, head: str, rows: tuple[int, ...] | None, repeats: int) -> None:
     """Print one line of the table."""
     torch.manual_seed(0)
-    model = nn.ModuleDict({"fc": nn.Linear(width, classes)})
-    weight = model.get_parameter("fc.weight")
+    weight = model.get_parameter(f"{head}.weight")
+    classes, width = weight.shape
     edit = Edit(
-        site=Site(HEAD_INPUT, "fc", "in", "pooled", width, readers=("fc",)),
+        site=Site(HEAD_INPUT, head, "in", "pooled", width, readers=(head,)),
         operator=Gate(nn.functional.normalize(torch.randn(1, width), dim=1), 5.0),
-        targets=(Target("fc.weight", None, "reader", "linear"),),
+        targets=(Target(f"{head}.weight", None, "reader", "linear"),),
         rows=rows,
-        base=Base({}, {"fc.weight": Fingerprint.of(weight)}),
+        base=Base({}, {f"{head}.weight": Fingerprint.of(weight)}),
     )
     touched = weight.detach() if rows is None else weight.detach()[list(rows)]
     factors = edit.gate.factors.float()
     copy: list[float] = []
     in_place: list[float] = []
-    room = touched.clone()
+    room, known = touched.clone(), weight.detach().clone()
+    compare: list[float] = []
     apply: list[float] = []
     revert: list[float] = []
     unchecked: list[float] = []
@@ -75,6 +80,7 @@ def report(name: str, classes: int, width: int, rows: tuple[int, ...] | None, re
     for _ in range(repeats):  # interleaved, so that a busy machine slows all of them alike
         copy.append(timed(lambda: torch.empty_like(touched).copy_(touched)))
         in_place.append(timed(lambda: room.copy_(touched)))
+        compare.append(timed(lambda: same_bits(weight.detach(), known)))
         formula.append(timed(lambda: touched * factors))
         apply.append(timed(lambda: edit.apply_(model)))
         revert.append(timed(lambda: edit.revert_(model)))
@@ -86,11 +92,12 @@ def report(name: str, classes: int, width: int, rows: tuple[int, ...] | None, re
         first.append(timed(partial(fresh.apply_, model)))
         fresh.revert_(model)
     base = statistics.median(copy)
-    cells = [f"{1e6 * base:9.1f}{1e6 * statistics.median(in_place):9.1f}"]
+    cells = [f"{1e6 * statistics.median(times):9.1f}" for times in (copy, in_place, compare)]
     for times, columns in ((apply, 16), (revert, 16), (unchecked, 16), (first, 18), (formula, 16)):
         middle = statistics.median(times)
         cells.append(f"{1e6 * middle:.0f} ({middle / base:.1f}x)".rjust(columns))
-    print(f"{name:22}{'all' if rows is None else len(rows):>6}" + "".join(cells))
+    name = f"{type(model).__name__} {classes}x{width}"
+    print(f"{name:26}{'all' if rows is None else len(rows):>6}" + "".join(cells))
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from salve_plugin import passes
+from salve_plugin.composed import is_composed
 from salve_plugin.errors import InputError, UnknownSiteError
 from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.hook_points import HookPoint
@@ -303,5 +304,7 @@ def _through(point: nn.Module, name: str, fired: dict[str, bool]) -> Replace:
 
 def _float(tensor: Tensor) -> Tensor:
     """Return a detached copy in single precision, or in the tensor's own if that is higher."""
+    if is_composed(tensor):
+        tensor = tensor.dequantize()  # what a quantized weight stands for
     kind = torch.promote_types(tensor.dtype, torch.float32)
     return tensor.detach().to(kind, copy=True)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from salve_plugin.composed import plain
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.store.digest import Fingerprint, state_digest
@@ -37,7 +38,7 @@ def network_digest(
     Raises:
         UnsupportedModelError: if a tensor has no plain elements, see `state_digest`.
     """
-    tensors = hooked.model.state_dict() if state is None else state
+    tensors = plain(hooked.model.state_dict() if state is None else state)
     # With the dot, or `head` would take `head_norm` along, which does decide what is read.
     layers = tuple(f"{path}." for path in hooked.heads)
     body = {name: tensor for name, tensor in tensors.items() if not name.startswith(layers)}

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 from weakref import WeakValueDictionary
 
-import torch
 from torch import Tensor, nn
 
 from salve_plugin.control.base import Fingerprint
@@ -21,7 +20,7 @@ from salve_plugin.control.edited import (
     mismatch,
 )  # fmt: skip
 from salve_plugin.control.formula import Ledger, fits, holds
-from salve_plugin.control.ledger import ATTRIBUTE, Planned, commit, ledger_of, pristine_of, restore
+from salve_plugin.control.ledger import ATTRIBUTE, Planned, commit, ledger_of, pristine_of
 from salve_plugin.control.locks import locked
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.rows import same_bits, take, union_of
@@ -62,7 +61,6 @@ def apply_(model: nn.Module, edit: Recipe, *, on_base_mismatch: OnBaseMismatch =
     apply_all_(model, [edit], on_base_mismatch=on_base_mismatch)
 
 
-@torch.no_grad()
 def apply_all_(
     model: nn.Module, edits: Sequence[Recipe], *, on_base_mismatch: OnBaseMismatch = "error"
 ) -> None:
@@ -79,13 +77,18 @@ def apply_all_(
         slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
         plan: dict[int, Planned] = {}
         for edit in edits:
-            own = {path: slots[path] for path in edit.base.tensors}
-            for slot in own.values():
-                _check_room(slot, plan, edit)
+            own = {path: _with_room(slots[path], plan, edit) for path in edit.base.tensors}
             _check_fold(network, edit, on_base_mismatch)
-            pristine = {path: _verify(s, edit, on_base_mismatch) for path, s in own.items()}
+            pristine = {
+                path: _verify(slots[path], present, edit, on_base_mismatch)
+                for path, present in own.items()
+            }
             for path, alone in _made_of(edit, pristine):
-                _extend(plan, own[path], alone, pristine[path])
+                slot, present = slots[path], own[path]
+                planned = plan.get(id(slot.parameter))
+                coming = present if planned is None else planned.coming
+                both = alone if coming is None else _extended(coming, alone, pristine[path])
+                plan[id(slot.parameter)] = Planned(slot, present, both)
         commit(list(plan.values()))
 
 
@@ -94,19 +97,23 @@ def _check_edits(edits: object) -> None:
         raise InputError(f"a list of edits was expected; got {edits!r:.200}")
 
 
-def _check_room(slot: Slot, plan: Mapping[int, Planned], edit: Recipe) -> None:
-    """Raise unless the edit is new to a parameter that is what its ledger says."""
+def _with_room(slot: Slot, plan: Mapping[int, Planned], edit: Recipe) -> Ledger | None:
+    """Return the ledger that a parameter has, after checking that there is room for the edit.
+
+    Raises:
+        EditStateError: if the edit is on it already, or it is not what its ledger says.
+    """
     planned = plan.get(id(slot.parameter))
-    coming = ledger_of(slot) if planned is None else planned.coming
-    if coming is None:
-        return
-    if edit in coming.edits:
+    present = ledger_of(slot) if planned is None else planned.present
+    coming = present if planned is None else planned.coming
+    if coming is not None and edit in coming.edits:
         raise EditStateError(
             f"edit {edit.digest[:12]} is already applied to '{slot.path}'; revert it first, or "
             "give another edit a different strength"
         )
-    if planned is None:
-        check_unchanged(slot, coming)
+    if planned is None and present is not None:
+        check_unchanged(slot, present)
+    return present
 
 
 def _check_fold(model: nn.Module, edit: Recipe, on_base_mismatch: OnBaseMismatch) -> None:
@@ -140,19 +147,11 @@ def _made_of(edit: Recipe, pristine: Mapping[str, Tensor]) -> list[tuple[str, Le
     return made[1]
 
 
-def _extend(plan: dict[int, Planned], slot: Slot, alone: Ledger, pristine: Tensor) -> None:
-    """Add the one entry of a ledger to the planned one of a parameter, whose whole is given."""
-    key = id(slot.parameter)
-    planned = plan.get(key)
-    present = ledger_of(slot) if planned is None else planned.present
-    coming = present if planned is None else planned.coming
-    if coming is None:
-        ledger = alone
-    else:
-        rows = union_of([coming.rows, alone.rows])
-        kept = coming.pristine if rows == coming.rows else take(pristine, rows).clone()
-        ledger = Ledger((*coming.entries, *alone.entries), rows, kept)
-    plan[key] = Planned(slot, present, ledger)
+def _extended(coming: Ledger, alone: Ledger, pristine: Tensor) -> Ledger:
+    """Return a ledger with the one entry of another, given the whole of their parameter."""
+    rows = union_of([coming.rows, alone.rows])
+    kept = coming.pristine if rows == coming.rows else take(pristine, rows).clone()
+    return Ledger((*coming.entries, *alone.entries), rows, kept)
 
 
 def revert_(model: nn.Module, edit: Recipe, *, on_changed: OnChanged = "error") -> None:
@@ -170,7 +169,6 @@ def revert_(model: nn.Module, edit: Recipe, *, on_changed: OnChanged = "error") 
     revert_all_(model, [edit], on_changed=on_changed)
 
 
-@torch.no_grad()
 def revert_all_(
     model: nn.Module, edits: Sequence[Recipe], *, on_changed: OnChanged = "error"
 ) -> None:
@@ -183,7 +181,9 @@ def revert_all_(
         raise InputError(f"on_changed {on_changed!r} is neither 'error' nor 'discard'")
     _check_edits(edits)
     with locked(model) as network:
-        slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
+        modules = modules_of(network)
+        paths = {path for edit in edits for path in edit.base.tensors}
+        slots = slots_of(network, paths, modules)
         plan: dict[int, tuple[Slot, Ledger]] = {}
         for edit in edits:
             for path in edit.base.tensors:
@@ -195,22 +195,20 @@ def revert_all_(
                         "with its EditArtifact, which carries the pristine rows"
                     )
                 plan[id(slots[path].parameter)] = (slots[path], ledger)
-        plan |= _elsewhere(network, edits, plan)
-        planned = list(plan.values())
-        nothing_left = all(set(ledger.edits) <= set(edits) for _, ledger in planned)
-        if on_changed == "error" and nothing_left:
-            changed = restore(planned)
-            if changed is not None:
-                raise EditStateError(_changed(changed))
-            return
-        for slot, ledger in planned:
+        plan |= _elsewhere(network, modules, edits, plan)
+        # All are compared before any is written: comparing and writing in one pass saves reading a
+        # weight that is larger than the cache once more, and is no faster for one that is not.
+        for slot, ledger in plan.values():
             if on_changed == "error" or not fits(slot.parameter, ledger):
                 check_unchanged(slot, ledger)
-        commit([Planned(slot, ledger, ledger.without(*edits)) for slot, ledger in planned])
+        commit([Planned(s, ledger, ledger.without(*edits)) for s, ledger in plan.values()])
 
 
 def _elsewhere(
-    model: nn.Module, edits: Sequence[Recipe], plan: Mapping[int, tuple[Slot, Ledger]]
+    model: nn.Module,
+    modules: Sequence[nn.Module],
+    edits: Sequence[Recipe],
+    plan: Mapping[int, tuple[Slot, Ledger]],
 ) -> dict[int, tuple[Slot, Ledger]]:
     """Return further parameters that carry the edits.
 
@@ -223,8 +221,7 @@ def _elsewhere(
         return [name for name, own in parameters if own is not None and id(own) not in plan]
 
     # Names are put together only where there is one to name.
-    with_ledgers = [module for module in modules_of(model) if ATTRIBUTE in module.__dict__]
-    if not any(others(module) for module in with_ledgers):
+    if not any(ATTRIBUTE in module.__dict__ and others(module) for module in modules):
         return {}
     paths = [
         f"{path}.{name}" if path else name
@@ -233,7 +230,7 @@ def _elsewhere(
         for name in others(module)
     ]
     further: dict[int, tuple[Slot, Ledger]] = {}
-    for slot in slots_of(model, paths).values():
+    for slot in slots_of(model, paths, modules).values():
         ledger = ledger_of(slot)
         if ledger is not None and any(edit in ledger.edits for edit in edits):
             further[id(slot.parameter)] = (slot, ledger)
@@ -250,9 +247,12 @@ def forget_(model: nn.Module) -> None:
             module.__dict__.pop(ATTRIBUTE, None)
 
 
-def _verify(slot: Slot, edit: Recipe, on_base_mismatch: OnBaseMismatch) -> Tensor:
+def _verify(
+    slot: Slot, present: Ledger | None, edit: Recipe, on_base_mismatch: OnBaseMismatch
+) -> Tensor:
     """Return the whole pristine parameter after checking that it is the edit's base."""
-    known, whole = edit._verified.get(slot.path), pristine_of(slot)
+    whole = slot.parameter.detach() if present is None else pristine_of(slot)
+    known = edit._verified.get(slot.path)
     if known is not None and same_bits(known, whole):
         return known
     check_shape(slot.path, whole, edit)
@@ -272,12 +272,9 @@ def _verify(slot: Slot, edit: Recipe, on_base_mismatch: OnBaseMismatch) -> Tenso
 def check_unchanged(slot: Slot, ledger: Ledger) -> None:
     """Raise EditStateError unless the parameter is still what the ledger's edits made of it."""
     if not holds(slot.parameter, ledger):
-        raise EditStateError(_changed(slot))
-
-
-def _changed(slot: Slot) -> str:
-    return (
-        f"the edited rows of '{slot.path}' were changed since an edit was applied (by training, "
-        "load_state_dict or a cast). Nothing was written. To keep the current weights for good "
-        "call forget_(model); to throw the changes away, edit.revert_(model, on_changed='discard')"
-    )
+        raise EditStateError(
+            f"the edited rows of '{slot.path}' were changed since an edit was applied (by "
+            "training, load_state_dict or a cast). Nothing was written. To keep the current "
+            "weights for good call forget_(model); to throw the changes away, "
+            "edit.revert_(model, on_changed='discard')"
+        )

@@ -4,9 +4,8 @@ The pristine rows times the product of the edits' factors, plus the sum of what 
 the order of the edits' digests, in float64 and cast once.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -69,7 +68,8 @@ class Ledger:
 
     def without(self, *edits: Recipe) -> "Ledger":
         """Return the ledger with some edits less; it still covers all its rows."""
-        return replace(self, entries=tuple(e for e in self.entries if e.edit not in edits))
+        left = tuple(entry for entry in self.entries if entry.edit not in edits)
+        return Ledger(left, self.rows, self.pristine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,64 +121,70 @@ def composed(ledger: Ledger) -> Tensor:
     count = len(ledger.pristine)
     rows = range(count) if ledger.rows is None else ledger.rows
     for _, source, formula in pieces(rows, ledger, len(rows)):
-        put(result, source, formula.of(ledger.pristine[source]))
+        put(result, source, formula.of(at(ledger.pristine, source)))
     return result
 
 
 def holds(tensor: Tensor, ledger: Ledger) -> bool:
     """Say whether a parameter is, bit for bit, what the ledger's formula gives."""
-    return fits(tensor, ledger) and all(held for held, *_ in compared(tensor.detach(), ledger))
+    if not fits(tensor, ledger):
+        return False
+    current, pristine = tensor.detach(), ledger.pristine
+    # One small piece of memory again and again: it stays in cache, and fresh pages cost more than
+    # the arithmetic.
+    step = step_of(pristine)
+    room = torch.empty_like(at(pristine, slice(0, step)))
+    for rows, source, formula in pieces(covered(current, ledger), ledger, step):
+        values = at(pristine, source)
+        room_here = at(room, slice(0, values.size(0))) if formula.is_scaling else None
+        expected = formula.of(values, out=room_here).to(current)
+        if not same_bits(at(current, rows), expected):
+            return False
+    return True
 
 
 def fits(tensor: Tensor, ledger: Ledger) -> bool:
     """Say whether a parameter has the rows of the ledger: another may have taken its place."""
+    if ledger.rows is None:
+        return tensor.shape == ledger.pristine.shape
     if not tensor.ndim or tensor.shape[1:] != ledger.pristine.shape[1:]:
         return False
-    if ledger.rows is None:
-        return len(tensor) == len(ledger.pristine)
     return ledger.rows[-1] < len(tensor)
 
 
-def compared(tensor: Tensor, ledger: Ledger) -> Iterator[tuple[bool, Index, Index, Formula]]:
-    """Yield whether a piece of the parameter is what the formula gives, and the piece."""
-    # One small piece of memory again and again: it stays in cache, and fresh pages cost more than
-    # the arithmetic.
-    pristine = ledger.pristine
-    step = step_of(pristine)
-    room = pristine.new_empty(step, *pristine.shape[1:])
-    for rows, source, formula in pieces(covered(tensor, ledger), ledger, step):
-        values = pristine[source]
-        room_here = room[: len(values)] if formula.is_scaling else None
-        values = formula.of(values, out=room_here)
-        # Lazily: whoever restores may write a piece before the next one is compared.
-        yield same_bits(tensor[rows], values.to(tensor)), rows, source, formula
+def at(tensor: Tensor, rows: Index) -> Tensor:
+    """Return rows; the tensor itself if these are all, as a view costs as much as scaling a row."""
+    whole = isinstance(rows, slice) and rows == slice(0, tensor.size(0))
+    return tensor if whole else tensor[rows]
 
 
 def step_of(pristine: Tensor) -> int:
     """Return how many rows are worked on at once."""
-    per_row = max(1, math.prod(pristine.shape[1:]))
-    return min(len(pristine), max(1, _BLOCK // per_row))
+    count = pristine.size(0)
+    return min(count, max(1, _BLOCK * count // max(1, pristine.numel())))
 
 
 def covered(tensor: Tensor, ledger: Ledger) -> Sequence[int]:
     """Return the rows of a parameter that a ledger covers."""
-    return range(len(tensor)) if ledger.rows is None else ledger.rows
+    return range(tensor.size(0)) if ledger.rows is None else ledger.rows
 
 
 def pieces(
     rows: Sequence[int], ledger: Ledger, step: int | None = None
 ) -> Iterator[tuple[Index, Index, Formula]]:
     """Yield (rows of the parameter, their place in `pristine`, their formula), `step` at most."""
-    for own, source, entries in _groups(rows, ledger):
+    formula = ledger.formula
+    groups = _groups(rows, ledger) if formula is None else [(rows, range(len(rows)), ())]
+    for own, source, entries in groups:
         ordered = _ordered(entries)
+        shared = formula
         # Factors that all rows share are multiplied once, not again for every piece.
-        formula = ledger.formula
-        if formula is None and all(entry.part.is_same_in_every_row for entry in ordered):
-            formula = _formula(ordered, own[:1], ledger)
+        if shared is None and all(entry.part.is_same_in_every_row for entry in ordered):
+            shared = _formula(ordered, own[:1], ledger)
         length = step or len(own)
         for start in range(0, len(own), length):
             here = slice(start, start + length)
-            own_formula = formula or _formula(ordered, own[here], ledger)
+            own_formula = shared or _formula(ordered, own[here], ledger)
             yield slice_if_run(own[here]), slice_if_run(source[here]), own_formula
 
 
@@ -223,6 +229,6 @@ def _groups(
 def put(tensor: Tensor, rows: Index, values: Tensor) -> None:
     """Write values into rows, in the type and on the device of the parameter."""
     if isinstance(rows, slice):
-        tensor[rows].copy_(values)  # casts and moves by itself, and needs no temporary
+        at(tensor, rows).copy_(values)  # casts and moves by itself, and needs no temporary
     else:
         tensor[rows] = values.to(tensor)

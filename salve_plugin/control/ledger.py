@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from salve_plugin.control.formula import (
-    Formula,
     Ledger,
-    compared,
+    at,
     covered,
     fits,
     holds,
@@ -27,8 +26,7 @@ from salve_plugin.control.formula import (
     put,
     step_of,
 )
-from salve_plugin.control.operators.base import Index
-from salve_plugin.control.rows import index_of, take, union_of
+from salve_plugin.control.rows import index_of, slice_if_run, take, union_of
 from salve_plugin.control.slots import Slot
 from salve_plugin.errors import EditStateError, InputError
 
@@ -107,11 +105,14 @@ def _trimmed(ledger: Ledger) -> Ledger | None:
     """Return the ledger of no more rows than its entries touch; None if there are no entries."""
     if not ledger.entries:
         return None
+    # The usual case, for which no set of all the rows is made.
+    if any(entry.rows == ledger.rows for entry in ledger.entries):
+        return ledger
     touched = union_of([entry.rows for entry in ledger.entries])
     if touched is None or touched == ledger.rows:
         return ledger
-    covered = range(len(ledger.pristine)) if ledger.rows is None else ledger.rows
-    position = {row: at for at, row in enumerate(covered)}
+    known = range(len(ledger.pristine)) if ledger.rows is None else ledger.rows
+    position = {row: place for place, row in enumerate(known)}
     kept = take(ledger.pristine, tuple(position[row] for row in touched)).clone()
     return Ledger(ledger.entries, touched, kept)
 
@@ -127,16 +128,19 @@ def _record(slot: Slot, ledger: Ledger | None) -> None:
 
 def _write(slot: Slot, ledger: Ledger) -> None:
     parameter = slot.parameter.detach()
+    if not ledger.entries:
+        put(parameter, slice_if_run(covered(parameter, ledger)), ledger.pristine)
+        return
     scales = all(entry.part.left is None for entry in ledger.entries)
     # A product in the parameter's own precision goes straight into its rows, with no temporary.
     in_place = scales and ledger.pristine.element_size() >= 4
     # Whatever needs temporaries is done in pieces that stay in cache.
     step = None if in_place else step_of(ledger.pristine)
     for rows, source, formula in pieces(covered(parameter, ledger), ledger, step):
-        values = ledger.pristine[source]
+        values = at(ledger.pristine, source)
         same = values.dtype == parameter.dtype and values.device == parameter.device
         if formula.is_scaling and same and isinstance(rows, slice):
-            written = formula.of(values, out=parameter[rows])
+            written = formula.of(values, out=at(parameter, rows))
         else:
             written = formula.of(values)
             put(parameter, rows, written)
@@ -152,42 +156,3 @@ def _check_finite(slot: Slot, values: Tensor, written: Tensor) -> None:
         f"the edit makes weights of '{slot.path}' that {written.dtype} cannot hold; use a smaller "
         "strength or smaller directions. Nothing was written"
     )
-
-
-def restore(plan: Sequence[tuple[Slot, Ledger]]) -> Slot | None:
-    """Put all pristine rows back, comparing and writing in one pass over memory.
-
-    Returns:
-        A parameter that is not what its ledger's formula gives, if there is one; then, as on any
-        error, every parameter is as it was.
-    """
-    done: list[tuple[Slot, Ledger, Index, Index, Formula]] = []
-    try:
-        for slot, ledger in plan:
-            parameter = slot.parameter.detach()
-            if not fits(parameter, ledger):
-                _redo(done)
-                return slot
-            for held, rows, source, formula in compared(parameter, ledger):
-                if not held:
-                    _redo(done)
-                    return slot
-                # Noted before it is written: what is redone too often is still right.
-                done.append((slot, ledger, rows, source, formula))
-                put(parameter, rows, ledger.pristine[source])
-        for slot, _ in plan:
-            forget(slot)
-    except BaseException:
-        _redo(done)
-        for slot, ledger in plan:
-            _record(slot, ledger)
-        raise
-    finally:
-        torch.clear_autocast_cache()
-    return None
-
-
-def _redo(done: Sequence[tuple[Slot, Ledger, Index, Index, Formula]]) -> None:
-    """Write what had been compared and found equal to the formula, and then been overwritten."""
-    for slot, ledger, rows, source, formula in done:
-        put(slot.parameter.detach(), rows, formula.of(ledger.pristine[source]))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from salve_plugin.control.operators.base import Index
+from salve_plugin.errors import UnsupportedModelError
 
 Rows = tuple[int, ...] | None
 """Ascending outputs; None means all of them."""
@@ -54,12 +55,17 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     """Compare shape, dtype and bits: unlike `torch.equal`, -0 differs from 0 and NaN equals NaN."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    if first.device.type != "cpu" or second.device.type != "cpu":
+    if not (first.is_cpu and second.is_cpu):
         size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         bits = size[first.element_size()]
         return torch.equal(first.view(bits), second.to(first.device).view(bits))
     # The C library compares at the speed of memory and takes none for itself. torch.equal needs up
     # to four times as long, NumPy two to three: it writes down what it finds for every word.
     one, other = first.contiguous(), second.contiguous()
-    n_bytes = one.numel() * one.element_size()
-    return int(_memcmp(one.data_ptr(), other.data_ptr(), n_bytes)) == 0
+    places = one.data_ptr(), other.data_ptr()
+    if 0 in places and one.numel():  # reading there would end the process
+        raise UnsupportedModelError(
+            f"a {type(one).__name__} and a {type(other).__name__} cannot be compared: a quantized "
+            "tensor has no elements of its own; dequantize the model's weights first"
+        )
+    return int(_memcmp(*places, one.nbytes)) == 0

@@ -10,6 +10,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
+from salve_plugin.composed import plain
 from salve_plugin.errors import UnsupportedModelError
 from salve_plugin.store.json import dump
 from salve_plugin.store.record import Index, Record, Sha256
@@ -96,10 +97,13 @@ class Fingerprint(Record):
 def fingerprints(state: nn.Module | Mapping[str, Any]) -> dict[str, Fingerprint]:
     """Return the fingerprint of every tensor of a model or state dict, each hashed once.
 
+    A quantized weight of a model (torchao's, for example) counts as the tensors that it consists
+    of, named after it: `head.weight.qdata`, `head.weight.scale`.
+
     Raises:
         UnsupportedModelError: names the entry that has no plain elements, see `state_digest`.
     """
-    tensors = state.state_dict() if isinstance(state, nn.Module) else state
+    tensors = plain(state.state_dict()) if isinstance(state, nn.Module) else state
     for name, entry in tensors.items():
         if not isinstance(entry, Tensor):
             _elements(f"'{name}'", entry)  # which refuses it by name
@@ -121,7 +125,7 @@ def state_digest(state: nn.Module | Mapping[str, Tensor | Fingerprint]) -> str:
             sparse, on the meta device, not yet initialized.
     """
     if isinstance(state, nn.Module):
-        state = state.state_dict()
+        state = fingerprints(state)
     known = {name: each for name, each in state.items() if isinstance(each, Fingerprint)}
     prints = known | fingerprints({n: each for n, each in state.items() if n not in known})
     return content_digest({name: each.to_json() for name, each in prints.items()}, {})

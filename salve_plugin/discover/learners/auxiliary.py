@@ -101,7 +101,8 @@ def dead_loss(
         The loss; 0 if there is no error.
     """
     target = error.detach()
-    size = step.team.mean(target.square().sum(-1).mean())
+    # The norm of all, which takes no temporary of the batch's size as its squares would.
+    size = step.team.mean(torch.linalg.vector_norm(target).square() / len(target))
     if not size > 0:
         return torch.zeros((), dtype=target.dtype, device=target.device)
     # A sample's gradient is right on average, and the loss of all rows cost as much as the step.
