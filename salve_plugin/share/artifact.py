@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from salve_plugin.control.applied_edits import status
 from salve_plugin.control.assessment.assessment import Assessment
+from salve_plugin.control.assessment.tables import prediction_lines
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.saved import pristine_rows, restore_rows_
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import ArtifactError, EditStateError, InputError
 from salve_plugin.faces.one_line import shortened
+from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.audit import Audit, audit
 from salve_plugin.share.card_text import edit_card
@@ -55,7 +57,7 @@ from salve_plugin.validate.plots import ALPHA_CRIT, alpha_crit_picture
 
 
 @dataclass(frozen=True, eq=False)
-class EditArtifact(Stored):
+class EditArtifact(Stored, Tabular):
     """An edit with its evidence, as a folder that nobody can change unnoticed.
 
     The folder holds `edit_config.json` (what was edited, in which model, with what effect; sealed
@@ -188,6 +190,21 @@ class EditArtifact(Stored):
 
     def __repr__(self) -> str:
         """Say in one line what the edit is and what comes with it."""
+        return shortened(
+            f"<EditArtifact {self.digest[:12]}: {self.edit.kind} of '{self.edit.site.name}', "
+            f"{self.edit.amount}; with {self._parts}>"
+        )
+
+    def as_table(self) -> Table:
+        """Return what the edit does, what comes with it, and what it was found to do."""
+        measured = self.assessment
+        notes = () if measured is None else (measured.verdict, *prediction_lines(measured))
+        rows = [*self.edit.as_table().rows, ("comes with", self._parts), ("origin", self.origin)]
+        rows = [(name, value) for name, value in rows if value is not None]
+        return Table(f"Edit artifact {self.digest[:12]}", ("", ""), rows, notes)
+
+    @property
+    def _parts(self) -> str:
         critical = self.alpha_crit
         parts = {
             "its dictionary": self.dictionary is not None and self.embed_dictionary,
@@ -197,11 +214,7 @@ class EditArtifact(Stored):
             "pristine rows": self.pristine is not None,
             "pictures": bool(self.pictures),
         }  # fmt: skip
-        with_parts = ", ".join(part for part, there in parts.items() if there) or "nothing else"
-        return shortened(
-            f"<EditArtifact {self.digest[:12]}: {self.edit.kind} of '{self.edit.site.name}', "
-            f"{self.edit.amount}; with {with_parts}>"
-        )
+        return ", ".join(part for part, there in parts.items() if there) or "nothing else"
 
     @cached_property
     def manifest(self) -> Json:

@@ -12,6 +12,7 @@ from salve_plugin.control.application import revert_all_
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import ArtifactError, InputError
 from salve_plugin.faces.one_line import listed, shortened
+from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.audit import Audit
@@ -41,7 +42,7 @@ from salve_plugin.store.stored import Opened, Packed, Stored
 
 
 @dataclass(frozen=True, eq=False)
-class EditBundle(Stored):
+class EditBundle(Stored, Tabular):
     """Several edits of one model, with a record of what they make of it together.
 
     The folder holds `edit_bundle.json` (sealed like an artifact's manifest), `README.md`, and each
@@ -100,6 +101,15 @@ class EditBundle(Stored):
     def __repr__(self) -> str:
         """Say in one line which edits it holds."""
         return shortened(f"<EditBundle {self.digest[:12]}: {listed(self.members)}>")
+
+    def as_table(self) -> Table:
+        """Return what each member does."""
+        rows = [
+            (name, one.edit.kind, one.edit.amount, one.edit.site.name, one.digest[:12])
+            for name, one in self.members.items()
+        ]
+        head = ("member", "what", "how much", "site", "digest")
+        return Table(f"Edit bundle {self.digest[:12]}", head, rows)
 
     @classmethod
     def of(

@@ -63,6 +63,8 @@ def study(digits_test: digits.Split) -> SimpleNamespace:
         effects=salve.class_effects(hooked, dictionary, [*few.batches()], candidates=1),
         contribution=salve.contribution(3),
         evidence=salve.evidence(hooked, dictionary, acts, permutations=9),
+        tree=salve.class_tree(hooked),
+        card=salve.latent_card(hooked, dictionary, acts, 3, images=few.loader().dataset, top=2),
         predicted=salve.predicted_effect(hooked, dictionary, acts, latents=[0]),
         flips=salve.fewest_to_flip(hooked, dictionary, few.images[:4]),
         differing=salve.compare_recordings(dictionary, acts, acts, permutations=9),

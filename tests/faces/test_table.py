@@ -15,7 +15,7 @@ from salve_plugin.faces.table import MOST_ROWS, Table
 
 SHOWN = (
     "features", "choice", "crit", "searched", "evaluation", "decisions", "quality", "edit",
-    "dictionary", "learners",
+    "dictionary", "artifact", "bundle", "learners",
 )  # fmt: skip
 
 

@@ -153,10 +153,14 @@ def test_an_edit_alone_is_enough(tiny_edit: Edit, tmp_path: Path) -> None:
 def test_nothing_else_than_the_listed_fields_enters_the_identity(
     tiny: EditArtifact, tiny_edit: Edit, png: bytes
 ) -> None:
+    assert tiny.assessment is not None
+    # What is predicted is of latents, so that with it the edit of another one is refused.
+    unpredicted = replace(tiny, assessment=replace(tiny.assessment, predictions=()))
     variants = [
         tiny,
+        unpredicted,
         with_edit(tiny, altered(tiny_edit, strength=1.0)),
-        with_edit(tiny, altered(tiny_edit, latent=6)),
+        with_edit(unpredicted, altered(tiny_edit, latent=6)),
         with_edit(tiny, altered(tiny_edit, mode="enhance")),
         with_edit(tiny, altered(tiny_edit, direction=-tiny_edit.gate.directions[0])),
         replace(tiny, pristine=None),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.images import run
 from salve_plugin.validate.evidence.class_profile import NO_CLASS, class_profile
@@ -28,6 +29,8 @@ class SetProfile:
         auc_p: permutations in which the best set is told as well.
         auc_p_all: the same of the best of all latents.
     """
+
+    __repr__ = one_line
 
     names: tuple[str, ...]
     best: Int64[Tensor, " latents"]

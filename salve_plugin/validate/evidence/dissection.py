@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.errors import InputError
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.validate.evidence.permuting import p_values, upper
 
 SHARE = 0.005
@@ -40,6 +41,8 @@ class SegmentProfile:
         iou_null: what the best of all segments reaches with masks of other images that have it.
         iou_p: share of the pairings, the true one counted, in which the best is as good.
     """
+
+    __repr__ = one_line
 
     names: tuple[str, ...] | None
     segment: Int64[Tensor, " latents"]

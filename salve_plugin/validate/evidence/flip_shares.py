@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.validate.evidence.flipping import flip_of
 from salve_plugin.validate.evidence.head import ReadHead
 from salve_plugin.validate.evidence.permuting import LEVEL
@@ -25,6 +26,8 @@ class FlipShares:
         share_p: chance of as many images in that case.
         n_images: that were tried.
     """
+
+    __repr__ = one_line
 
     share: Float64[Tensor, " latents"]
     share_null: Float64[Tensor, " latents"]

@@ -7,6 +7,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.faces.one_line import one_line
 from salve_plugin.faces.progress import Update
 from salve_plugin.hooks import HookedModel
 from salve_plugin.validate.activity import Activity
@@ -31,6 +32,8 @@ class MapFalls:
         fall_null: the same of the region at random places, what it stays at or below in 95 %.
         fall_p: share of places, the marked one counted, where it falls as much.
     """
+
+    __repr__ = one_line
 
     fall: Float64[Tensor, " latents"]
     fall_null: Float64[Tensor, " latents"]
