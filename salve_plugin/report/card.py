@@ -164,7 +164,7 @@ def _numbers(active: Activity, latent: int) -> Table:
 
 
 def _caption(acts: Activations, recorded: Images, image: int) -> str:
-    label = int(recorded.labels[image])
+    label = int(recorded.recorded.labels[image])
     name = str(label) if acts.classes is None else acts.classes[label]
     file = f"image {image}" if recorded.files is None else recorded.files[image]
     return f"{name}, {file}"

@@ -1,6 +1,6 @@
 """Pictures of recorded images, each once, and where in them a latent comes from."""
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.labels import Labels, n_outputs
-from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.errors import AttributionError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.report.scripts import data_url
+from salve_plugin.validate.evidence.recorded_images import RecordedImages
 from salve_plugin.validate.latents import latent_index
 from salve_plugin.validate.maximization import maximize
 from salve_plugin.validate.pictures import png_bytes, stretched, to_picture
@@ -38,16 +37,12 @@ class Images:
     """The recorded images, read again one by one where they are needed.
 
     Attributes:
-        data_set: indexed as it was recorded: (image, label).
-        labels: of the recording, (images,).
-        own: the model's class for each label of the data set; None if they are the same.
+        recorded: the data set, compared with the recording image by image.
         files: names of the images' files, if they have any.
         shown: those whose thumbnails are shown, each once, in the order in which they lie together.
     """
 
-    data_set: Any
-    labels: Int64[Tensor, " images"]
-    own: Int64[Tensor, " labels"] | None
+    recorded: RecordedImages
     files: Sequence[str] | None
     shown: Sequence[int] = ()
     _thumbnails: dict[int, bytes] = field(default_factory=dict)
@@ -59,41 +54,18 @@ class Images:
         Raises:
             InputError: if it has no length or another one than the recording.
         """
-        if not isinstance(data_set, Sized) or not hasattr(data_set, "__getitem__"):
-            raise InputError(
-                f"images are a {type(data_set).__name__}; expected a data set with a length, whose "
-                "item i is the i-th recorded (image, label), such as the loader's .dataset"
-            )
-        if len(data_set) != acts.n_images:
-            raise InputError(
-                f"images has {len(data_set)} items, the recording {acts.n_images}; pass the data "
-                "set that was recorded, in its order"
-            )
         samples = getattr(data_set, "samples", None)
         files = None if samples is None else [Path(str(sample[0])).name for sample in samples]
-        try:
-            loader: DataLoader[Any] = DataLoader(data_set)  # type: ignore[arg-type] # has __len__
-            own = Labels.of(hooked.model, n_outputs(hooked), loader).indices
-        except InputError:  # its names say nothing: recorded with others, or with none
-            own = None
-        return cls(data_set, acts.image_labels().long(), own, files)
+        return cls(RecordedImages(hooked, acts, data_set), files)
 
     def read(self, index: int) -> Float[Tensor, "channels height width"]:
         """Return an image as the model takes it.
 
         Raises:
             InputError: if its label is not the recorded one.
+            ReadError: if it cannot be read.
         """
-        image, label = self.data_set[index]
-        given, recorded = int(label), int(self.labels[index])
-        if self.own is not None and 0 <= given < len(self.own):
-            given = int(self.own[given])
-        if given != recorded:
-            raise InputError(
-                f"image {index} has label {given}, but {recorded} was recorded in its place; pass "
-                "the data set that was recorded, in its order"
-            )
-        tensor: Tensor = image
+        tensor: Tensor = self.recorded.read([index])[0]
         if index not in self._thumbnails:
             self._thumbnails[index] = _thumbnail(tensor)
         return tensor

@@ -19,7 +19,11 @@ BATCH = 64
 
 
 class RecordedImages:
-    """A data set that should be the recorded one; what is read is compared by its labels."""
+    """A data set that should be the recorded one; what is read is compared by its labels.
+
+    Attributes:
+        labels: of the recording, (images,).
+    """
 
     def __init__(self, hooked: HookedModel, acts: Activations, data_set: Any) -> None:
         """Take a data set whose item i is the i-th recorded (image, label).
@@ -38,16 +42,16 @@ class RecordedImages:
                 "set that was recorded, in its order"
             )
         self._data_set: Any = data_set
-        self._recorded = acts.image_labels().long()
+        self.labels = acts.image_labels().long()
         loader: DataLoader[Any] = DataLoader(data_set)  # type: ignore[arg-type] # has a length
         try:
-            self._labels = Labels.of(hooked.model, n_outputs(hooked), loader)
+            self._names = Labels.of(hooked.model, n_outputs(hooked), loader)
         except InputError:  # recorded with names of the caller's own: indices are what is left
-            self._labels = Labels(None)
+            self._names = Labels(None)
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self._recorded)
+        return len(self.labels)
 
     def read(self, chosen: Sequence[int]) -> Float[Tensor, "images channels height width"]:
         """Return some images as the model takes them.
@@ -60,8 +64,8 @@ class RecordedImages:
             Subset(self._data_set, list(chosen)), batch_size=max(1, len(chosen))
         )
         (batch,) = labelled_batches(loader, None)
-        labels = self._labels.of_model(batch).labels.long()
-        recorded = self._recorded[torch.tensor(list(chosen))]
+        labels = self._names.of_model(batch).labels.long()
+        recorded = self.labels[torch.tensor(list(chosen))]
         wrong = (labels != recorded).nonzero()[:, 0].tolist()
         if wrong:
             raise InputError(
