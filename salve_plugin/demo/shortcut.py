@@ -122,7 +122,7 @@ def run_shortcut(
     choice = choose(hooked, RemoveShortcut(concept, min_gain=MIN_GAIN, max_harm=0.02))
     controls = {
         "leace as published": _of(choice, "leace as published, all rows"),
-        "head refitted, groups balanced": _of(choice, "head refitted"),
+        "head refitted, groups balanced": _of(choice, "head refitted, all rows"),
     }
     edits = {"the paper's gate": _gate(hooked, concept), "chosen": choice.edit, **controls}
     effects = [_effect("no edit", hooked.model, test)]

@@ -144,7 +144,8 @@ def _changes(
             )  # fmt: skip
             assert fit.bias is not None
             change = HeadChange.by(fit.weight, fit.bias)
-            name = f"head refitted near its own, agreement of pairs x {strength:g}"
+            name = "head refitted near its own"
+            name += f", agreement of pairs x {strength:g}" if strength else ""
             yield name, replace(change, is_control=not strength, is_whole=True)
     for strength in (0.0, *WEIGHTS):
         name = f"discriminant, effect x {strength:g}" if strength else "head refitted"
