@@ -76,8 +76,9 @@ def removing(
         if not all(name in part for part in parts):
             continue  # a class is missing where some of its images are unseen
         # Of biases alone, or a head refitted, there is one form.
+        forms = (name == "biases",) if change.is_whole else (True, False)[not head.has_bias :]
         for rows in row_sets[:1] if change.is_whole else row_sets:
-            for refits in (name == "biases",) if change.is_whole else (True, False):
+            for refits in forms:
                 unseen = torch.empty(len(fold), head.n_classes, dtype=torch.float64)
                 # The biases too are fitted without the images that they are judged on.
                 for part in range(FOLDS):
@@ -87,6 +88,7 @@ def removing(
                 update = judge.update(change, rows, everything, refits)
                 where = "all rows" if rows is None else f"rows {list(rows)[:10]}"
                 method = f"{name}, {where}" + ", biases refitted" * (refits and not change.is_whole)
+                method += ", without its constant" * (not head.has_bias)
                 candidate = judge.made(
                     method, update, rows, unseen, nothing, is_control=change.is_control
                 )
@@ -104,7 +106,8 @@ def _changes(
 ) -> Iterator[tuple[str, HeadChange]]:  # fmt: skip
     """Yield the changes of the head that are tried, fitted on some of the images."""
     weight = head.weight.double()
-    yield "biases", replace(HeadChange.nothing(head), is_control=True, is_whole=True)
+    if head.has_bias:
+        yield "biases", replace(HeadChange.nothing(head), is_control=True, is_whole=True)
     effects = concept.effects(keep)
     moments, published = concept.moments(balanced=True, keep=keep), concept.moments(keep=keep)
     # From simple to elaborate: of those that do as well the first is taken.
@@ -140,10 +143,11 @@ def _changes(
         share = flip_shares(base, labels[: len(labels) // 2])
         for strength in AGREEMENT:
             fit = fitted_head(
-                x, base, labels, shares, PULL, agreement=strength * share, tolerance=TOLERANCE
+                x, base, labels, shares, PULL, agreement=strength * share,
+                has_bias=head.has_bias, tolerance=TOLERANCE,
             )  # fmt: skip
-            assert fit.bias is not None
-            change = HeadChange.by(fit.weight, fit.bias)
+            shift = torch.zeros_like(fit.weight[:, 0]) if fit.bias is None else fit.bias
+            change = HeadChange.by(fit.weight, shift)
             name = "head refitted near its own"
             name += f", agreement of pairs x {strength:g}" if strength else ""
             yield name, replace(change, is_control=not strength, is_whole=True)

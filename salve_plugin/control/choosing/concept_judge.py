@@ -103,7 +103,8 @@ class ConceptJudge:
         """
         index = torch.arange(len(self._weight)) if rows is None else torch.tensor(rows)
         left, right, shift = change.left[index], change.right, change.shift[index]
-        update = LowRankUpdate(left, right, shift)
+        # Where no bias can take it over, the constant is left out, and judged without.
+        update = LowRankUpdate(left, right, shift if self._head.has_bias else None)
         if refits:
             logits = self.logits(update, rows)[fitted]
             weights = self._groups.weights[fitted]
@@ -116,8 +117,9 @@ class ConceptJudge:
         index = slice(None) if rows is None else list(rows)
         result = self._plain.clone()
         change = (self._x @ update.right.double()) @ update.left.double().T
-        assert update.shift is not None
-        result[:, index] += change + update.shift.double()
+        result[:, index] += change
+        if update.shift is not None:
+            result[:, index] += update.shift.double()
         return result
 
     def made(

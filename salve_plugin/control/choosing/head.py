@@ -93,6 +93,13 @@ class JudgedHead:
         """Number of classes."""
         return len(self.bias)
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is a bias to take over the constant part of an edit."""
+        paths = [path for path in self.hooked.heads if path in self.site.readers]
+        layers = map(self.hooked.model.get_submodule, paths)
+        return all(isinstance(layer._parameters.get("bias"), Tensor) for layer in layers)
+
     def after(self, edit: Edit) -> Float[Tensor, "images classes"]:
         """Return the logits of the recorded images with an edit of the classifier."""
         weight, bias = edited_head(self, edit)

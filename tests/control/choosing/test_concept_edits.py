@@ -1,5 +1,6 @@
 """`choose` for goals about a concept: judged on images that nothing was fitted on."""
 
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salve_plugin import Concept, RemoveConcept, RemoveShortcut, SalveError, choose, find_concept
+from salve_plugin import (
+    Concept,
+    RemoveConcept,
+    RemoveShortcut,
+    SalveError,
+    attach,
+    choose,
+    find_concept,
+    record,
+)
 from salve_plugin.control.choosing.balanced_head import refitted_biases
 from salve_plugin.control.choosing.groups import Groups
 
@@ -41,6 +51,28 @@ def test_a_shortcut_is_removed_where_the_worst_group_gains(patched: SimpleNamesp
     assert choice.chosen.harm <= 0.05
     again = choose(patched.hooked, RemoveShortcut(patched.concept, min_gain=0.02, max_harm=0.05))
     assert again.edit == choice.edit
+
+
+def test_a_classifier_without_bias_gets_edits_without_a_constant(
+    patched: SimpleNamespace,
+) -> None:
+    model = deepcopy(patched.hooked.model)
+    (path,) = patched.hooked.heads
+    model.get_submodule(path).bias = None
+    hooked = attach(model)
+    labels = patched.concept.recordings[0].labels()
+    with_, without = (
+        record(hooked, [(images, labels)], progress=False)
+        for images in (patched.marked, patched.plain)
+    )
+    concept = find_concept(with_, without=without)
+    choice = choose(hooked, RemoveConcept(concept, min_removed=0.3, max_harm=0.02))
+    assert choice.met
+    assert list(choice.edit.base.tensors) == [f"{path}.weight"]
+    with torch.no_grad(), choice.edit.applied(model):
+        flips = (model(patched.marked).argmax(1) != model(patched.plain).argmax(1)).double().mean()
+    assert float(flips) <= choice.chosen.figures["flips"] + 0.02
+    assert not [one for one in choice.tried if "bias" in one.method]
 
 
 def test_named_rows_and_kept_classes_bind(patched: SimpleNamespace) -> None:
