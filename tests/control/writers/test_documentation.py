@@ -20,11 +20,16 @@ def test_the_examples_run(digits_test: digits.Split, capsys: pytest.CaptureFixtu
     assert len(examples) == 2
     hooked = attach(digits.load("vit", ROOT / "tests" / "fixtures" / "digits_vit.safetensors"))
     loader = digits_test.loader()
+    marked = digits_test.images.clone()
+    marked[:, :, :3] = marked.max()
+    with_ = [(marked, digits_test.labels)]
     names: dict[str, object] = {
         "salve": salve,
         "hooked": hooked,
         "loader": loader,
         "acts": salve.record(hooked, loader, progress=False),
+        "with_acts": salve.record(hooked, with_, progress=False),
+        "without_acts": salve.record(hooked, loader, progress=False),
         "has": digits_test.labels % 2 == 0,
         "images": digits_test.images[digits_test.labels == 3],
         "eights": digits_test.images[digits_test.labels == 8],
@@ -32,9 +37,10 @@ def test_the_examples_run(digits_test: digits.Split, capsys: pytest.CaptureFixtu
     for example in examples:
         exec(compile(example, "edits.md", "exec"), names)
     accuracy = dict(re.findall(r"^(\w+) ([\d.]+) ", capsys.readouterr().out, re.M))
-    assert list(accuracy) == ["mask", "row", "rome", "coar", "prune", "refit"]
+    assert list(accuracy) == ["mask", "row", "rome", "coar", "prune", "refit", "agree"]
     assert float(accuracy["mask"]) == 0
     assert float(accuracy["refit"]) > 0.9
+    assert float(accuracy["agree"]) > 0.9
     for edits in ([names["edit"]], names["several"]):
         assert isinstance(edits, list | tuple)
         with torch.no_grad():
