@@ -144,7 +144,9 @@ def flip_of(
         return Flip(decision, None, (), by_chance)
     latents = order[: int(needed[rival]), rival]
     after = logits - contributions[latents].sum(0)
-    # With several rivals past the lead, the decision is the foremost.
+    # With several rivals past the lead, the decision is the foremost; never the one that they have
+    # passed, which another order of the sum may put level with them.
+    after[decision] = -torch.inf
     return Flip(decision, int(after.argmax()), tuple(latents.tolist()), by_chance)
 
 
