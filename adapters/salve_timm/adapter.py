@@ -128,6 +128,7 @@ def _attached(
         attribution_site=attribution,
         description=_description(model, heads, probe),
         heads={head.path: head.share for head in heads},
+        # Two images, copied: the caller's batch is not kept alive.
         probe=None if probe.is_meta else probe[:2].detach().clone(),
     )
 

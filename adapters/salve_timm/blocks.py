@@ -31,6 +31,8 @@ def blocks_of(model: nn.Module, log: CallLog, layouts: Layouts) -> list[str]:
         call = log.once(path)
         if call is None or layouts.read(call.result_shape) is None:
             continue
+        # The own weights of each module, so that none counts twice, and only where there are
+        # positions: a wide classifier is no part of the body.
         if _positions(call) > 1:
             body += sum(weight.numel() for weight in call.module.parameters(recurse=False))
         if _DIGITS.search(path.rpartition(".")[2]):

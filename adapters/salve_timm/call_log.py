@@ -105,6 +105,7 @@ def log_calls(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Ca
         call.began = next(clock)
         call.source, call.source_shape = ids.of(args[0] if args else None)
         if path in keep and call.source is not None:
+            # A copy, since a module further on may work on the tensor in place.
             inputs[path] = args[0].clone()
 
     def after(path: str, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -120,6 +121,7 @@ def log_calls(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Ca
         features = stack.enter_context(_features_of(model))
         output = model(probe)
         features_id, shape = ids.of(features[-1] if features else None)
+    # The clock's 0 is the first module's beginning: what ended at 0 never returned.
     ran = {path: call for path, call in calls.items() if call.ended}
     return CallLog(ran, output, features_id, shape, inputs)
 
@@ -138,6 +140,7 @@ def _features_of(model: nn.Module) -> Iterator[list[Any]]:
         collected.append(original(*args, **kwargs))
         return collected[-1]
 
+    # On the instance, where it hides the method: the class serves other models too.
     model.__dict__["forward_features"] = watched
     try:
         yield collected

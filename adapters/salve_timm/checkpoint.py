@@ -47,6 +47,8 @@ def part_of(state: State, names: Iterable[str], checkpoint: str) -> tuple[State,
         InputError: if several models are in it, with other weights.
     """
     wanted = set(names)
+    # Each name is tried without each prefix that ends in a dot; prefixes collect the names that
+    # fit.
     hits = Counter(
         name[:cut]
         for name in state
@@ -57,6 +59,8 @@ def part_of(state: State, names: Iterable[str], checkpoint: str) -> tuple[State,
         return state, []
     most = max(hits.values())
     best = sorted((prefix for prefix, count in hits.items() if count == most), key=len)
+    # Prefixes with as many names hold copies of one model, or several models: only copies are
+    # taken.
     parts = [_under(state, prefix) for prefix in best]
     if any(not _same(parts[0], part, wanted) for part in parts[1:]):
         raise InputError(

@@ -40,6 +40,8 @@ def create_model(
     if state is not None and checkpoint is not None:
         own, rest = part_of(state, model.state_dict(), checkpoint)
         n_classes = n_classes_in(own, model)
+        # Only the built model says which entry of the file is its classifier: where that has
+        # another size, the model is built once more.
         if num_classes is None and n_classes not in (None, getattr(model, "num_classes", None)):
             model = _built(name, n_classes, pretrained=False)
         fill(model, own, rest, name, checkpoint)

@@ -124,6 +124,7 @@ def _same(loaded: Tensor, written: Tensor, wanted: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
+    # As bytes: among numbers NaN is not itself, and -0.0 is 0.0.
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 

@@ -199,6 +199,7 @@ def _measured(
 ) -> float | None:
     """Return c if adding any d to the head's output adds c d to the logits, else None."""
     generator = torch.Generator().manual_seed(0)
+    # As large as the logits, or their rounding would drown it, and not zero where they are.
     size = float(logits.abs().max()) + 1
     pushes = []
 
@@ -216,6 +217,8 @@ def _measured(
     share = float((moved * pushed).sum() / pushed.square().sum())
     if bool((moved - share * pushed).abs().max() > tolerance * size):
         return None
+    # A plain mean is recognized, so that its share is free of rounding: a single head's is then 1
+    # exactly, with which the caller compares it.
     return 1 / heads if abs(share - 1 / heads) <= tolerance else share
 
 
@@ -231,6 +234,7 @@ def _tolerance(path: str, log: CallLog) -> float:
 def _sums_to(heads: Tensor, shares: list[float], logits: Tensor, tolerance: float) -> bool:
     total = (heads * heads.new_tensor(shares)[:, None, None]).sum(0)
     tolerance = tolerance * float(logits.abs().max())
+    # A fresh model's logits may all be zero, which leaves no relative tolerance.
     return bool((total - logits.double()).abs().max() <= max(tolerance, 1e-10))
 
 
@@ -246,6 +250,7 @@ def _linear_paths(model: nn.Module, path: str) -> list[str]:
 
 
 def _last_that_ran(model: nn.Module, path: str, log: CallLog) -> str | None:
+    # A classifier may have layers before its last one, or some that are used in training only.
     ran = [inner for inner in _linear_paths(model, path) if inner in log.calls]
     return max(ran, key=lambda inner: log.calls[inner].ended, default=None)
 

@@ -84,6 +84,8 @@ class Layouts:
 
     def _is_like_images(self, height: int, width: int) -> bool:
         """Say whether a map has the images' ratio of sides, to the pixel that rounding costs."""
+        # With a stride s, h = H / s and w = W / s but for less than one, rounded to the same side:
+        # h W - w H is then below the longer side.
         tall, wide = self.sides
         return abs(height * wide - width * tall) < max(tall, wide) or height * wide == width * tall
 

@@ -122,6 +122,7 @@ def _first_that_matters(
         wanted = [activations[index] for index in range(len(options)) if index in activations]
         if not isinstance(loss, Tensor) or not loss.requires_grad or not wanted:
             return None
+        # A candidate may lie beside the way to the heads, and has no gradient then.
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
     for index, gradient in zip(sorted(activations), gradients, strict=True):
         if gradient is None:
@@ -152,5 +153,6 @@ def _forward(
             stack.enter_context(tapped(model, site, partial(keep, index)))
         for site in heads:
             stack.enter_context(tapped(model, site, partial(read, site.name)))
+        # The images require a gradient, so that there is a graph even where all weights are frozen.
         model(probe.detach().clone().requires_grad_())
     return activations, head_inputs

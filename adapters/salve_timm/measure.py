@@ -92,10 +92,15 @@ def _lent(model: nn.Module) -> Iterator[None]:
             flat = value.flatten()
             # The ends first, which spares most tensors the comparison of every element.
             if bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all()):
+                # A constant is scaled by 0.5 to 1.5, which keeps its sign: running variances stay
+                # positive. Zeros become as large as a fresh layer's weights, so that nothing
+                # vanishes or overflows.
                 noise = torch.rand(value.shape, generator=generator).to(value)
                 fan_in = value[0].numel() if value.ndim else 1
                 value = value * (noise + 0.5) if bool(flat[0]) else (noise - 0.5) * fan_in**-0.5
             if value is not data:
+                # By .data, not in place: optimizers go on holding the same parameter, and
+                # autograd's count of changes does not move.
                 originals.append((tensor, data))
                 tensor.data = value
         yield
@@ -140,6 +145,7 @@ def _gradients(
             stack.enter_context(tapped(model, site, partial(keep, key)))
         for site in heads:
             stack.enter_context(tapped(model, site, partial(read, site.name)))
+        # The image requires a gradient, so that there is a graph even where all weights are frozen.
         model(image.detach().clone().requires_grad_())
         loss = sum(
             (x * torch.randn(x.shape, generator=generator).to(x)).sum()

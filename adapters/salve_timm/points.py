@@ -61,6 +61,7 @@ def point(
 
 def _features_last(module: nn.Module) -> bool | None:
     """Say on which side of a map the module keeps the features, None if it does not tell."""
+    # By name too: timm's LayerNorm2d extends LayerNorm and has its features on axis 1.
     if isinstance(module, nn.Linear) or (
         isinstance(module, nn.LayerNorm) and type(module).__name__ == "LayerNorm"
     ):

@@ -22,6 +22,7 @@ IMAGES = 2
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the model is left as it was found, on error too."""
+    # Left even if the caller is in it: autograd refuses what is made in inference mode.
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -58,6 +59,7 @@ def probed(
         try:
             return images, run(images)
         except Exception as error:  # models refuse a shape by asserts, RuntimeErrors and others
+            # The first is about the likeliest shape, and says most.
             complaint = complaint or error
     raise UnsupportedModelError(
         f"{type(model).__name__} accepts no probe batch of the shapes {shapes} "

@@ -73,6 +73,7 @@ class Content:
         driven = order[:maximized] if isinstance(maximized, int) else maximized
         made = maximizations(self.hooked, self.dictionary, driven, self.active.signs)
         shift = tables.shifts(self.features)
+        # What a page computes while a slider is dragged need not be computed ahead.
         ahead = [] if bench is None or bench.is_live else dominant_latents(dominant, stepped)
         crits = {} if bench is None else self._crits(bench, dominant)
         folded: list[int] = []

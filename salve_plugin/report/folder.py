@@ -80,6 +80,7 @@ def _manifest(there: Existing) -> Mapping[str, Any] | None:
     try:
         content = there.read(MANIFEST, _MAX_BYTES)
         manifest = {} if content is None else json.loads(content)
+    # JSON that is nested deeper than the stack ends in a RecursionError; no atlas writes that.
     except (ArtifactError, ValueError, RecursionError):
         return None
     known = isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)

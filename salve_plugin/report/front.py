@@ -78,6 +78,8 @@ def cut(dictionary: Dictionary, x: Float[Tensor, "rows width"]) -> tuple[list[fl
     ranked = sizes.sort(1, descending=True).values
     kept, explained = [], []
     for number in numbers:
+        # By size and not by place: equal codes stay or go together, and L0 is counted from what is
+        # left.
         least = ranked[:, number - 1, None] if number else ranked[:, :1] + 1
         left = torch.where((sizes >= least) & (sizes > 0), codes, 0.0)
         kept.append(float((left != 0).sum(1).double().mean()))

@@ -130,6 +130,8 @@ def maps(
         for batch in _batched(order):
             most = len(wanted[batch[0]])
             own = [[latent for latent, _ in wanted[image]] for image in batch]
+            # All images of a batch have as many latents: the rest is filled up with the first,
+            # whose further maps nobody reads.
             index = torch.tensor([each + each[:1] * (most - len(each)) for each in own])
             inputs = torch.stack([images.read(image) for image in batch])
             heats = grad_fam_maps(fam, inputs, index).float().cpu()

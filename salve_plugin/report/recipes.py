@@ -41,6 +41,7 @@ def folds(
     try:
         rows = (batch.x for batch in acts.batches(_ROWS))
         fold = fold_latents(dictionary, chosen, rows, shrinkage=None)
+        # Any of the folds alone, for the fields of the recipe that all of them share.
         one = LowRankMap(fold.map.write[:, :1], fold.map.read[:, :1], torch.ones(1).double())
         fields = shared_fields(edit_at(hooked, dictionary.site.name, one))
     except (InputError, UnsupportedModelError):

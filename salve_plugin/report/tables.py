@@ -38,6 +38,7 @@ def shifts(features: Features) -> Float64[Tensor, "classes latents"]:
     n_others = int(seen.sum()) - 1
     if n_others < 1 or not bool(features.spreads.any()):
         return torch.zeros_like(features.means)
+    # The others' mean by way of the total: one sum for all classes instead of one for each.
     total = features.means[seen].sum(0)
     shift = in_spreads(features.means - (total - features.means) / n_others, features.spreads)
     return torch.where(seen[:, None], shift, 0.0)
@@ -51,6 +52,7 @@ def principal_components(atoms: Tensor) -> tuple[Float64[Tensor, "latents two"],
     centred = atoms.detach().cpu().double()
     centred = centred - centred.mean(0)
     variances, axes = torch.linalg.eigh(centred.T @ centred)
+    # eigh sorts ascending: the last two are the main axes.
     axes = axes[:, -2:].flip(1)
     if axes.shape[1] < 2:
         axes = torch.cat([axes, torch.zeros_like(axes)], 1)

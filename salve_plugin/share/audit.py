@@ -112,6 +112,7 @@ def audit(
     if base is None:
         ledgers = ledgers_over(edits, _pristine_of_all(edits, pristine, paths))
         restored = put_back(edits, ledgers, after, tied)
+        # Only what was put back is hashed anew.
         prints = after_prints | fingerprints(restored)
         # Touched, but of another shape or type than the base's, so that no row can be put back.
         unknown = {name for name in prints if tied.get(name, name) in paths} - restored.keys()
@@ -120,9 +121,12 @@ def audit(
         before, unknown = dict(without_prefix(state_of(base, pristine=True), paths)), set()
         prints = fingerprints(before)
         foreign = _foreign(edits, prints)
+        # From a foreign base nothing is computed: it may not even have the rows.
         ledgers = {} if foreign else ledgers_over(
             edits, {path: take(before[path], covered_rows(edits, path)) for path in paths}
         )  # fmt: skip
+        # Two names of one weight in either model count as one only where they are equal in the
+        # base.
         tied = {
             name: path
             for name, path in {**tied, **tied_to(before, paths)}.items()
@@ -241,6 +245,7 @@ def _audit(
 ) -> Audit:  # fmt: skip
     wrong = [row for row in rows if not row.is_right]
     changed = [row for row in rows if row.verdict == "changed as the edit says"]
+    # An edit need not know the digest of its whole base; then it is the given base that is meant.
     known = {edit.base.state for edit in edits} - {None}
     proven = not foreign and not wrong and known <= {before}
     if foreign:

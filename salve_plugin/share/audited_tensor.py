@@ -51,6 +51,7 @@ def cast_between(before: State, after: State) -> torch.dtype | None:
         for name, tensor in before.items()
         if name in after and tensor.dtype in _FLOATS and after[name].dtype != tensor.dtype
     }
+    # Several types are no copy in another precision: every tensor is then compared as it is.
     return kinds.pop() if len(kinds) == 1 and kinds <= {*_FLOATS} else None
 
 
@@ -66,6 +67,8 @@ def compared(
     before, after = before.cpu(), after.cpu()
     target, note = (before if expected is None else expected.cpu()), ""
     if after.dtype == cast and target.dtype in _FLOATS and target.dtype != cast:
+        # A wider type holds all that the base has; a narrower one hides differences, which is to be
+        # said.
         wider = torch.promote_types(target.dtype, cast) == cast
         note = f"{'widened' if wider else 'rounded'} to {dtype_name(after)}"
         before, target = before.to(cast), target.to(cast)

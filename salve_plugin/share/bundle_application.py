@@ -42,6 +42,8 @@ def apply_members_(model: nn.Module, edits: Sequence[Edit], composition: Composi
             raise EditStateError(
                 f"all members {names} are already applied; revert the bundle first"
             )
+        # Before anything is written: what was changed under members that are on already could not
+        # become what is recorded.
         for slot in slots_of(network, composition.tensors).values():
             ledger = ledger_of(slot)
             if ledger is not None:
@@ -49,6 +51,7 @@ def apply_members_(model: nn.Module, edits: Sequence[Edit], composition: Composi
         apply_all_(network, missing)
         try:
             _check_result(network, composition)
+        # An interrupt, too, has to leave the model as it was.
         except BaseException:
             revert_all_(network, missing)
             raise
@@ -59,6 +62,7 @@ def _check_result(model: nn.Module, composition: Composition) -> None:
     for path, slot in slots_of(model, composition.tensors).items():
         said = composition.tensors[path]
         print_ = Fingerprint.of(slot.parameter)
+        # Shape and type have to be the base's still.
         if print_ != replace(said.before, sha256=said.after):
             raise EditStateError(
                 f"the members make {print_} of '{path}', the bundle records the sha256 "

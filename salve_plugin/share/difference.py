@@ -160,6 +160,7 @@ def _fields(ours: object, theirs: object, path: tuple[str | int, ...]) -> Iterat
     if mine is not None and other is not None and type(ours) is type(theirs):
         for key in [*mine, *(key for key in other if key not in mine)]:
             yield from _fields(mine.get(key, ABSENT), other.get(key, ABSENT), (*path, key))
+    # As JSON: in Python 1, 1.0 and True are equal.
     elif ABSENT in (ours, theirs) or dump(ours) != dump(theirs):
         yield FieldDifference(path, ours, theirs)
 

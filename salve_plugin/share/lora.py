@@ -143,6 +143,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         and config.get("peft_type") == "LORA"
         and isinstance(config.get("lora_alpha"), int | float)
     )
+    # Each of these changes what A and B stand for, or what else the adapter changes.
     odd = ["use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication"]
     used = [name for name in odd if plain and config.get(name)]
     if not plain or used or config.get("bias", "none") != "none":

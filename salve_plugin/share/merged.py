@@ -151,6 +151,7 @@ def _exported(
                 f"{type(adapter).__name__}.export wrote other tensors than the model's: "
                 f"{in_short(wrong)}; this is an error of the adapter"
             )
+        # Within the context, at whose end the files are gone.
         yield partial(artifact.planned, pack=partial(artifact.packed, model=files))
 
 

@@ -39,6 +39,7 @@ def check_room(existing: Existing, previous: Previous, merged: Mapping[str, Json
     """
     listed = (previous or {}).get("merged") or {}
     for name, entry in merged.items():
+        # The artifact's own bytes may be replaced, and bytes that are those to be written anyway.
         ours = [known for known in (listed.get(name), entry) if known is not None]
         if existing.has(name) and not any(existing.holds(name, known) for known in ours):
             raise InputError(

@@ -74,6 +74,7 @@ def without_prefix(state: State, wanted: Set[str]) -> State:
         return state
     first = min(wanted)
     for name in state:
+        # Each name that ends like the wanted one proposes a prefix; all names have to have it.
         prefix = name.removesuffix(first)
         if name == prefix or not prefix.endswith("."):
             continue
@@ -100,4 +101,6 @@ def tied_to(state: State, names: Iterable[str]) -> dict[str, str]:
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
+    # With shape and strides: a view of some rows may begin at the same address, and is another
+    # tensor.
     return tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()

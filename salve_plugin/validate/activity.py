@@ -73,6 +73,7 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
     best = torch.full((top, n_latents), -torch.inf)
     images = torch.zeros(top, n_latents, dtype=torch.int64)
     counts = torch.zeros(n_latents, BINS, dtype=torch.int64)
+    # A constant latent has intervals of length 0: all its codes fall into the first.
     step = ((most - least) / BINS).clamp(min=torch.finfo(torch.float32).tiny)
     for numbers, codes in codes_by_image(dictionary, acts, signs):
         bins = ((codes - least) / step).long().clamp(0, BINS - 1)
@@ -119,6 +120,7 @@ def codes_by_image(
             if same:
                 strongest[0] = torch.maximum(strongest[0], held[1][-1])
             kept = slice(0, len(held[0]) - int(same))
+            # The sign once more: what was compared as sign x code is the code again.
             yield held[0][kept], held[1][kept] * signs
         held = numbers, strongest
     if held is not None:

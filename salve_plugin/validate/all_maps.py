@@ -101,8 +101,11 @@ def _directions(
     tokens, layer = trace.tokens(), joined(trace.graph.layer)
     pooling = position_weights(trace.graph, tokens, axis)
     if pooling is not None:
+        # dx_d/dA_k(p) is a_p for d = k and 0 otherwise, so that m is the mean of a_p times the
+        # identity.
         return as_map(layer, tokens) * pooling.mean().to(features)
     width = features.shape[axis]
+    # One backward pass for each feature of the site against one for each latent that is asked for.
     if features.numel() != len(features) * width or width >= count:
         return None
     units = torch.split(
@@ -172,6 +175,7 @@ def _derivative(encode: Encode, x: Tensor, tangents: Tensor) -> Float[Tensor, "r
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         latents = encode(x)
+        # At any u, since the map is linear in it: only its slope is asked for.
         u = torch.zeros_like(latents, requires_grad=True)
         options: dict[str, bool] = {"create_graph": True, "materialize_grads": True}
         (pulled,) = torch.autograd.grad(latents, x, u, **options)

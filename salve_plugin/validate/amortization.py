@@ -44,6 +44,7 @@ def gradient_pursuit(
     for turn in range(int(k.max()) if len(k) else 0):
         correlation = residual @ atoms.T
         _choose(chosen, correlation, k > turn, signed)
+        # Minus the gradient of half the squared residual in the codes is the correlation.
         gradient = torch.where(chosen, correlation, 0.0)
         moved = gradient @ atoms
         # Exact along the gradient; a residual that no chosen atom meets has no step, not NaN.
@@ -152,6 +153,7 @@ def _choose(
     """Add to each row that wants one the atom not yet chosen that correlates most, in place."""
     gain = (correlation.abs() if signed else correlation).masked_fill(chosen, -torch.inf)
     best, atom = gain.max(1)
+    # Where nothing is left that an atom meets, none is added: the best of zeros is but the first.
     rows = (wanting & (best > 0)).nonzero().flatten()
     chosen[rows, atom[rows]] = True
 

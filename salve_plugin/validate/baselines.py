@@ -133,10 +133,12 @@ def neurons(site: Site) -> Dictionary:
 
 def principal_axes(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "width width"]:
     """Return the eigenvectors of the rows' covariance, largest variance first, in rows."""
+    # Centred before the products: where means are large, taking them off the sums would cancel.
     centred = rows.double() - rows.double().mean(0)
     square = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     for chunk in torch.split(centred, _CHUNK):
         square += chunk.T @ chunk
+    # eigh sorts ascending and returns vectors in columns.
     axes: Tensor = torch.linalg.eigh(square).eigenvectors.T.flip(0)
     return axes.float().contiguous()
 
@@ -178,6 +180,7 @@ def _tied(atoms: Tensor, rows: Tensor, site: Site, k: int) -> Dictionary:
     mean = rows.mean(0)
     learner = {"name": "topk", "options": {"k": k}}
     unscaled = _dictionary(atoms, atoms, mean, site, learner)
+    # The least-squares factor of the unscaled reconstructions about the mean.
     product = square = 0.0
     for chunk in torch.split(rows, _CHUNK):
         back = (unscaled(chunk) - mean).double()

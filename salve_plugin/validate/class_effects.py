@@ -125,6 +125,7 @@ def class_effects(
             chosen = contributions.topk(min(candidates, dictionary.n_latents), dim=1).indices
             seen = (counts > 0).nonzero()
             fallen = _falls(hooked, dictionary, loader, chosen) / counts.clamp(min=1)[:, None]
+            # A column of classes, each of which goes with all candidates in its row.
             falls[seen, chosen[seen[:, 0]]] = fallen[seen[:, 0]]
     return ClassEffects(contributions, falls, counts)
 
@@ -159,6 +160,8 @@ def _without(
     off = torch.ones(len(codes), codes.shape[-1], device=codes.device, dtype=codes.dtype)
     off.scatter_(1, latents.to(codes.device)[:, None], 0.0)
     off = off.reshape(len(codes), *[1] * (codes.ndim - 2), -1)
+    # Added as a difference of two decodings: the offset and the error stay as they are, and a
+    # decoder that is not linear has no single term to subtract.
     change = dictionary.decode(codes * off) - dictionary.decode(codes)
     return activation + change.movedim(-1, axis).to(activation)
 
@@ -167,5 +170,6 @@ def _logits(logits: Tensor, labels: Tensor) -> Float64[Tensor, " batch"]:
     """Return each image's own logit less the mean logit."""
     logits = logits.double().cpu()
     if logits.shape[1] == 1:
+        # A single logit is class 1 against class 0: the difference of two logits, half of it each.
         logits = torch.cat([-logits, logits], 1) / 2
     return logits.gather(1, labels[:, None])[:, 0] - logits.mean(1)

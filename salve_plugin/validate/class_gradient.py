@@ -39,6 +39,7 @@ def class_gradient(
     head = hooked.site(_head_name(hooked))
     modules = [hooked.model.get_submodule(path) for path in {head.module, *head.readers}]
     if site[1] == head.side and any(site[0] is module for module in modules):
+        # The classifier is linear in its input, whatever the image: nothing has to run.
         return rows.to(features).reshape(features.shape)
     with traced(
         run, site, (hooked.model.get_submodule(head.module), head.side), device_ids

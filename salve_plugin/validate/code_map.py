@@ -102,6 +102,7 @@ class LayerCodeMap(LayerGradFam):
         gradient = self._class_gradient(trace, target)
         if trace.layer == self.site:
             gradient = as_map(gradient, trace.tokens())
+        # A pooled site has one gradient, which is every row's but for its weight in the mean.
         gradient = gradient.reshape(*rows.shape[:2], -1).expand(-1, -1, rows[0, 0].numel())
         maps = []
         for row, pulled in zip(rows, gradient, strict=True):

@@ -73,6 +73,7 @@ def dark_matter(
     check_finite(fit_error, "reconstruction errors")
     total = fvu(x, error)
     norms = torch.linalg.vector_norm(fit_error.double(), dim=1, keepdim=True)
+    # The length is one more target: it shares the error's factorization.
     weight, offset = linear_fit(fit_x, torch.cat([fit_error.double(), norms], dim=1))
     predicted = x.double() @ weight + offset
     truth = error.double()
@@ -109,6 +110,7 @@ def linear_fit(
     weight = torch.linalg.solve(
         square + penalty * torch.eye(width, dtype=torch.float64, device=x.device), cross
     )
+    # Fitted on centred rows, the offset bears no penalty.
     return weight, mean_y - mean_x @ weight
 
 

@@ -42,6 +42,7 @@ def effects_of(
     rows = rows.to(reference_of(dictionary, rows))
     with torch.autocast(rows.device.type, enabled=False), torch.no_grad():
         codes: Tensor = dictionary.encode(rows)
+    # A leaf: an effect is that of the code, not of what the encoder makes it of.
     codes = codes.detach().requires_grad_()
     with torch.autocast(rows.device.type, enabled=False), torch.enable_grad():
         decoded = dictionary.decode(codes)

@@ -206,6 +206,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
                 "or use the LayerGradFam constructor with the module of your choice"
             )
         attribution = cls(hooked.model, layer, dictionary, site=site, stage=stage)
+        # The bare model runs; which layers classify is known to the attached one alone.
         attribution._hooked = hooked
         return attribution
 

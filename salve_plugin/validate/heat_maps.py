@@ -145,6 +145,7 @@ def recorded_values(
     values = [
         dictionary.pre_activation(batch.x)[:, latent].double() for batch in acts.batches(_ROWS)
     ]
+    # The rows of an image follow one another, as many for each image.
     return torch.cat(values).reshape(acts.n_images, -1).mean(1)
 
 

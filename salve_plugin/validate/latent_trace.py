@@ -96,6 +96,7 @@ def arguments_of(forward_func: object, inputs: object, additional: object) -> tu
     So `requires_grad` may be set on them; and those made in inference mode, which autograd
     refuses, are copied. If a model is run, inputs are cast and moved as its parameters are.
     """
+    # A bound method of a model stands for the model.
     owner = getattr(forward_func, "__self__", forward_func)
 
     def fitting(value: object) -> object:

@@ -190,6 +190,7 @@ def latent_index(target: LatentTarget, batch: int, n_latents: int) -> Int[Tensor
 def reference_of(dictionary: Encodes, rows: Tensor) -> Tensor:
     """Return a tensor of the dtype and device in which the dictionary computes."""
     if isinstance(dictionary, nn.Module):
+        # Buffers too: a dictionary that is not trained any more may have no parameters.
         for tensor in (*dictionary.parameters(), *dictionary.buffers()):
             if tensor.is_floating_point():
                 return tensor

@@ -38,6 +38,7 @@ def position_weights(graph: GraphSlice, tokens: Tokens, axis: int) -> Float[Tens
         return None
     returned = as_map(gradient, tokens)
     probe = probe.to(returned)
+    # The a_p that fit all images and features best; that they fit each one is checked below.
     weights = torch.einsum("bkhw,k->hw", returned, probe) / (len(site) * probe.square().sum())
     expected = torch.einsum("hw,k->khw", weights, probe)
     tolerance = _ROUNDING * torch.finfo(site.dtype).eps * returned.abs().max()

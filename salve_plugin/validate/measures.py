@@ -116,6 +116,8 @@ class Latents:
     @classmethod
     def of(cls, dictionary: Dictionary, data: HeldOut) -> "Latents":
         """Encode and decode the rows, some thousand at a time."""
+        # Both extremes: which is larger in absolute value is known only after all rows of an image,
+        # and these may lie in two chunks.
         high = torch.full((data.n_images, dictionary.n_latents), -torch.inf)
         low = torch.full_like(high, torch.inf)
         active = torch.zeros(dictionary.n_latents, dtype=torch.float64)

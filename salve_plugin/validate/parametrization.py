@@ -54,6 +54,7 @@ def image_of(
 
     def image(spectrum: Tensor) -> Tensor:
         coefficients = torch.view_as_complex(spectrum * scale[..., None])
+        # Orthonormal, so that the contrast of a start does not depend on the image's size.
         waves: Tensor = torch.fft.irfft2(coefficients, s=shape[1:], norm="ortho")
         if shape[0] == 3:
             waves = torch.einsum("rc,chw->rhw", colours, waves)

@@ -181,6 +181,7 @@ def quality(
     """
     _check(dictionary, acts, others, embeddings, controls)
     _check_networks(dictionary, acts, hooked, others, on_base_mismatch)
+    # The control `neurons` has as many latents as there are features.
     data = HeldOut.of(acts, n_latents=max(dictionary.n_latents, acts.width), seed=seed)
     own_latents = Latents.of(dictionary, data)
     # Controls spend as many latents as the dictionary does, or they would win by sparsity alone.
@@ -338,6 +339,7 @@ def _chosen(
         digest.update(batch.labels.numpy().tobytes())
         chosen_in_batch = is_chosen[start : start + len(batch.labels)]
         start += len(batch.labels)
+        # A loader of more images than were recorded runs past the end, which is reported below.
         if len(chosen_in_batch) == len(batch.labels) and bool(chosen_in_batch.any()):
             yield (
                 batch.images[chosen_in_batch.to(batch.images.device)],

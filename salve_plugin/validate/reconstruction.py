@@ -109,6 +109,7 @@ def nearest_cosines(atoms: Float[Tensor, "latents width"]) -> Float64[Tensor, " 
         rows = torch.arange(len(cosines), device=unit.device)
         cosines[rows, rows + start] = 0  # an atom with itself
         nearest[start : start + _CHUNK] = cosines.amax(1)
+    # Rounding may leave the cosine of twins just above 1.
     return nearest.clamp(max=1)
 
 

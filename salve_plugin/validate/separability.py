@@ -171,4 +171,5 @@ def _places(codes: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:
 
 def _entropy(shares: Tensor) -> Tensor:
     """Return the entropy in bits over the last axis."""
+    # xlogy is 0 at 0, where the product would be NaN.
     return -torch.xlogy(shares, shares).sum(-1) / torch.log(torch.tensor(2.0, dtype=shares.dtype))

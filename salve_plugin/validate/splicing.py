@@ -153,6 +153,7 @@ def splice_images(
         for batch in labelled_batches(batches, None):
             name = f"batch {batch.number}"
 
+            # Bound as defaults: a closure would see whatever the loop has come to.
             def logits(rewrite: Rewrite, images: Tensor = batch.images, name: str = name) -> Tensor:
                 with tapped(hooked.model, site, replacing(site, rewrite)):
                     result: Tensor = run(hooked.model, images, name)
@@ -204,6 +205,8 @@ class _Tallies:
             _check_logits(batch_logits, labels)
             log_p = functional.log_softmax(batch_logits, dim=1)
             clean = log_p if clean is None else clean  # the untouched model comes first
+            # Torch's order is turned about: kl_div(log q, log p) is KL(p ‖ q), here of the
+            # untouched model.
             kl = functional.kl_div(log_p, clean, reduction="sum", log_target=True)
             entropy = functional.nll_loss(log_p, labels, reduction="sum")
             right = (batch_logits.argmax(1) == labels).sum().double()

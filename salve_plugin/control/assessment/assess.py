@@ -214,6 +214,7 @@ def _outcomes(
                 destination_share=most / images if images else 0.0,
                 label=label,
                 name=names[label] if names is not None and label < len(names) else None,
+                # Rounding may leave a mean of probabilities just above 1, which the record refuses.
                 probability=(min(own[0], 1.0), min(own[1], 1.0)) if images else None,
                 spread=(spreads[0][label], spreads[1][label]),
                 weights_changed=int(changed[label]),

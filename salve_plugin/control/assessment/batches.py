@@ -165,6 +165,7 @@ class Spooled(Batches):
         """Yield all batches, from the first on."""
         self._file.seek(0)
         for labels in self._labels:
+            # One array lies behind the other: each load reads one, and leaves the file at the next.
             before, after, inputs = (
                 torch.from_numpy(np.load(self._file, allow_pickle=False)) for _ in range(3)
             )
@@ -201,6 +202,7 @@ def run(
     digest = ImagesDigest()
     labels: list[Tensor] = []
     names: Labels | None = None
+    # Without a name on POSIX, so that not even a killed process leaves it behind.
     file = tempfile.TemporaryFile()  # noqa: SIM115 # it is handed over
     try:
         with evaluating(model), evaluating(edited):

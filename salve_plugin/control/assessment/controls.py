@@ -138,6 +138,7 @@ def _random(
     if head is None or ground.mean is None or not ground.norm:
         return []  # of an edit that leaves the classifier as it is there is no equal norm
     generator = torch.Generator().manual_seed(seed)
+    # Before the latent, so that it is the same with and without a dictionary.
     direction = torch.randn(head.weight.shape[1], generator=generator, dtype=torch.float64)
     made = []
     if dictionary is not None and dictionary.width == len(direction):

@@ -194,6 +194,7 @@ def forgetting(
         f"{edit.kind} of '{edit.site.name}', {edit.amount}",
         tuple(recovery),
         neighbours,
+        # Of the others of a marked image.
         (float(marked.sum()) - 1) / (len(marked) - 1),
         numbers,
         *relearning,
@@ -214,6 +215,7 @@ def _neighbours(x: Float64[Tensor, "images width"], marked: Bool[Tensor, " image
     own = marked.nonzero()[:, 0]
     hits = 0
     for rows in torch.split(own, 256):
+        # Not by the product of matrices: |a|² - 2ab + |b|² cancels just where neighbours are near.
         distance = torch.cdist(x[rows], x, compute_mode="donot_use_mm_for_euclid_dist")
         distance[torch.arange(len(rows)), rows] = torch.inf
         hits += int(marked[distance.argmin(1)].sum())

@@ -122,6 +122,8 @@ class Predictions:
             shares = (products.square() / squares).clamp(max=1.0).where(squares > 0, 0.0)
             null = r2 = slope = None
             if len(shares) > 1:
+                # Of 19 others the upper neighbour of the quantile is the largest, which one more of
+                # their kind exceeds in one case of 20.
                 null = float(shares[1:].quantile(LEVEL, interpolation="higher"))
             if lines is not None:
                 fitted = [float(part) for part in fitted_lines(lines[:, number], lines[:, 0])]

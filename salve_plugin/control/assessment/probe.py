@@ -68,6 +68,7 @@ def probe(
         adjusted = (successes + 1) / (count + 2)
         variances += adjusted * (1 - adjusted) / (count + 2)
     accuracy = sum(shares) / 2
+    # The mean of two shares has a quarter of the variance of their sum.
     half = 1.96 * variances**0.5 / 2
     return Probed(accuracy, max(0.0, accuracy - half), min(1.0, accuracy + half))
 
@@ -120,6 +121,7 @@ def _ridge(x: Tensor, marked: Tensor, ridge: float, alike: bool) -> tuple[Tensor
         solved = torch.cholesky_solve((weights.sqrt() * goal)[:, None], _factor(gram))
         weight = (half.T @ solved)[:, 0]
     weight = weight / scale
+    # Both kinds weigh a half, so that the goal's mean is 0: the bias only undoes the centring.
     return weight, -(mean @ weight)
 
 

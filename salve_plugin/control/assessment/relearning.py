@@ -34,7 +34,10 @@ def relearned(
     centre = x.mean(0)
     inputs = torch.cat([x - centre, x.new_ones(len(x), 1)], 1)
     top = torch.linalg.eigvalsh(_smaller_gram(inputs) / len(inputs))[-1]
+    # The curvature of cross-entropy in the logits, diag(p) - p pᵀ, is at most 1/2, so that L is
+    # half of the largest eigenvalue and a step of 1/L never raises the loss.
     rate = 2 / float(top)
+    # The same logits, of centred inputs.
     weight = torch.cat([head.weight, (head.bias + head.weight @ centre)[:, None]], 1)
     mine = held_out[1] == target
     tests = torch.cat([held_out[0][mine] - centre, x.new_ones(int(mine.sum()), 1)], 1)

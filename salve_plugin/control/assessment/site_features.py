@@ -107,6 +107,7 @@ def _as_read(hooked: HookedModel, edit: Edit, site: Site, activation: Tensor) ->
 def _pooled(site: Site, activation: Tensor, images: int) -> Float[Tensor, "images width"]:
     """Return the mean over positions; class and register tokens have a mean of their own."""
     rows = site.rows(activation).detach().cpu().float()
+    # The rows of an image follow one another, its prefix tokens first.
     rows = rows.reshape(images, -1, rows.shape[-1])
     if not site.prefix_tokens:
         return rows.mean(1)

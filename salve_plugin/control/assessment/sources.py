@@ -107,6 +107,7 @@ def _joined(digests: list[str | None]) -> str | None:
     known = [digest for digest in digests if digest is not None]
     if len(known) < len(digests):
         return None
+    # Hex digests are of one length, so that no two lists have the same text.
     return known[0] if len(known) == 1 else hashlib.sha256("".join(known).encode()).hexdigest()
 
 

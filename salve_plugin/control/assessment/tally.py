@@ -28,6 +28,8 @@ class Reference:
         self.is_target = labels == (-1 if target is None else target)
         if target is not None:
             self.rest = torch.arange(before.shape[1]) != target
+            # From the other logits alone: dividing by 1 - p would cancel where the class is
+            # certain.
             self.ideal = before[:, self.rest].log_softmax(1)
             self.runner_up = before.masked_fill(~self.rest, -torch.inf).argmax(1)
 
@@ -94,6 +96,8 @@ class Tally:
         logits: Float64[Tensor, "images classes"],
     ) -> None:
         """Compare with the ideal: the base's probabilities renormalized without the class."""
+        # The edited probabilities are not renormalized: what is left to the class counts as
+        # distance.
         distance = divergence(reference.ideal, logs[:, reference.rest])
         agree = (logits.argmax(1) == reference.runner_up).double()
         for whose in (True, False):
@@ -178,6 +182,8 @@ def concept_outcome(
         for state in (False, True)
         if bool((member := (labels == label) & (has == state)).any())
     ]
+    # Of equally bad groups the first by class, and the one without the concept: the same
+    # everywhere.
     worst, label, state = min(groups)
     flips = None
     if pairs:

@@ -177,6 +177,7 @@ def fragility(
         raise InputError(f"a context is named '{CLEAN}', as the data themselves are; rename it")
     by_edit: dict[str, list[SuccessWindow]] = {name: [] for name in edits}
     for context, given in around.items():
+        # One context at a time: its images, where a corruption made them, are in memory.
         responses = Responses.of(hooked, _data_in(given, data))
         for name, edit in edits.items():
             results = [
@@ -255,6 +256,7 @@ def _longest_run(passing: Sequence[bool]) -> tuple[int, int] | None:
     """Return first and last index of the longest unbroken run, the first of equals."""
     best: tuple[int, int] | None = None
     start = 0
+    # The failure that is added closes a run that reaches the end.
     for index, passes in enumerate([*passing, False]):
         if not passes:
             if index > start and (best is None or index - 1 - start > best[1] - best[0]):

@@ -100,6 +100,7 @@ def learn_scales(
     with evaluating(hooked.model):
         none, all_of_them = np.zeros(objective.n_scales), np.ones(objective.n_scales)
         without, plain = objective(none)[0], objective(all_of_them)[0]
+        # Of equally good starts the one without edits: the pull is towards it.
         learnt, loss = _minimized(objective, none if without <= plain else all_of_them)
     scales = objective.by_edit(torch.from_numpy(learnt))
     scaled: list[Edit] = []
@@ -138,6 +139,9 @@ class _Objective:
                 if sign < 0:  # beyond chance nothing pulls any more: the gradient is zero there
                     losses = losses.clamp(max=float(np.log(self.n_classes)))
                 part = sign * losses.sum() / count
+                # Retained, since every batch goes back to the scales through the graph of the one
+                # set of parameters. For the scales alone, so that the model's parameters gather no
+                # gradients.
                 (own,) = torch.autograd.grad(part, scales, retain_graph=True)
                 value += float(part.detach())
                 gradient = gradient + own.numpy()

@@ -44,6 +44,8 @@ class LayerChange:
         """Return the update of the layer that adds so much of the change."""
         weight, *biases = (take(change, self.rows) for change in self.tensors.values())
         factors = take(self.spread(scales.detach()), self.rows)
+        # Scales multiply outputs, which are the rows of the left factor: the right one stays as it
+        # is.
         left, sizes, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
         kept = sizes > NEGLIGIBLE * sizes.max()
         return LowRankUpdate(
@@ -74,6 +76,8 @@ def changes_of(model: nn.Module, edit: Edit) -> list[LayerChange]:
     for path, slot in slots.items():
         if ledger_of(slot) is not None:
             raise EditStateError(f"other edits are on '{path}'; revert them first")
+        # A gate's change is a share of the weights: of others than it was made for it is another
+        # change.
         fingerprint = Fingerprint.of(slot.parameter)
         if fingerprint != edit.base.tensors[path]:
             raise BaseMismatchError(mismatch(path, edit, fingerprint))

@@ -76,6 +76,7 @@ def mean_kl(
     base: Float64[Tensor, "images classes"], other: Float64[Tensor, "images classes"]
 ) -> float:
     """Return the mean over images of KL(softmax base || softmax other), in nats."""
+    # In log probabilities: a probability that underflows to 0 would make the ratio infinite.
     before, after = base.log_softmax(1), other.log_softmax(1)
     # Rounding may leave a divergence of about -1e-17 where there is none.
     return max(0.0, float((before.exp() * (before - after)).sum(1).mean()))

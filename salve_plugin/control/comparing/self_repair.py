@@ -91,6 +91,7 @@ def self_repair(
     model, index = hooked.model, whole(label, "label")
     site = hooked.site(edit.site.name)
     behind = bool(set(site.readers) & set(hooked.heads))
+    # Where the classifier reads the site itself there is no way for later layers to answer on.
     ends = (site, site) if behind else _ends(hooked, edit, departs, arrives)
     with evaluating(model):
         with reading(model, ends) as clean:
@@ -99,6 +100,7 @@ def self_repair(
             full = _logits(model, images, index)
         source, sink = ends
         if behind:
+            # The same change, made to what the classifier reads.
             with changed_by_hooks(model, edit, site):
                 direct = _logits(model, images, index)
         else:

@@ -125,6 +125,7 @@ class Concept:
         below = torch.arange(1, len(ordered))
         left = ordered.cumsum(0)[:-1] / below
         right = (ordered.sum() - ordered.cumsum(0)[:-1]) / (len(ordered) - below)
+        # The variance between the parts times the square of all images' number, which moves no cut.
         between = below * (len(ordered) - below) * (right - left).square()
         return scores > ordered[int(between.argmax())]
 
@@ -173,6 +174,7 @@ class Concept:
         def parts() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for batch, values in self.rows():
                 weight = weights[batch.images]
+                # Moments take positive weights only.
                 counted = weight > 0
                 yield batch.x[counted], values[counted, None], weight[counted]
 
@@ -262,6 +264,8 @@ def _effects_of_pairs(
     width = recordings[0].width
     square, count = torch.zeros(width, width, dtype=torch.float64), 0
     for with_, without in _pairs(recordings, counted):
+        # If every second image has it, images lie half a difference to either side of their mean:
+        # the covariance is that of the halves, about zero and not about their own mean.
         change = (with_.double() - without.double()) / 2
         square += change.T @ change
         count += len(change)
@@ -288,5 +292,7 @@ def _effects_by_class(concept: Concept, counted: Tensor) -> Float64[Tensor, "wid
             "the class; add such images"
         )
     means = sums[:, seen] / counts[:, seen, None]
+    # Halves as for pairs; by the root of the number of classes, so that the sum over columns of eeᵀ
+    # is the mean over classes.
     effects: Tensor = (means[1] - means[0]).T / 2 / int(seen.sum()) ** 0.5
     return effects

@@ -165,6 +165,7 @@ class _Pairs:
             square = square - self.squares[left_out]
         if not float(square.diagonal().sum()) > 0:
             raise InputError("the pairs do not differ at this site: there is no axis")
+        # eigh sorts ascending: the last is the main axis.
         axis = torch.linalg.eigh(square)[1][:, -1]
         # An eigenvector has no sign of its own, and the solver's choice differs by machine.
         axis = axis * torch.sign(axis[axis.abs().argmax()])
@@ -179,6 +180,8 @@ class _Pairs:
             sides = self.split.labels[own] - self.split.labels[own + half]
             votes += (rises.sign()[:, None] * sides).sum(0)
             amounts += (rises[:, None] * sides).sum(0)
+        # A tied vote is decided by how far pairs move in sum. If that is zero too the axis keeps
+        # its own sign: a sign of 0 would make all scores alike.
         signs = torch.where(votes != 0, votes.sign(), amounts.sign())
         axes: Tensor = axis[:, None] * torch.where(signs == 0, 1.0, signs)
         return axes
@@ -208,6 +211,7 @@ def _probe(
 ) -> tuple[Tensor, float, Tensor]:
     """Return the unit direction, its threshold, and the parameters to start the next fit from."""
     mean, spread = x.mean(0), x.std(0, correction=0)
+    # A constant feature gets no weight, instead of an infinite one.
     inverse = torch.where(spread > 0, 1 / spread.clamp(min=1e-300), 0.0)
     parameters = logistic((x - mean) * inverse, has, strictness, start)
     weight = parameters[:-1] * inverse
@@ -215,6 +219,7 @@ def _probe(
     if not float(size) > 0:
         raise InputError("the activations do not vary with the concept: a probe has no direction")
     direction = weight / size
+    # wᵀ((x - m) / s) + b > 0, said of the unit direction and raw activations.
     threshold = float(direction @ mean - parameters[-1] / size)
     return direction, threshold, parameters
 
@@ -223,6 +228,8 @@ def _chosen(x: Tensor, has: Tensor, part: Tensor) -> float:
     """Return the C whose probe is right most often on the validation rows."""
     train, validation = part > 1, part == 1
     best, chosen, start = -1.0, STRICTNESS[0], None
+    # From the strongest pull on, each fit starting at the last optimum, which is near. Only a
+    # better accuracy replaces a choice, so that of equals the smallest C stays.
     for strictness in STRICTNESS:
         direction, threshold, start = _probe(x[train], has[train], strictness, start)
         right = (x[validation] @ direction > threshold) == has[validation]

@@ -70,6 +70,7 @@ def _aucs(scores: NDArray[np.float64], has: NDArray[np.bool_]) -> NDArray[np.flo
     """Return the area for each row of scores (rows, images): the Mann-Whitney statistic."""
     n_with = int(has.sum())
     n_without = len(has) - n_with
+    # Ties share their mean rank, which makes half a win of each.
     ranks = rankdata(scores, axis=1)
     areas: NDArray[np.float64] = (ranks[:, has].sum(1) - n_with * (n_with + 1) / 2) / (
         n_with * n_without
@@ -109,6 +110,7 @@ def evidence_of(
     low, high = np.quantile(drawn, [0.025, 0.975])
     return ConceptEvidence(
         auc(scores, has), float(low), float(high), float(np.quantile(chance, 0.95)),
+        # Rounding may leave a correlation just beyond 1, which the record refuses.
         max(-1.0, min(1.0, correlation)) if math.isfinite(correlation) else 0.0,
         int(labels.sum()), int((~labels).sum()),
     )  # fmt: skip

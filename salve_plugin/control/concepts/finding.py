@@ -86,6 +86,7 @@ def find_concept(
     probe = Probing(recordings, split, lambda x: encode(x)[:, screened])
     blocks = probe.blocks()
     scores = probe.scores([_sparse_probes(rest, n_latents) for rest in left_out(blocks)])
+    # Column 0 is the real labelling; the permuted ones have served as the null.
     latents, weights, stability = stable_selection(
         [block.columns(slice(0, 1)) for block in blocks], n_latents
     )
@@ -94,6 +95,8 @@ def find_concept(
     values = torch.cat([rows @ read for rows, _ in probe.rows()])[:, 0]
     spreads = JointMoments.merged(blocks).xx.diagonal().clamp(min=0).sqrt()[latents]
     named = _named(probe, latents, screened, weights.abs() * spreads, stability)
+    # Codes are not linear in activations: the read-out is the linear function of these that
+    # predicts the score best.
     direction = JointMoments.of(
         (batch.x, part[:, None]) for batch, part in rows_of(recordings, values)
     )
@@ -205,6 +208,8 @@ def _screened(recordings: tuple[Activations, ...], dictionary: Dictionary) -> Te
     for codes in parts:
         count += len(codes)
         sums, squares = sums + codes.sum(0), squares + codes.square().sum(0)
+    # The difference of two sums loses digits where a mean is far above its spread, as codes' means
+    # hardly are; and only the order counts.
     variance = squares / count - (sums / count).square()
     return variance.argsort(descending=True, stable=True)[:SCREENED].sort().values
 

@@ -36,6 +36,7 @@ def forward_selection(
         Latents in the order taken, and the weight of each raw code in the score.
     """
     scale = moments.xx.diagonal().clamp(min=0).sqrt()
+    # Standardizing would blow up a spread that is rounding to that of a code.
     varies = scale > 1e-9 * scale.max()
     inverse = torch.where(varies, 1 / scale.clamp(min=1e-300), 0.0)
     target = moments.xz[:, column] * inverse
@@ -43,8 +44,10 @@ def forward_selection(
     weights = torch.zeros(0, dtype=torch.float64)
     for _ in range(min(count, int(varies.sum()))):
         index = torch.tensor(taken, dtype=torch.int64)
+        # What is left correlates with every code by the moments alone: no row is read again.
         explained = (moments.xx[:, index] * inverse[:, None] * inverse[index]) @ weights
         left = (target - explained).abs()
+        # Below any absolute value, so that neither constant codes nor taken ones win.
         left[~varies] = -1.0
         left[index] = -1.0
         taken.append(int(left.argmax()))
@@ -70,6 +73,7 @@ def stable_selection(
         count: latents to choose.
     """
     halves = list(combinations(range(len(blocks)), len(blocks) // 2))
+    # Spread over the list, in which neighbouring halves have most blocks in common.
     step = max(1, len(halves) // HALVES)
     chosen = halves[::step]
     times = torch.zeros(len(blocks[0].x_mean), dtype=torch.float64)

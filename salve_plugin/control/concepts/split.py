@@ -37,6 +37,7 @@ class Split:
         # Dealt apart, so that each block has images of both kinds wherever there are enough.
         block = torch.empty_like(groups)
         kind = torch.zeros(int(groups.max()) + 1, dtype=torch.int64)
+        # A group with images of both kinds counts among those with the concept.
         kind[groups[has]] = 1
         for value in (0, 1):
             members = (kind == value).nonzero()[:, 0]
@@ -44,6 +45,8 @@ class Split:
             order[members] = torch.arange(len(members)) % BLOCKS
             mine = kind[groups] == value
             block[mine] = order[groups[mine]]
+        # With fewer groups than blocks some numbers are not dealt: the rest are renumbered without
+        # gaps, since every block up to the last has a probe of its own.
         used = torch.unique(block)
         return cls(labels, torch.searchsorted(used, block))
 
@@ -85,6 +88,8 @@ def _permuted(has: Tensor, groups: Tensor, random: torch.Generator) -> Bool[Tens
     if bool(((share == 0) | (share == count)).all()):
         # Whole groups have it or not: so must they under the null.
         return (share > 0)[torch.randperm(n_groups, generator=random)][groups]
+    # Groups of both kinds, such as pairs: labels change places within a group alone, since what
+    # differs between groups is not up to chance.
     result = torch.empty_like(has)
     for group in range(n_groups):
         members = (groups == group).nonzero()[:, 0]

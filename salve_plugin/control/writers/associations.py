@@ -44,6 +44,8 @@ def written_update(
     # λ = 0 is no special case.
     whitened = solved(moment, keys.T, ridge)
     overlaps = keys @ whitened
+    # Over the recorded inputs themselves kᵀC⁻¹k is the width in the mean: an absolute λ would write
+    # more the wider the layer is. In units of the keys' own mean it does not.
     scale = overlaps.diagonal().mean()
     if not float(overlaps.diagonal().min()) > 0:
         raise InputError("a key is zero, which no weight maps to anything else; give another key")
@@ -55,6 +57,7 @@ def written_update(
             "their own; leave out one of those that are alike, or raise preservation"
         )
     # The change of each key's output is shared out among all keys, since they overlap.
+    # Both sides are divided by the scale, which cancels.
     left = torch.linalg.solve(system, residuals / scale).T
     return LowRankUpdate(left, whitened)
 

@@ -66,6 +66,7 @@ def attribute(
     design, response = design - centre, response - level
     # One factorization serves all images: they differ in the right side only.
     effects = solved(design.T @ design, design.T @ response, ridge, counted="masks than components")
+    # Centred where the fit was: the means of the held-out masks are no part of the prediction.
     predicted = (drawn[:held_out].double() - centre) @ effects + level
     return Attribution(effects, _correlation(predicted, outputs[:held_out]))
 

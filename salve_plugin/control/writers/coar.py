@@ -104,6 +104,7 @@ def coar(
     if not 1 <= top < components:
         raise InputError(f"top {top} is to be from 1 to below the {components} components")
     of_target = _of_target(target, labels, head, data)
+    # In eval mode, or drop-out and batch statistics would change margins beside the mask.
     with evaluating(hooked.model):
         attribution = attribute(margins, components, masks=masks, keep=keep, ridge=ridge, seed=seed)
     scores = separation(attribution.effects, of_target)
@@ -145,6 +146,8 @@ def _network_margins(layer: Layer, images: Tensor, labels: Tensor) -> Margins:
     @torch.no_grad()
     def margins(mask: Tensor) -> Tensor:
         # The network with other parameters, not with changed ones: nothing is to be put back.
+        # The first axis of weight and bias alike is the output, so that one mask takes a filter
+        # together with its bias.
         left = mask.to(device)
         ablated = {
             path: value * left.view(-1, *[1] * (value.ndim - 1)).to(value)

@@ -156,6 +156,8 @@ def solved(
     shifted = moment + ridge * moment.diagonal().mean() * torch.eye(len(moment)).double()
     factor, failed = torch.linalg.cholesky_ex(shifted)
     # A factorization of what is singular but for rounding may go through and mean nothing.
+    # Pivots are roots of variances: 1e-7 of the largest is 1e-14 of its variance, which is what
+    # rounding leaves in float64.
     diagonal = factor.diagonal()
     if int(failed) or float(diagonal.min()) <= 1e-7 * float(diagonal.max()):
         raise InputError(

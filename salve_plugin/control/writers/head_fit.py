@@ -120,6 +120,8 @@ def flip_shares(
     flips = torch.bincount(labels, (first != second).double(), minlength=len(count))
     if not bool(flips.any()):
         flips = count
+    # The pairs of a class share its rate of flips, so that its weight does not grow with the number
+    # of its images. Classes without pairs are 0 / 0, which neither index reaches.
     return (flips / count.square())[labels] / (flips / count)[count > 0].sum()
 
 

@@ -105,6 +105,7 @@ def layer_at(hooked: HookedModel, site: str, layer: str | None = None) -> Layer:
         names = [f"{path}.weight"]
         names += [f"{path}.bias"] if module._parameters.get("bias") is not None else []
         values = [pristine_of(slot).to("cpu") for slot in slots_of(model, names).values()]
+    # Of a convolution features come first and kernel positions within them, as in unfolded inputs.
     weight = values[0].double().flatten(1)
     bias = values[1].double() if len(values) > 1 else None
     return Layer(hooked, own, path, weight, bias, tuple(values[0].shape))

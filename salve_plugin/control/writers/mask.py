@@ -87,6 +87,7 @@ def lowered(
     layer: Layer, lowering: Float64[Tensor, " labels"], note: str, classes: Sequence[int]
 ) -> Edit:
     """Return the edit that lowers the biases of classes."""
+    # An update of rank 0: only the bias moves.
     nothing = layer.weight.new_zeros(layer.weight.shape[1], 0)
     left = layer.weight.new_zeros(len(lowering), 0)
     return layer.updated(LowRankUpdate(left, nothing, -lowering), note, classes)
@@ -155,6 +156,7 @@ def _constant(layer: Layer, x: Float64[Tensor, "images width"]) -> Float64[Tenso
     # Fitted on every other image and checked on all: on the images that it was fitted on any
     # constant can be read once there are as many features as images.
     half = x[::2]
+    # The normal equations of gᵀx = 1, with a ridge: (C + ηI) g = E[x].
     moment = second_moment(layer, half.T @ half / len(half))
     direction = solved(moment, half.mean(0)[:, None], 1e-4)[:, 0]
     least = float((x @ direction).min())

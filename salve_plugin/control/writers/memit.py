@@ -93,6 +93,8 @@ def memit(
         residuals = (wanted - current) / (len(layers) - number)
         update = written_update(
             own_keys,
+            # The output reaches the residual sum multiplied by the LayerScale behind the layer:
+            # what is to arrive there is divided by it before it is written.
             residuals if at is None else residuals / _scale_behind(layer),
             second_moment(layer, moment, on_base_mismatch),
             preservation=preservation,

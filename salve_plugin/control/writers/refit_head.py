@@ -83,6 +83,8 @@ def refit_head(
             )
         x, base = torch.cat([x, unmarked]), torch.cat([base, layer.output(unmarked)])
         pairs = agreement * flip_shares(base, labels)
+        # Each form has half of its image's share: the shares still sum to 1, and l2 weighs as much
+        # against them as without pairs.
         labels, shares = labels.repeat(2), shares.repeat(2) / 2
     has_bias = layer.bias is not None
     fit = fitted_head(

@@ -83,6 +83,7 @@ def rome_value(
             "it; give rome a value of your own"
         )
     with evaluating(hooked.model), torch.enable_grad():
+        # Read out as 1 at the key, so that the weight changes the key's output by δ exactly.
         change = _change(
             target, direction / (direction @ keys[0]), value, batches, label, steps, rate
         )
@@ -103,6 +104,8 @@ def _change(
     if not 0 <= whole(label, "label") < before[0].shape[1]:
         raise InputError(f"label {label} is no class of the network: it has {before[0].shape[1]}")
     delta = torch.zeros_like(value, device=weight.device, requires_grad=True)
+    # Adam moves every coordinate by about its rate, whatever the gradient's size: the rate is in
+    # units of a coordinate's root mean square.
     adam = torch.optim.Adam([delta], lr=float(rate * length / len(value) ** 0.5))
     least, best = torch.inf, delta.detach().clone()
     for _ in range(steps):
@@ -121,6 +124,7 @@ def _change(
             least, best = lost, delta.detach().clone()
         if lost < STOP:
             break
+        # Not backward(), which would leave gradients in the parameters of the user's model.
         (delta.grad,) = torch.autograd.grad(loss, [delta])
         adam.step()
         with torch.no_grad():

@@ -134,6 +134,7 @@ def map_check(
         )
     index = latent_index(target, len(images), dictionary.n_latents)
     site = hooked.site(dictionary.site.name)
+    # Blurred and put together in float32; the model gets the images' own type.
     pixels = images.float()
     mask = marked(heat.float().cpu(), (images.shape[2], images.shape[3]), area)
     smooth = blurred(pixels)
@@ -167,6 +168,8 @@ def blurred(
 ) -> Float[Tensor, "images channels height width"]:
     """Return the images with a Gaussian blur, whose weights at the edges add up to 1 too."""
     sigma = max(1.0, min(images.shape[2:]) / _WIDTH)
+    # The kernel is a product of one for each axis: one after the other, a pixel costs n terms and
+    # not n².
     for axis in (2, 3):
         places = torch.arange(images.shape[axis], dtype=images.dtype, device=images.device)
         weight = (-0.5 * ((places[:, None] - places) / sigma).square()).exp()

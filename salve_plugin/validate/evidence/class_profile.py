@@ -98,6 +98,7 @@ class _Standardized:
         groups: csr_matrix | None,
     ) -> None:
         n_images = len(ranks)
+        # Ranks less their mean, which no tie moves: by chance a class's sum is then 0.
         self._ranks, self._groups = ranks - (n_images + 1) / 2, groups
         self._n_classes = len(counts) if groups is None else groups.shape[1]
         among = counts * (n_images - counts) / max(1, n_images - 1)

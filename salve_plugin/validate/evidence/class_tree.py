@@ -102,8 +102,10 @@ def class_tree(hooked: HookedModel, classes: Sequence[str] | None = None) -> Cla
             "expected at least three classes, and a name for each"
         )
     rows = head.weight - head.weight.mean(0)
+    # A row that is the mean row has no direction, and is like no other.
     rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
     distance = (1 - rows @ rows.T).clamp(min=0)
+    # Rounding leaves the product neither symmetric nor 1 on its diagonal.
     distance = ((distance + distance.T) / 2).fill_diagonal_(0)
     joins = linkage(squareform(distance.numpy(), checks=False), "average").tolist()
     return ClassTree(

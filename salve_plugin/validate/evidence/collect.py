@@ -124,6 +124,8 @@ def evidence(
     kept = Kept(folder, reading.digest(size))
     with bar("evidence", dictionary.n_latents, progress) as update:
         blocks = kept.blocks(dictionary.n_latents, size, reading.block, update)
+    # All blocks have the same orders of the labels: the largest over blocks is that of all latents
+    # in one order.
     best = torch.stack([block.pop("maxima") for block in blocks]).amax(0)
     joined: dict[str, Any] = concatenated(blocks)
     further: dict[str, Any] = {"flips": reading.flips(folder)}

@@ -129,6 +129,7 @@ def tcav(
         far = (means - 0.5).abs()
         scores[name] = float(means[0])
         nulls[name] = float(far[1:].quantile(LEVEL, interpolation="higher"))
+        # Equal scores may have been summed in another order.
         p[name] = float((far >= far[0] - 1e-9).double().mean())
     p_all = {name: min(1.0, value * len(p)) for name, value in p.items()}
     return ConceptScores(target, scores, nulls, p, p_all, sets)

@@ -119,6 +119,7 @@ def _codes(
             activation = activation[:, site.prefix_tokens :]
         rows = site.rows(activation).to(dictionary.atoms)
         codes = dictionary.encode(rows).float().cpu() * signs
+        # Rows come image by image, as many of each.
         codes = codes.view(len(batch), -1, codes.shape[1]).amax(1)
         parts.append(codes * (codes.abs() > tolerance))
     return torch.cat(parts)

@@ -68,10 +68,13 @@ def _partners(
     best = phi.argmax(1)
     largest = phi[rows, best]
     has_partner = largest.isfinite()
+    # What is on everywhere or nowhere is no choice, and is not corrected for.
     others = ((varied > 0).sum() - (varied[own] > 0).long()).clamp(min=1).numpy()
     first, second = counts[own].numpy(), counts[best].numpy()
     overlap = joint[rows, best].numpy()
+    # sf(k) is P(X > k): from one less, an overlap that is as large counts.
     p = torch.from_numpy(hypergeom.sf(overlap - 1, n_images, first, second) * others).clamp(max=1)
+    # By Bonferroni, too: what the largest of so many overlaps stays at or below.
     by_chance = hypergeom.isf((1 - LEVEL) / others, n_images, first, second)
     expected = counts[own] * counts[best]
     null = (n_images * torch.from_numpy(by_chance) - expected) / spread[rows, best]

@@ -112,6 +112,8 @@ def compare_recordings(
         null = shift[1:].abs()
         shifts.append(shift[0])
         p.append(p_values(shift[0].abs(), null))
+        # Orders are the same for every block, so that each maximum is over all latents in one
+        # order.
         maxima = torch.maximum(maxima, null.amax(1))
     joined = torch.cat(shifts)
     return LatentDifference(

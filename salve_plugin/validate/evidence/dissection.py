@@ -80,6 +80,7 @@ def masks_on_grid(masks: Sequence[Any], n_images: int) -> Int[Tensor, "images gr
                 f"the mask of image {image} is {mask.dtype} {tuple(mask.shape)}; expected (height, "
                 f"width) of whole numbers from 0 (no segment) to {MOST_SEGMENTS}"
             )
+        # The pixels at the centres of the grid's cells.
         down, right = (((torch.arange(GRID) + 0.5) * side / GRID).long() for side in mask.shape)
         grid[image] = mask[down][:, right].to(torch.int16)
     return grid
@@ -133,6 +134,7 @@ def dissect(
             region.index_add_(0, latent, torch.ones(len(latent)))
             for segment in has[image].nonzero()[:, 0].tolist():
                 own, orders = partners[segment]
+                # The image's own mask first, then the one that each shuffle deals to it.
                 others = torch.cat([torch.tensor([image]), orders[:, own == image][:, 0]])
                 inside = (flat[others][:, place] == segment).float()
                 hits.index_add_(1, latent * n_segments + segment, inside)
@@ -155,6 +157,7 @@ def _levels(maps: ImageMaps, n_images: int) -> Float[Tensor, " latents"]:
     for values in maps():
         rows = values.flatten(1).float().cpu()
         count = math.ceil(SHARE * n_images * rows.shape[1])
+        # Only the largest so far are kept, 0.5 % of all values, and never all maps.
         largest = rows if largest is None else torch.cat([largest, rows], 1)
         largest = largest.topk(min(count, largest.shape[1]), dim=1).values
     if largest is None:

@@ -133,6 +133,8 @@ def flip_of(
     lead = logits[decision] - logits
     # What each latent adds to the lead over each rival; the largest are taken away first.
     terms, order = (contributions[:, decision, None] - contributions).sort(0, descending=True)
+    # Terms below 0 would only help the decision, and are never taken: without them the sums do not
+    # fall again, and the first that passes the lead is the least.
     passed = terms.clamp(min=0).cumsum(0) > lead
     passed[:, decision] = False
     needed = torch.where(passed.any(0), passed.long().argmax(0) + 1, len(codes) + 1)

@@ -84,6 +84,7 @@ def check_parts(
 def evenly(count: int, most: int) -> Tensor:
     """Return up to `most` of the indices below `count`, evenly spaced."""
     few = min(count, most)
+    # In whole numbers, which are exact for any count.
     return torch.arange(few) * count // max(1, few)
 
 

@@ -116,6 +116,8 @@ class _Spliced:
         """Return the logits without amount x code x atom at every position, for each amount."""
         parts = []
         for some in torch.split(torch.arange(len(amounts)), max(1, BATCH // len(self._images))):
+            # In the order of the rows below: amount by amount, image by image, position by
+            # position.
             factors = amounts[some].to(atoms)[:, None, None] * self._codes
             removed = factors.flatten()[:, None] * atoms[some].repeat_interleave(
                 self._codes.numel(), 0

@@ -60,6 +60,7 @@ class Kept:
             block = self.read(start)
             if block is None:
                 made = make(torch.arange(start, stop))
+                # safetensors refuses tensors with gaps between their elements.
                 block = {name: tensor.contiguous() for name, tensor in made.items()}
                 self.write(start, block)
             blocks.append(block)

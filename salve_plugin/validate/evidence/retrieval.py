@@ -21,6 +21,7 @@ def precision_at(
     least = codes.topk(k, dim=0).values[-1]
     above, ties = codes > least, codes == least
     left = k - above.sum(0)
+    # Of the ties `left` are chosen, relevant in the mean as often as the ties are.
     hits = (above & relevant).sum(0) + left * (ties & relevant).sum(0) / ties.sum(0).double()
     return hits.double() / k
 

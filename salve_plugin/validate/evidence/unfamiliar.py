@@ -115,5 +115,6 @@ def _conformal(
     scores: Float64[Tensor, " images"], familiar: Float64[Tensor, " recorded"]
 ) -> Float64[Tensor, " images"]:
     """Return (1 + #{familiar >= score}) / (1 + recorded) of each score."""
+    # From the left: a familiar score that is equal counts as reaching it.
     below = torch.searchsorted(familiar.sort().values, scores)
     return (1 + len(familiar) - below).double() / (1 + len(familiar))
