@@ -54,6 +54,8 @@ class HookPoint(nn.Module):
         self.name: str | None = None
         self.ctx: dict[Any, Any] = {}
         # By direction and number of the handle.
+        # `RemovableHandle` keeps a weak reference, which an OrderedDict allows and a plain dict
+        # does not.
         self._handles: dict[str, OrderedDict[int, HookHandle]] = {
             "fwd": OrderedDict(),
             "bwd": OrderedDict(),
@@ -75,6 +77,7 @@ class HookPoint(nn.Module):
         Functions on the gradient are chosen now and stay with this activation's graph: the
         backward pass may run in a thread that no longer knows whose it is.
         """
+        # A list of its own: a function may remove itself or others while they run.
         for handle in self._acting("fwd"):
             result = handle.function(activation, hook=self)
             activation = activation if result is None else result

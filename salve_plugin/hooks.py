@@ -84,6 +84,7 @@ class HookedModel(HookedRoot):
             readers = self.sites[HEAD_INPUT].readers if HEAD_INPUT in self.sites else ()
             heads = dict.fromkeys(readers, 1 / max(len(readers), 1))
         self.heads: Mapping[str, float] = dict(heads)
+        # A plain attribute: as a buffer it would join the state dict and move with the model.
         self.probe = probe
         self._line: passes.Line | None = None
         self.setup()
@@ -124,6 +125,8 @@ class HookedModel(HookedRoot):
             return self.model(*args, **kwargs)
         fired: dict[str, bool] = {}
         with ExitStack() as stack:
+            # Entered one by one: if a later tap cannot be set, the stack takes the earlier ones
+            # off.
             for name in listening:
                 through = _through(self.hook_dict[name], name, fired)
                 stack.enter_context(tapped(self.model, self.sites[name], through))
@@ -261,7 +264,11 @@ class HookedModel(HookedRoot):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            # Not `self.model`: while a copy or an unpickled model is being built there are no
+            # modules yet, and the look-up would come back here without end.
             model = self.__dict__.get("_modules", {}).get("model")
+            # Copy, pickle and others ask for special methods by getattr: those of the bare model
+            # are not ours.
             if model is None or name.startswith("__"):
                 raise
             return getattr(model, name)

@@ -63,6 +63,8 @@ class _EvalSpan:
                 parameter.requires_grad_(wanted)
             parameter.grad = gradient
         for module, name, buffer, value, version in self.buffers:
+            # A pass may have written to the buffer, or put another tensor in its place: both are
+            # undone.
             if name in module._buffers:
                 module._buffers[name] = buffer
             # Writing the same values would still break a backward pass that needs the tensor. Those
@@ -72,8 +74,10 @@ class _EvalSpan:
                     buffer.copy_(value)
         for module, name, cache, before in self.caches:
             if cache.keys() != before.keys() or any(cache[k] is not before[k] for k in before):
+                # In place, as others may hold the same dict.
                 cache.clear()
                 cache.update(before)
+            # A pass may also have bound the name to another dict.
             setattr(module, name, cache)
 
 
@@ -87,6 +91,7 @@ def without_autocast() -> Iterator[None]:
     """Compute in the tensors' own types within, whatever autocast region is around."""
     with ExitStack() as stack:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
+        # Autocast has a switch for each kind of device, and both may be on at once.
         for kind in {"cpu", "cpu" if accelerator is None else accelerator.type}:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
@@ -107,6 +112,8 @@ def evaluating(model: nn.Module, *, keep_autocast: bool = False) -> Iterator[Non
     so with one model, it stays in eval mode until the last is through.
     """
     with _lock:
+        # Within the lock, so that the order of the list is the order in which the states were
+        # taken.
         span = _EvalSpan(model)
         spans = _spans.setdefault(model, [])
         spans.append(span)
@@ -133,6 +140,7 @@ def evaluating_within(function: Callable[..., Any]) -> Iterator[list[nn.Module]]
     and that one's attributes, what it closes over, the globals in its code; and what functions
     among those name, in turn.
     """
+    # Bounded in depth, since what functions and objects name may run in circles.
     models = {id(model): model for model in _models_of(function, depth=3)}
     with ExitStack() as stack:
         for model in models.values():

@@ -39,6 +39,8 @@ def tapped(model: nn.Module, site: Site, function: Replace) -> Iterator[None]:
         HookNotFiredError: if the model has no such module any more.
         InputError: in the forward pass, if there is no tensor where the site is.
     """
+    # What lies in front of a layer is replaced for each layer that reads it. What lies behind a
+    # module is its output, which all who read it get from there.
     by_reader = site.side == "in" and site.module in site.readers
     paths = site.readers if by_reader else (site.module,)
     with tapping([_module(model, site, path) for path in paths], site.side, function):
@@ -65,6 +67,7 @@ def tapping(modules: Sequence[nn.Module], side: Side, function: Replace) -> Iter
     with passes.opened() as owner, ExitStack() as stack:
         for number, module in enumerate(modules):
             tap = _Tap(owner, side, answer.to(number))
+            # One at a time: if a later one cannot be registered, the stack removes those that are.
             stack.callback(_registered(module, tap).remove)
         yield
 
@@ -154,6 +157,7 @@ class _Tap:
         if kwargs is None or not self._concerns(module):
             return None
         if args:
+            # torch takes None of a hook for "unchanged"; anything else replaces the inputs.
             result = self._swapped(module, args)
             return None if result is None else (result, kwargs)
         if not kwargs:
@@ -223,6 +227,8 @@ class _Answers:
         thread = threading.get_ident()
         latest = self._latest.pop(thread, None)
         # A reader that asks again for one tensor asks in another pass.
+        # By identity, which is safe while the tensor itself is kept: no other one can get its
+        # address.
         if latest is None or latest[0] is not activation or number in latest[2]:
             latest = (activation, self._function(activation), set())
         latest[2].add(number)

@@ -75,6 +75,7 @@ def apply_all_(
     _check_edits(edits)
     with locked(model) as network:
         slots = slots_of(network, {path for edit in edits for path in edit.base.tensors})
+        # By the parameter's identity: tied weights have several paths, and are written once.
         plan: dict[int, Planned] = {}
         for edit in edits:
             own = {path: _with_room(slots[path], plan, edit) for path in edit.base.tensors}
@@ -126,6 +127,7 @@ def _check_fold(model: nn.Module, edit: Recipe, on_base_mismatch: OnBaseMismatch
     )
     if on_base_mismatch == "error":
         raise BaseMismatchError(message)
+    # The warning names the line that called `Edit.apply_`.
     warnings.warn(message, stacklevel=5)
 
 
@@ -184,6 +186,7 @@ def revert_all_(
         modules = modules_of(network)
         paths = {path for edit in edits for path in edit.base.tensors}
         slots = slots_of(network, paths, modules)
+        # By identity: every path of a tied weight leads to its one ledger.
         plan: dict[int, tuple[Slot, Ledger]] = {}
         for edit in edits:
             for path in edit.base.tensors:
@@ -199,6 +202,8 @@ def revert_all_(
         # All are compared before any is written: comparing and writing in one pass saves reading a
         # weight that is larger than the cache once more, and is no faster for one that is not.
         for slot, ledger in plan.values():
+            # Discarding changes needs rows to write to: a parameter of another shape is refused all
+            # the same.
             if on_changed == "error" or not fits(slot.parameter, ledger):
                 check_unchanged(slot, ledger)
         commit([Planned(s, ledger, ledger.without(*edits)) for s, ledger in plan.values()])
@@ -260,6 +265,7 @@ def _verify(
     if fingerprint == expected:
         shared = _verified.get(fingerprint.sha256)
         if shared is None or not same_bits(shared, whole):
+            # A copy: `whole` may be the parameter itself, which is about to change.
             shared = _verified[fingerprint.sha256] = whole.clone()
         edit._verified[slot.path] = shared
         return shared

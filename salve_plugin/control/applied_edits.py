@@ -182,7 +182,10 @@ def _meeting(first: Recipe, second: Recipe) -> tuple[Meeting, float | None]:
     if first.site.name != second.site.name:
         return "changes add", None
     cosine = _largest_cosine(one, other)
+    # Rounding may lift the cosine of equal subspaces above 1, where acos ends.
     angle = degrees(acos(min(1.0, cosine)))
+    # Directions that come from float32 are orthogonal to some 1e-7 at best: below 1e-6 nothing is
+    # shared.
     return ("shared subspace" if cosine > 1e-6 else "changes add"), angle
 
 
@@ -191,6 +194,8 @@ def _largest_cosine(one: LowRankMap, other: LowRankMap) -> float:
     bases = [_basis(low_rank_map.read.double()) for low_rank_map in (one, other)]
     if not all(basis.shape[1] for basis in bases):
         return 0.0
+    # The singular values of the product of two orthonormal bases are the cosines of the principal
+    # angles (Björck and Golub 1973); the largest one belongs to the smallest angle.
     return float(torch.linalg.matrix_norm(bases[0].T @ bases[1], ord=2))
 
 
@@ -200,5 +205,6 @@ def _basis(directions: Tensor) -> Tensor:
     QR would make up a direction for each dependent column, which then meets whatever it likes.
     """
     left, sizes, _ = torch.linalg.svd(directions, full_matrices=False)
+    # At the rounding of float32, in which a direction that is there twice may differ from itself.
     basis: Tensor = left[:, sizes > 1e-7 * sizes.max()]
     return basis

@@ -133,6 +133,8 @@ def search_alpha_crit(
     grid = _grid(edit, limit, steps, halvings)
     _check_not_applied(hooked, edit)
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
+    # Held over the whole search, since between two strengths nobody may edit the model. The lock is
+    # re-entrant: applying the edit takes it again.
     with locked(hooked) as model, evaluating(model):
         for batch in labelled_batches(loader, None):
             images, labels = batch.images, batch.labels
@@ -170,16 +172,20 @@ class _Search:
         low = torch.zeros(len(asked), dtype=torch.float64)
         high = torch.full_like(low, torch.inf)
         high[self._met(before, asked, goal)] = 0.0
+        # Neighbours in the grid; the first list is longer by one on purpose.
         for last, strength in zip([0.0, *grid.tolist()], grid.tolist(), strict=False):
             (left,) = high.isinf().nonzero(as_tuple=True)
             if not len(left):
                 break
             met = left[self._met_at(strength, left, asked, goal)]
             low[met], high[met] = last, strength
+        # From here on the target is met at `high` and not at `low`, and each halving keeps that.
         for _ in range(halvings):
             (open_,) = (high.isfinite() & (high > 0)).nonzero(as_tuple=True)
             middle = (low + high)[open_] / 2
             # Images of one bracket share an application of the edit and a forward pass.
+            # Brackets that are halved alike have, to the bit, the same middle, so that == finds
+            # them all.
             for strength in sorted(set(middle.tolist())):
                 some = open_[middle == strength]
                 met = self._met_at(strength, some, asked, goal)
@@ -200,6 +206,8 @@ class _Search:
         check_threshold(self.threshold, logits.shape[1])
         if logits.shape[1] > 1:
             return logits
+        # Mirrored and not [0, z - threshold]: a target of its own logit asks how far that is on its
+        # class's side, and a constant 0 would be at the target "zero" from the start.
         return torch.cat([self.threshold - logits, logits - self.threshold], 1)
 
     @contextmanager
@@ -219,6 +227,7 @@ class _Search:
         reached = goal
         if self.target == "flip":
             reached = logits.scatter(1, asked[:, None], -torch.inf).amax(1)
+        # A tie counts as reached, as it does for the exact strengths.
         met: Tensor = own <= reached
         return met
 
@@ -234,6 +243,7 @@ def _grid(edit: Edit, limit: float | None, steps: int, halvings: int) -> Tensor:
     limit = real(limit, "limit")
     if not 0 < limit < float("inf"):
         raise InputError(f"limit {limit} is not a finite number above 0")
+    # Multiples of the step, no running sum, whose rounding would grow towards the limit.
     return torch.arange(1, steps + 1, dtype=torch.float64) * (limit / steps)
 
 

@@ -134,6 +134,7 @@ def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
     return ClassCrit(
         label,
         count,
+        # Ascending values have the zeros at their one end and the infinite ones at the other.
         bisect_right(ascending, 0.0) / count,
         (count - bisect_left(ascending, float("inf"))) / count,
         {
@@ -145,4 +146,6 @@ def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
 
 def order_statistic(count: int, share: float) -> int:
     """Return where the order statistic of a share is among `count` ascending values."""
+    # The ceiling of share · count, counted from 0: at the value there, at least the share has
+    # broken.
     return min(count - 1, max(0, int(-(-share * count // 1)) - 1))

@@ -231,6 +231,7 @@ def _strengths(
     threshold: float,
     classes: Iterable[int] | None,
 ) -> tuple[AlphaCrit, ...]:
+    # All edits are at the head's input, so that any one's site is that of all.
     decisions = Decisions.of(hooked, edits[0].site, threshold)
     wanted = (
         None
@@ -240,6 +241,7 @@ def _strengths(
     if acts.labelling == "multi-hot":
         _check_one_label(wanted, target, against)
     marks: list[tuple[Tensor, Tensor]] = []
+    # By edit and batch; the activations of all batches are never in memory together.
     parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in edits]
     for batch in acts.batches(_BATCH):
         x, labels = _asked(batch, wanted)
@@ -276,6 +278,8 @@ def _asked(batch: Batch, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
     if batch.annotation.ndim == 2 and wanted is not None:
         (label,) = wanted.tolist()
         if not 0 <= label < batch.annotation.shape[1]:
+            # No rows, as of a label without images: that none of all batches has any is said at the
+            # end.
             return batch.x[:0], wanted[:0]
         x = batch.x[batch.annotation[:, label].bool()]
         return x, wanted.expand(len(x))

@@ -45,6 +45,7 @@ class Decisions:
         Raises:
             InputError: as `check_threshold`.
         """
+        # In float64, since leads are differences of logits that may be nearly equal.
         weight, bias = (values.double().cpu() for values in hooked.unembed(site))
         check_threshold(threshold, len(weight))
         if len(weight) > 1:
@@ -78,6 +79,7 @@ class Decisions:
         gate, moves = edit.gate, self._edited(edit)[asked, None]
         # One problem for all labels: contributions take the place of activations, with weight one.
         terms = x.double() * self.weight[asked]
+        # Of an image whose row is not edited all contributions stand still and go into the height.
         height = self.bias[asked] - goal + (terms * ~moves).sum(1)
         ones = terms.new_ones(1, terms.shape[1])
         return solve(ones, gate.reach, terms * moves, height, gate.mode, None)
@@ -86,6 +88,8 @@ class Decisions:
         """Return the exact and the linear strength at which another logit reaches the asked one."""
         if isinstance(edit.operator, LowRankMap):
             slopes, own = self._slopes(edit, edit.operator, x), asked[:, None]
+            # The lead over each rival and how fast it is lost: both logits are lines in the amount,
+            # and so is their difference, whether or not either row is edited.
             lead, gain = logits.gather(1, own) - logits, slopes.gather(1, own) - slopes
             lead.scatter_(1, own, torch.inf)  # nobody overtakes himself
             exact, line = _on_a_line(lead, gain)

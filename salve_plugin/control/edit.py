@@ -52,10 +52,13 @@ class Edit(Recipe, Tabular):
         try:
             yield
         finally:
+            # Other edits may have come or gone meanwhile: reverting needs no order.
             self.revert_(model)
 
     def edited(self, model: Model, *, on_base_mismatch: OnBaseMismatch = "error") -> Model:
         """Return a deep copy of the model with the edit; the model is left unchanged."""
+        # Ledgers are copied along, so that edits which are on the model can be reverted on the
+        # copy.
         copy = deepcopy(model)
         self.apply_(copy, on_base_mismatch=on_base_mismatch)
         return copy

@@ -24,6 +24,8 @@ def entries_of(edit: Recipe, pristine: Pristine) -> list[tuple[str, Entry]]:
     seen: set[tuple[str, Rows]] = set()
     for target in edit.targets:
         rows = target.rows(edit.rows)
+        # On the CPU, where the sums that parts are made of have a fixed order
+        # (`operators.arithmetic`).
         weight = pristine(target.weight, rows).cpu()
         fold = edit.fold or Fold.none(edit.site.width)
         operator, reads = edit.operator, target.role == "reader"

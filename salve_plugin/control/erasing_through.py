@@ -167,6 +167,7 @@ def _batches(images: Images, labels: Tensor | None) -> Iterable[Any]:
     if not isinstance(images, Tensor):
         if labels is not None:
             raise InputError("a loader brings its own labels: leave out labels=")
+        # Only an iterator is its own iterator; what can be read again makes a new one each time.
         if iter(images) is images:
             raise InputError(
                 "the images are read once for every site, and an iterator can be read once: give "

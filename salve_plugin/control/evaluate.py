@@ -184,6 +184,7 @@ def change_of_others(
         others[label] = False
     if not bool(others.any()):
         return None
+    # Classes without images are NaN, which argmin would return before any number: they are masked.
     difference = after.accuracy - before.accuracy
     worst = int(torch.where(others, difference, torch.inf).argmin())
     return float(difference[others].mean()), float(difference[worst]), worst
@@ -262,8 +263,10 @@ def evaluate_heads(
     threshold: float = 0.0,
 ) -> list[Evaluation]:
     """Evaluate several heads with the same bias in one pass over the inputs."""
+    # In float32, as most models compute their logits: float64 could break a tie the other way.
     heads = [weight.float() for weight in weights]
     check_threshold(threshold, len(bias))
+    # One logit decides between two classes, below its threshold and above it.
     n_classes = max(len(bias), 2)
     confusions = [torch.zeros(n_classes, n_classes, dtype=torch.int64) for _ in heads]
     seen = 0
@@ -298,6 +301,8 @@ def _rows(acts: Activations | tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, T
 
 def count_pairs(confusion: Tensor, labels: Tensor, logits: Tensor) -> None:
     """Add images to a confusion by their label and the class of their largest logit."""
+    # The place of each pair in the flattened confusion, so that one bincount adds up repeated
+    # pairs; adding to an indexed view would count each pair once.
     pairs = labels.cpu() * len(confusion) + logits.argmax(1).cpu()
     confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion)
 

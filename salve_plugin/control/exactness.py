@@ -89,6 +89,9 @@ def _measured(hooked: HookedModel, edit: Recipe, images: Tensor) -> tuple[Exactn
     results: list[Exactness] = []
     for kind in kinds:
         outputs = _compared(hooked, edit, site, images, kind)
+        # Of the logits, if the edit shows there. Behind a fresh classifier with zero weights it
+        # does not, and then the first input of the classifier on which it acts is what was
+        # measured.
         results.append(next((output for output in outputs if output.effect), outputs[0]))
         if all(_is_exact(output, kind) for output in outputs):
             return results[0], True
@@ -169,6 +172,7 @@ def _takes(
     try:
         targets = targets_at(hooked.model, site, operator, role)
         slots = slots_of(hooked.model, {path for target in targets for path in target.paths})
+        # No fingerprint is compared here: the recipe is tried on a copy and then thrown away.
         prints = {
             path: Fingerprint(tuple(slot.parameter.shape), dtype_name(slot.parameter), "0" * 64)
             for path, slot in slots.items()
@@ -178,6 +182,8 @@ def _takes(
             without_tied(hooked.model, site), operator, targets, Base({}, prints),
             fold=fold_of(hooked.model, affine, bias, site.width) if affine else None,
         )  # fmt: skip
+        # The classifier was proven linear in its input by `attach`, so that nothing is left to
+        # measure.
         if set(site.readers) <= set(hooked.heads) and role == "reader":
             return True
         return _measured(hooked, edit, _probe(hooked, images))[1]
@@ -211,6 +217,7 @@ def _probe(hooked: HookedModel, probe: Tensor | None) -> Tensor:
             "it is not known which images this model accepts, on which the edit could be "
             "measured; pass probe=images (n, channels, height, width)"
         )
+    # A generator of its own: the caller's random numbers stay where they are.
     return torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
 
 
@@ -236,6 +243,7 @@ def _compared(
         batch = batch.to(kind) if batch.is_floating_point() else batch
         try:
             plain = _outputs(copy, heads, batch)
+        # Errors of this library say what is wrong already, and some of them are ValueErrors too.
         except SalveError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
@@ -245,11 +253,14 @@ def _compared(
             ) from error
         with changed_by_hooks(copy, edit, site):
             changed = _outputs(copy, heads, batch)
+        # Last, as the copy is changed for good.
         _write(copy, edit)
         edited = _outputs(copy, heads, batch)
     name = str(kind).removeprefix("torch.")
     results = []
     for before, wanted, after in zip(plain, changed, edited, strict=True):
+        # A relative measure, since logits have no common scale. If they are all equal the
+        # differences count as they are.
         spread = float(before.max() - before.min()) or 1.0
         results.append(
             Exactness(
@@ -282,6 +293,8 @@ def _pristine_copy(model: nn.Module, edit: Recipe, kind: torch.dtype) -> Iterato
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     slots = [*slots_of(model, edit.base.tensors).values(), *edited_slots(model)]
     changing = {id(slot.parameter) for slot in slots}
+    # `deepcopy` takes its memo for what has been copied already, so that a parameter which the memo
+    # holds under its id is shared with the original.
     shared: dict[int, Any] = {}
     if dtypes <= {kind}:  # never buffers: some models write to theirs in eval mode
         shared = {id(own): own for own in model.parameters() if id(own) not in changing}
@@ -292,10 +305,13 @@ def _pristine_copy(model: nn.Module, edit: Recipe, kind: torch.dtype) -> Iterato
             f"{type(model).__name__} cannot be copied, so that no edit of a hidden site can be "
             f"measured: {error}; drop what hooks or caches have left in it"
         ) from error
+    # In this order: the ledgers know the pristine rows, and go after these are back.
     for slot in edited_slots(copy):
         slot.parameter.detach().copy_(pristine_of(slot))
     for module in copy.modules():
         module.__dict__.pop(ATTRIBUTE, None)
+    # A cast replaces the data of every parameter in place, so that it must never meet a shared one:
+    # the memo is empty wherever a cast follows.
     yield (copy if dtypes <= {kind} else copy.to(kind)).eval()
 
 

@@ -67,6 +67,7 @@ def flip(
             ones = terms.new_ones(1, terms.shape[1])
             exact, line = solve(ones, direction, terms, height, mode, None, knots)
             # The decision breaks at the first competitor that arrives.
+            # A slice is a view, so that the result lands in `values` itself.
             values[part].scatter_reduce_(0, image, exact, "amin")
             linear[part].scatter_reduce_(0, image, line, "amin")
     return values, linear
@@ -159,6 +160,9 @@ class _Images:
         height = self.own_still[:, None] - self.bias[ids]
         # Products of matrices add in another order than the solver does. What is within rounding of
         # a bound counts as undecided: that costs a solution, never an answer.
+        # The first part covers what the solver takes for reached (1e-12 of the way down) and the
+        # slack of its own bound; the second the rounding of two sums of so many terms, each of
+        # which is off by at most 1.1e-16 of the mass for every term.
         slack = (mass.sum(0) + height.abs()) * (4e-12 + 4e-15 * self.x.shape[1])
         # The positive contributions are half of all and their absolute values; of a difference the
         # latter are at most the sum of both logits'.
@@ -169,6 +173,8 @@ class _Images:
             raise InputError("a weight, bias or activation is not finite: record them again")
         # The first line, with everything rounded early or late.
         steep = slack * float(knots.reach.max())
+        # Both divisions lean to their own side: the least strength divides by more, the sure one by
+        # less.
         earliest = torch.where(
             fall > -steep, (start - slack).clamp(min=0) / (fall + steep), torch.inf
         )
@@ -180,6 +186,8 @@ class _Images:
             low = offset[:-1] - knots.strengths[:, :1, None] * slope[:-1]
             high = offset[1:] - knots.strengths[:, -1:, None] * slope[1:]
             bound = torch.minimum(low, high) - knots.bend[:, None, None] * rising
+            # A root that a block answers for lies on a segment that ends in it. The first of these
+            # starts at the largest knot of the next block.
             begin = torch.cat([knots.strengths[1:, 0], knots.strengths.new_zeros(1)])[:, None, None]
             earliest = _least(begin, bound <= slack)
             surely = torch.minimum(

@@ -38,6 +38,7 @@ def fold_of(model: nn.Module, affine: tuple[str, ...], bias: str | None, width: 
         # so that the same norm would look like another one once an edit has moved its bias.
         without_bias = last_is_edited and path == affine[-1]
         own_scale, own_shift = _affine_map(path, module_at(model, path), without_bias)
+        # What follows acts on what is there: s₂(s₁y + t₁) + t₂.
         scale, shift = own_scale * scale, own_scale * shift + own_shift
     if not bool((scale.isfinite() & (scale != 0)).all()):
         raise UnsupportedModelError(
@@ -49,6 +50,7 @@ def fold_of(model: nn.Module, affine: tuple[str, ...], bias: str | None, width: 
 
 def _affine_map(path: str, module: nn.Module, without_bias: bool) -> tuple[Tensor, Tensor]:
     """Return scale and shift of a BatchNorm in eval mode, or of a LayerScale."""
+    # Without running statistics a BatchNorm divides by those of the batch, which is no fixed map.
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
         assert module.running_var is not None
         mean, variance = module.running_mean.double().cpu(), module.running_var.double().cpu()

@@ -135,8 +135,12 @@ def holds(tensor: Tensor, ledger: Ledger) -> bool:
     step = step_of(pristine)
     room = torch.empty_like(at(pristine, slice(0, step)))
     for rows, source, formula in pieces(covered(current, ledger), ledger, step):
+        # Computed again, not kept: a ledger holds the pristine rows only, and the parameter is the
+        # one copy of the edited ones.
         values = at(pristine, source)
         room_here = at(room, slice(0, values.size(0))) if formula.is_scaling else None
+        # In the parameter's own type: an edited model that is cast as a whole still holds its
+        # edits, and reverts to the cast base.
         expected = formula.of(values, out=room_here).to(current)
         if not same_bits(at(current, rows), expected):
             return False

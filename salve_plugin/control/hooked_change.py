@@ -44,10 +44,12 @@ def _rows_changed(
     for path, rows in layers.items():
         layer = model.get_submodule(path)
 
+        # The rows are bound as a default: a closure would see those of the last layer of the loop.
         def mixed(
             module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Tensor,
             rows: Rows = rows,
         ) -> Tensor:  # fmt: skip
+            # `forward` and no call, which would run this hook again without end.
             seen = module.forward(change(_first(inputs, keywords)))
             axis = 1 if isinstance(module, nn.Conv2d) else output.ndim - 1
             at = torch.tensor(list(range(output.shape[axis]) if rows is None else rows))

@@ -70,6 +70,7 @@ class Knots:
         start, end = strengths[:, -1:], strengths[:, :1]
         # A column is used up inside its block: the corner of 1 - α|c| lies below the chord from the
         # block's start to its end by this much, at its own knot.
+        # Where all knots of a block coincide the gap is 0 / 1e-300 = 0, not 0 / 0.
         gap = (1 - start * knotted) * (end - strengths) / (end - start).clamp(min=1e-300)
         return cls(
             columns, padding, knotted, strengths, gap.amax(1).clamp(min=0), order[:first],
@@ -90,6 +91,7 @@ class Knots:
         images, blocks = len(activations), len(self.reach)
         sums = torch.empty(3, images, blocks, dtype=torch.float64)
         cached = _WORKSPACE * torch.get_num_threads()
+        # Sixteen bytes an entry, for the two float64 buffers below.
         size = min(images, max(16, cached // (16 * len(factors))))
         rough = factors.to(activations.dtype)
         # Allocated once: fresh pages would cost more than the arithmetic.

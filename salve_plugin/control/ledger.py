@@ -138,6 +138,8 @@ def _write(slot: Slot, ledger: Ledger) -> None:
     step = None if in_place else step_of(ledger.pristine)
     for rows, source, formula in pieces(covered(parameter, ledger), ledger, step):
         values = at(ledger.pristine, source)
+        # After a cast or a move the pristine rows still are as they were, and the product has to
+        # follow the parameter.
         same = values.dtype == parameter.dtype and values.device == parameter.device
         if formula.is_scaling and same and isinstance(rows, slice):
             written = formula.of(values, out=at(parameter, rows))

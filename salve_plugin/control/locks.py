@@ -11,6 +11,8 @@ from torch import nn
 from salve_plugin.control.base import bare
 from salve_plugin.errors import InputError
 
+# Weak, so that a lock keeps no model alive; and beside the model, not in it, since a lock can be
+# neither copied nor pickled.
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _locks_lock = Lock()
 
@@ -26,8 +28,10 @@ def locked(model: nn.Module) -> Iterator[nn.Module]:
         raise InputError(
             f"a model was expected, the bare one or the attached one; got {model!r:.200}"
         )
+    # By the bare model: however often it is attached or compiled, its weights are one set.
     network = bare(model)
     with _locks_lock:
+        # Re-entrant, since what holds the lock calls functions that take it for themselves.
         lock = _locks.get(network) or _locks.setdefault(network, RLock())
     with lock:
         yield network

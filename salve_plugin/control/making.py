@@ -131,6 +131,7 @@ def edit_at(
         )
     targets = _targets(hooked, place, operator, role, layer, probe)
     paths = [path for target in targets for path in target.paths]
+    # The base of an edit of other parameters has no fingerprints of these.
     known = base is not None and set(base.tensors) == set(paths)
     affine = targets[0].affine
     edit = Edit(
@@ -142,6 +143,8 @@ def edit_at(
         provenance or Provenance(),
         fold_of(hooked.model, affine, targets[0].bias, place.width) if affine else None,
     )
+    # The call is for its refusal only, which can name a better site here and not when it is
+    # applied.
     if edit.fold is not None and isinstance(operator, Gate):
         try:
             operator.writer_bias(edit.fold.shift, edit.fold)
@@ -160,6 +163,7 @@ def unchanged(hooked: HookedModel, site: Site | str) -> Edit:
     Raises:
         SalveError: as for `edit_at`.
     """
+    # Any unit direction will do: at strength 0 every factor is exactly 1.
     width = _site(hooked, site).width
     return edit_at(hooked, site, Gate(torch.ones(1, width) / width**0.5, 0.0))
 
@@ -235,6 +239,7 @@ def _check_dictionary(
 
 def _latents(latent: int | Sequence[int], dictionary: Dictionary) -> tuple[int, ...]:
     several: Iterable[object] = [latent]
+    # Arrays are no Sequence, and one without axes is a single number.
     if isinstance(latent, Sequence) or (isinstance(latent, Tensor | np.ndarray) and latent.ndim):
         several = latent
     latents = tuple(whole(index, "latent") for index in several)

@@ -135,6 +135,7 @@ def evaluate_multi_label(
                     f"multi-hot labels of batch {batch.number} have {has.shape[1]} columns, and "
                     f"the model has {logits.shape[1]} outputs: column i is for output i"
                 )
+            # Above and not at the threshold, as a single logit is decided too.
             said = (logits > threshold).cpu()
             for side in (0, 1):
                 for prediction in (0, 1):

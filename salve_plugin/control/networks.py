@@ -37,6 +37,8 @@ class Networks:
         check_choice(on_base_mismatch)
         self._hooked, self._on_base_mismatch = hooked, on_base_mismatch
         if pristine is not None:
+            # This fills the cached property below: it is no data descriptor, so that the value goes
+            # to the instance's own dict, where the property would put it.
             self.pristine = pristine
 
     @cached_property
@@ -77,6 +79,7 @@ class Networks:
         Raises:
             BaseMismatchError: if it is neither of the model as it is nor of that without edits.
         """
+        # What has been hashed already is asked first, since hashing reads the whole network.
         if network is None or network in (vars(self).get("pristine"), vars(self).get("present")):
             return
         if network not in (self.present, self.pristine):

@@ -77,6 +77,7 @@ class Recipe:
         outputs = tuple(
             target.n_outputs(self.base.tensors[target.weight].shape) for target in self.targets
         )
+        # The same row numbers are meant in every target, so that the smallest one bounds them.
         _check_rows(self.rows, min(outputs), self.role)
         changing = None if self.rows is None else len(self.rows)
         self.operator.check(self.site.width, changing, outputs)
@@ -332,6 +333,8 @@ def _fold(targets: tuple[Target, ...], tensors: Mapping[str, Tensor]) -> Fold | 
     )
     if set(tensors) != {"fold_scale", "fold_shift"} or not doubles:
         raise InputError(f"the tensors {sorted(tensors)} are no affine map behind a writer")
+    # Whether the edited bias comes last is not stored: the target's own path says it, and a second
+    # statement could contradict that.
     target = targets[0] if targets else None
     last = (
         target is not None and bool(target.affine) and (target.bias == f"{target.affine[-1]}.bias")

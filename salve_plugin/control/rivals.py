@@ -104,6 +104,8 @@ def rival_rows(
     found = []
     for strength in strengths_by_closure(direction) if strengths is None else strengths:
         factors = multiplier(direction, strength).to(weight.dtype)
+        # Scaling the inputs gives the logits of all rows edited in one product. Which rows really
+        # are is decided afterwards, by picking columns of logits.
         edited = torch.addmm(bias, inputs * factors, weight.T)
         judge = _Judge(plain, edited, labels, label, before)
         found += list(_grown(judge, label, strength, max_harm))
@@ -165,6 +167,8 @@ def _grown(judge: "_Judge", label: int, strength: float, max_harm: float) -> Ite
         ]  # fmt: skip
         if not options:
             return
+        # Tuples compare in order: the class's accuracy, then the mean loss, the worst one, and the
+        # index.
         target, loss, _, rival = min(options)
         rows = (*rows, rival)
         yield RowSet(rows, strength, target, loss, judge.margin(rows))
@@ -178,6 +182,7 @@ class _Judge:
     ) -> None:
         self.plain, self.edited, self.labels, self.label = plain, edited, labels, label
         self.before = before
+        # Classes without images have the accuracy NaN and are nobody's loss.
         self.others = before.isfinite()
         self.others[label] = False
         # The rows that stand highest once the own row is edited are those that may be pushed

@@ -13,6 +13,8 @@ from salve_plugin.errors import UnsupportedModelError
 Rows = tuple[int, ...] | None
 """Ascending outputs; None means all of them."""
 
+# None is the process itself, into which POSIX systems have loaded the C library. Without argument
+# types ctypes would hand addresses over as 32-bit integers.
 _memcmp = ctypes.CDLL(None if os.name == "posix" else "msvcrt").memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 

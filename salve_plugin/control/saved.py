@@ -63,6 +63,8 @@ def restore_all_(model: nn.Module, edits: Sequence[Recipe], pristine: Mapping[st
         SalveError: as `restore_rows_`; then the model is as it was.
     """
     with locked(model) as network:
+        # The ledger that the model would have, had it been edited here: taking the edits out is
+        # then a revert, with its way back on any error.
         commit(
             [
                 Planned(slot, ledger, ledger.without(*edits))

@@ -65,6 +65,7 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
             assert module is not None
             modules.append(module)
             if children := module._modules:
+                # Reversed onto the stack, so that they come off in their own order.
                 waiting.extend(reversed(children.values()))
     return modules
 
@@ -84,6 +85,8 @@ def parameter_at(model: nn.Module, path: str) -> nn.Parameter:
             f"{type(model).__name__} has no layer '{owner}', where this edit writes; apply it "
             "to the model it was made for (for a wrapped model: to the model inside)"
         ) from None
+    # Not getattr, which for a parametrized or pruned weight returns a tensor that is computed anew
+    # in every pass.
     parameter = module._parameters.get(name)
     if parameter is None:
         raise UnsupportedModelError(

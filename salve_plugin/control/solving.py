@@ -35,6 +35,8 @@ def solve(
         part = slice(first, first + size)
         sums = knots.contributions(activations[part], weight[0])
         start = sums.total() + height[part]
+        # One sum tells of all: a weight, bias or activation that is not finite makes its sum so,
+        # and times zero it is NaN.
         if not bool(start.isfinite().all()):
             raise InputError("a weight, bias or activation is not finite: record them again")
         # Enhancing is a straight line, since factors only grow; suppressing starts as one, until

@@ -51,6 +51,7 @@ class Steps:
         predicted = self.start.clone()
         reached = self.strengths <= strength
         # Within an image strengths ascend, so the last step that is reached is the one that holds.
+        # A loop, as an indexed assignment leaves open which of several values for one image stays.
         for image, label in zip(self.images[reached], self.classes[reached], strict=True):
             predicted[image] = label
         return predicted
@@ -78,6 +79,8 @@ def prediction_steps(
     Raises:
         InputError: if the limit is out of range or the reach is zero everywhere.
     """
+    # A caller may have computed the quotient LIMIT / largest in another precision, so that the
+    # bound has slack for its rounding.
     largest = float(reach.max())
     if not largest > 0 or not 0 < limit <= LIMIT / largest * (1 + 1e-9):
         raise InputError(
@@ -133,6 +136,8 @@ class _Blocks:
     def of(cls, knots: Knots, limit: float) -> "_Blocks":
         """Join the blocks of knots to one another, so that no strength lies between two."""
         strengths = knots.strengths
+        # Not `Knots.bend`, whose chord starts at the block's own smallest knot: here a chord starts
+        # where the next block ends, and a longer chord lies further above the corners.
         begin = torch.cat([strengths[1:, 0], strengths.new_zeros(1)])
         start, end = begin[:, None], strengths[:, :1]
         gap = (1 - start * knots.reach) * (end - strengths) / (end - start).clamp(min=1e-300)
@@ -164,16 +169,21 @@ def _steps(
     start = offsets[-1].argmax(1)
     current = start.clone()
     steps: list[tuple[int, float, int]] = []
+    # Blocks ascend by reach, so that the last one has the smallest strengths: the walk goes from
+    # strength 0 upwards, with the class predicted so far as its state.
     for block in range(len(blocks.columns) - 1, blocks.first - 1, -1):
         own = weight[:, blocks.columns[block]]
         low = offsets[block + 1] - blocks.begin[block] * slopes[block + 1]
         high = offsets[block] - blocks.strengths[block, 0] * slopes[block]
         # To either side of the chord: positive contributions bend a logit down, negative ones up.
+        # The factor above 1 keeps the bound a bound although its own sums are rounded.
         bend = blocks.bend[block] * (1 + 1e-9) * (terms[block].abs() @ own.abs().T)
         surely = (torch.minimum(low, high) - bend).amax(1, keepdim=True)
         near = torch.maximum(low, high) + bend >= surely
         near[torch.arange(len(x)), current] = True
         at = torch.cat([blocks.begin[block, None], blocks.strengths[block].flip(0)])
+        # The present class is always among the near ones, so that a single one means no change
+        # within the block.
         for image in (near.sum(1) > 1).nonzero()[:, 0].tolist():
             labels = near[image].nonzero()[:, 0]
             products = own[labels] * terms[block][image]
@@ -237,6 +247,9 @@ def _envelope(
         begin, end = strengths[knot], strengths[knot + 1]
         at, following = logits[:, knot], logits[:, knot + 1]
         own, last = int(winners[knot]), int(winners[knot + 1])
+        # Between two knots the largest of the lines is convex: each class that takes over has a
+        # larger slope than the one before it. So the walk meets a class at most once, and ends at
+        # the right end's winner.
         share = 0.0
         while own != last:
             # Of those that end above the present one, the first to cross it.
@@ -248,6 +261,8 @@ def _envelope(
             else:
                 own = int(crossing.argmin())
                 crossed = float(crossing[own])
+            # Rounding may put a crossing before the one that led to it; strengths must ascend all
+            # the same.
             share = min(max(share, crossed), 1.0)
             steps.append((float(begin + share * (end - begin)), own))
     return steps

@@ -132,6 +132,7 @@ def targets_at(
         target = _target(model, path, module_at(model, path), chosen, operator, chain)
         # Tied weights are one parameter, called by its first name; their biases are not tied.
         first = names.setdefault(id(parameter_at(model, target.weight)), target.weight)
+        # A further name of a tied weight is a target only for the bias that it brings.
         if first == target.weight or target.bias is not None:
             targets.append(replace(target, weight=first))
     return tuple(targets)
@@ -167,9 +168,13 @@ def _target(
             raise UnsupportedModelError(_no_bias(path))
         return Target(weight, own, role, view)
     if own is None:
+        # A convolution in front of a BatchNorm mostly has no bias; the norm's own reaches the site
+        # as well.
         own = affine_bias(model, affine)
     if isinstance(operator, LowRankUpdate) and operator.shift is None:
         own = None
+    # The site is S y + t, and a map of it acts on t as well: where t is not zero a bias changes
+    # even if the map itself goes through the origin.
     needs = operator.moves_origin or bool(fold_of(model, affine, None, 0).shift.any())
     if own is None and needs:
         raise UnsupportedModelError(_no_bias(path))

@@ -91,6 +91,7 @@ def _check_images(head: JudgedHead, loader: Iterable[Any], recording: Activation
     Raises:
         InputError: if it can be read only once, is empty, or its images are others.
     """
+    # Only an iterator is its own iterator.
     if iter(loader) is loader:
         raise InputError(
             "images are read more than once, and an iterator can be read once: give a list of "

@@ -28,6 +28,7 @@ def refitted_biases(
     seen = torch.bincount(labels, minlength=logits.shape[1])[rows] > 0
     free = rows[seen]
     share = weights / weights.sum()
+    # Probabilities less these are the gradient of the cross-entropy with respect to the logits.
     own = torch.nn.functional.one_hot(labels, logits.shape[1]).double()
 
     def loss(gain: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -74,6 +75,7 @@ def nuisance_head(
     means = torch.zeros(classes, x.shape[1], dtype=torch.float64)
     means.index_add_(0, labels, x * weights[:, None])
     means /= total[:, None]
+    # About each class's own mean: what tells the classes apart must not count as noise.
     centred = x - means[labels]
     within = (centred * weights[:, None]).T @ centred / weights.sum()
     width = len(within)
@@ -84,5 +86,6 @@ def nuisance_head(
     # numbers as small as they can be.
     centre = means.mean(0)
     rows = torch.linalg.solve(noise, (means - centre).T).T
+    # (m - c)ᵀN(m + c) = mᵀNm - cᵀNc, and the second term is one number for all classes.
     bias = -0.5 * (rows * (means + centre)).sum(1)
     return rows, bias

@@ -205,11 +205,14 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
 
     best = min(allowed, key=order)
     level = best.effect - best.error
+    # Where the best one reaches the goal, what falls short of it is not as good, however close it
+    # comes.
     level = max(level, enough) if best.effect >= enough else level
     as_good = [
         one for one in allowed
         if one.error and one.effect >= level and one.harm <= max(0.0, best.harm) + HAIR
     ]  # fmt: skip
+    # A goal may allow no loss at all, and a step must not be zero.
     step = max(max_harm, HAIR)
     chosen = min(as_good, key=lambda one: int(one.harm // step)) if best.error and as_good else best
     return chosen, chosen.effect >= enough

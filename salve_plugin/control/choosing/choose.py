@@ -150,6 +150,8 @@ def _suppressed(
         raise InputError("SuppressClass(by='latents') gates latents: pass dictionary=")
     enough = 1 - goal.max_accuracy
     if goal.by == "latents" and dictionary is not None and features is not None:
+        # The fallback too is of the form that was asked for: a gate, whose strength 0 changes
+        # nothing.
         first = features.ranked(label, 1)[0]
         still = latent_gate(head.hooked, dictionary, "suppress", first, 0.0, [label], base)
         start = replace(start, edit=still)
@@ -171,6 +173,7 @@ def _enhanced(
     elif goal.by == "latents":
         raise InputError("EnhanceClass(by='latents') enhances latents: pass dictionary=")
     among = gated if goal.by == "latents" else [*raised, *gated]
+    # "No edit" comes first, and of equals the first is taken: raising nothing is preferred.
     chosen, met = best_of([start, *among], goal.min_accuracy, goal.max_harm)
     return Choice(goal, chosen, met, (*raised, *gated), goal.min_accuracy)
 

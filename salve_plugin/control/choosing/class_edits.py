@@ -43,6 +43,7 @@ def judged(
     """
     before, after = head.before, head.accuracies(logits)
     own = logits[head.labels == label]
+    # Masked, as argmax returns the NaN of a class without images before any number.
     loss = torch.where(kept & before.isfinite(), before - after, -torch.inf)
     others = (before - after)[kept & before.isfinite()]
     target = float(after[label])
@@ -146,6 +147,9 @@ def moving(
         if not 0 < factor < 1e3:
             continue
         rows = sorted((source, target))
+        # An edit's rows ascend, and the rows of A and d are in that order. A adds s wₛᵀx to the
+        # target, and d adds s (bₛ - centre): together s times how far the source's logit lies above
+        # its mean elsewhere.
         left = torch.zeros(2, 1, dtype=torch.float64)
         left[rows.index(target)] = factor
         shift = torch.zeros(2, dtype=torch.float64)
@@ -166,6 +170,7 @@ def _bias_edit(head: JudgedHead, shifts: dict[int, float], base: Base) -> Edit:
     """Return the edit that moves the biases of some classes."""
     rows = sorted(shifts)
     shift = torch.tensor([shifts[row] for row in rows], dtype=torch.float64)
+    # Of rank 0, so that the weight keeps its bits and no product is formed.
     nothing = torch.zeros(head.weight.shape[1], 0, dtype=torch.float64)
     update = LowRankUpdate(torch.zeros(len(rows), 0, dtype=torch.float64), nothing, shift)
     note = ", ".join(f"bias of class {row} moved by {value:.4g}" for row, value in shifts.items())

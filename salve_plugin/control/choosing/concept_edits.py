@@ -76,6 +76,7 @@ def removing(
         if not all(name in part for part in parts):
             continue  # a class is missing where some of its images are unseen
         # Of biases alone, or a head refitted, there is one form.
+        # With and without the biases refitted. Where there is no bias the first form falls away.
         forms = (name == "biases",) if change.is_whole else (True, False)[not head.has_bias :]
         for rows in row_sets[:1] if change.is_whole else row_sets:
             for refits in forms:
@@ -140,6 +141,8 @@ def _changes(
     x, weights = head.x[keep].double(), concept.group_weights(keep)[keep]
     if groups.paired:
         base, shares = head.logits[keep].double(), weights / weights.sum()
+        # The images with the concept come first, and both of a pair are kept or left out together:
+        # the first half of the labels is one for each pair.
         share = flip_shares(base, labels[: len(labels) // 2])
         for strength in AGREEMENT:
             fit = fitted_head(

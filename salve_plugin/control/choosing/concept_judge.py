@@ -58,6 +58,7 @@ class HeadChange:
     @classmethod
     def by(cls, change: Float64[Tensor, "classes width"], shift: Tensor) -> "HeadChange":
         """Return the change that adds a matrix and a bias."""
+        # As a product, which is what an update stores. Its rank is at most the number of classes.
         left, sizes, right = torch.linalg.svd(change, full_matrices=False)
         return cls(left * sizes, right.T, shift)
 
@@ -193,4 +194,5 @@ class ConceptJudge:
         if self._goal.keep:
             kept = list(self._goal.keep)
             losses += (self._reference.before - self._head.accuracies(logits))[kept].tolist()
+        # Only NaN differs from itself: the loss of a kept class without images.
         return max(loss for loss in losses if loss == loss)

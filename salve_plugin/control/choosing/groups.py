@@ -73,6 +73,8 @@ class Groups:
 
     def dependence(self, logits: Float64[Tensor, "images classes"]) -> float:
         """Return how much of having the concept the logits tell, linearly, within a class: R²."""
+        # Both are centred within each class: what is left of the correlation is what the logits
+        # tell of the concept beyond the class (Frisch, Waugh and Lovell).
         centred, z = logits.clone(), self.flags.double().clone()
         weights = self.weights
         for label in set(self.labels.tolist()):
@@ -81,6 +83,8 @@ class Groups:
             centred[mine] -= share @ centred[mine]
             z[mine] -= share @ z[mine]
         moments = JointMoments.of([(centred, z[:, None], weights)])
+        # The pseudo-inverse, since logits of more classes than features are linearly dependent, and
+        # from many images next to no shrinkage is estimated.
         solved = torch.linalg.pinv(moments.covariance(None), hermitian=True) @ moments.xz
         variance = float(moments.zz[0, 0])
         return float((moments.xz * solved).sum()) / variance if variance > 0 else 0.0
@@ -91,6 +95,8 @@ class Groups:
         result = []
         for label in range(n_classes):
             mine = self.flags[self.labels == label].double()
+            # The standard error of a class that is a plain draw of all images: that is what is to
+            # be refuted.
             spread = (share * (1 - share) / max(1, len(mine))) ** 0.5
             if len(mine) and spread > 0 and abs(float(mine.mean()) - share) > SURE * spread:
                 result.append(label)

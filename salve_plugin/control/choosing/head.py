@@ -123,6 +123,7 @@ def edited_head(head: JudgedHead, edit: Edit) -> tuple[Tensor, Tensor]:
     def rows_of(path: str, rows: Rows) -> Tensor:
         return take(slots[path].parameter.detach(), rows)
 
+    # By the ledger's own formula: what is judged are the bits that applying the edit would write.
     made: dict[str, Tensor] = {}
     for path, entry in entries_of(edit, rows_of):
         whole = slots[path].parameter.detach().cpu().clone()

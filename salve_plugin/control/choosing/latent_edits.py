@@ -104,6 +104,7 @@ def enhancing_latents(
     inputs = head.x[own].double()
     for latent in features.ranked(label, 5):
         edit = latent_gate(head.hooked, dictionary, "enhance", latent, 0.0, [label], base)
+        # Enhancing never clamps, so that the first line holds at every strength.
         slope = inputs @ (head.weight[label].double() * edit.gate.reach.double())
         needed = torch.where(missing <= 0, 0.0, torch.where(slope > 0, missing / slope, torch.inf))
         ordered = needed.sort().values
@@ -132,6 +133,7 @@ def random_control(edit: Edit, seed: int = 0) -> Edit:
 
     Its strength is zero: read one off `alpha_crit` as for a feature (`strength_for`).
     """
+    # A generator of its own: the control is the same in every run and leaves the global one alone.
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(edit.site.width, generator=generator, dtype=torch.float64)
     direction = (direction / direction.norm()).float()

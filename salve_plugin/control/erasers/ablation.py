@@ -58,9 +58,12 @@ def inlp(
         )
     width = len(moments.x_mean)
     covariance = moments.covariance(shrinkage)
+    # A value that never varies covaries with nothing: its share becomes 0 / tiny and not 0 / 0.
     variance = moments.zz.diagonal().clamp(min=torch.finfo(torch.float64).tiny)
     directions = torch.zeros(width, 0, dtype=torch.float64)
     for _ in range(iterations):
+        # The complement of all directions so far, from their orthonormal basis: a product of single
+        # projections is a projection only where their directions are orthogonal.
         keep = torch.eye(width, dtype=torch.float64) - directions @ directions.T
         cross = keep @ moments.xz
         # The pseudo-inverse solves within what is left; a plain solve would meet the null space.
@@ -68,6 +71,8 @@ def inlp(
         explained = ((cross * probe).sum(0) / variance).max()
         if float(explained) < min_r2:
             break
+        # Projected once more, since the pseudo-inverse lets rounding leak: the columns must stay
+        # orthonormal for keep to be a projection.
         fresh = _orthonormal(keep @ probe)
         directions = torch.cat([directions, fresh], 1)
         if directions.shape[1] >= width:
@@ -110,14 +115,18 @@ def safree(
     if span == 1:
         return projection
     spreads, axes = torch.linalg.eigh(moments.xx)
+    # `eigh` sorts ascending, and rounding makes some zero variances slightly negative.
     shares = spreads.flip(0).clamp(min=0).cumsum(0) / spreads.clamp(min=0).sum()
     kept = axes.flip(1)[:, : int((shares < span).sum()) + 1]
+    # Only what is taken out is put back into the span: for x within it that is P_I(I - P_C)x, and
+    # what x has outside is left alone, which a weight edit of low rank could not remove.
     return LowRankMap(kept @ (kept.T @ directions), directions, projection.offset)
 
 
 def _orthonormal(vectors: Tensor) -> Float64[Tensor, "width rank"]:
     """Return an orthonormal basis of the span of the columns."""
     left, sizes, _ = torch.linalg.svd(vectors, full_matrices=False)
+    # Directions of dependent columns have singular values of rounding size, and would be made up.
     basis: Tensor = left[:, sizes > 1e-9 * sizes[0]] if float(sizes[0]) > 0 else left[:, :0]
     if not basis.shape[1]:
         raise InputError(

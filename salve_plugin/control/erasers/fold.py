@@ -59,6 +59,8 @@ def fold_latents(
     codes = _moments(dictionary, rows, lambda x: dictionary.encode(x)[:, index].double())
     atoms = dictionary.atoms.double().cpu()[index].T
     if dictionary.is_affine:
+        # An affine code is readᵀx + b: with the offset -b all of it is taken out, with the reading
+        # of the mean only what differs from the mean code.
         read = dictionary.encoder_weight.double().cpu()[index].T
         zero = -dictionary.encoder_bias.double().cpu()[index]
         offset = read.T @ codes.x_mean if to_mean else zero
@@ -103,6 +105,8 @@ def fold_posterior(
 
 def _posterior(codes: Tensor, has: Tensor) -> Tensor:
     """Return P(concept | code) for each latent on its own, from two Gaussians."""
+    # A latent that is silent in one group has no spread there, and a density without width would
+    # make every other code infinitely unlikely.
     floor = SIGMA_FLOOR * codes.std(0) + torch.finfo(torch.float64).tiny
     logs = []
     for group in (codes[has], codes[~has]):
@@ -126,6 +130,8 @@ def _least_squares(
         kept: the share of each amount's mean that is put back.
         shrinkage: of the covariance.
     """
+    # The pseudo-inverse, as features that never vary make the covariance singular without
+    # shrinkage.
     inverse = torch.linalg.pinv(amounts.covariance(shrinkage), hermitian=True)
     read = inverse @ amounts.xz
     variance = amounts.zz.diagonal()
@@ -134,6 +140,8 @@ def _least_squares(
     # shrinkage.
     error = variance - 2 * (read * amounts.xz).sum(0) + (read * (amounts.xx @ read)).sum(0)
     foldability = torch.where(variance > tiny, 1 - error / variance.clamp(min=tiny), 0.0)
+    # So that what is taken out is readᵀ(x - E x) + (1 - kept) E z: with kept = 0 the least-squares
+    # line itself, with kept = 1 only what differs from the mean.
     offset = read.T @ amounts.x_mean - (1 - kept) * amounts.z_mean
     return FoldedLatents(LowRankMap(atoms, read, offset), foldability)
 

@@ -166,6 +166,8 @@ class JointMoments:
 def _whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Return W = Σ^(-1/2) and its pseudo-inverse, without the directions of no variance."""
     spreads, axes = torch.linalg.eigh(covariance)
+    # The size of the rounding error of eigenvalues that are zero, which may come out negative too:
+    # what lies below is noise, and its inverse root would be the largest entry of all.
     cutoff = spreads[-1] * len(spreads) * torch.finfo(torch.float64).eps
     roots = torch.where(spreads > cutoff, spreads, 0.0).sqrt()
     inverse = torch.where(roots > 0, 1 / roots, 0.0)
@@ -187,6 +189,8 @@ def oas_shrinkage(covariance: Float64[Tensor, "width width"], n_rows: float) -> 
     squares = float(covariance.square().sum())  # tr Σ², as Σ is symmetric
     trace = float(covariance.diagonal().sum()) ** 2
     excess = (n_rows + 1) * (squares - trace / len(covariance))
+    # By Cauchy and Schwarz the excess is never below zero but for rounding, and it is zero only
+    # where the covariance is that multiple of the identity already.
     return 1.0 if excess <= 0 else min(1.0, (squares + trace) / excess)
 
 
@@ -210,6 +214,7 @@ class _Sums:
             raise InputError("activations or values change their width between batches")
         x, z = x - self._x0, z - self._z0
         weights = torch.ones(len(x), dtype=torch.float64) if weights is None else weights
+        # Weights go to one side of the products: on both they would count squared.
         weighted_x, weighted_z = x * weights[:, None], z * weights[:, None]
         self.count += len(x)
         self._weight += float(weights.sum())
@@ -222,8 +227,11 @@ class _Sums:
 
     def moments(self) -> JointMoments:
         total = self._weight
+        # Means as distances from the first row: the squares that are subtracted below are then of
+        # the size of the variances, and do not cancel.
         x, z = self._x / total, self._z / total
         return JointMoments(
+            # Kish's effective sample size, which for equal weights is the number of rows.
             total * total / self._squares,
             self._x0 + x,
             self._z0 + z,

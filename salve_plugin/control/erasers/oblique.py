@@ -34,6 +34,8 @@ def leace(moments: JointMoments, *, shrinkage: float | None = None) -> LowRankMa
     """
     whiten, colour = moments.whitening(shrinkage)
     basis = _basis(whiten @ moments.xz, moments, "the concept")
+    # x - Σ^(1/2) B Bᵀ Σ^(-1/2) (x - μ): orthogonal where x is white, hence the least change in that
+    # norm, and oblique in x itself.
     return _projection(whiten @ basis, colour @ basis, moments)
 
 
@@ -57,6 +59,7 @@ def splince(
     # N reads A off and is blind to B: NᵀA = I, NᵀB = 0. The shortest such N is the part of A that
     # is orthogonal to B, scaled.
     apart = basis - kept @ (kept.T @ basis)
+    # Its eigenvalues are the squared sines of the principal angles between the two spaces.
     overlap = basis.T @ apart
     if float(torch.linalg.eigvalsh(overlap).min()) < SEPARABLE**2:
         raise InputError(

@@ -109,7 +109,10 @@ def repair(
             f"rank {rank}, clean {clean} and ridge {ridge}: expected a rank from 1 to {width}, no "
             "negative share, and a positive ridge"
         )
+    # The normal equations: M (E[z_m z_mᵀ] + γ E[z_c z_cᵀ]) = E[(x_m - x_c) z_mᵀ].
     target = moments.marked + clean * moments.clean
+    # In units of the mean variance, so that the same ridge fits activations of any scale; it also
+    # makes the Cholesky factor exist where there are fewer pairs than features.
     target = target + ridge * target.diagonal().mean() * torch.eye(width, dtype=torch.float64)
     factor = torch.linalg.cholesky(target)
     # A = K L⁻ᵀ: in coordinates where the squared error is the plain one, the best map of a rank is
@@ -118,5 +121,6 @@ def repair(
     left, sizes, right = torch.linalg.svd(coefficients, full_matrices=False)
     if not float(sizes[0]) > 0:
         raise InputError("the pairs do not differ at this site: there is nothing to repair")
+    # Back from those coordinates: M = A_r L⁻¹, so that V is L⁻ᵀ times the right singular vectors.
     read = torch.linalg.solve_triangular(factor.T, right[:rank].T.contiguous(), upper=True)
     return LowRankMap(left[:, :rank] * sizes[:rank], read, read.T @ moments.mean)

@@ -64,6 +64,7 @@ def wieners(
     for weight in weights:
         if not 0 < weight < 1e12:
             raise InputError(f"weight {weight} is not a positive number; the default is {WEIGHT}")
+        # Along an axis with the squared size s² the filter keeps 1 / (1 + λ s²); this is the rest.
         removed = weight * sizes.square() / (1 + weight * sizes.square())
         kept = removed > NEGLIGIBLE
         if not bool(kept.any()):
@@ -71,6 +72,7 @@ def wieners(
                 "the concept adds next to nothing to the activations beside what they vary anyway; "
                 "check the labels, or look at another site"
             )
+        # Back to x on both sides: reading whitens first, and what is written is coloured again.
         read = whiten @ axes[:, kept]
         write = colour @ axes[:, kept] * removed[kept]
         maps.append(LowRankMap(write, read, read.T @ moments.x_mean))

@@ -39,6 +39,9 @@ def contracted(
             torch.mul(block, other, out=terms)
             size = length
             while size > 1:
+                # Of an odd number the middle term waits for the next round. Halving also keeps the
+                # rounding error in proportion to the logarithm of the length, where adding in a row
+                # lets it grow with the length.
                 half = (size + 1) // 2
                 terms[: size - half].add_(terms[half:size])
                 size = half

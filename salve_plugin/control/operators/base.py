@@ -58,6 +58,7 @@ class Part:
             return None
         left = self.left[rows]
         count, positions, rank = left.shape
+        # Not `left @ right.T`: an edited weight is compared bit for bit later, see `arithmetic`.
         added = outer_sum(left.reshape(count * positions, rank), self.right)
         if positions == 1:
             return added.reshape(count, *self.shape)
@@ -192,6 +193,7 @@ def owned(tensor: Tensor, name: str, axes: int) -> Tensor:
             f"{name} is on the device '{tensor.device}' with the layout {tensor.layout}; expected "
             "a dense tensor that has values"
         )
+    # Two types only: every 16-bit number is a float32 exactly, and a file then needs no others.
     kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     copy = tensor.detach().to("cpu", kind, copy=True).contiguous()
     if not bool(copy.isfinite().all()):
@@ -205,6 +207,8 @@ def real(value: object, name: str) -> float:
     Raises:
         InputError: if it is something else: text, a truth value, several numbers.
     """
+    # A bool is a number to Python, and a tensor of one element converts to one; both are slips
+    # here, and `float` would accept them.
     kind = str(getattr(value, "dtype", type(value).__name__))
     if not isinstance(value, str | bytes) and "bool" not in kind and not getattr(value, "ndim", 0):
         try:

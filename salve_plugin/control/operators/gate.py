@@ -122,6 +122,7 @@ class Gate(Operator):
 
     def reader_weight(self, weight: Tensor) -> Part:
         """Return the scaled columns; see `Operator.reader_weight`."""
+        # A reader's features are its columns: one factor each, for all rows and kernel positions.
         factors = self.factors.reshape(1, -1, *[1] * (weight.ndim - 2))
         return Part(factors, None, None, tuple(weight.shape[1:]))
 
@@ -141,6 +142,8 @@ class Gate(Operator):
             InputError: if something is added behind the weight: its product with several gates
                 would not be the product of their products.
         """
+        # With x = S y + t a gate would have to add (m - 1) t / S to the bias. What edits add is
+        # summed, and (m₁ - 1) + (m₂ - 1) is not m₁m₂ - 1.
         if bool(fold.shift.any()):
             raise InputError(
                 "a gate is not exact where a BatchNorm shifts what the layer writes; use a "

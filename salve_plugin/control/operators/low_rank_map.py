@@ -134,6 +134,8 @@ class LowRankMap(Operator):
         # The site is x = S y + t with y = W u + b from the layer: the map of x is solved for y, so
         # that U is divided by S and V multiplied by it.
         write, read = self._behind(fold)
+        # A writer's features are its rows, so that inputs and kernel positions may be flattened
+        # together.
         columns = weight.double().reshape(len(weight), -1).T.contiguous()
         right = contracted(columns, read.T.contiguous())
         return Part(None, (self.scale - 1) * write[:, None], right, tuple(weight.shape[1:]))
@@ -154,6 +156,7 @@ class LowRankMap(Operator):
 
     def _read_by(self, weight: Tensor) -> Tensor:
         """Return W U for every row and kernel position, (rows, positions, rank)."""
+        # Features last: a kernel position is a row of its own, since each of them reads the site.
         rows = weight.double().movedim(1, -1).reshape(-1, weight.shape[1])
         amounts = contracted(rows, self.write.double().T.contiguous())
         return amounts.reshape(len(weight), -1, self.rank)
@@ -200,9 +203,12 @@ def joint_map(maps: Sequence[LowRankMap]) -> LowRankMap:
     # folded into U; where VᵀU is nearly singular, that inverse would blow up what is written.
     mixing = read.T @ write
     finite = bool(mixing.isfinite().all())
+    # A solution loses as many digits as the condition number has: at 1e8 float64 has about as many
+    # left as float32 weights can hold.
     if not finite or not float(torch.linalg.cond(mixing)) <= 1e8:  # of a zero matrix it is NaN
         raise InputError(
             "the maps read or write linearly dependent directions, so that no joint map sets every "
             "reading; leave out the map whose directions the others already have"
         )
+    # U (VᵀU)⁻¹, without forming the inverse.
     return LowRankMap(torch.linalg.solve(mixing.T, write.T).T, read, offset, scales[0])

@@ -68,6 +68,8 @@ class LowRankUpdate(Operator):
                 no finite number.
         """
         down, up = owned(lora_a, "lora_a", 2), owned(lora_b, "lora_b", 2)
+        # Float64, so that the scaling is not rounded into float32 factors before they are
+        # multiplied.
         return cls(real(scaling, "scaling") * up.double(), down.T.double())
 
     def lora(self) -> tuple[Tensor, Tensor]:
@@ -110,6 +112,8 @@ class LowRankUpdate(Operator):
         """Raise unless there is one layer, and A has a row for each output that changes."""
         if len(outputs) != 1:
             raise InputError(f"a low-rank update is of one layer; {len(outputs)} are named")
+        # Row i of A belongs to the i-th of the changed outputs in ascending order, the order of an
+        # edit.
         expected = outputs[0] if rows is None else rows
         if len(self.left) != expected:
             raise InputError(
