@@ -304,6 +304,7 @@ class Dictionary(Stored, Tabular, nn.Module):
     @torch.no_grad()
     def _check_code(self) -> None:
         """Raise InputError unless a row can be encoded and decoded with the tensors given."""
+        # What shapes a learner's own tensors must have only its code knows: it is tried out.
         row = self.atoms.new_zeros(1, self.width)
         try:
             code = self.encode(row)

@@ -225,6 +225,7 @@ def check_consistent(config: Mapping[str, Any], weights: Weights, dictionary: "D
     metadata = {**config["metadata"], "salve_plugin": own}
     del metadata["sae_lens_version"]  # whose layout it is, not what the dictionary is
     said = {**config, "metadata": metadata}
+    # A None for each field that does not follow from the dictionary: such a field is one too many.
     DICTIONARY.check_derived({**dict.fromkeys(said), **derived}, said, files=WEIGHTS_FILE)
     wrong = [name for name, tensor in tensors.items() if not _same(tensor, weights[name])]
     if wrong:

@@ -182,6 +182,8 @@ def selection_scores(
     if n_classes < 2:
         return scores
     of_class = means[counts > 0]
+    # Centred first: the spread below is a difference of squares, which a large offset that all
+    # classes share would cancel.
     of_class = of_class - of_class.mean(0)
     elsewhere = (of_class.sum(0) - of_class) / (n_classes - 1)
     distance = (of_class - elsewhere).abs()
@@ -270,6 +272,8 @@ def profile(
         squares += codes.square().sum(0)
         counts += torch.bincount(labels, minlength=n_classes)
     means = sums / counts.clamp(min=1)[:, None]
+    # Σ (z − m_c)² over all rows is Σ z² − Σ n_c m_c²; where nothing varies, rounding may leave less
+    # than 0.
     within = (squares - (counts[:, None] * means.square()).sum(0)) / counts.sum().clamp(min=1)
     spreads = within.clamp(min=0).sqrt()
     means = torch.where(counts[:, None] > 0, means + origin, 0.0)
@@ -302,6 +306,7 @@ def _profile_of_several(dictionary: Dictionary, acts: Activations) -> Features:
     scores = torch.zeros_like(sums)
     for label, n in enumerate(counts.tolist()):
         sides = torch.tensor([rows - n, n])
+        # What the two sides' means account for; the rest of the squares is the spread within them.
         between = (sides[:, None] * means[:, label].square()).sum(0)
         spread = ((squares - between) / rows).clamp(min=0).sqrt()
         scores[label] = selection_scores(means[:, label], sides, spread)[1]

@@ -192,6 +192,7 @@ def _as_tensors(weights: Weights, config: Mapping[str, Any]) -> Tensors:
     gated = config["architecture"] == "gated"
     bias = weights["b_gate" if gated else "b_enc"].double()
     if config["apply_b_dec_to_input"]:
+        # In float64, since the two may all but cancel.
         bias = bias - encoder.double() @ weights["b_dec"].double()
     tensors = {
         "atoms": weights["W_dec"],
@@ -230,6 +231,8 @@ def _with_unit_atoms(tensors: Tensors, norms: Tensor, folder: Path) -> Tensors:
         )
     kind = tensors["atoms"].dtype
     if ((norms - 1).abs() > UNIT).any():
+        # The code grows by the norm, and with it all that makes or bounds it. A gain multiplies
+        # what has grown already and stays, as does b_d, which no code multiplies.
         factors = {"atoms": 1 / norms, "decoder_bias": None, "gain": None}
         for name, tensor in tensors.items():
             factor = factors.get(name, norms)

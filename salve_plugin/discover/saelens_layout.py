@@ -87,6 +87,8 @@ def reimported(learner: str, weights: Weights) -> Tensors:
         own = {"threshold": weights["threshold"]} if "threshold" in weights else {}
         return {**tensors, "encoder_bias": weights["b_enc"], **own}
     bias, gain = weights["b_gate"], weights["r_mag"].double().exp()
+    # With the gain in the type that the dictionary has it in, as `_written` took it: only so does
+    # the summand come back bit for bit.
     summand = (weights["b_mag"].double() - gain.to(kind).double() * bias.double()).to(kind)
     own = {"offset": summand}
     if learner == "gated":
@@ -131,6 +133,8 @@ def _written(dictionary: "Dictionary") -> Weights:
     if dictionary.learner == "gated":
         gain = t["gain"]
         _all(gain > 0, gain, "gain", "SAELens stores its logarithm")
+        # These and the logarithm stay in float64: rounded, they would not give back the
+        # dictionary's own values exactly, which `_check_exact` demands.
         magnitude = t["magnitude_bias"].double() + gain.double() * bias.double()
         return {**shared, "b_gate": bias, "r_mag": gain.double().log(), "b_mag": magnitude}
     if "threshold" in t:

@@ -150,6 +150,7 @@ def _check(acts: Activations | Tensor, learner: str, arguments: Mapping[str, Any
 def _trial(
     acts: Activations | Tensor, learner: str, arguments: dict[str, Any], shared: Mapping[str, Any]
 ) -> Trial:
+    # Not by the clock: what else the machine does must not count against a learner.
     before = process_time()
     dictionary = fit(acts, learner, **arguments, **shared)
     seconds = process_time() - before

@@ -146,6 +146,7 @@ def read_metadata(card: bytes) -> dict[str, Any]:
     """
     from huggingface_hub.repocard import metadata_load
 
+    # The Hub client's functions for cards take files only.
     with scratch("card") as folder:
         path = folder / CARD_FILE
         path.write_bytes(card)

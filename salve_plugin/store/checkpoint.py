@@ -155,6 +155,8 @@ def _pickled_classes(path: Path) -> Iterator[str]:
         for _ in range(OLD_PICKLES):
             texts: list[str] = []
             for operation, argument, _ in pickletools.genops(stream):
+                # It takes module and name from the stack. Those are the last two texts, unless the
+                # pickle repeats one from its memo: good enough for a message.
                 if operation.name == "STACK_GLOBAL":
                     argument = " ".join(texts[-2:])
                 if isinstance(argument, str):

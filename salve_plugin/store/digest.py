@@ -136,7 +136,10 @@ def _elements(name: str, tensor: object) -> memoryview:
     try:
         if not isinstance(tensor, Tensor) or tensor.is_quantized or tensor.is_meta:
             raise TypeError
+        # A conjugate or negative view has the bytes of its base until it is resolved.
         plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        # Flat, since a tensor without axes cannot be seen as bytes; bytes, since NumPy has no
+        # bfloat16.
         return memoryview(plain.reshape(-1).view(torch.uint8).numpy().data)
     # Sparse tensors, lazy parameters and tensor subclasses each refuse with an error of their own.
     except (TypeError, RuntimeError, ValueError, NotImplementedError) as error:

@@ -29,6 +29,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         for left in dead_entries(path.parent):
             if left.is_file() and not left.is_symlink():
                 left.unlink(missing_ok=True)
+        # In the same folder, since a rename is atomic within one file system only. O_EXCL follows
+        # no link that lies there under that name.
         temporary = path.parent / f".salve-{Owner.this().tag()}"
         # The user's umask is left to the system: it cannot be read without being set, for all
         # threads.
@@ -102,6 +104,7 @@ def usable(path: str | os.PathLike[str]) -> Path:
             long, or it leads through a folder that this user may not enter.
     """
     try:
+        # Asked of the system, since what a name may be is its own affair.
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
@@ -177,6 +180,7 @@ def _read_plain(descriptor: int, path: Path, limit: int) -> bytes:
         )
     try:
         with os.fdopen(descriptor, "rb", closefd=False) as file:
+            # No more than it had when that was checked, even if it grows meanwhile.
             return file.read(status.st_size)
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error

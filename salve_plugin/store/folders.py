@@ -119,6 +119,7 @@ def replace_files(
         _check_free(folder, contents)
         # Inside the folder, since a rename is atomic within one file system only.
         staging = folder / f".salve-{Owner.this().tag()}"
+        # For nobody else to write into: what lies in it is about to become the folder's files.
         staging.mkdir(mode=0o700)
         new = staging / "new"
         for name, data in contents.items():
@@ -166,6 +167,7 @@ def _keep(folder: Path, staging: Path, names: list[str], obsolete: list[str]) ->
             kept = staging / "replaced" / name
             kept.parent.mkdir(parents=True, exist_ok=True)
             _second_name(folder / name, kept)
+    # Last: a journal promises that everything which it names can be put back.
     journal = _Journal(tuple(names), tuple(obsolete))
     write_atomically(staging / JOURNAL, msgspec.json.encode(journal))
 
@@ -198,6 +200,8 @@ def _take_back(staging: Path, folder: Path, names: Collection[str]) -> None:
     for name in names:
         kept = staging / "replaced" / name
         if os.path.lexists(kept):
+            # If it was not replaced yet, both names are of one file, or of equal ones where there
+            # are no hard links: the rename changes nothing.
             os.replace(kept, folder / name)
         # Neither kept nor waiting: it came new, and was moved in already.
         elif not os.path.lexists(staging / "new" / name):

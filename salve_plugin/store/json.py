@@ -94,6 +94,7 @@ def parse_json(data: bytes, name: str, *, max_bytes: int) -> Json:
             parse_float=_finite_float,
             parse_int=_exact_integer,
         )
+        # The parser lets through lone surrogates, and nesting as deep as Python's stack.
         check_json(value)
     except RecursionError as error:
         raise ArtifactError(f"{name} is nested deeper than {MAX_DEPTH} levels") from error

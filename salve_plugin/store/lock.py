@@ -60,6 +60,8 @@ def _take(folder: Path) -> bytes:
         if os.path.lexists(path) and _is_stale(path):
             path.unlink()
         try:
+            # Making the file is taking the lock: O_EXCL lets one of all processes do it, also where
+            # `_moment` finds no flock.
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError as error:
             raise FolderInUseError(
@@ -79,6 +81,7 @@ def _release(folder: Path, text: bytes) -> None:
     with suppress(OSError), _moment(folder):
         owner = Owner.of_tag(text.decode().partition("\n")[0])
         if (
+            # Deleted by hand and taken by another job since, it is that job's.
             _lines(path) == text.decode().splitlines()
             and owner is not None
             and owner.pid == os.getpid()

@@ -61,6 +61,7 @@ class Owner:
     def is_dead(self) -> bool:
         """Tell whether the process has certainly ended: nothing is known of other machines."""
         machine, boot = _machine()
+        # On Windows, `os.kill` with 0 is no question: it sends Ctrl-C.
         if self.machine != machine or sys.platform == "win32":
             return False
         if self.boot != boot:
@@ -136,6 +137,8 @@ def make_scratch(kind: str) -> Path:
         parent = Path(tempfile.gettempdir())
         for left in dead_entries(parent, SCRATCH):
             with suppress(OSError):
+                # The place for temporary files is everybody's: only this user's folders are
+                # removed, and no link is followed.
                 if left.lstat().st_uid == os.getuid() and not left.is_symlink():
                     shutil.rmtree(left, ignore_errors=True)
         folder = parent / f"salve-{kind}-{Owner.this().tag()}"

@@ -100,6 +100,7 @@ def is_exactly(path: Path, entry: Mapping[str, object]) -> bool:
     """Tell whether a local file has the size and SHA-256 of an entry; it is read in pieces."""
     return (
         path.is_file()
+        # The size first: only a file that has it is read.
         and path.stat().st_size == entry["size"]
         and sha256_file(path) == entry["sha256"]
     )

@@ -222,6 +222,7 @@ class Format:
             config: the manifest.
             files: where they follow from, for the message.
         """
+        # As JSON text, since Python takes 1, 1.0 and true for equal.
         wrong = [name for name in derived if dump(derived[name]) != dump(config.get(name))]
         if wrong:
             raise ArtifactError(

@@ -137,6 +137,8 @@ def open_source(source: PathLike, *markers: str, **where: Unpack[Where]) -> Sour
         raise InputError("the source is empty; expected a folder or 'user/name'")
     if folder.is_dir():
         return _local(folder, where)
+    # A path that is mistyped must not become a request: only what can be the name of a repository
+    # goes to a Hub.
     if isinstance(source, os.PathLike) or source.count("/") != 1 or source[0] in "./~":
         raise ArtifactError(
             f"there is no folder '{os.fspath(source)}'; check the path (the name of a Hub "
@@ -168,6 +170,7 @@ def _local(folder: Path, where: Where) -> Source:
     subfolder = where.get("subfolder")
     check_subfolder(subfolder)
     place = folder if subfolder is None else usable(folder / subfolder)
+    # The steps of the subfolder alone: links above the folder are the caller's own.
     inside = [] if subfolder is None else [place, *place.parents][: subfolder.count("/") + 1]
     if any(each.is_symlink() for each in inside):
         raise ArtifactError(f"subfolder '{subfolder}' of '{folder}' leads through a link; copy it")

@@ -31,6 +31,8 @@ def pre_activations(
     """
     scratch = Scratch() if scratch is None else scratch
     if not torch.is_autocast_enabled(x.device.type):
+        # Autograd refuses `out` for tensors that require grad, hence the decorator: the gradients
+        # are those of `encode_at` and `encode_above`, which take this result as known.
         return torch.addmm(bias, x, weight.T, out=scratch.take(len(x), len(weight), x))
     # The same as autocast does, in memory that is kept.
     kind = torch.get_autocast_dtype(x.device.type)
@@ -97,6 +99,7 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pre: Tensor) -> Tensor:
         ctx.save_for_backward(x)
+        # Autograd runs `backward` outside the autocast of the loss, whose precision is kept for it.
         ctx.rough = torch.is_autocast_enabled(x.device.type)
         # A view: autograd takes an input that is returned itself for one changed in place.
         return pre.view_as(pre)
@@ -105,6 +108,8 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         with torch.autocast(x.device.type, torch.bfloat16, enabled=ctx.rough):
+            # The one dense product of the backward pass: nothing before the rows learns, so that
+            # they get no gradient.
             for_weight = (gradient.T @ x).to(x.dtype)
         return None, for_weight, gradient.sum(0), None
 

@@ -35,5 +35,7 @@ def autocasts(precision: str) -> bool:
 
 def has_bfloat16() -> bool:
     """Say whether the processor multiplies bfloat16 matrices itself (AVX512-BF16 or AMX)."""
+    # Both are private to torch: a version without them counts as a processor without the
+    # instructions, which costs speed but never a result.
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

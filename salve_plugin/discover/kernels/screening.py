@@ -23,6 +23,8 @@ CANDIDATES = 2
 MOST_UNSURE = 0.25
 """Share of the rows whose candidates may turn out too few before screening is a waste of time."""
 
+# In units of 2⁻⁸, with ρ = 1 + 2⁻⁸ by which rounding may lengthen a factor: ρ for the rounding of
+# the weights, ρ² / 16 for the sum of 4096 products, 2⁻²⁴ each. That is 1.067, rounded up to 1.08.
 PRODUCT_ERROR, ROUNDING = 1.08 * 2**-8, 2**-7
 """Largest error of a product relative to the norms of its factors, beside what rounding the rows
 makes: the weights are rounded, by 2⁻⁸ at most, and at most 4096 terms added up in float32, by 2⁻¹²;
@@ -34,6 +36,8 @@ WIDEST = 4096
 
 def pays(x: Float[Tensor, "rows width"], n_latents: int, k: int) -> bool:
     """Say whether screening is faster than the product in float32, and allowed."""
+    # Where the candidates are more than half of all latents, there is little to rule out; under
+    # autocast nobody asks for the result of float32.
     return (
         n_latents >= max(FROM_LATENTS, 2 * CANDIDATES * k)
         and x.shape[1] <= WIDEST
@@ -92,6 +96,7 @@ def _sure(
     # No other latent's rough value is above the smallest candidate's, so that its true value is at
     # most that and the error. If the k-th largest exact value reaches there, the choice is certain.
     least = roughly.amin(1)
+    # NaN compares as false: a row that has one is computed in full.
     sure: Tensor = values.amin(1) >= least + largest_error(x, weight, bias, least)
     return sure
 
@@ -113,5 +118,8 @@ def largest_error(
     # One bound for all latents, by the largest norm: a bound for each would be a matrix as large as
     # the product, and cost what screening saves.
     steepest = torch.linalg.vector_norm(weight, dim=1).amax()
+    # What rounds r = x·e + b is in proportion to |r|, which is large for latents far below zero,
+    # too. But r + 2⁻⁷ |r| grows with r: of all rough values up to `least`, none may in truth lie
+    # higher than that at `least`.
     error: Tensor = norms * steepest + ROUNDING * (least.abs() + bias.abs().amax())
     return error

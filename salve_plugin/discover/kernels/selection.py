@@ -48,6 +48,8 @@ def _columns_of_largest(rows: Tensor, k: int) -> Tensor:
     # NumPy partitions with vector instructions, torch does not. It knows no bfloat16, whose values
     # float32 holds exactly and in the same order.
     wide = rows.float() if rows.element_size() < 4 else rows
+    # NaN is the largest number for this, for topk and for amax alike: a row that has one keeps it,
+    # and the loss shows it.
     columns = np.argpartition(wide.numpy(), n - k, axis=1)[:, n - k :]
     return torch.from_numpy(columns)
 
@@ -58,6 +60,7 @@ def greater(
     """Return where the values are greater than the bound of all columns, or of each."""
     if rows.device.type != "cpu":
         return rows > bound
+    # Neither the arrays nor the tensor of the result are copies: they share memory.
     other = bound if isinstance(bound, float) else bound.numpy()
     return torch.from_numpy(np.greater(rows.numpy(), other))
 

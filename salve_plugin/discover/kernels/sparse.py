@@ -25,6 +25,7 @@ KEPT_FROM = 2**20
 """Numbers in a gradient from which the time for fresh memory is worth avoiding."""
 
 
+# Compared by identity: == between tensors is one of elements, which has no truth value.
 @dataclass(frozen=True, eq=False)
 class Support:
     """Which latents of which rows may be non-zero.
@@ -53,6 +54,7 @@ class Support:
     ) -> "Support":
         """Take k latents in each row, whose pre-activations may be known."""
         rows, k = latents.shape
+        # Half the bytes of int64 to read in each product, and enough: the entries of one batch.
         starts = torch.arange(0, rows * k + 1, k, dtype=torch.int32, device=latents.device)
         values = None if known is None else known.flatten()
         return cls(starts, latents.flatten().int(), n_latents, values, scratch)
@@ -78,6 +80,7 @@ class Support:
     @cached_property
     def rows(self) -> Int[Tensor, " active"]:
         """The row of each active latent."""
+        # The output's size is given: on a GPU, finding it out would wait for all work before.
         counts = self.starts.diff()
         return torch.repeat_interleave(
             torch.arange(self.n_rows, device=counts.device), counts, output_size=len(self.latents)
@@ -90,6 +93,8 @@ class Support:
     @cached_property
     def _entries(self) -> Int[Tensor, " active"]:
         """Where in the flattened matrix each entry is."""
+        # In int64, as `rows` are: the int32 of the latents would overflow where rows times latents
+        # reach 2³¹.
         return self.rows * self.n_latents + self.latents
 
     @cached_property
@@ -131,8 +136,11 @@ class Support:
             return _bags(starts, of_rows, weights, rows).to(rows.dtype)
         sums = self.scratch.take(self.n_latents, width, rows)
         if torch.is_autocast_enabled(rows.device.type):
+            # Autocast passes products with `out` by: bags take its type, and their result is
+            # copied.
             return sums.copy_(_bags(starts, of_rows, weights, rows))
         code = _compressed(starts, of_rows, weights, self.n_rows)
+        # With `beta` 0, what is left over in the lent memory does not enter.
         return torch.addmm(sums, code, rows, beta=0, out=sums)
 
     def sum_latents(
@@ -156,6 +164,7 @@ class Support:
         starts, of_rows, order = self._by_latent
         pattern = _compressed(starts, of_rows, zeros, self.n_rows)
         by_latent: Tensor = torch.sparse.sampled_addmm(pattern, atoms, rows.T, beta=0.0)
+        # They come out sorted by latent; each goes back to where its row has it.
         return zeros.index_copy_(0, order, by_latent.values())
 
 

@@ -57,7 +57,11 @@ class _Misfit(torch.autograd.Function):
         ctx: Any, x: Tensor, values: Tensor, atoms: Tensor, bias: Tensor, support: Support | None
     ) -> tuple[Tensor, Tensor]:
         sums = values @ atoms if support is None else support.sum_latents(values, atoms)
+        # In the memory of the sums, which nobody else has, unless autocast made them bfloat16.
+        # Autograd records nothing inside `forward`, so that writing in place is allowed here.
         error = torch.sub(x, sums, out=sums if sums.dtype == x.dtype else None).sub_(bias)
+        # The errors returned are those that the backward pass needs: a caller that changed them in
+        # place would make autograd raise.
         ctx.save_for_backward(error, values, atoms)
         ctx.mark_non_differentiable(error)
         ctx.support, ctx.rough = support, torch.is_autocast_enabled(x.device.type)
@@ -71,6 +75,7 @@ class _Misfit(torch.autograd.Function):
         slope = gradient * (-2 / len(error))
         for_values = for_atoms = for_bias = None
         with torch.autocast(error.device.type, torch.bfloat16, enabled=ctx.rough):
+            # What is held fixed, as the decoder is in one term of Gated, costs nothing.
             if ctx.needs_input_grad[1]:
                 products = error @ atoms.T if support is None else support.products(error, atoms)
                 for_values = products.to(values.dtype).mul_(slope)
@@ -99,5 +104,6 @@ class _SquaredError(torch.autograd.Function):
 
 
 def _mean_square(error: Tensor) -> Tensor:
+    # A dot product needs no matrix of squares, which would be written and read once more.
     flat = error.flatten()
     return torch.dot(flat, flat) / len(error)

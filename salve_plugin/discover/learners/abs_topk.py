@@ -47,4 +47,5 @@ class AbsTopK(TopK):
 
     def select(self, pre: Float[Tensor, "rows latents"], t: Tensors, step: Step) -> Support:
         """Return which latents of a training batch are kept."""
+        # What `largest` returns are sizes: the values with their signs are gathered later.
         return Support.of_indices(largest(pre.abs(), self.k)[1], pre.shape[1], None, step.scratch)

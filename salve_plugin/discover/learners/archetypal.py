@@ -84,6 +84,7 @@ class Archetypal(TopK):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the loss of TopK with the atoms that A and Λ give."""
+        # Built inside the graph: through the kept `atoms`, a copy, A and Λ would get no gradient.
         return super().loss({**t, "atoms": built(t)}, step)
 
     @torch.no_grad()
@@ -96,7 +97,10 @@ class Archetypal(TopK):
         weights[empty, empty] = 1.0  # it would have no atom and, being clamped, get no gradient
         weights *= ROW_SUM / weights.sum(1, keepdim=True)
         norms = torch.linalg.vector_norm(relaxation, dim=1, keepdim=True)
+        # The floor is for Λ = 0, with which training begins.
         relaxation *= (self.delta / norms.clamp(min=1e-12)).clamp(max=1)
+        # Whatever codes or decodes outside the loss reads `atoms`, and must find those of this
+        # step.
         t["atoms"].copy_(built(t))
 
 
@@ -107,5 +111,6 @@ def mixtures(t: Tensors) -> Float[Tensor, "latents points"]:
 
 def built(t: Tensors) -> Float[Tensor, "latents width"]:
     """Return the directions of A C + Λ; differentiable in A and Λ."""
+    # Autocast may multiply in bfloat16; what follows is computed in the points' type.
     mixed = (mixtures(t) @ t["points"]).to(t["points"].dtype) + t["relaxation"]
     return functional.normalize(mixed, dim=1)

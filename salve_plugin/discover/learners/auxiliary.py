@@ -63,6 +63,8 @@ def apart(
     latents = dead.nonzero().flatten()
     most = max(LEAST_LATENTS, int(LATENT_SHARE * len(dead)))
     if len(latents) > most:
+        # The same in every process, since all seed alike: their gradients are averaged latent by
+        # latent.
         drawn = torch.randperm(len(latents), generator=random)[:most].to(latents.device)
         latents = latents[drawn.sort().values]  # in order, as memory is read fastest
     names = ("encoder_weight", "encoder_bias", "atoms")
@@ -101,7 +103,9 @@ def dead_loss(
         The loss; 0 if there is no error.
     """
     target = error.detach()
-    # The norm of all, which takes no temporary of the batch's size as its squares would.
+    # The norm of all, which takes no temporary of the batch's size as its squares would. Over all
+    # processes: with a divisor of its own in each, the mean of their gradients would not be the
+    # gradient of the whole batch.
     size = step.team.mean(torch.linalg.vector_norm(target).square() / len(target))
     if not size > 0:
         return torch.zeros((), dtype=target.dtype, device=target.device)

@@ -61,6 +61,7 @@ class Start:
         E = gain · V; the biases are zero, as suits centred rows.
         """
         tensors = {
+            # A copy: training moves atoms in place, and the runs of the range test all begin here.
             "atoms": self.atoms.clone(),
             "encoder_weight": self.gain * self.atoms,
             "encoder_bias": torch.zeros(self.n_latents),

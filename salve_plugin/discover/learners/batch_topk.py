@@ -58,7 +58,10 @@ class BatchTopK(TopK):
         smallest = smallest_kept(pre, self.k * len(pre), t["threshold"][0], step)
         if bool(smallest < torch.inf):
             old = t["threshold"]
+            # The first value is taken whole: a mean that rises from zero would lag, and be a poor
+            # guess of what the next steps need to sort.
             old.copy_(torch.where(old > 0, MOMENTUM * old + (1 - MOMENTUM) * smallest, smallest))
+        # Infinite where nothing is positive: then nothing is kept.
         return Support.of_mask(pre >= smallest, step.scratch)
 
 

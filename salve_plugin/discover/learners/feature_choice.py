@@ -70,6 +70,8 @@ class FeatureChoice(MutualChoice):
         with torch.no_grad():
             pre = pre_activations(step.x, weight, bias, step.scratch)
             support = self.select(pre, t, step)
+            # Counted over all processes: what is negative in the rows of one may be positive
+            # elsewhere.
             positive = Code(functional.relu(support.gather(pre)), support).counts()
             signed = step.team.sum(positive) == 0
         t, dead = apart(t, among, self.aux, step.random)
@@ -91,6 +93,7 @@ class FeatureChoice(MutualChoice):
         by_rank = places(
             pre.shape[1], self.k * len(everyone), len(everyone), self.exponent, self.shift
         )
+        # Places belong to ranks, the densest latent first: this hands them to the latents.
         own = torch.empty_like(by_rank)
         own[ranking(t["density"])] = by_rank
         kept, smallest = column_choice(everyone, own.to(pre.device))

@@ -77,6 +77,8 @@ class Gated(Learner):
         """Return the mean over rows of the three terms, the penalty warming up."""
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
+        # A latent whose gate is shut adds nothing to any term or gradient. If so many are open that
+        # all come back, relu and the mask below make the others zero.
         chosen = encode_above(step.x, weight, bias, pre, 0.0, step.scratch)
         gate = chosen.replaced(functional.relu(chosen.values))
         sizes = chosen.at(gains(t)) * chosen.values + chosen.at(t["magnitude_bias"])

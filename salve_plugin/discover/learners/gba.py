@@ -98,11 +98,14 @@ class GBA(Learner):
             self._move_biases(t)
         # The rule moves biases in place, and this step's graph must keep what it was computed with.
         atoms, bias = t["atoms"], t["bias"].clone()
+        # ⟨v, x − b_d⟩ + b = ⟨v, x⟩ + (b − ⟨v, b_d⟩): no centred copy of the rows is needed, and b_d
+        # gets its gradient through the offset.
         offset = bias - atoms @ t["decoder_bias"]
         pre = pre_activations(step.x, atoms, offset, step.scratch)
         _observe(t, pre, step.team)
         projected = encode_above(step.x, atoms, offset, pre, 0.0, step.scratch)
         sizes = projected.at(t["scale"]) * (projected.values - projected.at(bias))
+        # The mask is for the case that so many gates are open that all latents come back.
         code = Code((projected.values > 0) * sizes, projected.support)
         loss, _ = misfit(step.x, code, atoms, t["decoder_bias"])
         return Outcome(loss, code.counts())

@@ -72,6 +72,8 @@ class Itda(Solver):
         growing = GrowingAtoms(start.rows.shape[1])
         for batch in batches():
             while len(batch) and len(growing.atoms) < start.n_latents:
+                # The rows of a chunk do not see the atoms that the chunk itself adds: it stays
+                # small while there are few atoms, when many rows add one.
                 size = min(MAX_CHUNK, max(1, len(growing.atoms) // 4))
                 growing.add(batch[:size], self.k, self.tau, start.n_latents)
                 batch = batch[size:]
@@ -84,6 +86,7 @@ class Itda(Solver):
             "encoder_weight": growing.atoms.clone(),
             "encoder_bias": torch.zeros(len(growing.atoms)),
             "decoder_bias": torch.zeros(start.rows.shape[1]),
+            # A dictionary has tensors of floating numbers only; float64 holds every place exactly.
             "sources": torch.tensor(growing.sources, dtype=torch.float64),
         }
 

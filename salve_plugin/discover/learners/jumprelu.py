@@ -89,6 +89,7 @@ class JumpReLU(Learner):
     def _initial_threshold(self, pre: Float[Tensor, "rows latents"]) -> Float[Tensor, ""]:
         """Return the threshold that leaves `initial_l0` latents of a row active, if positive."""
         active = len(pre) * min(self.initial_l0, max(1, pre.shape[1] // 4))
+        # Positive, because training moves its logarithm.
         return pre.flatten().topk(active).values[-1].clamp(min=1e-3)
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
@@ -100,6 +101,8 @@ class JumpReLU(Learner):
         weight, bias = t["encoder_weight"], t["encoder_bias"]
         pre = pre_activations(step.x, weight, bias, step.scratch)
         chosen = encode_above(step.x, weight, bias, pre, near, step.scratch)
+        # Expanded, because the functions below return a gradient of the values' shape: autograd
+        # sums it up for each latent on its way through this.
         theta = chosen.at(theta).expand_as(chosen.values)
         code = chosen.replaced(jump(chosen.values, theta, self.bandwidth))
         loss, error = misfit(step.x, code, t["atoms"], t["decoder_bias"])
@@ -163,6 +166,8 @@ class _Jump(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         pre, theta = ctx.saved_tensors
         near = (pre - theta).abs() < ctx.bandwidth / 2
+        # At θ the code jumps by θ, and the kernel spreads the jump over the bandwidth w: a slope of
+        # −θ / w.
         return gradient * (pre > theta), -gradient * theta * near / ctx.bandwidth, None
 
 

@@ -87,6 +87,8 @@ class MatchingPursuit(Learner):
         size = error.square().sum(-1).mean()
         loss = size
         dead = step.dead.nonzero().flatten()
+        # Asked of all processes: one that alone went past this would wait in the exchange below for
+        # ever.
         if self.aux and len(dead) and bool(step.team.sum(size) > 0):
             missed, _ = _left_over(error.detach(), atoms[dead], self.k_aux or self.k, True)
             total = step.team.mean(size)

@@ -93,6 +93,7 @@ class Matryoshka(BatchTopK):
         # A slice each would have a gradient as large as all atoms.
         atoms = torch.split(t["atoms"], sizes)
         parts = zip(blocks(code, sizes), atoms, strict=True)
+        # A running sum decodes each group once, not once for every prefix that has it.
         sums = accumulate((z.decode(part) for z, part in parts), torch.add)
         errors = [squared_error(x, prefix, t["decoder_bias"]) for prefix in sums]
         return torch.stack([mean for mean, _ in errors]).mean(), errors[-1][1]
@@ -108,6 +109,7 @@ def blocks(code: Code, sizes: list[int]) -> list[Code]:
     for number, size in enumerate(sizes):
         inside = (group_of == number).nonzero().flatten()
         starts = torch.zeros_like(support.starts)
+        # What is left stays in the order of its rows, so that counts tell where each begins.
         starts[1:] = torch.bincount(support.rows[inside], minlength=support.n_rows).cumsum(0)
         parts.append(
             Code(code.values[inside], Support(starts, support.latents[inside] - first, size))

@@ -70,6 +70,8 @@ class Poly(TopK):
         rank, width = min(self.rank, *start.atoms.shape), start.atoms.shape[1]
         # The main directions of the atoms, as far as they have any.
         _, sizes, directions = torch.linalg.svd(start.atoms, full_matrices=False)
+        # With V = A S Bᵀ and M = B / S, the columns of V M are those of A: orthonormal, as
+        # `constrain` keeps them. The floor keeps M small in directions that no atom has.
         t["mixing"] = (directions[:rank] / sizes[:rank, None].clamp(min=1e-3)).T.contiguous()
         for name in ("quadratic", "cubic"):
             t[name] = torch.randn(rank, width, generator=start.random) / math.sqrt(rank)
@@ -93,6 +95,7 @@ class Poly(TopK):
     def constrain(self, t: Tensors) -> None:
         """Bring the atoms to unit norm, and the columns of V M to an orthonormal basis."""
         super().constrain(t)
+        # V M = Q R, hence V (M R⁻¹) = Q: M takes up the change, and the atoms keep unit norm.
         _, r = torch.linalg.qr(t["atoms"] @ t["mixing"])
         # QR leaves the signs open: without this, columns of U would flip from step to step, and
         # what is trained for them be wrong.

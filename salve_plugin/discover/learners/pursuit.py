@@ -71,6 +71,8 @@ def pursue(pre: Float[Tensor, "rows latents"], gram: GramRows, k: int, *, signed
     for step in range(k):
         best = (left.abs() if signed else left).argmax(1)
         value = left.gather(1, best[:, None])
+        # A row with no positive correlation left takes 0. That changes nothing, so that it takes 0
+        # in all steps that follow, as `solved` relies on.
         value = value if signed else functional.relu(value)
         products = gram(best)
         # Strictly below the diagonal: an atom's product with itself is 1, and `solved` knows it.

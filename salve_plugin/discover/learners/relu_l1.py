@@ -108,6 +108,8 @@ class ReluL1(Learner):
         if p == 1.0:
             return size
         on = code.values[code.values > 0]
+        # The slope of zᵖ has no bound at 0. Codes below 1e-3, a tenth of what counts as active, are
+        # clamped and feel none.
         powers = on.clamp(min=1e-3).pow(p).sum()
         # Without gradient, and of all processes: it keeps the size of the penalty and leaves the
         # direction of the gradient to the new shape.

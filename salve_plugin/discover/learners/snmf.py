@@ -103,6 +103,8 @@ def factorized(
         fallback: unit vectors for atoms that vanish because nothing uses them.
         rho: share of each atom's entries that is kept.
     """
+    # In float64: the normal equations square the condition number, and in float32 the ridge would
+    # vanish beside every diagonal entry above 32.
     gram = (code.T @ code).double()
     gram.diagonal().add_(RIDGE)
     atoms = torch.linalg.solve(gram, (code.T @ rows).double()).to(rows.dtype)
@@ -119,6 +121,7 @@ def factorized(
     upper, lower = _parts(rows @ atoms.T)
     gram_upper, gram_lower = _parts(atoms @ atoms.T)
     ratio = (upper + code @ gram_lower) / (lower + code @ gram_upper).clamp(min=1e-12)
+    # A product of non-negative numbers: G needs no projection to stay so.
     return code * ratio.sqrt(), atoms
 
 

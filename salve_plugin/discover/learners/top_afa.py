@@ -131,4 +131,5 @@ def count_kept(
         norm: of the centred rows.
     """
     length = ordered.square().cumsum(-1).sqrt()
+    # Past the positive ones the length stands still; argmin takes the first of equal ones.
     return (length - norm[..., None]).abs().argmin(-1) + 1

@@ -58,6 +58,8 @@ class TopK(Learner):
     ) -> Float[Tensor, "*rows latents"]:
         """Keep the k largest positive pre-activations of each row."""
         values, latents = pre.topk(min(self.k, pre.shape[-1]), dim=-1)
+        # Rectified after the choice: where fewer than k are positive, a row would else get negative
+        # codes.
         return torch.zeros_like(pre).scatter(-1, latents, functional.relu(values))
 
     def initial_code(self, pre: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows latents"]:
@@ -75,6 +77,7 @@ class TopK(Learner):
 
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖² + aux · AuxK."""
+        # Before the tensors are parted: the choice has no gradient and reads them whole.
         support, pre = self.kept(t, step)
         t, dead = apart(t, step.dead, self.aux, step.random)
         values = encode_at(step.x, t["encoder_weight"], t["encoder_bias"], support, pre)
@@ -94,10 +97,13 @@ class TopK(Learner):
     def kept(self, t: Tensors, step: Step) -> tuple[Support, Float[Tensor, "rows latents"] | None]:
         """Return which latents of a batch are kept, and all pre-activations if they were needed."""
         x, weight, bias = step.x, t["encoder_weight"], t["encoder_bias"]
+        # Screening finds the largest values: who chooses by something else needs all of them.
         if self.by_size and pays(x, len(weight), self.k):
             support = screened(x, weight, bias, self.k, step.scratch)
             if support is not None:
                 return support, None
+        # A rough matrix will do where `select` returns the values that it read, so that these alone
+        # are converted; others gather from it, in the rows' type.
         pre = pre_activations(x, weight, bias, step.scratch, rough=self.by_size)
         return self.select(pre, t, step), pre
 

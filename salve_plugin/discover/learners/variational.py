@@ -79,10 +79,13 @@ class Variational(AbsTopK):
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the loss of a draw; every process draws its rows of the whole batch's noise."""
         t, dead = apart(t, step.dead, self.aux, step.random)
+        # Dense products: noise can lift any latent among the k, and the divergence has a gradient
+        # at each.
         mean = functional.linear(step.x, t["encoder_weight"], t["encoder_bias"])
         log_variance = functional.linear(step.x, t["spread_weight"], t["spread_bias"])
         log_variance = log_variance.clamp(LOWEST, HIGHEST)
         drawn = mean + self.noise / math.sqrt(self.k) * (log_variance / 2).exp() * _noise(step, t)
+        # The choice has no gradient; what is chosen has, through the gathering below.
         support = self.select(drawn.detach(), t, step)
         code = Code(support.gather(drawn), support)
         loss, error = self.misfit(t, step.x, code)

@@ -80,6 +80,8 @@ class VL(Learner):
             part = self.encode({**t, **ones}, start.rows) @ t["atoms"]
             middle = part.mean(0)
             spread = (part - middle).square().sum()
+            # A regression with an intercept, since h of an orthogonal direction is 2 − √2, not 0:
+            # the code has a large mean, which the decoder's bias takes back below.
             gain = ((part - middle) * start.rows).sum() / spread.clamp(min=SMALLEST)
             gain = gain.clamp(min=1e-3)
         t["encoder_weight"] = start.atoms.clone().requires_grad_()
@@ -92,6 +94,8 @@ class VL(Learner):
     def loss(self, t: Tensors, step: Step) -> Outcome:
         """Return the mean over rows of ‖x − x̂‖²."""
         x = functional.normalize(step.x, dim=1)  # the centre is 0 in training
+        # Normalized here, too: gradients then have no part along the direction itself, which
+        # `constrain` would take back.
         weight, bias = functional.normalize(t["encoder_weight"], dim=1), t["encoder_bias"]
         with torch.no_grad():
             cosines = pre_activations(x, weight, torch.zeros_like(bias), step.scratch)
@@ -106,6 +110,8 @@ class VL(Learner):
         super().constrain(t)
         t["encoder_weight"] /= torch.linalg.vector_norm(t["encoder_weight"], dim=1, keepdim=True)
         t["gain"].clamp_(min=0)
+        # Their difference, the centre, is 0 in training. Folding multiplies both by the scale and
+        # adds the mean to the bias alone, so that the centre becomes the mean.
         t["offset"].copy_(t["decoder_bias"])
 
 

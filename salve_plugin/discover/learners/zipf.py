@@ -35,6 +35,7 @@ def places(
     return torch.tensor(_places(n_latents, total, rows, exponent, shift))
 
 
+# The same in every step but that of an epoch's last batch, which is smaller.
 @lru_cache(maxsize=8)
 def _places(n: int, total: int, rows: int, exponent: float, shift: float) -> list[int]:
     law = zipf_law(n, exponent, shift)

@@ -191,6 +191,7 @@ class Activations:
 
     def tensor(self) -> Float[Tensor, "rows width"]:
         """Return all rows in the loader's order, float32, in memory."""
+        # Filled bit by bit, since joining all parts at the end would take the memory twice.
         rows = torch.empty(self.n_rows, self.width)
         start = 0
         for batch in self.batches(BLOCK_ROWS):
@@ -243,6 +244,8 @@ class Activations:
     def _image_annotations(self) -> Tensor:
         parts = []
         for shard in self._shards:
+            # A shard ends with a batch, so that no image is in two of them and each is counted
+            # once.
             annotation, images = self._part(
                 shard, 0, shard.rows, tensor_name(self.labelling), "images"
             )
@@ -277,6 +280,7 @@ class Activations:
                             f"shard {path} holds '{name}' of shape {part.get_shape()}, expected "
                             f"{shape}; delete the folder and record again"
                         )
+                # Only these rows are read, whatever the length of the shard.
                 return [part[start:stop] for part in slices]
         except (OSError, SafetensorError) as error:
             if isinstance(error, ReadError):

@@ -205,6 +205,7 @@ def match_classes(
             f"{what} {unclear} each fit several classes of the model (the indices are given): "
             "name them by the class's WordNet id or full description"
         )
+    # Names go first: as many folders as classes may be in another order than the model's.
     if all(folder.lower() in index_of for folder in given):
         return [index_of[folder.lower()] for folder in given]
     if len(given) == n:

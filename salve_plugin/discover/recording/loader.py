@@ -43,6 +43,7 @@ class LabelledImages:
     def sampled(self) -> Tensor:
         """Return 1024 evenly spaced values of each image, fewer of a small one."""
         values = self.images.detach().flatten(1)
+        # The stride is rounded up: rounded down, it would take up to twice as many values.
         return values[:, :: max(1, -(-values.shape[1] // SAMPLED_VALUES))].cpu()
 
 
@@ -69,6 +70,8 @@ class ImagesDigest:
 
 
 def _octets(tensor: Tensor) -> bytes:
+    # As octets, since NumPy has no bfloat16; flat before, since a tensor without axes cannot be
+    # seen as octets.
     octets: bytes = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return octets
 
@@ -145,6 +148,7 @@ def _read(
                 f"cannot read {where}: {reason}; repair or remove the file, then record again"
             ) from error
         batch = checked(item, number, n_classes, several_logits, labelling)
+        # What the first batch is taken for, all that follow must be.
         labelling = labelling_of(batch.labels)
         yield batch
         images_seen += len(batch.labels)

@@ -94,6 +94,8 @@ def check_together(team: Team, share: Share, images: int, *, failed: bool) -> No
         InputError: if the processes have different loaders, or images are missing.
     """
     expected = expected_images(share.loader)
+    # In one tensor, since tensors are what processes exchange; 15 hex digits are 60 bits, which an
+    # int64 holds.
     own = [failed, images, -1 if expected is None else expected, int(share.first[:15] or "0", 16)]
     seen = team.gather(torch.tensor(own, dtype=torch.int64, device=team.device)).view(team.size, -1)
     broken = seen[:, 0].nonzero().flatten().tolist()
@@ -160,6 +162,7 @@ def _labels_sha256(folder: Path, shards: list[Shard], name: str) -> str:
                 labels, images = file.get_tensor(name), file.get_tensor("images")
         except (OSError, SafetensorError) as error:
             raise ReadError(f"cannot read shard {folder / shard.file}: {error}") from error
+        # The rows of an image are neighbours with one number: where it changes, an image begins.
         firsts = images.diff(prepend=images[:1] - 1) != 0
         digest.update(labels[firsts].numpy().tobytes())
     return digest.hexdigest()

@@ -53,6 +53,8 @@ class Recorder:
         self._held: list[_Held] = []
         self._listed = self.index.shards
         if self._listed and PARTIAL.fullmatch(self._listed[-1].file):
+            # Its rows are held again, as if they had just been computed. On the disk the index
+            # lists it until a whole shard takes its place.
             self._held.append(_read_partial(folder, self._listed[-1]))
             self.index = replace(self.index, shards=self._listed[:-1])
         self._kept_at = time.monotonic()
@@ -117,6 +119,7 @@ class Recorder:
         if self._held:
             batches = sum(len(held.batches) for held in self._held)
             name = Shard.partial_name(len(shards), batches)
+            # A partial shard of this name has these very batches: it need not be written again.
             known = bool(self._listed) and self._listed[-1].file == name
             shards = (*shards, self._listed[-1] if known else self._written(name))
         index = replace(self.index, shards=shards)
@@ -147,6 +150,7 @@ class Recorder:
         index.write(self.folder)
         self._listed = index.shards
         self._kept_at = time.monotonic()
+        # In this order: a partial shard may go only once no index on the disk lists it.
         _remove_partials(self.folder, index)
 
     def _write_shard(self) -> None:
@@ -164,6 +168,7 @@ class Recorder:
         del rows  # the joined copy is enough
         given = tensor_name(labelling_of(held.labels))
         tensors = {"activations": held.rows, given: held.labels, "images": held.images}
+        # To bytes and not to a file: what is hashed is what is written, as a whole or not at all.
         data = save(tensors, metadata={"format": "pt"})
         shard = Shard(
             file=name,

@@ -209,6 +209,7 @@ class Index:
     def _check_files(self, folder: Path) -> None:
         for shard in self.shards:
             path = folder / shard.file
+            # Lengths alone, which costs no reading: digests are for whoever asks for them.
             size = path.stat().st_size if path.is_file() else None
             if size != shard.size:
                 state = "is missing" if size is None else f"has {size} bytes"

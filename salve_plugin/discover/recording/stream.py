@@ -139,6 +139,7 @@ def record(
                 raise
         activations = Activations(target, recorder.index)
     if temporary:
+        # It runs when the interpreter exits, too, where `__del__` need not.
         weakref.finalize(activations, shutil.rmtree, target, ignore_errors=True)
     return activations
 
@@ -236,6 +237,7 @@ def _fill(
 
 
 def _empty_index(hooked: HookedModel, site: Site, labels: Labels) -> Index:
+    # Each tensor is hashed once, for both digests.
     prints = fingerprints(hooked.model)
     return Index(
         site=site,

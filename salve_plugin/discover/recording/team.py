@@ -61,6 +61,7 @@ class Team:
         tensor = tensor.detach()
         if self.accelerator is None or self.size == 1:
             return tensor
+        # Collectives take contiguous memory only, which a slice need not be.
         gathered: Tensor = self.accelerator.gather(tensor.contiguous())
         return gathered
 
@@ -74,6 +75,7 @@ class Team:
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # Each exchange costs a round trip whatever its size.
         flat = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
         sizes = [gradient.numel() for gradient in gradients]
         for gradient, part in zip(gradients, torch.split(flat, sizes), strict=True):

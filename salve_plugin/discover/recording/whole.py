@@ -123,6 +123,7 @@ def expected_images(loader: Iterable[Any]) -> int | None:
 
 
 def _again(loader: DataLoader[Any], dataset: Any, **batches: Any) -> DataLoader[Any]:
+    # Made anew, since a loader refuses another sampler once it exists.
     return DataLoader(dataset, **batches, **{name: getattr(loader, name) for name in KEPT})
 
 
@@ -146,6 +147,7 @@ def _is_of(sampler: Any, dataset: Any) -> bool:
 
 def _is_dispatched(loader: object) -> bool:
     """Tell whether one process reads the data and sends the others their shares (accelerate)."""
+    # By its name: accelerate need not be installed.
     return any(base.__name__ == "DataLoaderDispatcher" for base in type(loader).__mro__)
 
 

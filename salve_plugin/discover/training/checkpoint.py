@@ -54,6 +54,7 @@ def store(folder: Path, state: State, identity: dict[str, Any]) -> None:
     # The fields are in the file of the tensors, so that no kill can come between the two.
     tensors |= {
         "silent": state.silent,
+        # A copy, since torch warns of memory that cannot be written to, as that of `bytes`.
         "fields": torch.frombuffer(bytearray(text), dtype=torch.uint8),
     }
     # Copies, because safetensors refuses tensors that share memory, as views do.
@@ -62,6 +63,8 @@ def store(folder: Path, state: State, identity: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"cannot make the folder {folder}: {error.strerror}") from error
+    # The digest in front, because safetensors has none: a flipped bit in a moment would be trained
+    # on unnoticed.
     write_atomically(folder / FILE, hashlib.sha256(content).digest() + content)
 
 

@@ -96,6 +96,8 @@ def fit(
         learner, options, n_latents, seed, steps, batch_size, learning_rate, initialization,
         target_l0, patience, train_atoms,
     )  # fmt: skip
+    # The caller may be inside any of these modes. Tensors made in inference mode can never be
+    # trained, and autocast would compute in bfloat16 what `precision` does not ask for.
     with torch.inference_mode(False), torch.enable_grad(), without_autocast():
         work = work_of(acts, asked, site=site, run=run, gradient=gradient)
         tensors, numbers = work.done()
@@ -103,6 +105,7 @@ def fit(
     folded_tensors = folded(work.rule, tensors, moments.mean, moments.scale)
     dictionary = Dictionary(folded_tensors, work.rule, data.site)
     with without_autocast():
+        # Measured after folding, on raw rows: the numbers are those of the very tensors returned.
         quality = quality_of(dictionary, data, moments.scale)
     warn_of(quality, target_l0)
     numbers |= {"scale": moments.scale, **quality, **data.origin}
@@ -132,6 +135,8 @@ def work_of(
     settings = asked.chosen(rule, n_latents=n_latents, batch_size=batch_size, steps=steps)
     plan = Plan(
         steps, asked.seed, moments.n_rows, batch_size,
+        # A learner with `k` has reached the target already, by the k that `FitSettings.rule` gave
+        # it.
         target_l0=asked.target_l0 if rule.l0_control == "weight" else None,
         autocast=autocasts(run.precision),
     )  # fmt: skip

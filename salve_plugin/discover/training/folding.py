@@ -15,6 +15,8 @@ def folded(rule: Learner, tensors: Tensors, mean: Float[Tensor, " width"], scale
     """
     weight = tensors["encoder_weight"]
     mean = mean.double()
+    # A mean that is large beside the scale would leave these biases few digits in float32, if every
+    # term and sum were rounded; so only the result is.
     common = {
         "atoms": tensors["atoms"].double(),
         "encoder_weight": weight.double(),

@@ -59,6 +59,8 @@ class State:
         trained = [tensor for tensor in tensors.values() if tensor.requires_grad]
         return cls(
             tensors,
+            # The fused form passes once over a parameter, its gradient and its moments; the others
+            # make temporaries of its size.
             torch.optim.Adam(trained, fused=True),
             learning_rate,
             torch.zeros(len(tensors["atoms"]), dtype=torch.int64),
@@ -131,15 +133,19 @@ def train(
             scratch,
         )
         outcome = _differentiated(rule, state, step, plan.autocast)
+        # Before the optimizer moves: a checkpoint never holds what has diverged.
         if not outcome.loss.isfinite():
             raise DivergedError(
                 f"the loss is {float(outcome.loss.detach())} in step {state.step}: learner "
                 f"'{rule.name}' diverged at learning_rate {state.learning_rate:g}; choose a "
                 "smaller one"
             )
+        # Before they are projected and clipped: both then are the same in every process.
         team.average_gradients(state.trained)
         with torch.no_grad():
             _move(rule, state, plan)
+            # Over all processes: silence, L0 control and revival must come out the same in each of
+            # them.
             active = team.sum(outcome.active)
             n_rows = len(rows) - len(rows) % team.size  # the rest was left out by all processes
             state.silent += n_rows
@@ -152,6 +158,7 @@ def train(
                 # From all processes' rows and a generator that all seed alike: they stay equal.
                 dead = state.silent >= plan.patience
                 revive(rule, state.tensors, state.optimizer, rows, dead, _random(plan, state.step))
+                # They count as dead again only after another epoch of silence.
                 state.silent[dead] = 0
         yield Done(state.step, team.mean(outcome.loss.detach()), l0)
 
@@ -176,10 +183,14 @@ def _move(rule: Learner, state: State, plan: Plan) -> None:
         # In parts that stay in the processor's cache.
         parts = zip(torch.split(atoms.grad, 256), torch.split(atoms, 256), strict=True)
         for gradient, direction in parts:
+            # Atoms have unit norm, so that ⟨g, v⟩ v is the projection as it stands. It comes before
+            # the clipping: what is taken out here must not count towards the norm.
             along = torch.linalg.vecdot(gradient, direction)
             gradient.addcmul_(direction, along[:, None], value=-1)
     gradients = [tensor.grad for tensor in state.trained if tensor.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
+    # `clip_grad_norm_` multiplies in every step, by 1 where there is nothing to clip: a pass over
+    # all gradients.
     if norm > 1:
         torch._foreach_div_(gradients, norm)
     # Set anew in each step, instead of by a scheduler: an early stop moves the end.

@@ -29,7 +29,10 @@ def quality_of(dictionary: Dictionary, data: RowReader, scale: float) -> dict[st
     active = 0
     for rows, images in data.all():
         code = dictionary.encode(rows)
+        # In float64, as `Spread` sums the rows: R² compares two sums over the whole recording.
         error = (rows - dictionary.decode(code)).double().square().sum(1)
+        # Codes of raw rows are `scale` times those of scaled rows, which the tolerance is meant
+        # for.
         on, apart = code.abs() > L0_TOLERANCE * scale, held_out(images)
         for part, chosen in (("train", ~apart), ("held_out", apart)):
             rows_of[part].add(rows[chosen])
@@ -65,6 +68,8 @@ def warn_of(quality: Mapping[str, object], target_l0: float | int | None) -> Non
             "no training row activates any latent: try a smaller penalty, another initialization, "
             "or more steps"
         )
+    # The margin spares dictionaries whose codes are next to nothing: they reconstruct the mean, so
+    # that their R² is zero up to rounding of either sign.
     elif isinstance(r2, float) and r2 < -1e-3:
         complaints.append(
             f"the dictionary reconstructs its training rows worse than their mean would (R² = "

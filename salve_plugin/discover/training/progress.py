@@ -38,6 +38,8 @@ def held_out_r2(rule: Learner, t: Tensors, rows: Float[Tensor, "rows width"]) ->
     if len(rows) < 2:
         return None
     with torch.no_grad():
+        # Coded as a finished dictionary does: BatchTopK and its kin choose in another way in
+        # training.
         finished = rule.finished(t)
         error = rows - rule.decode(finished, rule.encode(finished, rows))
     spread = (rows - rows.mean(0)).square().sum()

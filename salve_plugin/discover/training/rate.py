@@ -47,6 +47,8 @@ def best_rate(
         DivergedError: if every run diverges.
     """
     low, high = RANGE_STEPS
+    # Without L0 control, which would let each run minimize a penalty of another weight than the one
+    # that the losses below are compared with.
     plan = replace(plan, steps=min(max(low, plan.steps // 4), high, plan.steps), target_l0=None)
     losses = {}
     for rate in RATES:
@@ -54,8 +56,11 @@ def best_rate(
         try:
             for _ in train(rule, state, batches(), plan, team=team, gradient=gradient):
                 pass
+        # No failure: which rates are too high is what the test is to find out.
         except DivergedError:
             continue
+        # One loss for all: penalties in full (progress 1), and nobody dead, since the auxiliary
+        # loss of runs with different dead latents cannot be compared.
         step = Step(
             rows,
             torch.zeros(len(state.silent), dtype=torch.bool),

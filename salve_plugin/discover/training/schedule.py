@@ -24,6 +24,8 @@ def rate_share(step: int, steps: int, decay_from: int) -> float:
         steps: how many there will be.
         decay_from: the step in which the decay begins.
     """
+    # Neither the first nor the last step has the rate zero, with which it would be a step for
+    # nothing.
     rise = (step + 1) / max(1.0, WARM_UP * steps)
     fall = (steps - step) / max(1.0, steps - decay_from)
     return min(1.0, rise, fall)
@@ -53,8 +55,12 @@ class L0Control:
 
     def observe(self, l0: float, progress: float) -> None:
         """Take the L0 of a step into account."""
+        # Begun at the first value: a mean that rises from zero reports codes that are too sparse.
         self.l0 = l0 if self.l0 == 0 else MEMORY * self.l0 + (1 - MEMORY) * l0
         if self.target is None or progress < CONTROL_FROM:
             return
+        # The floor is for steps in which no latent is active. Within ±3, one step changes the
+        # weight by 9 % at most: a code that is all zero or still dense cannot throw it out of
+        # reach.
         excess = math.log(max(self.l0, 1e-3) / self.target)
         self.weight *= math.exp(CONTROL_GAIN * min(3.0, max(-3.0, excess)))

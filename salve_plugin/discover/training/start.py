@@ -46,6 +46,8 @@ def start_of(
     kmeans = initialization == "kmeans"
     size = max(2 * n_latents, SAMPLE_ROWS) if kmeans else max(n_latents, CALIBRATION_ROWS)
     order = KMEANS_SEED if kmeans else seed
+    # The first batch of a shuffled pass is a random sample, of a long recording one of its random
+    # blocks.
     rows = moments.scaled(next(data.training(size, shuffle_seed=order)))
     random = torch.Generator().manual_seed(order)
     noise = torch.randn(n_latents, rows.shape[1], generator=random)
@@ -73,6 +75,8 @@ def _useless(atoms: Tensor) -> Tensor:
     numbers = torch.arange(len(atoms))
     useless: Tensor = torch.linalg.vector_norm(atoms, dim=1) < 0.5
     for mine, part in zip(torch.split(numbers, 1024), torch.split(atoms, 1024), strict=True):
+        # Equal directions in float32 miss a cosine of 1 by about 1e-6. A cosine of 1 - 1e-5 is a
+        # distance of 0.0045, less than `_apart` moves what is found here.
         alike = part @ atoms.T > 1 - 1e-5
         useless[mine] |= (alike & (numbers < mine[:, None])).any(1)
     return useless
@@ -82,7 +86,10 @@ def _gain(rule: Learner, rows: Tensor, atoms: Tensor) -> float:
     """Return by how much the tied code must be multiplied for the best reconstruction."""
     reconstruction = rule.initial_code(rows @ atoms.T) @ atoms
     size = float(reconstruction.square().sum())
+    # Least squares for x ≈ g x̂. It is exact where the code grows in proportion to the
+    # pre-activations, as that of ReLU and of TopK does while the biases are zero.
     gain = float((reconstruction * rows).sum()) / size if size > 0 else 1.0
+    # Not above zero, it would turn the encoder against its own atoms, or silence it.
     return gain if gain > 0 else 1.0
 
 
@@ -103,6 +110,7 @@ def spherical_kmeans(
     rows = functional.normalize(rows, dim=1)
     centres = rows[:n].clone()
     for _ in range(iterations):
+        # In parts: the cosines of all rows with all centres can be many times as large as the rows.
         parts = [(part @ centres.T).max(1) for part in torch.split(rows, 4096)]
         cosines = torch.cat([part.values for part in parts])
         nearest = torch.cat([part.indices for part in parts])

@@ -21,6 +21,8 @@ def stop_if_still(state: State, r2: float | None, patience: int | None, every: i
     """
     if r2 is None or not patience:
         return
+    # Until it has settled, each report counts as the best, even a lower one: an R² from before the
+    # penalty's rise, never reached again, must not end the run.
     if r2 > state.best[0] + LEAST_GAIN or not _settled(state):
         state.best = (r2, state.step)
     waited = (state.step - state.best[1]) // every

@@ -112,6 +112,8 @@ class Work:
         if not resumed and not state.learning_rate:
             state.learning_rate = best_rate(
                 self.rule, self.plan, self._prepared, self._batches,
+                # On training rows: those held out are to judge the result and have no part in a
+                # choice.
                 rows=self.start.rows[:WATCHED_ROWS], team=self.team, gradient=self.gradient,
             )  # fmt: skip
         apart = self.moments.scaled(self.data.apart(WATCHED_ROWS))
@@ -130,6 +132,8 @@ class Work:
                     if self.run.callback and self.team.rank == 0:
                         self.run.callback(progress)
                     stop_if_still(state, r2, self.settings.patience, every)
+                # After the report, which may have moved the end of the run: a resumed run has to
+                # know of it.
                 if folder and self.team.rank == 0 and done.step % self.run.checkpoint_every == 0:
                     checkpoint.store(folder, state, identity)
         if folder and self.team.rank == 0:
@@ -175,6 +179,8 @@ class Work:
         """Return what determines the run, as plain JSON values."""
         return {
             **self.settings.to_json(),
+            # What else numbers depend on: sums of other parts, and products of another precision,
+            # round differently.
             "processes": self.team.size,
             "precision": self.run.precision,
             "scale": self.moments.scale,
@@ -191,6 +197,7 @@ class Work:
                     f"gradient returned shape {tuple(raw.shape)} for rows of shape "
                     f"{tuple(x.shape)}; expected one gradient for each row"
                 )
+            # With x = s x' + m, the gradient in x' is s times that in x.
             return scale * raw
 
         return scaled

@@ -96,6 +96,8 @@ def _root(error: Exception) -> Exception:
 def _reason(error: Exception) -> Reason | None:
     from huggingface_hub import errors
 
+    # Subclasses first: to the client, a gated repository is one not found, and what is missing in
+    # the cache an entry not found.
     kinds: list[tuple[type[Exception], Reason]] = [
         (errors.GatedRepoError, "gated"),
         (errors.RevisionNotFoundError, "no_revision"),

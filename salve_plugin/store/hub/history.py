@@ -33,7 +33,9 @@ def commits_since(client: "HfApi", repo_id: str, revision: str, head: str) -> It
         HubError: if `head` is not on the first `MAX_PAGES` pages and there are more, or a link to
             the next one leads away from the Hub.
     """
+    # With the slash, lest an address pass whose host only begins like the Hub's.
     begin = f"{client.endpoint}/"
+    # A slash in the name of a branch is no step of this path.
     url = f"{begin}api/models/{repo_id}/commits/{quote(revision, safe='')}"
     for _ in range(MAX_PAGES):
         commits, following = _page(client, url)

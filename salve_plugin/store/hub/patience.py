@@ -36,5 +36,6 @@ def pause(error: HubError, attempt: int) -> None:
     """Wait before the next attempt, as long as the Hub asks for if that is not too long."""
     headers = getattr(getattr(error.__cause__, "response", None), "headers", {})
     asked = headers.get("Retry-After", "")
+    # The header may hold a date as well, which counts as nothing said.
     wait = float(asked) if asked.isdecimal() else WAITS[attempt]
     time.sleep(min(wait, MAX_WAIT))

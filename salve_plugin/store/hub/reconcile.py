@@ -50,6 +50,7 @@ def open_pull_request(client: "HfApi", repo_id: str, staged: Staged, head: str) 
     newest = sorted(refs, key=lambda ref: int(ref.name), reverse=True)[:MAX_PULL_REQUESTS]
     for ref in newest:
         if (
+            # Two are asked for: a second commit tells enough.
             len(list(islice(commits_since(client, repo_id, ref.ref, head), 2))) == 1
             and staged.is_in(client, repo_id, ref.target_commit)
             and client.get_discussion_details(repo_id, int(ref.name)).status in ("open", "draft")

@@ -256,6 +256,8 @@ class Snapshot(Existing):
         path = try_to_load_from_cache(
             address.repo_id, address.path_of(name), cache_dir=self._cache, revision=revision
         )
+        # The client may also answer that the commit once had no such file, which counts as not
+        # known.
         return Path(path) if isinstance(path, str) else None
 
     def _cached_marker(self, revision: str) -> Path | None:

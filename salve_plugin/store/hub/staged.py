@@ -45,6 +45,7 @@ class Digests:
 
     def name(self, file: "RepoFile") -> bool:
         """Tell whether a file on the Hub has this content."""
+        # Of a file in LFS, Git's blob is the pointer, not the content.
         return file.blob_id == self.git if file.lfs is None else file.lfs.sha256 == self.sha256
 
 

@@ -39,6 +39,8 @@ def set_tag(client: "HfApi", repo_id: str, tag: str, commit: str, staged: Staged
         try:
             patiently(
                 f"tag commit {commit} of {repo_id} as '{tag}'",
+                # `exist_ok`, because an earlier attempt may have made it and its answer be lost. It
+                # hides a tag that somebody else made meanwhile, too: hence the question afterwards.
                 lambda: client.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True),
             )
         except HubError as error:
