@@ -113,12 +113,17 @@ def evaluating(model: nn.Module, *, keep_autocast: bool = False) -> Iterator[Non
     """
     with _lock:
         # Within the lock, so that the order of the list is the order in which the states were
-        # taken.
+        # taken, and nobody takes the state between another's look at it and change of it.
         span = _EvalSpan(model)
         spans = _spans.setdefault(model, [])
         spans.append(span)
+        try:
+            span.begin()
+        except BaseException:
+            span.end()
+            spans.remove(span)
+            raise
     try:
-        span.begin()
         with nullcontext() if keep_autocast else without_autocast():
             yield
     finally:

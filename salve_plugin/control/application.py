@@ -80,10 +80,11 @@ def apply_all_(
         for edit in edits:
             own = {path: _with_room(slots[path], plan, edit) for path in edit.base.tensors}
             _check_fold(network, edit, on_base_mismatch)
-            pristine = {
-                path: _verify(slots[path], present, edit, on_base_mismatch)
-                for path, present in own.items()
-            }
+            pristine = {}
+            # No comprehension: before Python 3.12 it is a frame of its own, and the warning in
+            # there points at the caller.
+            for path, present in own.items():
+                pristine[path] = _verify(slots[path], present, edit, on_base_mismatch)
             for path, alone in _made_of(edit, pristine):
                 slot, present = slots[path], own[path]
                 planned = plan.get(id(slot.parameter))
@@ -271,7 +272,7 @@ def _verify(
         return shared
     if on_base_mismatch == "error":
         raise BaseMismatchError(mismatch(slot.path, edit, fingerprint))
-    warnings.warn(mismatch(slot.path, edit, fingerprint), stacklevel=6)
+    warnings.warn(mismatch(slot.path, edit, fingerprint), stacklevel=5)
     return whole.clone()
 
 

@@ -125,7 +125,7 @@ def erase(
         on_base_mismatch: "warn" takes a concept of another network too.
 
     Raises:
-        BaseMismatchError: if the concept was not operator_map in this model as it is.
+        BaseMismatchError: if the concept was not found in this model as it is.
         InputError: as for `eraser_map` and `edit_at`.
         UnsupportedModelError: as for `edit_at`.
     """
@@ -162,7 +162,7 @@ def _of_latents(
         if has is None:
             raise InputError(
                 f"'posterior' compares images with and without '{concept.name}', and nobody has "
-                "said which have it: give `has` where the concept is operator_map"
+                "said which have it: give `has` where the concept is found"
             )
         pieces = ((batch.x, has[batch.images]) for batch, _ in concept.rows())
         folded = fold_posterior(concept.dictionary, latents, pieces, shrinkage=shrinkage)

@@ -93,10 +93,13 @@ class Knots:
         cached = _WORKSPACE * torch.get_num_threads()
         # Sixteen bytes an entry, for the two float64 buffers below.
         size = min(images, max(16, cached // (16 * len(factors))))
-        rough = factors.to(activations.dtype)
+        # Rounding to 16 bits would exceed what the bound below is rounded up by.
+        roughly = torch.promote_types(activations.dtype, torch.float32)
+        rough = factors.to(roughly)
         # Allocated once: fresh pages would cost more than the arithmetic.
         near = activations.new_empty(size, activations.shape[1])
-        used, bent = activations.new_empty(2, size, len(factors)).unbind()
+        used = activations.new_empty(size, len(factors))
+        bent = activations.new_empty(size, len(factors), dtype=roughly)
         terms, other = factors.new_empty(2, size, len(factors)).unbind()
         for first in range(0, images, size):
             part = slice(first, min(first + size, images))
@@ -109,7 +112,7 @@ class Knots:
             torch.sum(terms.view(by_block), -1, out=sums[0, part])
             torch.mul(terms, self.reach.view(-1), out=other)
             torch.sum(other.view(by_block), -1, out=sums[1, part])
-            # Only a bound: the activations' own precision is enough, rounded up.
+            # Only a bound: single precision is enough, rounded up.
             torch.mul(used, rough, out=bent).clamp_(min=0)
             sums[2, part] = bent.view(by_block).sum(-1)
         # Prefix sums run from the smallest reach up: at a knot, what is still alive are the columns

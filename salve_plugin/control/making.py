@@ -106,7 +106,8 @@ def edit_at(
         site: a site of the model, by name. For a `LowRankUpdate`, one that a single layer reads
             (or, with role "writer", writes): that layer is updated.
         operator: a `Gate`, `LowRankMap` or `LowRankUpdate`.
-        rows: outputs of the readers that change; None means all of them.
+        rows: outputs of the readers that change; None means all of them. The rows of a
+            `LowRankUpdate` are theirs, in the order in which they are given.
         role: "reader" or "writer", to insist on one; by default readers if they are known.
         layer: which of several readers a `LowRankUpdate` changes.
         provenance: where the operator comes from.

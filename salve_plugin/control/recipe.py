@@ -66,13 +66,17 @@ class Recipe:
         Raises:
             InputError: naming the part that does not fit.
         """
-        object.__setattr__(self, "rows", row_tuple(self.rows))
+        given = row_tuple(self.rows)
+        rows = None if given is None else tuple(sorted(given))
+        object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "targets", tuple(self.targets))
         if not isinstance(self.operator, Operator) or not isinstance(self.provenance, Provenance):
             raise InputError(
                 f"operator {self.operator!r:.200} and provenance {self.provenance!r:.200} are to "
                 "be a Gate, LowRankMap or LowRankUpdate, and a Provenance"
             )
+        if given != rows and isinstance(self.operator, LowRankUpdate):
+            object.__setattr__(self, "operator", _sorted_with(self.operator, given or ()))
         self._check_targets()
         outputs = tuple(
             target.n_outputs(self.base.tensors[target.weight].shape) for target in self.targets
@@ -290,7 +294,7 @@ class Recipe:
 
 
 def row_tuple(rows: Sequence[Any] | None) -> Rows:
-    """Return outputs as ascending integers; None stays None, all of them.
+    """Return outputs as integers, in the given order; None stays None, all of them.
 
     Raises:
         InputError: if one is no integer.
@@ -303,7 +307,16 @@ def row_tuple(rows: Sequence[Any] | None) -> Rows:
         raise InputError(
             f"rows {rows!r:.200} are no list; give output indices, e.g. rows=[3], or None for all"
         ) from None
-    return tuple(sorted(whole(row, "a row (rows must be output indices)") for row in given))
+    return tuple(whole(row, "a row (rows must be output indices)") for row in given)
+
+
+def _sorted_with(operator: LowRankUpdate, rows: tuple[int, ...]) -> LowRankUpdate:
+    """Return an update of rows in some order for the same rows in ascending order."""
+    if len(operator.left) != len(rows):
+        return operator  # refused where shapes are checked
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    shift = None if operator.shift is None else operator.shift[order]
+    return replace(operator, left=operator.left[order], shift=shift)
 
 
 def _check_rows(rows: Rows, outputs: int, role: Role) -> None:

@@ -289,11 +289,11 @@ def _profile_of_several(dictionary: Dictionary, acts: Activations) -> Features:
     sums = torch.zeros(acts.n_classes, dictionary.n_latents, dtype=torch.float64)
     total, squares = torch.zeros(2, dictionary.n_latents, dtype=torch.float64)
     counts = torch.zeros(acts.n_classes, dtype=torch.int64)
-    device, origin = dictionary.atoms.device, torch.zeros(dictionary.n_latents)
-    rows = acts.n_rows
-    for batch in acts.batches(4096):
+    device, rows = dictionary.atoms.device, acts.n_rows
+    origin = torch.zeros(dictionary.n_latents, dtype=torch.float64)
+    for number, batch in enumerate(acts.batches(4096)):
         codes = dictionary.encode(batch.x.to(device)).double().cpu()
-        if not total.any() and not origin.any():
+        if number == 0:
             origin = codes[0].clone()
         codes -= origin  # as in `profile`
         hot = batch.annotation.double()

@@ -28,10 +28,17 @@ NAME = re.compile(r"[^/\\\0]+(/[^/\\\0]+)*")
 
 
 class _Journal(msgspec.Struct, frozen=True):
-    """The names that a save is about to put in place, the last one last, and to remove."""
+    """What a save is about to do.
+
+    Attributes:
+        names: of the files that it puts in place, the last one last.
+        obsolete: of those that it removes then.
+        replaced: of the first, those that were there before.
+    """
 
     names: tuple[str, ...]
     obsolete: tuple[str, ...]
+    replaced: tuple[str, ...]
 
 
 def save_into(folder: str | os.PathLike[str], planned: Callable[[Existing], FileChange]) -> Path:
@@ -71,7 +78,7 @@ def mend(folder: Path) -> None:
         try:
             journal = msgspec.json.decode((staging / JOURNAL).read_bytes(), type=_Journal)
         except (OSError, msgspec.MsgspecError):
-            journal = _Journal((), ())  # it was killed before it changed anything
+            journal = _Journal((), (), ())  # it was killed before it changed anything
         names = [*journal.names, *journal.obsolete]
         # A journal is a file like any other, and could be forged to reach out of the folder.
         if journal.names and all(_is_plain(name) for name in names):
@@ -79,13 +86,13 @@ def mend(folder: Path) -> None:
                 # The last file makes the others valid. If it still waits, the older set of files
                 # counts.
                 if os.path.lexists(staging / "new" / journal.names[-1]):
-                    _take_back(staging, folder, journal.names)
+                    _take_back(staging, folder, journal)
                 else:
                     for name in journal.obsolete:
                         _remove(folder, name)
             except OSError as error:
                 raise no_such_write(folder, error) from error
-        shutil.rmtree(staging, ignore_errors=True)
+        _discard(staging)
 
 
 def _is_plain(name: str) -> bool:
@@ -130,8 +137,8 @@ def replace_files(
             else:
                 write_atomically(new / name, data)
         # Nothing that is there has been touched until here; from here on the journal can undo it.
-        _keep(folder, staging, list(contents), list(obsolete))
-        _move_all(staging, folder, list(contents))
+        journal = _keep(folder, staging, list(contents), list(obsolete))
+        _move_all(staging, folder, journal)
         for name in obsolete:
             _remove(folder, name)
     except WriteError:
@@ -140,7 +147,18 @@ def replace_files(
         raise no_such_write(folder, error) from error
     finally:
         if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+            _discard(staging)
+
+
+def _discard(staging: Path) -> None:
+    """Remove a staging folder, first of all its journal.
+
+    A journal beside half of what it speaks of would be read as another story.
+    """
+    with suppress(OSError):
+        (staging / JOURNAL).unlink(missing_ok=True)
+        sync_folder(staging)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check_free(folder: Path, names: Collection[str]) -> None:
@@ -160,21 +178,22 @@ def _check_free(folder: Path, names: Collection[str]) -> None:
         raise WriteError(f"cannot write {folder}: {taken} are files or links; move them away")
 
 
-def _keep(folder: Path, staging: Path, names: list[str], obsolete: list[str]) -> None:
+def _keep(folder: Path, staging: Path, names: list[str], obsolete: list[str]) -> _Journal:
     """Keep what is about to be replaced, and write down what is going to happen."""
-    for name in names:
-        if os.path.lexists(folder / name):
-            kept = staging / "replaced" / name
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            _second_name(folder / name, kept)
+    replaced = [name for name in names if os.path.lexists(folder / name)]
+    for name in replaced:
+        kept = staging / "replaced" / name
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _second_name(folder / name, kept)
     # Last: a journal promises that everything which it names can be put back.
-    journal = _Journal(tuple(names), tuple(obsolete))
+    journal = _Journal(tuple(names), tuple(obsolete), tuple(replaced))
     write_atomically(staging / JOURNAL, msgspec.json.encode(journal))
+    return journal
 
 
-def _move_all(staging: Path, folder: Path, names: list[str]) -> None:
+def _move_all(staging: Path, folder: Path, journal: _Journal) -> None:
     """Rename the staged files into the folder; on any error put back what was replaced."""
-    made: list[Path] = []
+    names, made = journal.names, list[Path]()
     try:
         for name in names:
             for subfolder in places(folder, name)[:-1]:
@@ -187,7 +206,7 @@ def _move_all(staging: Path, folder: Path, names: list[str]) -> None:
                     sync_folder(place)
             os.replace(staging / "new" / name, folder / name)
     except BaseException:
-        _take_back(staging, folder, names)
+        _take_back(staging, folder, journal)
         for subfolder in reversed(made):
             with suppress(OSError):
                 subfolder.rmdir()
@@ -195,16 +214,16 @@ def _move_all(staging: Path, folder: Path, names: list[str]) -> None:
     sync_folder((folder / names[-1]).parent)
 
 
-def _take_back(staging: Path, folder: Path, names: Collection[str]) -> None:
-    """Put back what was replaced and remove what came new."""
-    for name in names:
+def _take_back(staging: Path, folder: Path, journal: _Journal) -> None:
+    """Put back what was replaced and remove what came new; after a kill, done again."""
+    for name in journal.names:
         kept = staging / "replaced" / name
         if os.path.lexists(kept):
             # If it was not replaced yet, both names are of one file, or of equal ones where there
             # are no hard links: the rename changes nothing.
             os.replace(kept, folder / name)
-        # Neither kept nor waiting: it came new, and was moved in already.
-        elif not os.path.lexists(staging / "new" / name):
+        # Neither kept nor waiting: it came new and was moved in already, or is back already.
+        elif name not in journal.replaced and not os.path.lexists(staging / "new" / name):
             (folder / name).unlink(missing_ok=True)
 
 

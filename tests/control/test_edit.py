@@ -10,9 +10,9 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 
-from salve_plugin import Dictionary, HookedModel, SalveError, Site, enhance, suppress
+from salve_plugin import Dictionary, HookedModel, SalveError, Site, edit_at, enhance, suppress
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.operators import Gate
+from salve_plugin.control.operators import Gate, LowRankUpdate
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.control.targets import Target
 from salve_plugin.errors import (
@@ -36,6 +36,21 @@ def test_it_holds_the_atom_and_the_fingerprint_of_what_it_touches(
     assert (print_.shape, print_.dtype) == ((4, 6), "float32")
     assert print_.sha256 == sha256_tensor(weight)
     assert edit.dictionary_digest == atoms.digest
+
+
+def test_rows_of_an_update_stay_with_the_rows_they_were_given_for(tiny: HookedModel) -> None:
+    left, right = torch.tensor([[1.0], [2.0]]), torch.ones(6, 1)
+    update = LowRankUpdate(left.double(), right.double(), torch.tensor([5.0, 7.0]).double())
+    edit = edit_at(tiny, "unembed.hook_in", update, rows=[3, 1])
+    assert edit.rows == (1, 3)
+    before = tiny.model.get_submodule("head")
+    after = edit.edited(tiny.model).get_submodule("head")
+    weight = (after.get_parameter("weight") - before.get_parameter("weight")).detach()
+    bias = (after.get_parameter("bias") - before.get_parameter("bias")).detach()
+    torch.testing.assert_close(weight, torch.tensor([0.0, 2, 0, 1])[:, None].expand(4, 6))
+    torch.testing.assert_close(bias, torch.tensor([0.0, 7, 0, 5]))
+    update = LowRankUpdate(left.flip(0).double(), right.double(), torch.tensor([7.0, 5]).double())
+    assert edit_at(tiny, "unembed.hook_in", update, rows=[1, 3]) == edit
 
 
 def test_every_reader_of_the_site_is_part_of_it(

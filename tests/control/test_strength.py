@@ -89,6 +89,18 @@ def test_it_agrees_with_brute_force_on_ten_thousand_heads(seed: int) -> None:
     check_against_brute_force(seed, 1000, [1, 2, 5, 20, 40, 63, 64, 65, 129, 300][seed])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_activations_of_16_bits_are_the_numbers_that_they_are(dtype: torch.dtype) -> None:
+    weight, bias, c, a = random_heads(torch.Generator().manual_seed(3), 300, 70)
+    for i in range(len(a)):
+        rounded = a[i : i + 1].to(dtype)
+        own, double = (
+            critical_strength(weight[i], bias[i], c[i], each)
+            for each in (rounded, rounded.double())
+        )
+        torch.testing.assert_close(own, double, rtol=1e-6, atol=0)
+
+
 def test_a_problem_that_a_person_can_solve() -> None:
     # z(α) = b + 4 max(0, 1 - α) + 2 max(0, 1 - α/2): knots at 1 and 2.
     weight, c = torch.tensor([4.0, 2.0]), torch.tensor([1.0, 0.5])

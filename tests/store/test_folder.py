@@ -197,3 +197,61 @@ def test_reading_refuses_links_pipes_folders_missing_and_long_files(tmp_path: Pa
             read(name, 5)
     with pytest.raises(ArtifactError, match="more than the 4"):
         read("plain", 4)
+
+
+KILLED_TWICE = """
+import os, shutil, sys
+from itertools import count
+from pathlib import Path
+from salve_plugin.store.folders import mend, replace_files
+
+OLD = {"a": b"old a", "b": b"old b", "last": b"old"}
+NEW = {"a": b"new a", "c": b"new c", "last": b"new"}
+root, runs = Path(sys.argv[1]), 0
+CALLS = [(os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "link"), (os, "mkdir")]
+
+
+def dies_at(step, run):
+    "Run in a process of its own that is gone before its call number `step`; say if it was."
+    child = os.fork()
+    if child == 0:
+        steps = count()
+        for module, name in CALLS:
+            def call(*args, _real=getattr(module, name), **kwargs):
+                if next(steps) == step:
+                    os._exit(9)
+                return _real(*args, **kwargs)
+            setattr(module, name, call)
+        run()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+for saving in count():
+    started = root / f"{saving}"
+    replace_files(started, OLD)
+    if not dies_at(saving, lambda: replace_files(started, NEW, obsolete=["b"])):
+        break
+    for mending in count():
+        folder = root / f"{saving}-{mending}"
+        shutil.copytree(started, folder, symlinks=True)
+        killed = dies_at(mending, lambda: mend(folder))
+        mend(folder)
+        runs += 1
+        assert files(folder) in (OLD, NEW), (saving, mending, files(folder))
+        assert not [p for p in folder.iterdir() if p.is_dir()], (saving, mending)
+        if not killed:
+            break
+print(runs)
+"""
+
+
+def test_a_save_and_its_mending_may_both_be_killed_at_any_step(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_TWICE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50

@@ -190,12 +190,15 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
     Of those that cost no more than allowed: one that reaches the goal before one that does not;
     then the least cost (the others' mean loss, or the harm), to `HAIR`; then the least lead, since
     new images follow it; then the most effect; then the first.
-    One that costs more is never taken, whatever it reaches. Where effects have a standard error,
+    One that costs more is not taken, whatever it reaches. Where effects have a standard error,
     all within one of the best do as well (Breiman et al. 1984): of many candidates the best on few
     images is best by luck. Of those the one that costs least, or gains most, is taken, in steps of
     what the goal allows to lose; then the first, and the list goes from simple to elaborate.
+    Where all cost more, as hidden edits alone may, it is the one that costs least, and not met.
     """
     allowed = [one for one in tried if one.harm <= max_harm]
+    if not allowed:
+        return min(tried, key=lambda one: one.harm), False
 
     def order(one: Candidate) -> tuple[float, int, float, float]:
         missed = max(0.0, enough - one.effect)

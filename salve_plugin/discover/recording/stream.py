@@ -24,7 +24,7 @@ from salve_plugin.discover.recording.recorder import Recorder
 from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.discover.recording.whole import whole
-from salve_plugin.errors import InputError, SalveError, WriteError
+from salve_plugin.errors import InputError, ReadError, SalveError, WriteError
 from salve_plugin.faces.progress import Update, bar
 from salve_plugin.hooks import HookedModel, SiteLike, check_attached, evaluating, reading
 from salve_plugin.images import run as run_images
@@ -190,9 +190,18 @@ def _record_together(
             check_together(team, share, images, failed=failure is not None)
         except SalveError as error:
             raise failure or error from None
-        if team.rank == 0:
-            join(target, team.size)
-    team.wait()
+        failure = None
+        try:
+            if team.rank == 0:
+                join(target, team.size)
+        except SalveError as error:
+            failure = error
+        # Told to all, who wait here for the joined index.
+        if int(team.sum(torch.tensor(int(failure is not None), device=team.device))):
+            raise failure or ReadError(
+                "process 0 could not join the parts, its own message says why; record again, then "
+                "every process continues its part"
+            )
     return Activations.load(folder)
 
 

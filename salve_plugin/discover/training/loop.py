@@ -134,7 +134,9 @@ def train(
         )
         outcome = _differentiated(rule, state, step, plan.autocast)
         # Before the optimizer moves: a checkpoint never holds what has diverged.
-        if not outcome.loss.isfinite():
+        lost = ~outcome.loss.detach().isfinite()
+        # In all processes or in none: one that stops alone leaves the others waiting for it.
+        if int(team.sum(lost.long())):
             raise DivergedError(
                 f"the loss is {float(outcome.loss.detach())} in step {state.step}: learner "
                 f"'{rule.name}' diverged at learning_rate {state.learning_rate:g}; choose a "

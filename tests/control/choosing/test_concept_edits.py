@@ -21,6 +21,7 @@ from salve_plugin import (
     record,
 )
 from salve_plugin.control.choosing.balanced_head import refitted_biases
+from salve_plugin.control.choosing.candidate import best_of
 from salve_plugin.control.choosing.groups import Groups
 
 
@@ -40,6 +41,15 @@ def test_pairs_flip_less_and_the_figures_are_those_of_the_edited_model(
     assert float(flips) <= choice.chosen.figures["flips"] + 0.02
     assert float(flips) < 0.8 * start.figures["flips"]
     assert {"random direction", "biases"} <= {one.method.split(",")[0] for one in choice.tried}
+
+
+def test_where_all_cost_too_much_the_least_costly_is_named_and_not_met(
+    patched: SimpleNamespace,
+) -> None:
+    choice = choose(patched.hooked, RemoveConcept(patched.concept, min_removed=0.3, max_harm=0.02))
+    costly = [replace(one, harm=0.5 - 0.1 * (one is choice.chosen)) for one in choice.tried]
+    taken, met = best_of(costly, 0.3, 0.02)
+    assert (taken.method, met) == (choice.chosen.method, False)
 
 
 def test_a_shortcut_is_removed_where_the_worst_group_gains(patched: SimpleNamespace) -> None:
