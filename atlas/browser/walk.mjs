@@ -26,6 +26,7 @@ for (const edit of asked.edits) {
   if (edit.operator !== "mask") {
     await page.fill("#alpha-number", String(edit.strength));
     await page.press("#alpha-number", "Enter");
+    await page.waitForFunction((strength) => Number(document.querySelector("#alpha-number").value) === strength, edit.strength);
   }
   await page.waitForTimeout(200);
   const found = await outcome();

@@ -58,6 +58,8 @@ export function Bench() {
     bench?.binary || givenRows === "all" ? null : numbers(givenRows ?? String(start)).filter((row) => row < classes.names.length));
   const [share, setShare] = useState(0);
   const [typed, setTyped] = useState<number | null>(null);
+  // What is being typed, until it is entered: a page drawn again meanwhile must not wipe it out.
+  const [draft, setDraft] = useState<string | null>(null);
   const [kept, setKept] = useState<Kept | null>(null);
   const missing = () => Promise.reject(new Error(bench_missing));
   const { value: basics, error } = useLater<Known>(() => (bench ? known() : missing()), []);
@@ -201,9 +203,12 @@ export function Bench() {
           {masked ? null : (
             <div class="field strength">
               <label for="alpha">{folding ? "Amount t: 1 takes all of it out" : "Strength α"}</label>
-              <input id="alpha-number" type="number" min="0" step="any" aria-label="Strength as a number" value={alpha} disabled={!data}
+              <input id="alpha-number" type="number" min="0" step="any" aria-label="Strength as a number" value={draft ?? alpha} disabled={!data}
+                onInput={(event) => setDraft(event.currentTarget.value)}
+                onBlur={() => setDraft(null)}
                 onChange={(event) => {
                   const value = Number(event.currentTarget.value);
+                  setDraft(null);
                   if (!(value >= 0) || !Number.isFinite(value)) return;
                   setTyped(value);
                   setShare(Math.min(1, Math.sqrt(value / end)));
