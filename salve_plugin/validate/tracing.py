@@ -187,5 +187,5 @@ def _device_order(
             f"the model ran on {len(by_device)} devices in an unknown order; pass device_ids, or "
             "the DataParallel model itself as forward_func"
         )
-    rank = {index: module_side for module_side, index in enumerate(device_ids)}
+    rank = {index: place for place, index in enumerate(device_ids)}
     return sorted(by_device, key=lambda device: rank[device.index])

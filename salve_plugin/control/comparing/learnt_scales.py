@@ -145,6 +145,7 @@ class _Objective:
                 (own,) = torch.autograd.grad(part, scales, retain_graph=True)
                 value += float(part.detach())
                 gradient = gradient + own.numpy()
+                del losses, part  # else this batch's graph lives on during the next forward pass
         return float(value), gradient
 
     def _parameters(self, scales: Tensor) -> dict[str, Tensor]:

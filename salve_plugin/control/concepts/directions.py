@@ -160,9 +160,10 @@ class _Pairs:
 
     def axes(self, left_out: int | None) -> Float64[Tensor, "width columns"]:
         """Return the axis of the pairs outside a block, with the sign of each labelling's vote."""
-        square = self.squares.sum(0)
-        if left_out is not None:
-            square = square - self.squares[left_out]
+        # Summed without the block, not less it: if it holds nearly all of the difference, what a
+        # subtraction leaves is rounding.
+        kept = [i for i in range(len(self.squares)) if i != left_out]
+        square = self.squares[kept].sum(0)
         if not float(square.diagonal().sum()) > 0:
             raise InputError("the pairs do not differ at this site: there is no axis")
         # eigh sorts ascending: the last is the main axis.

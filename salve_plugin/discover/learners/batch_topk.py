@@ -87,7 +87,8 @@ def smallest_kept(
     # sorts about as many values as are kept, instead of half of all.
     total = count * step.team.size
     candidates = scores[scores > 0.8 * guess]
-    if int(step.team.sum(torch.tensor(len(candidates)))) < total:
+    above = torch.tensor(len(candidates), device=step.team.device)
+    if int(step.team.sum(above)) < total:
         candidates = scores[scores > 0]
     best = candidates.topk(min(total, len(candidates))).values
     # The largest of all processes are among the largest `total` of each. All must gather matrices

@@ -143,7 +143,7 @@ class Work:
 
     def _check_together(self, step: int) -> None:
         """Raise ReadError unless all processes go on from the same step."""
-        steps = self.team.gather(torch.tensor([step])).tolist()
+        steps = self.team.gather(torch.tensor([step], device=self.team.device)).tolist()
         if len(set(steps)) > 1:
             raise ReadError(
                 f"the processes would go on from steps {steps}: not all of them see the checkpoint "
