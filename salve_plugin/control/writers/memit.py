@@ -9,6 +9,9 @@ from torch.func import functional_call
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.folds import fold_of
+from salve_plugin.control.ledger import pristine_of
+from salve_plugin.control.locks import locked
+from salve_plugin.control.matching import edited_slots
 from salve_plugin.control.writers.associations import check_new, vectors, written_update
 from salve_plugin.control.writers.evidence import RIDGE, second_moment
 from salve_plugin.control.writers.layer import Layer, layer_at
@@ -130,12 +133,15 @@ class _Reader:
                 "channels, height, width) for each"
             )
         self._hooked, self._keys, self._batches, self._at = hooked, keys, batches, at
-        self._weights: dict[str, Tensor] = {}
+        # What is written is added to the pristine weights, so keys are read without edits, too.
+        with locked(hooked) as model:
+            self._weights = {slot.path: pristine_of(slot).clone() for slot in edited_slots(model)}
 
     def write(self, layer: Layer, change: Tensor) -> None:
         """Add to a layer's weight from now on."""
         path = f"{layer.path}.weight"
-        weight = self._hooked.model.get_parameter(path).detach()
+        weight = self._weights.get(path)
+        weight = self._hooked.model.get_parameter(path).detach() if weight is None else weight
         self._weights[path] = weight + change.reshape(weight.shape).to(weight)
 
     def read(self, layer: Layer, last: Layer) -> tuple[Tensor, Tensor]:

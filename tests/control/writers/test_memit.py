@@ -7,7 +7,7 @@ import torch
 from layer_updates import draw, weight_after
 from torch import Tensor
 
-from salve_plugin import Activations, HookedModel, attach, class_association, memit, rome
+from salve_plugin import Activations, Edit, HookedModel, attach, class_association, memit, rome
 from salve_plugin.demo import digits
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import reading
@@ -68,6 +68,20 @@ def test_one_key_written_exactly_is_rome(
     torch.testing.assert_close(
         weight_after(digits_hooked, edit, path), weight_after(digits_hooked, other, path)
     )
+
+
+def test_edits_that_are_applied_make_no_difference(
+    vit: HookedModel, moments: list[Tensor], digits_test: digits.Split
+) -> None:
+    images = digits_test.images[digits_test.labels == 3]
+    values = mean_at(vit, digits_test.images[digits_test.labels == 8])[None]
+
+    def written() -> tuple[Edit, ...]:
+        return memit(vit, SITES, [images], values, moments, at=AT)
+
+    without = written()
+    with without[0].applied(vit), without[2].applied(vit):
+        assert written() == without
 
 
 def test_layers_share_the_change_and_add_up_to_it(
