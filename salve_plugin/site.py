@@ -83,6 +83,19 @@ class Site(Record):
             )
         return activation.movedim(axis, -1).reshape(-1, self.width)
 
+    def recorded_rows(self, activation: Tensor) -> Float[Tensor, "rows width"]:
+        """Return what recordings hold, and dictionaries read: `rows` without the prefix tokens.
+
+        Args:
+            activation: batch first, laid out as `layout` says.
+
+        Raises:
+            InputError: as `rows`.
+        """
+        if self.layout == "tokens":
+            activation = activation[:, self.prefix_tokens :]
+        return self.rows(activation)
+
 
 def check_read(dictionary: Site, recorded: Site) -> None:
     """Refuse a recording of another site than the one that a dictionary reads.

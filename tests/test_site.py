@@ -35,6 +35,13 @@ def test_rows_are_the_features_at_every_position(
     assert torch.equal(got, torch.tensor([0.0, 0.0, 1.0]).expand(rows, 3))
 
 
+def test_recordings_hold_the_rows_of_all_but_the_prefix_tokens() -> None:
+    activation = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(TOKENS.recorded_rows(activation), TOKENS.rows(activation[:, 1:]))
+    pooled = Site("head", "head", "in", "pooled", 3)
+    assert torch.equal(pooled.recorded_rows(activation[0]), pooled.rows(activation[0]))
+
+
 def test_rows_of_another_width_are_refused() -> None:
     with pytest.raises(InputError, match=r"expected layout 'tokens' with 3 features on axis 2"):
         TOKENS.rows(torch.zeros(2, 5, 4))

@@ -78,8 +78,7 @@ def save(
 def _manifest(there: Existing) -> Mapping[str, Any] | None:
     """Return the manifest of the atlas that is there, None if there is none that can be read."""
     try:
-        content = there.read(MANIFEST, _MAX_BYTES)
-        manifest = {} if content is None else json.loads(content)
+        manifest = json.loads(there.read(MANIFEST, _MAX_BYTES))
     # JSON that is nested deeper than the stack ends in a RecursionError; no atlas writes that.
     except (ArtifactError, ValueError, RecursionError):
         return None
@@ -92,7 +91,7 @@ def _is(there: Existing, name: str, *digests: object) -> bool:
         content = there.read(name, _MAX_FILE_BYTES)
     except ArtifactError:
         return False
-    return content is not None and sha256_bytes(content) in digests
+    return sha256_bytes(content) in digests
 
 
 def _named(about: object) -> str:

@@ -268,10 +268,7 @@ def _forward(
     def run(batch: LabelledImages) -> Tensor:
         with reading(hooked.model, [site]) as seen:
             run_images(hooked.model, batch.images, f"batch {batch.number}", target)
-        activation = seen[site.name]
-        if site.layout == "tokens":
-            activation = activation[:, site.prefix_tokens :]
-        rows = site.rows(activation).cpu().contiguous()
+        rows = site.recorded_rows(seen[site.name]).cpu().contiguous()
         bad = int((~rows.isfinite()).sum())
         if bad:
             raise InputError(

@@ -114,10 +114,7 @@ def _codes(
     for batch in images.split(BATCH):  # type: ignore[no-untyped-call] # torch leaves it untyped
         with evaluating(hooked.model), reading(hooked.model, [site]) as activations:
             run(hooked.model, batch, "a concept's images")
-        activation = activations[site.name]
-        if site.layout == "tokens":  # recordings, and so dictionaries, leave the others out
-            activation = activation[:, site.prefix_tokens :]
-        rows = site.rows(activation).to(dictionary.atoms)
+        rows = site.recorded_rows(activations[site.name]).to(dictionary.atoms)
         codes = dictionary.encode(rows).float().cpu() * signs
         # Rows come image by image, as many of each.
         codes = codes.view(len(batch), -1, codes.shape[1]).amax(1)

@@ -104,10 +104,7 @@ class _Spliced:
         self._site: Site = hooked.site(dictionary.site.name)
         with evaluating(hooked.model), reading(hooked.model, [self._site]) as activations:
             run(hooked.model, images, "images")
-        activation = activations[self._site.name]
-        if self._site.layout == "tokens":  # the others are in no recording, and stay
-            activation = activation[:, self._site.prefix_tokens :]
-        rows = self._site.rows(activation).to(dictionary.atoms)
+        rows = self._site.recorded_rows(activations[self._site.name]).to(dictionary.atoms)
         self._codes = dictionary.encode(rows)[:, latent].view(len(images), -1)
 
     def logits(
