@@ -1,5 +1,6 @@
 """An edit as a value: what to change, in which model, by how much; and how to apply and undo it."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,6 +14,7 @@ from salve_plugin.control.application import OnChanged
 from salve_plugin.control.matching import BaseMatch
 from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate
 from salve_plugin.control.recipe import Recipe
+from salve_plugin.control.recipe_file import read_recipe
 from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.network import OnBaseMismatch
@@ -30,6 +32,17 @@ class Edit(Recipe, Tabular):
     `salve_plugin.control.recipe.Recipe`: site, operator, targets, base, rows, provenance, fold and
     exactness.
     """
+
+    @classmethod
+    def from_recipe(cls, recipe: str | os.PathLike[str] | bytes | None) -> "Edit":
+        """Return the edit that the bench of an atlas holds, from its file or the bytes of that.
+
+        Raises:
+            InputError: if it is None, as that of a widget without an edit is, or a field of it is
+                out of range.
+            ArtifactError: if it is no recipe, or corrupt.
+        """
+        return cls.from_json(*read_recipe(recipe))
 
     def apply_(self, model: nn.Module, *, on_base_mismatch: OnBaseMismatch = "error") -> None:
         """Apply the edit in place; see `salve_plugin.control.application.apply_`."""

@@ -90,18 +90,30 @@ def decode_tensors(data: bytes, file: str = "the tensor file") -> dict[str, Tens
         ArtifactError: if the bytes are a pickle or zip, truncated, have a header that is too
             long, ill-formed, with other metadata, element types or gaps, or too many tensors.
     """
+    notes, tensors = decode_noted(data, file)
+    if notes != METADATA:
+        raise ArtifactError(
+            f"{file} has other metadata than {METADATA}; salve_plugin writes no such file"
+        )
+    return tensors
+
+
+def decode_noted(
+    data: bytes, file: str = "the tensor file"
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata, texts by their names, and the tensors; see `decode_tensors`."""
     import safetensors.torch
 
-    check_header(data, file)
+    notes = check_header(data, file)
     try:
         loaded: dict[str, Tensor] = safetensors.torch.load(data)
     except Exception as error:  # the library's own exception is not a stable name
         raise ArtifactError(f"{file} cannot be read: {error}; it is corrupt") from error
-    return loaded
+    return notes, loaded
 
 
-def check_header(data: bytes, file: str = "the tensor file") -> None:
-    """Raise unless the bytes are laid out as a safetensors file of ours must be."""
+def check_header(data: bytes, file: str = "the tensor file") -> dict[str, str]:
+    """Return the metadata; raise unless the bytes are laid out as a safetensors file of ours is."""
     length = int.from_bytes(data[:8], "little")
     # The length is the file's own claim: checked before so many bytes are taken for the header.
     if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
@@ -115,10 +127,9 @@ def check_header(data: bytes, file: str = "the tensor file") -> None:
             f"corrupt, or its header is over {MAX_HEADER_BYTES} bytes"
         )
     header = parse_json(data[8 : 8 + length], f"{file}'s header", max_bytes=length)
-    if header.pop("__metadata__", None) != METADATA:
-        raise ArtifactError(
-            f"{file} has other metadata than {METADATA}; salve_plugin writes no such file"
-        )
+    notes = header.pop("__metadata__", None)
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ArtifactError(f"{file} has the metadata {repr(notes)[:80]}, texts were expected")
     if len(header) > MAX_TENSORS:
         raise ArtifactError(f"{file} has {len(header)} tensors, more than {MAX_TENSORS}")
     # The tensors must fill the data from end to end: what no entry covers could be changed, or hold
@@ -134,6 +145,7 @@ def check_header(data: bytes, file: str = "the tensor file") -> None:
             f"{file} holds {len(data) - 8 - length} bytes of data, its header describes "
             f"{place}; it is truncated or has bytes appended"
         )
+    return notes
 
 
 def _span(file: str, name: str, entry: object) -> tuple[int, int]:
