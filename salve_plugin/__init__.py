@@ -116,6 +116,7 @@ if TYPE_CHECKING:
     from salve_plugin.report.atlas import atlas as atlas
     from salve_plugin.report.card import LatentCard as LatentCard
     from salve_plugin.report.card import latent_card as latent_card
+    from salve_plugin.report.notebook import atlas_widget as atlas_widget
     from salve_plugin.share.artifact import EditArtifact as EditArtifact
     from salve_plugin.share.audit import Audit as Audit
     from salve_plugin.share.audited_tensor import AuditedTensor as AuditedTensor
@@ -316,6 +317,7 @@ _HOME = {
     "forgetting_table": "control.assessment.forgetting_table",
     "Probed": "control.assessment.probe",
     "atlas": "report.atlas",
+    "atlas_widget": "report.notebook",
     "latent_card": "report.card",
     "LatentCard": "report.card",
     "EditArtifact": "share.artifact",

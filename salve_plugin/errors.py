@@ -53,6 +53,10 @@ class AttributionError(SalveError, RuntimeError):
     """An attribution cannot be computed or would be meaningless."""
 
 
+class MissingExtraError(SalveError, ImportError):
+    """A package is missing that an extra of salve-plugin installs; the message names the extra."""
+
+
 class ReadError(SalveError, OSError):
     """A file of the caller's (an image, a shard, a checkpoint) cannot be read."""
 

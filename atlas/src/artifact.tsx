@@ -4,7 +4,7 @@ import uPlot from "uplot";
 import { axis, Chart, colours } from "./chart";
 import type { Artifact } from "./data";
 import { quantile } from "./edits";
-import { count, percent, points, short } from "./text";
+import { count, held, percent, points, short } from "./text";
 
 type Crit = Artifact["crit"][number];
 
@@ -106,7 +106,7 @@ export function ArtifactPage({ title, artifact, digest }: { title: string; artif
       {pictures.length ? (
         <section aria-labelledby="pictures">
           <h2 id="pictures">Pictures</h2>
-          <div class="pictures">{pictures.map((each) => <figure key={each.name}><img src={each.source} alt={each.name} /><figcaption>{each.name}</figcaption></figure>)}</div>
+          <div class="pictures">{pictures.map((each) => <figure key={each.name}><img src={held(each.source)} alt={each.name} /><figcaption>{each.name}</figcaption></figure>)}</div>
           <p class="note">Each image, and beside it where the edit's latent comes from: red raises it, blue lowers it.</p>
         </section>
       ) : null}

@@ -1,12 +1,13 @@
 /** The edit bench: an edit is put together and its effect on recorded images follows at once. */
-import { useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { Copied, Picked } from "./controls";
 import { atom, classEntry, fold, load, type StepData, the } from "./data";
-import { downloaded } from "./download";
+import { downloaded, recipeOf } from "./download";
 import {
   type Counts, counted, criticalAmounts, criticalStrengths, factors, Fall, gated, limitOf, type Operator, predictions,
   quantile, reachOf, restOf, type Rows, StepFunction,
 } from "./edits";
+import { host } from "./host";
 import { useLater, usePainted } from "./later";
 import { Matrix } from "./matrix";
 import { type Known, known, loaded } from "./recorded";
@@ -140,6 +141,22 @@ export function Bench() {
   }, [before, after, label]);
   const download = () => downloaded(described, { atoms, folds });
   const makeable = masked ? bench?.masks && own!.length === 1 : atoms && (!folding || fall);
+  const state = JSON.stringify([described, !!makeable]);
+  useEffect(() => {
+    const { edited } = host;
+    if (!edited || !bench) return undefined;
+    if (!makeable) {
+      edited(null);
+      return undefined;
+    }
+    // While the strength is dragged, not each that it goes through.
+    let current = true;
+    const timer = setTimeout(() => recipeOf(described, { atoms, folds }).then((file) => current && edited(file)), 100);
+    return () => {
+      current = false;
+      clearTimeout(timer);
+    };
+  }, [state, atoms, folds]);
   if (!bench) return <><h1 tabIndex={-1}>Edit bench</h1><p>{bench_missing}</p></>;
   const sorted = crits ? crits.slice().sort() : null;
   return (
@@ -294,7 +311,7 @@ export function Bench() {
             <Copied label="Python" text={script(described, about.study)} />
             {"line" in line ? <Copied label="command" text={line.line} /> : <p class="note">{line.missing}</p>}
             {!makeable ? null : (
-              <p><button type="button" onClick={download} id="download">Download the recipe</button> <span class="note">a safetensors file with its tensors; its metadata is what <code>salve.Edit.from_json</code> reads.</span></p>
+              <p><button type="button" onClick={download} id="download">Download the recipe</button> <span class="note">a safetensors file, which <code>salve.Edit.from_recipe</code> reads.</span></p>
             )}
           </section>
         </div>

@@ -1,11 +1,12 @@
 /** uPlot as a component: drawn again when its data, its size or the colour scheme changes. */
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
+import { host } from "./host";
 
 export type Colours = { ink: string; soft: string; grid: string; accent: string; second: string };
 
 export function colours(): Colours {
-  const style = getComputedStyle(document.documentElement);
+  const style = getComputedStyle(host.place);
   const named = (name: string) => style.getPropertyValue(name).trim();
   return {
     ink: named("--ink"), soft: named("--soft"), grid: named("--line"), accent: named("--accent"),

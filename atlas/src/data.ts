@@ -1,5 +1,6 @@
-/** Data that lies beside the page as classic scripts, each of which calls `atlas.provide`. */
+/** The pieces of the data, each fetched once and when it is needed. */
 import { signal } from "@preact/signals";
+import { host } from "./host";
 
 export type Packed = { type: "i8" | "i32" | "f32" | "f64"; data: string };
 export type Numbers = Int8Array | Int32Array | Float32Array | Float64Array;
@@ -117,29 +118,14 @@ export function revived(value: unknown): unknown {
   return whole;
 }
 
-const waiting = new Map<string, (value: unknown) => void>();
 const pieces = new Map<string, Promise<unknown>>();
-
-export function provide(key: string, value: unknown): void {
-  waiting.get(key)?.(revived(value));
-  waiting.delete(key);
-}
 
 /** One piece of the data, loaded once. */
 export function load<T>(key: string): Promise<T> {
   let piece = pieces.get(key);
   if (!piece) {
-    piece = new Promise((resolve, reject) => {
-      waiting.set(key, resolve);
-      const script = document.createElement("script");
-      script.src = `data/${key}.js`;
-      script.onerror = () => {
-        pieces.delete(key);
-        reject(new Error(`data/${key}.js is missing: is the folder complete?`));
-      };
-      script.onload = () => script.remove();
-      document.head.append(script);
-    });
+    piece = host.load(key).then(revived);
+    piece.catch(() => pieces.delete(key));
     pieces.set(key, piece);
   }
   return piece as Promise<T>;

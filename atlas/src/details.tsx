@@ -7,7 +7,7 @@ import { Gallery } from "./gallery";
 import { Key } from "./key";
 import { useLater } from "./later";
 import { toBench, toClass, toLatent } from "./routes";
-import { count, percent, short } from "./text";
+import { count, held, percent, short } from "./text";
 
 /** The share of images that have flipped at each strength, as a stepped line. */
 function CritChart({ crit }: { crit: NonNullable<NonNullable<ClassEntry>["crit"]> }) {
@@ -156,7 +156,7 @@ export function LatentPage({ latent }: { latent: number }) {
             <section aria-labelledby="made">
               <h2 id="made">An image made to {entry.made.sign < 0 ? "lower" : "drive"} it</h2>
               <div class="made">
-                <img src={entry.made.source} alt={`Made in ${entry.made.steps} steps to ${entry.made.sign < 0 ? "lower" : "raise"} latent ${latent}`} />
+                <img src={held(entry.made.source)} alt={`Made in ${entry.made.steps} steps to ${entry.made.sign < 0 ? "lower" : "raise"} latent ${latent}`} />
                 <p class="note">
                   Activation maximization: {entry.made.steps} steps of gradient ascent on the latent before its activation function, from noise. The image reaches {short(entry.made.value)}; random images like the one it began with reach {short(entry.made.noise)} ± {short(entry.made.spread)}. It shows what drives the latent furthest, which no recorded image need resemble.
                 </p>

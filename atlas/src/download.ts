@@ -33,11 +33,16 @@ async function made(edit: Described, { atoms, folds }: Parts): Promise<[Texts, R
   }];
 }
 
+/** The edit as the bytes of a file. */
+export async function recipeOf(edit: Described, parts: Parts): Promise<Uint8Array> {
+  return recipe(...(await made(edit, parts)));
+}
+
 export async function downloaded(edit: Described, parts: Parts): Promise<void> {
-  const [fields, tensors] = await made(edit, parts);
+  const file = await recipeOf(edit, parts);
   const of = edit.operator === "mask" ? `class-${edit.rows!.join("-")}` : `latent-${edit.latents.join("-")}`;
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([recipe(fields, tensors) as BlobPart]));
+  link.href = URL.createObjectURL(new Blob([file as BlobPart]));
   link.download = `${edit.operator}-${of}.safetensors`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);

@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { fileName, type LatentEntry, the, thumbnails } from "./data";
 import { useLater } from "./later";
-import { short } from "./text";
+import { held, short } from "./text";
 
 /** A colour between two of a palette's; that of all pictures that the package makes comes with the data. */
 export function shade(palette: number[][], share: number): number[] {
@@ -52,7 +52,7 @@ export function Gallery({ latent, entry, limit = 12 }: { latent: number; entry: 
             <input type="range" min="0" max="100" value={100 * threshold} aria-label="Threshold of the map, in percent"
               onInput={(event) => setThreshold(Number(event.currentTarget.value) / 100)} />
           </label>
-          <div class="scale" aria-hidden="true"><span>0</span><i style={{ background: `linear-gradient(90deg, ${about.palette.map((colour) => `rgb(${colour})`).join(", ")})` }} /><span>{short(most * maps.unit)}</span></div>
+          <div class="scale" aria-hidden="true"><span>0</span><i style={{ background: `linear-gradient(90deg, ${about.palette.map((colour) => `rgb(${colour.map(Number)})`).join(", ")})` }} /><span>{short(most * maps.unit)}</span></div>
         </div>
       ) : null}
       <ol>
@@ -63,7 +63,7 @@ export function Gallery({ latent, entry, limit = 12 }: { latent: number; entry: 
             <li key={image}>
               <figure>
                 <div class="frame">
-                  {source ? <img src={source} alt={file} class={shown && maps ? "grey" : ""} /> : <span class="blank">{sources ? "no picture" : ""}</span>}
+                  {source ? <img src={held(source)} alt={file} class={shown && maps ? "grey" : ""} /> : <span class="blank">{sources ? "no picture" : ""}</span>}
                   {source && maps && shown ? <Map_ maps={maps} at={at} most={most} threshold={threshold} /> : null}
                 </div>
                 <figcaption><b>{short(entry.codes[at])}</b><span title={file}>{file}</span></figcaption>

@@ -60,7 +60,7 @@ export function List({ label, rows, columns, href, sorted }: {
   const template = columns.map((each) => (each.wide ? "minmax(9rem, 2fr)" : "minmax(5rem, 1fr)")).join(" ");
   const key = (event: KeyboardEvent) => {
     const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 }[event.key];
-    const place = (document.activeElement as HTMLElement | null)?.dataset.place;
+    const place = (event.target as HTMLElement).dataset.place;
     if (step === undefined || place === undefined) return;
     event.preventDefault();
     const next = Math.max(0, Math.min(shown.length - 1, Number(place) + step));

@@ -3,16 +3,19 @@ import "uplot/dist/uPlot.min.css";
 import "./style.css";
 import { ArtifactPage } from "./artifact";
 import { Bench } from "./bench";
-import { type Index, index, load, type OfArtifact, provide } from "./data";
+import { type Index, index, load, type OfArtifact } from "./data";
 import { ClassPage, LatentPage } from "./details";
 import { ClassList, LatentList } from "./lists";
-import { Overview } from "./overview";
+import { inFolder } from "./folder";
+import { host, standIn } from "./host";
 import { whenIdle } from "./later";
+import { inNotebook, type Widget } from "./notebook";
+import { Overview } from "./overview";
 import { needed } from "./recorded";
-import { follow, route } from "./routes";
+import { route } from "./routes";
 
-// Data files call it: they are classic scripts, and know no imports.
-Object.assign(globalThis, { atlas: { provide } });
+/** Given where the script is run by a notebook. */
+declare const atlasWidget: Widget | undefined;
 
 const PLACES = [
   ["overview", "Overview", "#/"], ["classes", "Classes", "#/classes"],
@@ -42,7 +45,7 @@ function App() {
     <>
       <a class="skip" href="#content" onClick={(event) => {
         event.preventDefault();
-        document.querySelector<HTMLElement>("main h1")?.focus();
+        host.place.querySelector<HTMLElement>("main h1")?.focus();
       }}>Skip to the content</a>
       <header class="top">
         <a class="mark" href="#/">{whole.title}</a>
@@ -71,22 +74,19 @@ function ahead([key, ...others]: string[]) {
   whenIdle(() => load(key).then(() => others.length && ahead(others), () => undefined));
 }
 
-addEventListener("hashchange", follow);
-const place = document.getElementById("app")!;
+const { place } = standIn(typeof atlasWidget === "undefined" ? inFolder() : inNotebook(atlasWidget, () => render(null, place)));
+place.replaceChildren();
+render(<App />, place);
 load<Index | OfArtifact>("index").then(
   (loaded) => {
-    document.title = `${loaded.title} · Atlas`;
-    place.replaceChildren();
+    host.titled?.(`${loaded.title} · Atlas`);
     if ("artifact" in loaded) {
       render(<Alone {...loaded} />, place);
       return;
     }
     index.value = loaded;
-    render(<App />, place);
     // Whoever goes on at once is not kept waiting by what may never be needed.
     if (loaded.bench) setTimeout(() => ahead(needed()), 500);
   },
-  (error: Error) => {
-    place.textContent = error.message;
-  },
+  (error: Error) => render(<p class="starting error">{error.message}</p>, place),
 );

@@ -3,6 +3,7 @@ import uPlot from "uplot";
 import { axis, Chart, colours } from "./chart";
 import { the } from "./data";
 import { FrontSection } from "./front";
+import { host } from "./host";
 import { ClassList } from "./lists";
 import { toLatent } from "./routes";
 import { count, percent, short } from "./text";
@@ -64,7 +65,7 @@ function LatentMap() {
         setCursor: [nearest],
         ready: [(plot: uPlot) => plot.over.addEventListener("click", () => {
           const chosen = plot.root.parentElement?.dataset.near;
-          if (chosen && Number(chosen) >= 0) location.hash = toLatent(Number(chosen));
+          if (chosen && Number(chosen) >= 0) host.go(toLatent(Number(chosen)));
         })],
       },
     };

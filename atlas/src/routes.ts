@@ -1,5 +1,6 @@
 /** Which page is shown: the part of the address behind `#`. */
 import { signal } from "@preact/signals";
+import { host } from "./host";
 
 export type Route = { page: string; id: number; query: URLSearchParams };
 
@@ -9,13 +10,13 @@ export function parsed(hash: string): Route {
   return { page: page || "overview", id: /^\d+$/.test(id) ? Number(id) : -1, query: new URLSearchParams(query) };
 }
 
-export const route = signal<Route>(parsed(location.hash));
+export const route = signal<Route>(parsed(""));
 
-export function follow(): void {
-  route.value = parsed(location.hash);
-  window.scrollTo(0, 0);
+export function follow(hash: string): void {
+  route.value = parsed(hash);
+  host.scroller.scrollTo(0, 0);
   // Who reads by ear or moves by keys goes on at the top of the new page.
-  requestAnimationFrame(() => document.querySelector<HTMLElement>("main h1")?.focus({ preventScroll: true }));
+  requestAnimationFrame(() => host.place.querySelector<HTMLElement>("main h1")?.focus({ preventScroll: true }));
 }
 
 export const toClass = (label: number) => `#/class/${label}`;

@@ -8,6 +8,9 @@ export function short(value: number, digits = 3): string {
   return text.replace("-", "−");
 }
 
+/** The address of a picture, if it holds the picture: a notebook has no policy against all others. */
+export const held = (address: string) => (address.startsWith("data:image/") ? address : "");
+
 export function percent(share: number): string {
   return Number.isFinite(share) && share >= 0 ? `${(100 * share).toFixed(1)} %` : "–";
 }

@@ -3,15 +3,17 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from salve_plugin.errors import ArtifactError, InputError
+from salve_plugin.errors import ArtifactError, InputError, MissingFileError
+from salve_plugin.report.scripts import provided
 from salve_plugin.store.digest import sha256_bytes
 from salve_plugin.store.files import usable
 from salve_plugin.store.folders import save_into
-from salve_plugin.store.place import Existing, FileChange
+from salve_plugin.store.place import Existing, ExistingFolder, FileChange
 
 MANIFEST = "atlas.json"
 PAGE = ("index.html", "atlas.js", "atlas.css", "LICENSES.txt")
@@ -73,6 +75,51 @@ def save(
         return FileChange({**contents, MANIFEST: content}, obsolete)
 
     return save_into(usable(folder), planned)
+
+
+@dataclass(frozen=True)
+class Pages:
+    """An atlas that was written, to be read a piece at a time.
+
+    Attributes:
+        folder: where it lies.
+        files: SHA-256 of its files by name.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Pages":
+        """Look into a folder.
+
+        Raises:
+            MissingFileError: if there is no atlas.
+        """
+        manifest = _manifest(ExistingFolder(folder))
+        if manifest is None:
+            raise MissingFileError(
+                f"{folder} holds no atlas (no {MANIFEST}); write one there: salve.atlas(...), or "
+                "`salve atlas` on a study or an artifact"
+            )
+        return cls(folder, manifest["files"])
+
+    def piece(self, key: str) -> bytes:
+        """Return one piece of the data as JSON; `Content` names them.
+
+        Raises:
+            ArtifactError: if the atlas has no such piece, or its file is not as it was written.
+        """
+        name = f"data/{key}.js"
+        if name not in self.files or not OWN.fullmatch(name):
+            raise ArtifactError(f"{self.folder} has no data {key[:80]!r}; write the atlas again")
+        content = ExistingFolder(self.folder).read(name, _MAX_FILE_BYTES)
+        if sha256_bytes(content) != self.files[name]:
+            raise ArtifactError(
+                f"{self.folder / name} was written again or changed; make the widget again, and if "
+                "that does not help, the atlas"
+            )
+        return provided(key, content)
 
 
 def _manifest(there: Existing) -> Mapping[str, Any] | None:

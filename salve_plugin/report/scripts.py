@@ -54,6 +54,15 @@ def script(key: str, value: Mapping[str, Any]) -> bytes:
     return f"atlas.provide({json.dumps(key)},{text.translate(_ESCAPES)});\n".encode()
 
 
+def provided(key: str, content: bytes) -> bytes:
+    r"""Return the value in such a script, as the JSON that it is written in.
+
+    >>> provided("a", script("a", {"name": "</script>"})).decode()
+    '{"name":"\\u003c/script\\u003e"}'
+    """
+    return content[len(f"atlas.provide({json.dumps(key)},") : -len(");\n")]
+
+
 def quantized(values: Tensor) -> tuple[Tensor, float]:
     """Return values as whole numbers from -127 to 127, and what one of them is worth."""
     most = float(values.abs().max()) if values.numel() else 0.0

@@ -1,9 +1,7 @@
 """The atlas in a real browser, from disk, with the network off."""
 
 import json
-import os
 import shlex
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,27 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from atlas_browser import SOURCES, needs_browser
 from small_study import NAMES, Small
 
 import salve_plugin as salve
 from salve_plugin.control.erasers import fold_latents
 from salve_plugin.report.artifact_page import artifact_page
 
-ROOT = Path(__file__).parents[2] / "atlas"
-CHROMIUM = os.environ.get("SALVE_CHROMIUM", "/usr/bin/chromium")
-LACKING = [
-    what
-    for what, there in {
-        "node (apt-get install nodejs npm)": shutil.which("node") is not None,
-        f"{CHROMIUM} (apt-get install chromium)": Path(CHROMIUM).exists(),
-        "atlas/node_modules (npm ci in atlas/)": (ROOT / "node_modules" / "axe-core").exists(),
-    }.items()
-    if not there
-]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}"),
+    needs_browser,
 ]
 STUDY = "my study's"
 EDITS: list[dict[str, Any]] = [
@@ -66,7 +53,7 @@ def walk(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: Any) ->
     downloads = tmp_path_factory.mktemp("downloads")
     edits = [{**edit, "download": True} for edit in EDITS]
     done = subprocess.run(
-        ["node", str(ROOT / "browser" / "walk.mjs"), str(folder), str(downloads)],
+        ["node", str(SOURCES / "browser" / "walk.mjs"), str(folder), str(downloads)],
         input=json.dumps({"edits": edits, "scheme": request.param}),
         capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
@@ -136,17 +123,14 @@ def test_the_python_and_the_recipe_make_the_very_edit(walk: dict[str, Any], smal
         names = {"hooked": small.hooked, "dictionary": small.dictionary, "acts": small.acts}
         scope: dict[str, Any] = {"salve": salve, "torch": torch, **names}
         exec("\n".join(lines), scope)
-        with safe_open(found["file"], framework="pt") as file:
-            fields = json.loads(file.metadata()["recipe"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        edit = salve.Edit.from_json(fields, tensors)
+        edit = salve.Edit.from_recipe(found["file"])
         if asked["operator"] != "fold":
             assert scope["edit"] == edit == expected
             continue
         # What reads several latents at once is rounded otherwise than what reads each.
         assert edit.to_json() == scope["edit"].to_json()
         for name, tensor in expected.tensors.items():
-            torch.testing.assert_close(tensors[name], tensor)
+            torch.testing.assert_close(edit.tensors[name], tensor)
             torch.testing.assert_close(scope["edit"].tensors[name], tensor)
 
 
@@ -199,7 +183,7 @@ def test_the_page_of_an_artifact_opens_alone(small: Small, tmp_path: Path) -> No
     )  # fmt: skip
     page = artifact_page(artifact, tmp_path / "atlas")
     done = subprocess.run(
-        ["node", str(ROOT / "browser" / "look.mjs"), str(page.parent)],
+        ["node", str(SOURCES / "browser" / "look.mjs"), str(page.parent)],
         capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
