@@ -129,7 +129,6 @@ export function Bench() {
   const words = masked
     ? `mask ${own!.map((row) => classes.names[row]).join(", ")}`
     : `${operator} latent${latents.length > 1 ? "s" : ""} ${latents.join(", ")} on ${rows ? `row${rows.length > 1 ? "s" : ""} ${rows.map((row) => classes.names[row]).join(", ")}` : "all rows"}, ${amount}`;
-  const line = command(described, about.study, classes.named || about.study ? classes.names[label] : null);
   const shown = useMemo(() => {
     if (!before || !after) return [];
     const change = classes.names.map((_, row) => (before.total[row] ? Math.abs(after.right[row] - before.right[row]) / before.total[row] : -1));
@@ -140,8 +139,9 @@ export function Bench() {
     return [label, ...order.slice(0, SHOWN - 1)].sort((a, b) => a - b);
   }, [before, after, label]);
   const download = () => downloaded(described, { atoms, folds });
-  const makeable = masked ? bench?.masks && own!.length === 1 : atoms && (!folding || fall);
-  const state = JSON.stringify([described, !!makeable]);
+  const makeable = !!(masked ? bench?.masks && own!.length === 1 : atoms && (!folding || fall));
+  const line = command(described, about.study, classes.named || about.study ? classes.names[label] : null, makeable);
+  const state = JSON.stringify([described, makeable]);
   useEffect(() => {
     const { edited } = host;
     if (!edited || !bench) return undefined;
@@ -311,7 +311,7 @@ export function Bench() {
             <Copied label="Python" text={script(described, about.study)} />
             {"line" in line ? <Copied label="command" text={line.line} /> : <p class="note">{line.missing}</p>}
             {!makeable ? null : (
-              <p><button type="button" onClick={download} id="download">Download the recipe</button> <span class="note">a safetensors file, which <code>salve.Edit.from_recipe</code> reads.</span></p>
+              <p><button type="button" onClick={download} id="download">Download the recipe</button> <span class="note">a safetensors file, for <code>salve.Edit.from_recipe</code> and <code>salve edit --recipe</code>.</span></p>
             )}
           </section>
         </div>

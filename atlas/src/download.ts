@@ -1,6 +1,6 @@
 /** The recipe of an edit as a file. */
 import { type Fold, load, the } from "./data";
-import { columns, type Described, fieldsOf, recipe, type Stored } from "./words";
+import { columns, type Described, fieldsOf, nameOf, recipe, type Stored } from "./words";
 
 type Texts = Record<string, string>;
 /** Of the picked latents: their atoms and, for a fold, what reads them. */
@@ -40,10 +40,9 @@ export async function recipeOf(edit: Described, parts: Parts): Promise<Uint8Arra
 
 export async function downloaded(edit: Described, parts: Parts): Promise<void> {
   const file = await recipeOf(edit, parts);
-  const of = edit.operator === "mask" ? `class-${edit.rows!.join("-")}` : `latent-${edit.latents.join("-")}`;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([file as BlobPart]));
-  link.download = `${edit.operator}-${of}.safetensors`;
+  link.download = `${nameOf(edit)}.safetensors`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }

@@ -51,22 +51,27 @@ export function script(edit: Described, study: string | null): string {
   ].join("\n");
 }
 
-/** The `salve edit` line, or why there is none. */
+/** What an edit's files are called. */
+export function nameOf({ operator, latents, rows }: Described): string {
+  return `${operator}-${operator === "mask" ? `class-${rows!.join("-")}` : `latent-${latents.join("-")}`}`;
+}
+
+/** The `salve edit` line, or why there is none; without options of its own an edit needs a recipe. */
 export function command(
-  edit: Described, study: string | null, label: string | null,
+  edit: Described, study: string | null, label: string | null, makeable: boolean,
 ): { line: string } | { missing: string } {
   if (study === null) return { missing: "The atlas was made without a study: use the Python." };
-  if (edit.operator === "mask" || edit.operator === "fold") {
-    return { missing: "The command suppresses and enhances latents: use the Python." };
-  }
-  if (edit.latents.length !== 1) return { missing: "The command takes one latent: use the Python." };
+  const plain = edit.latents.length === 1 && edit.operator !== "mask" && edit.operator !== "fold";
+  if (!plain && !makeable) return { missing: "The page has no recipe for the command: use the Python." };
   const words = ["salve", "edit", quoted(study)];
   // With "=": a name may begin with a dash.
   if (label !== null) words.push(`--class=${quoted(label)}`);
-  words.push("--latent", String(edit.latents[0]), "--rows", edit.rows ? edit.rows.join(",") : "all");
-  words.push("--strength", literal(edit.alpha));
-  if (edit.operator === "enhance") words.push("--enhance");
-  words.push("--out", `latent-${edit.latents[0]}-edit`);
+  if (plain) {
+    words.push("--latent", String(edit.latents[0]), "--rows", edit.rows ? edit.rows.join(",") : "all");
+    words.push("--strength", literal(edit.alpha));
+    if (edit.operator === "enhance") words.push("--enhance");
+  } else words.push("--recipe", `${nameOf(edit)}.safetensors`);
+  words.push("--out", plain ? `latent-${edit.latents[0]}-edit` : nameOf(edit));
   return { line: words.join(" ") };
 }
 

@@ -18,15 +18,21 @@ describe("words", () => {
   });
 
   it("writes the command", () => {
-    expect(command(edit, "my study", "it's")).toEqual({
+    expect(command(edit, "my study", "it's", false)).toEqual({
       line: `salve edit 'my study' --class='it'\\''s' --latent 5 --rows 3,1 --strength 4.25 --out latent-5-edit`,
     });
-    expect(command({ ...edit, operator: "enhance", rows: null }, "s", null)).toEqual({
+    expect(command({ ...edit, operator: "enhance", rows: null }, "s", null, true)).toEqual({
       line: "salve edit s --latent 5 --rows all --strength 4.25 --enhance --out latent-5-edit",
     });
-    expect(command({ ...edit, latents: [1, 2] }, "s", null)).toHaveProperty("missing");
-    expect(command({ ...edit, operator: "mask" }, "s", null)).toHaveProperty("missing");
-    expect(command(edit, null, null)).toHaveProperty("missing");
+    expect(command({ ...edit, latents: [1, 2] }, "s", "-x", true)).toEqual({
+      line: "salve edit s --class=-x --recipe suppress-latent-1-2.safetensors --out suppress-latent-1-2",
+    });
+    expect(command({ ...edit, operator: "mask", rows: [3] }, "s", null, true)).toEqual({
+      line: "salve edit s --recipe mask-class-3.safetensors --out mask-class-3",
+    });
+    expect(command({ ...edit, operator: "mask" }, "s", null, false)).toHaveProperty("missing");
+    expect(command({ ...edit, operator: "fold" }, "s", null, false)).toHaveProperty("missing");
+    expect(command(edit, null, null, true)).toHaveProperty("missing");
   });
 
   it("writes Python", () => {

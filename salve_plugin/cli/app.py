@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from salve_plugin.cli import atlas, demo, editing, explaining, measuring, removing, sharing, studies
-from salve_plugin.cli.choosing import Asked
+from salve_plugin.cli.choosing import Asked, check_alone
 from salve_plugin.cli.options import (
     Checkpoint,
     Classes,
@@ -183,6 +183,10 @@ def edit_command(
     ] = None,
     rows: Rows = None,
     enhance: Annotated[bool, typer.Option("--enhance", help="Enhance, not suppress.")] = False,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="File of an edit, from the edit bench of an atlas."),
+    ] = None,
     pictures: Annotated[
         int,
         typer.Option(
@@ -211,14 +215,15 @@ def edit_command(
     if remove is not None or without is not None:
         if remove is None or without is None:
             raise InputError("--remove and --without go together: images with and without it")
-        removing.check_alone(
+        check_alone(
+            "--remove takes out what two folders differ in",
             **{"class": class_name, "latent": latent, "strength": strength, "rows": rows},
-            enhance=enhance,
-        )
+            enhance=enhance, recipe=recipe,
+        )  # fmt: skip
         removal = removing.Removal(remove, without, max_harm, skip_unreadable)
         removing.remove(study, out, removal, force=force, as_json=as_json)
         return
-    asked = Asked(class_name, latent, rows, strength, enhance)
+    asked = Asked(class_name, latent, rows, strength, enhance, recipe)
     editing.make(study, out, asked, n_pictures=pictures, force=force, as_json=as_json)
 
 

@@ -1,6 +1,7 @@
 """Which latent and rows a command is about: for one class the same in every command."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.choosing.candidate import Choice
@@ -26,6 +27,8 @@ class Asked:
         rows: all, class, rivals or indices; None is what `salve edit` takes by default.
         strength: None has it chosen.
         enhancing: whether the edit enhances.
+        recipe: file of an edit that is made already; then class_name is the class that it is about,
+            and the others are not given.
     """
 
     class_name: str | None = None
@@ -33,6 +36,7 @@ class Asked:
     rows: str | None = None
     strength: float | None = None
     enhancing: bool = False
+    recipe: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,12 @@ class Evidence:
         Of an edit with a named latent and no strength, the strength is still open.
 
         Raises:
-            InputError: if class, latent, rows or strength cannot be used.
+            InputError: if class, latent, rows or strength cannot be used, or the recipe is of
+                another dictionary.
+            ArtifactError: if the recipe cannot be read.
         """
+        if asked.recipe is not None:
+            return self._given(asked, asked.recipe), None
         self.check(asked)
         label = self.label(asked)
         default = "all" if label is None else "class" if asked.enhancing else "rivals"
@@ -125,6 +133,20 @@ class Evidence:
                 f"{self.dictionary.n_latents}, 0 to {self.dictionary.n_latents - 1}"
             )
 
+    def _given(self, asked: Asked, recipe: Path) -> Edit:
+        others = {
+            "latent": asked.latent, "rows": asked.rows, "strength": asked.strength,
+            "enhance": asked.enhancing,
+        }  # fmt: skip
+        check_alone("--recipe holds a whole edit", **others)
+        edit = Edit.from_recipe(recipe)
+        if edit.dictionary_digest not in (None, self.dictionary.digest):
+            raise InputError(
+                f"{recipe} is of the dictionary {edit.dictionary_digest:.12}, the study's is "
+                f"{self.dictionary.digest[:12]}; give the study that it was made in"
+            )
+        return edit
+
     def _label(self, asked: Asked) -> int:
         label = self.label(asked)
         assert label is not None  # `check` saw to that
@@ -145,6 +167,21 @@ class Evidence:
             )  # fmt: skip
         except InputError:  # no latent flips an image: the dominant one tells as much as any
             return None
+
+
+def check_alone(what: str, **others: object) -> None:
+    """Refuse options that say which edit beside one that says so already.
+
+    Args:
+        what: that option, and what it is about.
+        others: values by option, None and False of those that are not given.
+
+    Raises:
+        InputError: names the first of them that is given.
+    """
+    given = [name for name, value in others.items() if value not in (None, False)]
+    if given:
+        raise InputError(f"{what}; --{given[0]} is about another: give one or the other")
 
 
 def label_of(features: Features, class_name: str) -> int:

@@ -13,6 +13,7 @@ from salve_plugin.cli.study import OpenModel, Study
 from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.critical import AlphaCrit, CritGoal, alpha_crit
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators import Gate, LowRankUpdate
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
@@ -100,13 +101,13 @@ def make(
     opened, acts, dictionary = evidence.opened, evidence.acts, evidence.dictionary
     label = evidence.label(asked)
     edit, choice = evidence.edit(asked)
-    if choice is None and asked.strength is None:
+    if choice is None and asked.strength is None and asked.recipe is None:
         edit = _with_strength(evidence, edit, asked)
     assessment = assess(
         opened.hooked,
         edit,
         acts,
-        target=None if asked.enhancing else label,
+        target=None if _enhances(edit) else label,
         dictionary=dictionary,
         command=(
             "salve evaluate ARTIFACT --data FOLDER --checkpoint FILE"
@@ -118,7 +119,7 @@ def make(
     artifact = EditArtifact.of(
         opened.hooked,
         edit,
-        dictionary=dictionary,
+        dictionary=None if edit.dictionary_digest is None else dictionary,
         alpha_crit=_evidence(opened, edit, acts, label),
         assessment=assessment,
         labels=acts.classes,
@@ -135,7 +136,9 @@ def make(
     if as_json:
         show_json(
             {"artifact": str(out), "sha256": artifact.digest, **edit.to_json(),
-             "latent": edit.latent, "mode": edit.gate.mode, "strength": edit.gate.strength,
+             "latent": edit.latents[0] if len(edit.latents) == 1 else None,
+             "mode": edit.operator.mode if isinstance(edit.operator, Gate) else None,
+             "strength": None if isinstance(edit.operator, LowRankUpdate) else edit.strength,
              "assessment": assessment.to_json(), "evaluation": artifact.evaluation,
              "verdict": assessment.verdict, "pictures": sorted(artifact.pictures or {}),
              "no_pictures": missing, "choice": None if choice is None else choice.to_json()}
@@ -143,8 +146,7 @@ def make(
         return
     show_assessment(
         assessment,
-        f"edit of latent {edit.latent}: {edit.gate.mode}, α = {edit.gate.strength:.4g}, "
-        f"rows {'all' if edit.rows is None else list(edit.rows)}",
+        f"{edit.kind}: {edit.amount}, rows {'all' if edit.rows is None else list(edit.rows)}",
     )
     if choice is not None:
         show_verdict(choice)
@@ -171,7 +173,11 @@ def _with_strength(evidence: Evidence, edit: Edit, asked: Asked) -> Edit:
 def _evidence(
     opened: OpenModel, edit: Edit, acts: Activations, label: int | None
 ) -> AlphaCrit | None:
-    if edit.gate.mode == "enhance":
+    if _enhances(edit) or isinstance(edit.operator, LowRankUpdate):
         return None
     classes = None if label is None else [label]
     return alpha_crit(opened.hooked, edit, acts, target="flip", classes=classes)
+
+
+def _enhances(edit: Edit) -> bool:
+    return isinstance(edit.operator, Gate) and edit.operator.mode == "enhance"

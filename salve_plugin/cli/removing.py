@@ -22,7 +22,6 @@ from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.concepts.finding import find_concept
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.stream import record
-from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.owner import scratch
 
@@ -154,17 +153,3 @@ def _show(
     console().print(concept.note, highlight=False, markup=False, soft_wrap=True)
     show_verdict(choice)
     console().print(f"Saved in {out} ({artifact.digest[:12]}).", highlight=False)
-
-
-def check_alone(**others: object) -> None:
-    """Refuse options that are about a class or latent beside `--remove`.
-
-    Raises:
-        InputError: names the first of them that is given.
-    """
-    given = [name for name, value in others.items() if value not in (None, False)]
-    if given:
-        raise InputError(
-            f"--remove takes out what two folders differ in; --{given[0]} is about a class or a "
-            "latent: give one or the other"
-        )

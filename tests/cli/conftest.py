@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from salve_plugin.cli import main
 from salve_plugin.cli.images import open_image
 from salve_plugin.demo import digits
 
@@ -53,3 +54,17 @@ def checkpoint(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("weights") / "digits.safetensors"
     save_file(state, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def study(image_folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of the model."""
+    folder = tmp_path_factory.mktemp("studies") / "study"
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["discover", "--model", "test_resnet", "--checkpoint", str(checkpoint),
+             "--num-classes", "10", "--data", str(image_folder), "--out", str(folder),
+             "--latents", "16"]
+        )  # fmt: skip
+    assert ended.value.code == 0
+    return folder

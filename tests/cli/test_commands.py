@@ -41,17 +41,6 @@ def _fails(capsys: Capture, *arguments: object) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.fixture(scope="module")
-def study(image_folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("studies") / "study"
-    with pytest.raises(SystemExit) as exit_info:
-        main(["discover", "--model", "test_resnet", "--checkpoint", str(checkpoint),
-              "--num-classes", "10", "--data", str(image_folder), "--out", str(out),
-              "--latents", "16", "--json"])  # fmt: skip
-    assert exit_info.value.code in (0, None)
-    return out
-
-
 def test_a_study_says_what_was_found(study: Path, capsys: Capture) -> None:
     found = _run(capsys, "features", study, "--top", 2)
     assert [entry["name"] for entry in found["classes"]] == [str(digit) for digit in range(10)]

@@ -1,27 +1,18 @@
 """Recipes as files: the very edit comes back, and whatever is damaged is refused."""
 
-import json
 import random
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes import recipe
 from small_network import random_edits, small
 
 import salve_plugin as salve
 from salve_plugin.errors import ArtifactError, InputError, MissingFileError, SalveError
 
 EDITS = random_edits(small(), random.Random(0), 30)
-
-
-def recipe(edit: salve.Edit, **notes: str) -> bytes:
-    """Return the file as the bench writes it, by the safetensors library."""
-    notes = notes or {"recipe": json.dumps(edit.to_json())}
-    tensors = {name: tensor.contiguous() for name, tensor in edit.tensors.items()}
-    data: bytes = safetensors.torch.save(tensors, metadata=notes)
-    return data
 
 
 def test_every_edit_comes_back(tmp_path: Path) -> None:

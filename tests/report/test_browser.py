@@ -142,6 +142,15 @@ def test_the_command_is_one_that_a_shell_takes_apart_rightly(walk: dict[str, Any
     ]  # fmt: skip
 
 
+def test_other_edits_are_made_from_the_file_that_was_downloaded(walk: dict[str, Any]) -> None:
+    for asked, found in zip(EDITS[4:], walk["edits"][4:], strict=True):
+        file = Path(found["file"])
+        assert shlex.split(found["texts"][1]) == [
+            "salve", "edit", STUDY, f"--class={NAMES[asked['label']]}", "--recipe", file.name,
+            "--out", file.stem,
+        ]  # fmt: skip
+
+
 def test_names_are_text(walk: dict[str, Any]) -> None:
     assert walk["names"] == list(NAMES)
     assert all(script.startswith('<script src="atlas.js"') for script in walk["scripts"])
