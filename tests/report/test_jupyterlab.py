@@ -150,7 +150,7 @@ def test_outputs_do_not_disturb_each_other_or_the_notebook(seen: dict[str, Any])
     assert seen["other"] == [TITLE, "suppress latent 3"]
     assert seen["before"] == seen["after"]
     assert seen["cells"] == seen["left"] == 5
-    assert seen["cleared"] == 0
+    assert seen["cleared"] == [False, 0]
     assert seen["again"] == TITLE
 
 
