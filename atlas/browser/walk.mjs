@@ -66,6 +66,15 @@ for (const route of ["", "classes", "latents", `class/${first.label}`, `latent/$
   await checked(route || "overview");
 }
 
+// What a crop shows: the part of the picture that its frame leaves to be seen.
+await show(`latent/${first.latents[0]}`);
+await page.getByLabel("Crop").check();
+await page.waitForSelector(".part img");
+seen.crops = await page.evaluate(() => Array.from(document.querySelectorAll(".gallery .frame"), (frame) => {
+  const [seen, whole] = [frame, frame.querySelector("img")].map((each) => each.getBoundingClientRect());
+  return [(seen.x - whole.x) / whole.width, (seen.y - whole.y) / whole.height, seen.width / whole.width, seen.height / whole.height];
+}));
+
 // By keys alone from the top of the overview to the list, down in it, and into a class.
 await show("");
 await page.reload();

@@ -61,7 +61,8 @@ export type LatentEntry = {
   images: Int32Array; codes: Float32Array; counts: Int32Array; least: number; most: number;
   spread: number;
   profile: { classes: Int32Array; means: Float32Array; shifts: Float32Array };
-  maps?: { height: number; width: number; unit: number; values: Int8Array };
+  /** Crops: left, top, width, height in shares of the image, and width over height in pixels, five an image. */
+  maps?: { height: number; width: number; unit: number; values: Int8Array; crops: Float32Array };
   /** An image that was made to drive the latent. */
   made?: { source: string; value: number; sign: number; steps: number; noise: number; spread: number };
 };

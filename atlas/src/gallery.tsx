@@ -31,9 +31,20 @@ function Map_({ maps, at, most, threshold }: {
   return <canvas ref={canvas} width={maps.width} height={maps.height} aria-hidden="true" />;
 }
 
+/** The frame has the form of the crop, no side longer than its column is wide, and the image is so large that the crop fills it. */
+function cropped(maps: NonNullable<LatentEntry["maps"]>, at: number) {
+  const [left, top, width, height, form] = maps.crops.subarray(5 * at, 5 * at + 5);
+  const percent = (share: number) => `${100 * share}%`;
+  return {
+    frame: { aspectRatio: form, width: percent(Math.min(1, form)) },
+    image: { left: percent(-left / width), top: percent(-top / height), width: percent(1 / width), height: percent(1 / height) },
+  };
+}
+
 export function Gallery({ latent, entry, limit = 12 }: { latent: number; entry: LatentEntry; limit?: number }) {
   const [threshold, setThreshold] = useState(0.15);
   const [shown, setShown] = useState(true);
+  const [crops, setCrops] = useState(false);
   const { about } = the();
   const { maps } = entry;
   let most = 0;
@@ -47,6 +58,9 @@ export function Gallery({ latent, entry, limit = 12 }: { latent: number; entry: 
           <label class="check">
             <input type="checkbox" checked={shown} onInput={(event) => setShown(event.currentTarget.checked)} /> Map
           </label>
+          <label class="check">
+            <input type="checkbox" checked={crops} onInput={(event) => setCrops(event.currentTarget.checked)} /> Crop
+          </label>
           <label class="slide">
             <span>from {Math.round(100 * threshold)} % of the largest value</span>
             <input type="range" min="0" max="100" value={100 * threshold} aria-label="Threshold of the map, in percent"
@@ -59,12 +73,15 @@ export function Gallery({ latent, entry, limit = 12 }: { latent: number; entry: 
         {images.map((image, at) => {
           const source = sources?.[at];
           const file = fileName(image);
+          const crop = maps && crops && source ? cropped(maps, at) : null;
           return (
             <li key={image}>
               <figure>
-                <div class="frame">
-                  {source ? <img src={held(source)} alt={file} class={shown && maps ? "grey" : ""} /> : <span class="blank">{sources ? "no picture" : ""}</span>}
-                  {source && maps && shown ? <Map_ maps={maps} at={at} most={most} threshold={threshold} /> : null}
+                <div class={source ? "frame" : "frame empty"} style={crop?.frame}>
+                  <div class={crop ? "part" : ""} style={crop?.image}>
+                    {source ? <img src={held(source)} alt={file} class={shown && maps ? "grey" : ""} /> : <span class="blank">{sources ? "no picture" : ""}</span>}
+                    {source && maps && shown ? <Map_ maps={maps} at={at} most={most} threshold={threshold} /> : null}
+                  </div>
                 </div>
                 <figcaption><b>{short(entry.codes[at])}</b><span title={file}>{file}</span></figcaption>
               </figure>

@@ -19,6 +19,7 @@ from salve_plugin.report.gallery import Images, maps
 from salve_plugin.report.scripts import data_url
 from salve_plugin.site import check_read
 from salve_plugin.validate.activity import Activity, activity
+from salve_plugin.validate.crops import pointed_at
 from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
 from salve_plugin.validate.pictures import overlay, png_bytes, stretched
 
@@ -38,7 +39,8 @@ class LatentCard(Tabular):
             largest code is negative, what lowers it is positive.
         numbers: density and largest code, or the latent's evidence beside chance.
         captions: what is written under each image.
-        pictures: each image as PNG, and the same in grey with its map in colour over it.
+        pictures: each image as PNG, the same in grey with its map in colour over it, and the part
+            that the map points at, which is left out where it points at nothing.
     """
 
     latent: int
@@ -67,7 +69,7 @@ class LatentCard(Tabular):
             f'<figure style="margin:0 .8em .8em 0;width:{SIDE}px">'
             + "".join(
                 f'<img src="{data_url(png)}" width="{SIDE}" alt="{_html(caption)}{what}">'
-                for png, what in zip(pngs, ("", ", its map"), strict=False)
+                for png, what in zip(pngs, ("", ", its map", ", its crop"), strict=False)
             )
             + f'<figcaption style="overflow-wrap:anywhere"><b>{code:.3g}</b> {_html(caption)}'
             "</figcaption></figure>"
@@ -77,7 +79,7 @@ class LatentCard(Tabular):
         )
         said = "" if self.maps is None else (
             "<div>Below each image its Grad-FAM map, yellow where it drives the latent most, all "
-            "on one scale</div>"
+            "on one scale, and what it points at</div>"
         )  # fmt: skip
         return (
             f'<div><b>Latent {self.latent}</b><div style="display:flex;flex-wrap:wrap">{figures}'
@@ -135,6 +137,10 @@ def latent_card(
         if heats is not None:
             over = overlay(pixels, heats[place], size=_size(pixels), signed=False, limit=limit)
             pngs.append(png_bytes(over, colours=256))
+            height, width = pixels.shape[-2:]
+            box = pointed_at(heats[place], (height, width))
+            if box is not None:
+                pngs.append(png_bytes(stretched(box.of(pixels))))
         pictures.append(tuple(pngs))
     captions = [_caption(acts, recorded, image) for image in best[latent].tolist()]
     return LatentCard(

@@ -200,7 +200,7 @@ class Content:
 
     def _maps(self, latents: Sequence[int]) -> Maps:
         if self.pictures is None:
-            return Maps({}, "the atlas was made without images")
+            return Maps({}, missing="the atlas was made without images")
         return maps(self.hooked, self.dictionary, self.pictures, self.active.top_images, latents)
 
     def _crits(self, bench: Bench, dominant: Sequence[int | None]) -> tables.Crits:

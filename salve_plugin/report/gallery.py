@@ -91,10 +91,12 @@ class Maps:
 
     Attributes:
         grids: by latent, (top, h, w); empty where there are none.
+        size: height and width of the images that they lie over.
         missing: why there are none.
     """
 
     grids: Mapping[int, Float[Tensor, "top h w"]]
+    size: tuple[int, int] = (0, 0)
     missing: str | None = None
 
 
@@ -125,6 +127,7 @@ def maps(
             wanted.setdefault(image, []).append((latent, place))
     order = sorted(wanted, key=lambda image: -len(wanted[image]))
     grids: dict[int, Tensor] = {}
+    size = (0, 0)
     try:
         fam = LayerGradFam.of(hooked, dictionary)
         for batch in _batched(order):
@@ -134,14 +137,15 @@ def maps(
             # whose further maps nobody reads.
             index = torch.tensor([each + each[:1] * (most - len(each)) for each in own])
             inputs = torch.stack([images.read(image) for image in batch])
+            size = (inputs.shape[-2], inputs.shape[-1])
             heats = grad_fam_maps(fam, inputs, index).float().cpu()
             for image, heat in zip(batch, heats, strict=True):
                 for at, (latent, place) in enumerate(wanted[image]):
                     empty = heat.new_zeros(top_images.shape[1], *heat.shape[1:])
                     grids.setdefault(latent, empty)[place] = heat[at]
     except AttributionError as error:
-        return Maps({}, f"no maps: {error}")
-    return Maps({latent: grids[latent] for latent in latents if latent in grids})
+        return Maps({}, missing=f"no maps: {error}")
+    return Maps({latent: grids[latent] for latent in latents if latent in grids}, size)
 
 
 def maximizations(

@@ -15,6 +15,7 @@ from salve_plugin.report.evidence import part
 from salve_plugin.report.gallery import Maps
 from salve_plugin.report.scripts import array, quantized
 from salve_plugin.validate.activity import Activity
+from salve_plugin.validate.crops import Box, pointed_at
 from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
 
 CLASSES_A_FILE = 64
@@ -156,12 +157,26 @@ def _latent(
     grids = maps.grids.get(latent)
     if grids is not None:
         # Of a latent that is strongest where it is negative, what lowers it is what drives it.
-        values, unit = quantized(grids * float(active.signs[latent]))
+        heats = grids * float(active.signs[latent])
+        values, unit = quantized(heats)
         content["maps"] = {
             "height": grids.shape[-2], "width": grids.shape[-1], "unit": unit,
             "values": array(values, "i8"),
+            "crops": array(torch.tensor([_crop(heat, maps.size) for heat in heats]), "f32"),
         }  # fmt: skip
     return content
+
+
+def _crop(heat: Tensor, size: tuple[int, int]) -> tuple[float, ...]:
+    """Return a crop: left, top, width and height in shares of the image, width over height.
+
+    It is the whole image where the map points at nothing.
+    """
+    height, width = size
+    box = pointed_at(heat, size) or Box(0, 0, height, width)
+    down, across = box.bottom - box.top, box.right - box.left
+    shares = (box.left / width, box.top / height, across / width, down / height)
+    return (*shares, across / down)
 
 
 def _chunked(

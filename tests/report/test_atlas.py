@@ -20,6 +20,7 @@ from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.report import bench as bench_module
 from salve_plugin.report.bench import Bench
 from salve_plugin.report.front import cut
+from salve_plugin.validate.crops import pointed_at
 
 TYPES = {"i8": "<i1", "i32": "<i4", "f32": "<f4", "f64": "<f8"}
 
@@ -110,6 +111,14 @@ def test_a_latent_has_a_gallery_with_maps(small: Small, folder: Path) -> None:
     values = torch.from_numpy(maps["values"].astype(np.float32)).view_as(heats) * maps["unit"]
     sign = -1 if entry["codes"][0] < 0 else 1
     torch.testing.assert_close(values * sign, heats, rtol=0, atol=0.51 * maps["unit"])
+    crops = maps["crops"].reshape(len(images), 5)
+    _, height, width = inputs.shape[1:]
+    for (left, top, across, down, form), heat in zip(crops.tolist(), heats * sign, strict=True):
+        box = pointed_at(heat, (height, width))
+        assert box is not None
+        edges = (left * width, top * height, (left + across) * width, (top + down) * height)
+        np.testing.assert_allclose(edges, (box.left, box.top, box.right, box.bottom), rtol=1e-5)
+        np.testing.assert_allclose(form, across * width / (down * height), rtol=1e-5)
     others = (features.means.sum(0) - features.means) / 9
     shift = (features.means - others)[:, latent] / features.spreads[latent]
     np.testing.assert_allclose(

@@ -15,6 +15,7 @@ from small_study import NAMES, Small
 import salve_plugin as salve
 from salve_plugin.control.erasers import fold_latents
 from salve_plugin.report.artifact_page import artifact_page
+from salve_plugin.validate.crops import Box, pointed_at
 
 pytestmark = [
     pytest.mark.slow,
@@ -113,6 +114,19 @@ def test_dragging_shows_what_each_strength_does(walk: dict[str, Any], small: Sma
     assert strengths == sorted(set(strengths))
     for found in (*walk["dragged"], walk["keyed"]):
         check_accuracies(found, evaluated(small, made(small, EDITS[0], found["alpha"])))
+
+
+def test_a_crop_is_what_the_map_points_at(walk: dict[str, Any], small: Small) -> None:
+    latent = EDITS[0]["latents"][0]
+    card = salve.latent_card(
+        small.hooked, small.dictionary, small.acts, latent, images=small.images, top=12
+    )
+    assert card.maps is not None
+    assert len(walk["crops"]) == 12
+    for found, heat in zip(walk["crops"], card.maps, strict=True):
+        box = pointed_at(heat, (8, 8)) or Box(0, 0, 8, 8)
+        whole = (box.left, box.top, box.right - box.left, box.bottom - box.top)
+        assert [8 * share for share in found] == pytest.approx(whole, abs=0.1)
 
 
 def test_the_python_and_the_recipe_make_the_very_edit(walk: dict[str, Any], small: Small) -> None:

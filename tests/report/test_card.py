@@ -2,14 +2,17 @@
 
 import re
 from dataclasses import replace
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image
 from small_study import Small
 
 import salve_plugin as salve
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import shown
+from salve_plugin.validate.crops import pointed_at
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,16 @@ def test_a_card_shows_what_a_latent_is_strongest_on(
     assert card.maps is not None
     torch.testing.assert_close(card.maps, fam.attribute(inputs, target=latent)[:, 0])
     html = card._repr_html_()
-    assert html.count("<img") == 8
+    # The image, its map, and a crop where the map points at something.
+    assert [len(each) for each in card.pictures] == [
+        3 if bool((heat > 0).any()) else 2 for heat in card.maps
+    ]
+    assert html.count("<img") == sum(map(len, card.pictures))
+    for pictures, heat, image in zip(card.pictures, card.maps, inputs, strict=True):
+        box = pointed_at(heat, (image.shape[1], image.shape[2]))
+        if box is not None:
+            size = Image.open(BytesIO(pictures[2])).size
+            assert size == (box.right - box.left, box.bottom - box.top)
     assert f"Latent {latent}" in html
     assert "script" not in html.lower()
     assert card.captions[0].split(", ")[0] in repr(card)
