@@ -14,9 +14,10 @@ from salve_plugin.discover.training.loop import DivergedError, State, train
 from salve_plugin.discover.training.plan import Plan
 
 RATES = (5e-3, 1e-2, 2e-2)
-"""Learning rates that the range test tries. The best of 400 steps was among them for every learner
-and data set tried; still lower rates only look better in short runs, because they spoil less of the
-initial atoms."""
+"""Learning rates that the range test tries. The best of 400 steps was among them for nearly every
+learner and data set tried; still lower rates only look better in short runs, because they spoil
+less of the initial atoms. Where lower ones are better in the end, because a wide dictionary
+overfits, short runs do not show it, on held-out rows either: benchmarks/range_test.py."""
 
 RANGE_STEPS = (60, 100)
 """Fewest and most steps of a range test's short runs; in between, a quarter of the steps."""
