@@ -7,6 +7,7 @@ picture exists with and without the attribute.
 
     python benchmarks/control.py            # three seeds, about 25 minutes on 2 cores
     python benchmarks/control.py --quick    # one seed
+    python benchmarks/control.py --quick --networks vit --hidden    # of hidden edits alone
 """
 
 import argparse
@@ -104,14 +105,18 @@ def by_goal(hooked: salve.HookedModel, concepts: dict[str, salve.Concept]) -> It
 
 
 def hidden_too(
-    hooked: salve.HookedModel, column: int, concept: salve.Concept,
+    hooked: salve.HookedModel, proposed: bool, column: int, concept: salve.Concept,
     recorded: Sequence[planted.Pictures], others: Sequence[planted.Pictures],
     pictures: Sequence[planted.Pictures], test: Tested,
 ) -> Iterator[tuple[str, Tensor, str]]:  # fmt: skip
-    """Yield what is tallied with edits of all branches of a transformer, alone and with the head's.
+    """Yield what is tallied with edits of hidden sites of a transformer.
+
+    Of all branches' outputs, alone and on offer; and, if asked for, of the sites that `choose`
+    proposes itself, which takes longer than all other methods together.
 
     Args:
         hooked: the network.
+        proposed: whether `choose` is to make hidden edits itself.
         column: which attribute.
         concept: found in the pairs `recorded`, with the attribute and without.
         recorded: those.
@@ -127,7 +132,7 @@ def hidden_too(
         name=list(planted.ATTRIBUTES)[column],
     )  # fmt: skip
     goal = RemoveConcept(concept, min_removed=0.95)
-    choice = salve.choose(hooked, goal, hidden=hidden, images=[*map(batches, recorded)])
+    images = [*map(batches, recorded)]
 
     def tally(edits: Sequence[salve.Edit]) -> Tensor:
         with ExitStack() as stack:
@@ -141,8 +146,11 @@ def hidden_too(
             return replace(test, without=without, there=there).tally((weight, bias))
 
     yield f"pairs: repair at {len(sites)} hidden sites", tally(hidden), ""
-    name = "**choose(RemoveConcept, hidden on offer), pairs known**"
-    yield name, tally(choice.edits), choice.chosen.method
+    offered = {"hidden on offer": hidden, "sites proposed": ()}
+    for name, edits in list(offered.items())[: 1 + proposed]:
+        choice = salve.choose(hooked, goal, hidden=edits, images=images)
+        name = f"**choose(RemoveConcept, {name}), pairs known**"
+        yield name, tally(choice.edits), choice.chosen.method
 
 
 def batches(pictures: planted.Pictures) -> list[tuple[Tensor, Tensor]]:
@@ -238,7 +246,8 @@ def run(job: Job) -> Result:
     acts = recorded(fit_pictures)
     held_pictures = planted.pictures("choose", CHOOSE_COPIES, draw + 10)
     held_x = read(held_pictures)
-    dictionaries = {name: salve.fit(acts, name, seed=job.seed) for name in ("l1", "mp")}
+    learners = () if job.hidden_only else ("l1", "mp")
+    dictionaries = {name: salve.fit(acts, name, seed=job.seed) for name in learners}
     weight, bias = hooked.unembed()
     head = weight.detach().double(), bias.detach().double()
     removed = []
@@ -268,21 +277,34 @@ def run(job: Job) -> Result:
                 there, without=without, name=attribute, groups=both[0].digits.repeat(2)
             ),
         }
-        methods = heads(rows, head, held, held_pairs, dictionaries, job.seed)
+        methods: Iterator[Method] = iter(())
+        if job.hidden_only:
+            del concepts["groups"]
+        else:
+            methods = heads(rows, head, held, held_pairs, dictionaries, job.seed)
         for name, edited, choice in chain(methods, by_goal(hooked, concepts)):
             tallies[name] = test.tally(edited)
             if choice:
                 choices[name] = choice
         others = planted.pairs("train", column, PAIR_COPIES, draw + 60 + column)
         with_hidden = hidden_too(
-            hooked, column, concepts["pairs"], both[::-1], others[::-1], test_pictures, test
+            hooked,
+            job.hidden_only,
+            column,
+            concepts["pairs"],
+            both[::-1],
+            others[::-1],
+            test_pictures,
+            test,
         )
         for name, tallies[name], choice in with_hidden:
             if choice:
                 choices[name] = choice
         removed.append(Removed(attribute, tallies, test.classes, choices))
     test_acts = recorded(planted.pictures("test", TEST_COPIES, draw + 50))
-    suppressed = list(suppressions(hooked, acts, test_acts, dictionaries))
+    suppressed: list[Suppressed] = []
+    if not job.hidden_only:
+        suppressed += suppressions(hooked, acts, test_acts, dictionaries)
     return Result(job, removed, suppressed)
 
 
@@ -327,6 +349,10 @@ def main() -> None:
     """Run all networks and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed")
+    parser.add_argument(
+        "--hidden", action="store_true",
+        help="only choose(RemoveConcept) for pairs, and edits of hidden layers beside it",
+    )  # fmt: skip
     parser.add_argument("--networks", nargs="+", default=["resnet", "vit"])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
@@ -336,7 +362,11 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     seeds = (0,) if options.quick else (0, 1, 2)
-    jobs = [Job(name, seed, options.cache) for name in options.networks for seed in seeds]
+    jobs = [
+        Job(name, seed, options.cache, options.hidden)
+        for name in options.networks
+        for seed in seeds
+    ]
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, timm {version('timm')}, concept-erasure "
@@ -351,7 +381,8 @@ def main() -> None:
             took = f"{time.perf_counter() - started:.0f} s"
             print(f"{result.job.network} {result.job.seed}: {took}", file=sys.stderr, flush=True)
     report_removal(results)
-    report_suppression(results)
+    if not options.hidden:
+        report_suppression(results)
     print(f"\n{time.perf_counter() - started:.0f} s with {options.jobs} processes")
 
 

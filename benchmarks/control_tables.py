@@ -14,11 +14,12 @@ from benchmarks.pair_outcomes import COLUMNS, Outcome
 
 @dataclass(frozen=True)
 class Job:
-    """One network."""
+    """One network; `hidden_only`: nothing but `choose` for pairs and edits of hidden layers."""
 
     network: planted.NetworkName
     seed: int
     cache: Path
+    hidden_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,10 @@ def edit_command(
         Path | None,
         typer.Option("--without", help="Images without it; the same names are pairs."),
     ] = None,
+    hidden: Annotated[
+        bool,
+        typer.Option("--hidden", help="Let --remove edit hidden layers, too: takes far longer."),
+    ] = False,
     skip_unreadable: Skip = False,
     max_harm: Annotated[
         float, typer.Option("--max-harm", min=0, max=1, help="Accuracy that --remove may cost.")
@@ -220,9 +224,11 @@ def edit_command(
             **{"class": class_name, "latent": latent, "strength": strength, "rows": rows},
             enhance=enhance, recipe=recipe,
         )  # fmt: skip
-        removal = removing.Removal(remove, without, max_harm, skip_unreadable)
+        removal = removing.Removal(remove, without, max_harm, hidden, skip_unreadable)
         removing.remove(study, out, removal, force=force, as_json=as_json)
         return
+    if hidden:
+        raise InputError("--hidden goes with --remove and --without, whose images it needs")
     asked = Asked(class_name, latent, rows, strength, enhance, recipe)
     editing.make(study, out, asked, n_pictures=pictures, force=force, as_json=as_json)
 

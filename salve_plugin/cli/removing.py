@@ -1,5 +1,7 @@
 """`salve edit --remove WITH --without WITHOUT`: a concept found in two folders, and removed."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +24,18 @@ from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.concepts.finding import find_concept
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.stream import record
+from salve_plugin.hooks import HookedModel
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.bundle import EditBundle
 from salve_plugin.store.owner import scratch
 
 SHOWN = 12
 """Candidates in the table; --json has them all."""
 
 BATCH = 64
+
+UNSEEN = "each image with edits that were not fitted on it"
+"""How hidden edits are measured."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,14 @@ class Removal:
         with_folder: images that have it, one subfolder a class.
         without_folder: images that do not; the same names are taken for pairs.
         max_harm: see `RemoveConcept`.
+        hidden: whether hidden layers may be edited, too.
         skip_unreadable: whether images that cannot be read are left out.
     """
 
     with_folder: Path
     without_folder: Path
     max_harm: float = 0.01
+    hidden: bool = False
     skip_unreadable: bool = False
 
 
@@ -89,11 +98,16 @@ def remove(folder: Path, out: Path, removal: Removal, *, force: bool, as_json: b
             if concept.is_paired and paired
             else RemoveShortcut(concept, max_harm=removal.max_harm)
         )
-        choice = choose(opened.hooked, goal)
-        artifact = _artifact(opened, study, choice, concept, trees, paired=paired)
-    save(artifact, out, force=force)
-    note_study(out, artifact.digest, study)
-    _show(artifact, choice, concept, out, as_json=as_json)
+        images = [tree.batches(BATCH) for tree in trees] if removal.hidden else []
+        choice = choose(opened.hooked, goal, images=images)
+        made = (
+            bundle_of(opened.hooked, choice, trees[0].classes, _data(study, concept, UNSEEN))
+            if choice.chosen.hidden
+            else _artifact(opened, study, choice, concept, trees, paired=paired)
+        )
+    save(made, out, force=force)
+    note_study(out, made.digest, study)
+    _show(made, choice, concept, out, as_json=as_json)
 
 
 def _names(tree: ImageTree, folder: Path) -> list[str]:
@@ -121,25 +135,53 @@ def _artifact(
         choice.edit,
         assessment=assessment,
         labels=with_.classes,
-        data={
-            "name": f"image folders with and without '{concept.name}'",
-            "type": "imagefolder",
-            "images": concept.n_images,
-            "evaluated on": "the images that the edit was chosen on",
-            "study": Path(study.data).name,
-        },
+        data=_data(study, concept, "the images that the edit was chosen on"),
     )
 
 
+def bundle_of(
+    hooked: HookedModel, choice: Choice, classes: Sequence[str],
+    data: dict[str, str | int | float | bool | None],
+) -> EditBundle:  # fmt: skip
+    """Return the classifier's edit and those of hidden sites, with what all do together.
+
+    Args:
+        hooked: the attached model.
+        choice: with hidden edits.
+        classes: a name for every class of the model.
+        data: what the choice was made on.
+    """
+    members = {
+        re.sub(r"[^a-z0-9_-]", "-", edit.site.name.lower()): EditArtifact.of(
+            hooked, edit, labels=classes
+        )
+        for edit in choice.edits
+    }
+    before, *_ = choice.tried  # no edit
+    evaluation = {"before": dict(before.figures), "after": dict(choice.chosen.figures)}
+    return EditBundle.of(hooked, members, evaluation=evaluation, data=data)
+
+
+def _data(study: Study, concept: Concept, how: str) -> dict[str, str | int | float | bool | None]:
+    return {
+        "name": f"image folders with and without '{concept.name}'",
+        "type": "imagefolder",
+        "images": concept.n_images,
+        "evaluated on": how,
+        "study": Path(study.data).name,
+    }
+
+
 def _show(
-    artifact: EditArtifact, choice: Choice, concept: Concept, out: Path, *, as_json: bool
+    made: EditArtifact | EditBundle, choice: Choice, concept: Concept, out: Path, *, as_json: bool
 ) -> None:
-    assessment = artifact.assessment
-    assert assessment is not None  # it was given
+    # A bundle has no assessment: its evaluation is what was measured of the choice.
+    assessment = made.assessment if isinstance(made, EditArtifact) else None
     if as_json:
         show_json(
-            {"artifact": str(out), "sha256": artifact.digest, "concept": concept.note,
-             "choice": choice.to_json(), "assessment": assessment.to_json(),
+            {"artifact": str(out), "sha256": made.digest, "concept": concept.note,
+             "choice": choice.to_json(),
+             "assessment": None if assessment is None else assessment.to_json(),
              "verdict": choice.verdict}
         )  # fmt: skip
         return
@@ -149,7 +191,8 @@ def _show(
         ("edit", "effect", "harm", *best[0].figures),
         [(one.method, one.effect, one.harm, *one.figures.values()) for one in best],
     )
-    show_assessment(assessment, f"chosen: {choice.chosen.method}")
+    if assessment is not None:
+        show_assessment(assessment, f"chosen: {choice.chosen.method}")
     console().print(concept.note, highlight=False, markup=False, soft_wrap=True)
     show_verdict(choice)
-    console().print(f"Saved in {out} ({artifact.digest[:12]}).", highlight=False)
+    console().print(f"Saved in {out} ({made.digest[:12]}).", highlight=False)

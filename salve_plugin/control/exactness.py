@@ -143,7 +143,7 @@ def nearest(
             if tried[kind] >= TRIES or (name == here.name and role == refused):
                 continue
             tried[kind] += 1
-            if _takes(hooked, site, operator, role, images):
+            if takes(hooked, site, operator, role, images):
                 preferred = role == _preferred(site)
                 closest.append(name if preferred else f"{name} with role='{role}'")
                 break
@@ -159,10 +159,19 @@ def _preferred(site: Site) -> Role:
     return "reader" if site.readers else "writer"
 
 
-def _takes(
-    hooked: HookedModel, site: Site, like: Operator, role: Role, images: Tensor | None
+@torch.no_grad()
+def takes(
+    hooked: HookedModel, site: Site, like: Operator, role: Role, images: Tensor | None = None
 ) -> bool:
-    """Say whether an operator like this one is exact at a site."""
+    """Say whether an operator like this one is exact at a site: measured, on a copy.
+
+    Args:
+        hooked: the attached model.
+        site: of it.
+        like: of the form that is wanted, with or without an offset.
+        role: which layers are to take it over.
+        images: a probe; by default the model's own.
+    """
     ones = torch.ones(site.width, 1, dtype=torch.float64) / site.width**0.5
     operator: Operator = LowRankMap(ones, ones, torch.zeros(1))
     if isinstance(like, Gate):

@@ -6,8 +6,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from salve_plugin import EditArtifact
-from salve_plugin.cli import main
+from salve_plugin import (
+    Choice,
+    EditArtifact,
+    EditBundle,
+    RemoveConcept,
+    attach,
+    erase,
+    erase_through,
+    find_concept,
+    record,
+)
+from salve_plugin.cli import main, removing
+from salve_plugin.control.choosing.candidate import Candidate
+from salve_plugin.demo import digits
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 Capture = pytest.CaptureFixture[str]
 
@@ -76,3 +90,32 @@ def test_half_a_request_is_refused(
     assert _run("edit", study, "--out", out, *both, "--class", "3") == 1
     assert "--class is about another" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_hidden_edits_that_are_chosen_make_a_bundle(
+    digits_test: digits.Split, tmp_path: Path
+) -> None:
+    hooked = attach(digits.load("vit", FIXTURES / "digits_vit.safetensors"))
+    plain = digits_test.images[:40]
+    marked = plain.clone()
+    marked[:, :, :3] = marked.max()
+    sites = ["blocks.1.ln1.hook_normalized", "blocks.2.ln1.hook_normalized"]
+    hidden = erase_through(hooked, marked, plain, sites, "repair")
+    acts = [record(hooked, [(x, digits_test.labels[:40])], progress=False) for x in (marked, plain)]
+    concept = find_concept(acts[0], without=acts[1])
+    edit = erase(hooked, concept)
+    start = Candidate("no edit", edit, 0.0, 0.0, {"flips": 0.5})
+    chosen = Candidate("after hidden edits", edit, 0.8, 0.0, {"flips": 0.1}, hidden=hidden)
+    choice = Choice(RemoveConcept(concept), chosen, True, (start, chosen), 0.7)
+    bundle = removing.bundle_of(hooked, choice, digits.CLASSES, {"name": "digits"})
+    assert list(bundle.members) == [
+        "blocks-1-ln1-hook_normalized", "blocks-2-ln1-hook_normalized", "unembed-hook_in"
+    ]  # fmt: skip
+    assert bundle.evaluation == {"before": {"flips": 0.5}, "after": {"flips": 0.1}}
+    bundle.save_pretrained(tmp_path / "bundle")
+    assert EditBundle.from_pretrained(tmp_path / "bundle").digest == bundle.digest
+
+
+def test_hidden_layers_need_the_folders(study: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert _run("edit", study, "--out", tmp_path / "edit", "--hidden", "--class", "3") == 1
+    assert "--hidden goes with" in capsys.readouterr().err

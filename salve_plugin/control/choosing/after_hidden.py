@@ -10,15 +10,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from salve_plugin.control.choosing.candidate import Candidate, Choice, best_of
 from salve_plugin.control.choosing.concept_edits import removing
 from salve_plugin.control.choosing.goals import RemoveConcept, RemoveShortcut
 from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.choosing.hidden_sites import site_sets
+from salve_plugin.control.choosing.proposed import Proposer
+from salve_plugin.control.choosing.view import View, check_images
 from salve_plugin.control.edit import Edit
-from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError
 
 
@@ -43,68 +42,63 @@ def after_hidden(
     """
     goal = alone.goal
     assert isinstance(goal, RemoveConcept | RemoveShortcut)
-    recordings = goal.concept.recordings
-    if len(images) != len(recordings):
-        raise InputError(
-            f"images holds {len(images)} loaders, and the concept '{goal.concept.name}' was found "
-            f"in {len(recordings)} recordings; pass images=[loader, ...], one for each"
-        )
+    check_images(head, goal.concept, images)
     for edit in hidden:
         if edit.site.name == head.site.name:
             raise InputError(
                 f"hidden holds an edit of '{edit.site.name}', which is the classifier's input; "
                 "pass edits of earlier sites, such as salve.erase_through(...) makes"
             )
-    for loader, recording in zip(images, recordings, strict=True):
-        _check_images(head, loader, recording)
     with ExitStack() as stack:
         for edit in hidden:
             stack.enter_context(edit.applied(head.hooked.model))
-        again = tuple(
-            record(head.hooked, loader, head.site.name, progress=False) for loader in images
-        )
-        for before, after in zip(recordings, again, strict=True):
-            if before.labels_sha256 != after.labels_sha256:
-                raise InputError(
-                    f"images holds {after.n_images} images whose labels are not those of the "
-                    f"recording of {before.n_images}; pass the very images, in the same order"
-                )
-        # Which images have the concept, and how strongly, stays as it was found.
-        concept = replace(goal.concept, recordings=again)
-        edited = JudgedHead.of(head.hooked, again)
-        rest = removing(edited, replace(goal, concept=concept), nothing, reference=head)
+        view = View.now(head, goal.concept, images)
+        rest = removing(view, goal, nothing, reference=head)
+    return _taken(alone, [_after(f"{len(hidden)} hidden edits", hidden, rest)])
 
-    def together(one: Candidate) -> Candidate:
-        method = f"after {len(hidden)} hidden edits: {one.method}"
+
+def after_proposed(
+    head: JudgedHead, alone: Choice, sites: Sequence[str], images: Sequence[Iterable[Any]],
+    nothing: Edit,
+) -> Choice:  # fmt: skip
+    """Return the best of an edit of the classifier alone and those after edits of sets of sites.
+
+    Measured as in `after_hidden`, whose errors are raised. Edits are judged on images that neither
+    they nor what is done at the classifier were fitted to.
+
+    Args:
+        head: the classifier with the concept's images, as the model was given.
+        alone: what was chosen for the classifier alone.
+        sites: hidden ones, by depth.
+        images: of each of the concept's recordings, in the recorded order.
+        nothing: the edit that changes nothing.
+    """
+    goal = alone.goal
+    assert isinstance(goal, RemoveConcept | RemoveShortcut)
+    check_images(head, goal.concept, images)
+    proposer = Proposer.of(head, goal.concept, images, sites)
+    after = []
+    for each in site_sets(sites, paired=goal.concept.is_paired):
+        made = proposer.proposal(each)
+        rest = removing(made.view, goal, nothing, reference=head, unseen=made.unseen)
+        after.append(_after(made.name, made.edits, rest))
+    return _taken(alone, after)
+
+
+def _after(name: str, hidden: Sequence[Edit], rest: Choice) -> Choice:
+    """Return a choice for the classifier with the hidden edits in whose place it was made."""
+
+    def with_hidden(one: Candidate) -> Candidate:
+        method = f"after {name}: {one.method}"
         return replace(one, method=method, hidden=tuple(hidden), is_control=False)
 
+    tried = tuple(with_hidden(one) for one in rest.tried)
+    return replace(rest, chosen=with_hidden(rest.chosen), tried=tried)
+
+
+def _taken(alone: Choice, after: Sequence[Choice]) -> Choice:
     # The classifier alone comes first: what does no more than that is not worth more edits.
-    both = [alone.chosen, together(rest.chosen)]
-    chosen, met = best_of(both, alone.enough, goal.max_harm)
-    tried = (*alone.tried, *map(together, rest.tried))
+    among = [alone.chosen, *(rest.chosen for rest in after)]
+    chosen, met = best_of(among, alone.enough, alone.goal.max_harm)
+    tried = tuple(one for rest in (alone, *after) for one in rest.tried)
     return replace(alone, chosen=chosen, met=met, tried=tried)
-
-
-def _check_images(head: JudgedHead, loader: Iterable[Any], recording: Activations) -> None:
-    """Compare the first batch with the rows that were recorded of it.
-
-    Raises:
-        InputError: if it can be read only once, is empty, or its images are others.
-    """
-    # Only an iterator is its own iterator.
-    if iter(loader) is loader:
-        raise InputError(
-            "images are read more than once, and an iterator can be read once: give a list of "
-            "batches, or a DataLoader that does not shuffle"
-        )
-    first = next(iter(loader), None)
-    if first is None:
-        raise InputError("images holds an empty loader; pass the concept's images")
-    own = record(head.hooked, [first], head.site.name, progress=False).tensor()
-    recorded = next(recording.batches(len(own))).x
-    # Batches of other sizes are summed in another order.
-    if own.shape != recorded.shape or not torch.allclose(own, recorded, rtol=1e-3, atol=1e-4):
-        raise InputError(
-            f"the first {len(own)} images are not those that were recorded for the concept; pass "
-            "the very images, in the recorded order (a DataLoader must not shuffle)"
-        )

@@ -1,7 +1,7 @@
 """What was tried for a goal, and what was taken of it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,7 @@ class Candidate:
             "amount": self.edit.amount, "effect": self.effect, "harm": self.harm,
             "figures": dict(self.figures), "control": self.is_control,
             "hidden": [edit.digest for edit in self.hidden],
+            "sites": [edit.site.name for edit in self.hidden],
         }  # fmt: skip
 
 
@@ -128,7 +129,7 @@ class Choice(Tabular):
                     f". {best.method}, which needs no feature, does as well: effect "
                     f"{best.effect:.3f}, harm {best.harm:.3f}"
                 )
-        return says
+        return f"{says}. Hidden edits: {_sites(taken.hidden)}" if taken.hidden else says
 
     def __repr__(self) -> str:
         """Say in one line what was chosen and whether it is enough."""
@@ -153,8 +154,16 @@ class Choice(Tabular):
             f"{shown(self.enough)}, harm of at most {shown(self.goal.max_harm)})",
             ("", "method", "effect", "harm", "amount", ""),
             rows,
-            (self.verdict,),
+            (self.verdict, *self._hidden_sets()),
         )
+
+    def _hidden_sets(self) -> list[str]:
+        """Say of each set of hidden edits but the chosen one what is at which site."""
+        sets = {one.hidden: one.method.partition(": ")[0] for one in self.tried if one.hidden}
+        return [
+            f"{name}: {_sites(hidden)}" for hidden, name in sets.items()
+            if hidden != self.chosen.hidden
+        ]  # fmt: skip
 
     def figure(self, path: str | os.PathLike[str] | None = None) -> "Figure":
         """Draw effect against harm of all that was tried, with the bounds of the goal.
@@ -182,6 +191,13 @@ class Choice(Tabular):
             "tried": [candidate.to_json() for candidate in self.tried],
             "unreachable": list(self.unreachable),
         }
+
+
+def _sites(hidden: Sequence[Edit]) -> str:
+    kinds: dict[str, list[str]] = {}
+    for edit in hidden:
+        kinds.setdefault(f"{edit.kind}, {edit.amount}", []).append(edit.site.name)
+    return "; ".join(f"{kind} at {', '.join(names)}" for kind, names in kinds.items())
 
 
 def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Candidate, bool]:

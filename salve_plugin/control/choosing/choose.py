@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from salve_plugin.control.base import Base
-from salve_plugin.control.choosing.after_hidden import after_hidden
+from salve_plugin.control.choosing.after_hidden import after_hidden, after_proposed
 from salve_plugin.control.choosing.candidate import Candidate, Choice, best_of
 from salve_plugin.control.choosing.class_edits import (
     enhancing,
@@ -24,7 +24,9 @@ from salve_plugin.control.choosing.goals import (
     SuppressClass,
 )
 from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.choosing.hidden_sites import exact_sites, named_sites
 from salve_plugin.control.choosing.latent_edits import enhancing_latents, suppressing_latents
+from salve_plugin.control.choosing.view import View
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import latent_gate, unchanged
 from salve_plugin.control.networks import Networks
@@ -32,7 +34,7 @@ from salve_plugin.control.operators.base import whole
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.errors import InputError
+from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
@@ -48,6 +50,7 @@ def choose(
     features: Features | None = None,
     hidden: Sequence[Edit] = (),
     images: Sequence[Iterable[Any]] = (),
+    sites: Sequence[str] | Literal["exact"] | None = None,
     on_base_mismatch: OnBaseMismatch = "error",
 ) -> Choice:
     """Return the edit that reaches a goal at the least cost, with all that was tried for it.
@@ -80,8 +83,12 @@ def choose(
             place, and they are taken only if that does more than the classifier's edit alone:
             `Choice.edits` are all that were chosen. What they were fitted on is not known here:
             fit them on other images.
-        images: with `hidden`: the images of the concept's recordings, in the recorded order, as
-            many loaders of (images, labels) as it has recordings.
+        images: for goals about a concept: the images of its recordings, in the recorded order, as
+            many loaders of (images, labels) as it has recordings. Without `hidden` they have edits
+            of hidden layers fitted, each judged on images that it was not fitted on, and edits of
+            several sites that are judged together. That takes up to 95 passes over the images.
+        sites: with `images` and without `hidden`: names of the hidden sites that may be edited.
+            None or "exact" finds up to eight where weights take an eraser over exactly.
         on_base_mismatch: "warn" goes on with evidence of another network, such as that which the
             model was fine-tuned from: what is claimed then need not hold for the model.
 
@@ -90,6 +97,7 @@ def choose(
             profile neither of that nor of the model without the edits on it.
         InputError: if the recording's labels are not the classifier's, the class has no images, or
             what the goal needs is missing.
+        UnsupportedModelError: if no hidden site is exact, or not one that was named.
     """
     check_attached(hooked)
     if not isinstance(goal, Goal):
@@ -107,12 +115,15 @@ def choose(
         networks.check_present("the recording", recording.network_sha256)
     head = JudgedHead.of(hooked, recordings)
     if isinstance(goal, RemoveConcept | RemoveShortcut):
-        alone = removing(head, goal, nothing)
-        return after_hidden(head, alone, hidden, images, nothing) if hidden else alone
-    if hidden or images:
+        names = _hidden_sites(head, hidden, images, sites)
+        alone = removing(View(head, goal.concept), goal, nothing)
+        if hidden:
+            return after_hidden(head, alone, hidden, images, nothing)
+        return after_proposed(head, alone, names, images, nothing) if names else alone
+    if hidden or images or sites is not None:
         raise InputError(
             f"hidden edits are on offer for goals about a concept, and {type(goal).__name__} is "
-            "about a class, which the classifier decides; leave hidden and images out"
+            "about a class, which the classifier decides; leave hidden, images and sites out"
         )
     (recording,) = recordings
     if dictionary is not None:
@@ -133,6 +144,29 @@ def choose(
     if isinstance(goal, EnhanceClass):
         return _enhanced(head, goal, label, nothing.base, start, dictionary, features)
     return _suppressed(head, recording, goal, label, nothing.base, start, dictionary, features)
+
+
+def _hidden_sites(
+    head: JudgedHead, hidden: Sequence[Edit], images: Sequence[Iterable[Any]],
+    sites: Sequence[str] | Literal["exact"] | None,
+) -> list[str]:  # fmt: skip
+    """Return the hidden sites where edits are to be made; none if that is not asked for."""
+    if sites is not None and (hidden or not images):
+        raise InputError(
+            f"sites={sites!r:.200} has hidden edits made, which needs the concept's images and "
+            "takes the place of edits on offer: pass images=[loader, ...], and no hidden="
+        )
+    if hidden or not images:
+        return []
+    if sites is not None and sites != "exact":
+        return named_sites(head.hooked, sites, head.site)
+    found = exact_sites(head.hooked, head.site)
+    if not found:
+        raise UnsupportedModelError(
+            "no hidden site of this model is known where weights take an eraser over exactly; "
+            "leave out images to choose an edit of the classifier, or name sites=[...]"
+        )
+    return found
 
 
 def _suppressed(

@@ -13,6 +13,7 @@ from salve_plugin.control.choosing.concept_judge import ConceptJudge, HeadChange
 from salve_plugin.control.choosing.goals import RemoveConcept, RemoveShortcut
 from salve_plugin.control.choosing.groups import LEAST_IMAGES, Groups
 from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.choosing.view import View
 from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.erasers import directional_ablation, leace, repair, wieners
@@ -38,21 +39,23 @@ RANKS = (1, 2, 4, 8)
 
 
 def removing(
-    head: JudgedHead, goal: RemoveConcept | RemoveShortcut, nothing: Edit,
-    reference: JudgedHead | None = None,
+    view: View, goal: RemoveConcept | RemoveShortcut, nothing: Edit,
+    reference: JudgedHead | None = None, unseen: Sequence[View] = (),
 ) -> Choice:  # fmt: skip
     """Return the choice among erasers, biases and their controls; see `choose`.
 
     Args:
-        head: with the inputs of the concept's images.
+        view: what the classifier gets of the concept's images.
         goal: what is wanted.
         nothing: the edit that changes nothing.
         reference: the same images before anything was edited; the head itself by default.
+        unseen: for each of `folds`, what the classifier gets with hidden edits that were fitted
+            without the fold; needed if those of `view` were fitted on these images.
 
     Raises:
         InputError: if no class has images with and without the concept.
     """
-    concept = goal.concept
+    head, concept = view.head, view.concept
     groups = Groups.of(concept)
     sizes = groups.accuracies(groups.labels)
     if not any((label, not flag) in sizes for label, flag in sizes):
@@ -60,39 +63,48 @@ def removing(
             f"no class has {LEAST_IMAGES} images with and {LEAST_IMAGES} without '{concept.name}', "
             "so that nothing tells it from the classes; add such images"
         )
-    judge = ConceptJudge(head, goal, groups, reference or head)
     affected = groups.affected(head.n_classes)
     row_sets: list[tuple[int, ...] | None] = [goal.rows]
     if goal.rows is None and 0 < len(affected) < head.n_classes:
         row_sets.append(tuple(affected))
-    # Images that belong together, such as the two of a pair, are unseen at once.
-    fold = concept.groups % FOLDS
-    everything = torch.ones(len(fold), dtype=torch.bool)
-    parts = [dict(_changes(head, concept, groups, affected, fold != part)) for part in range(FOLDS)]
-    final = dict(_changes(head, concept, groups, affected, everything))
-    tried = [judge.candidate("no edit", nothing, head.logits.double(), is_control=True)]
+    parts, every = folds(concept), torch.ones(concept.n_images, dtype=torch.bool)
+    views = unseen or [view] * len(parts)
+    *judges, judge = (
+        ConceptJudge(each.head, goal, groups, reference or head) for each in (*views, view)
+    )
+    made = [
+        dict(_changes(each, groups, affected, ~own)) for each, own in zip(views, parts, strict=True)
+    ]
+    final = dict(_changes(view, groups, affected, every))
+    untouched = _gathered(parts, [each.head.logits.double() for each in views])
+    tried = [
+        judge.candidate(
+            "no edit", nothing, untouched, is_control=True,
+            recorded=head.logits.double() if unseen else None,
+        )
+    ]  # fmt: skip
     among = list(tried)
     for name, change in final.items():
-        if not all(name in part for part in parts):
+        if not all(name in changes for changes in made):
             continue  # a class is missing where some of its images are unseen
         # Of biases alone, or a head refitted, there is one form.
         # With and without the biases refitted. Where there is no bias the first form falls away.
         forms = (name == "biases",) if change.is_whole else (True, False)[not head.has_bias :]
         for rows in row_sets[:1] if change.is_whole else row_sets:
             for refits in forms:
-                unseen = torch.empty(len(fold), head.n_classes, dtype=torch.float64)
                 # The biases too are fitted without the images that they are judged on.
-                for part in range(FOLDS):
-                    own = fold == part
-                    update = judge.update(parts[part][name], rows, ~own, refits)
-                    unseen[own] = judge.logits(update, rows)[own]
-                update = judge.update(change, rows, everything, refits)
+                held_out = [
+                    each.logits(each.update(changes[name], rows, ~own, refits), rows)
+                    for each, changes, own in zip(judges, made, parts, strict=True)
+                ]
+                update = judge.update(change, rows, every, refits)
                 where = "all rows" if rows is None else f"rows {list(rows)[:10]}"
                 method = f"{name}, {where}" + ", biases refitted" * (refits and not change.is_whole)
                 method += ", without its constant" * (not head.has_bias)
                 candidate = judge.made(
-                    method, update, rows, unseen, nothing, is_control=change.is_control
-                )
+                    method, update, rows, _gathered(parts, held_out), nothing,
+                    is_control=change.is_control,
+                )  # fmt: skip
                 tried.append(candidate)
                 if not change.is_null:
                     among.append(candidate)
@@ -101,11 +113,24 @@ def removing(
     return Choice(goal, chosen, met, tuple(tried), enough)
 
 
+def folds(concept: Concept) -> list[Bool[Tensor, " images"]]:
+    """Return the parts of the images that are unseen at once: those that belong together are."""
+    return [concept.groups % FOLDS == part for part in range(FOLDS)]
+
+
+def _gathered(parts: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
+    """Return of each image the logits by what was fitted without it."""
+    unseen = torch.empty_like(logits[0])
+    for own, each in zip(parts, logits, strict=True):
+        unseen[own] = each[own]
+    return unseen
+
+
 def _changes(
-    head: JudgedHead, concept: Concept, groups: Groups, affected: Sequence[int],
-    keep: Bool[Tensor, " images"],
-) -> Iterator[tuple[str, HeadChange]]:  # fmt: skip
+    view: View, groups: Groups, affected: Sequence[int], keep: Bool[Tensor, " images"]
+) -> Iterator[tuple[str, HeadChange]]:
     """Yield the changes of the head that are tried, fitted on some of the images."""
+    head, concept = view.head, view.concept
     weight = head.weight.double()
     if head.has_bias:
         yield "biases", replace(HeadChange.nothing(head), is_control=True, is_whole=True)

@@ -1,0 +1,81 @@
+"""The concept's images as the classifier gets them, once edits of earlier layers are in place."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.concepts.concept import Concept
+from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.recording.stream import record
+from salve_plugin.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What the classifier gets of the concept's images.
+
+    Attributes:
+        head: the classifier with its inputs.
+        concept: with the recordings of those.
+    """
+
+    head: JudgedHead
+    concept: Concept
+
+    @classmethod
+    def now(cls, head: JudgedHead, concept: Concept, images: Sequence[Iterable[Any]]) -> "View":
+        """Record the concept's images anew, with whatever edits are on the model now.
+
+        Raises:
+            InputError: if the images are not those of the concept's recordings.
+        """
+        again = tuple(
+            record(head.hooked, loader, head.site.name, progress=False) for loader in images
+        )
+        for before, after in zip(concept.recordings, again, strict=True):
+            if before.labels_sha256 != after.labels_sha256:
+                raise InputError(
+                    f"images holds {after.n_images} images whose labels are not those of the "
+                    f"recording of {before.n_images}; pass the very images, in the same order"
+                )
+        # Which images have the concept, and how strongly, stays as it was found.
+        return cls(JudgedHead.of(head.hooked, again), replace(concept, recordings=again))
+
+
+def check_images(head: JudgedHead, concept: Concept, images: Sequence[Iterable[Any]]) -> None:
+    """Compare loaders with the concept's recordings: their number, and the first batch of each.
+
+    Raises:
+        InputError: if they are not as many, can be read only once, are empty, or of other images.
+    """
+    recordings = concept.recordings
+    if len(images) != len(recordings):
+        raise InputError(
+            f"images holds {len(images)} loaders, and the concept '{concept.name}' was found "
+            f"in {len(recordings)} recordings; pass images=[loader, ...], one for each"
+        )
+    for loader, recording in zip(images, recordings, strict=True):
+        _check_first(head, loader, recording)
+
+
+def _check_first(head: JudgedHead, loader: Iterable[Any], recording: Activations) -> None:
+    # Only an iterator is its own iterator.
+    if iter(loader) is loader:
+        raise InputError(
+            "images are read more than once, and an iterator can be read once: give a list of "
+            "batches, or a DataLoader that does not shuffle"
+        )
+    first = next(iter(loader), None)
+    if first is None:
+        raise InputError("images holds an empty loader; pass the concept's images")
+    own = record(head.hooked, [first], head.site.name, progress=False).tensor()
+    recorded = next(recording.batches(len(own))).x
+    # Batches of other sizes are summed in another order.
+    if own.shape != recorded.shape or not torch.allclose(own, recorded, rtol=1e-3, atol=1e-4):
+        raise InputError(
+            f"the first {len(own)} images are not those that were recorded for the concept; pass "
+            "the very images, in the recorded order (a DataLoader must not shuffle)"
+        )

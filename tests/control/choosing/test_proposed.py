@@ -1,0 +1,236 @@
+"""`choose` with images: it makes edits of hidden sites itself, and judges them on unseen images."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from salve_plugin import (
+    RemoveConcept,
+    SalveError,
+    SuppressClass,
+    attach,
+    choose,
+    erase_through,
+    find_concept,
+    record,
+    status,
+)
+from salve_plugin.control.choosing.concept_edits import folds
+from salve_plugin.control.choosing.head import JudgedHead
+from salve_plugin.control.choosing.hidden_sites import (
+    MOST_SITES,
+    SiteSet,
+    exact_sites,
+    site_sets,
+)
+from salve_plugin.control.choosing.proposed import Proposer
+from salve_plugin.control.erasers import PairMoments, leace, repair
+from salve_plugin.control.operators import LowRankMap
+from salve_plugin.demo import digits
+from salve_plugin.errors import UnsupportedModelError
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+SITES = ["blocks.1.ln1.hook_normalized", "blocks.3.ln2.hook_normalized"]
+Loader = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def barred(digits_test: digits.Split) -> SimpleNamespace:
+    """Digits with and without a bar, recorded at the head of the ViT."""
+    hooked = attach(digits.load("vit", FIXTURES / "digits_vit.safetensors"))
+    plain, labels = digits_test.images[:120], digits_test.labels[:120]
+    marked = plain.clone()
+    marked[:, :, :3] = marked.max()
+
+    def loader(images: Tensor) -> Loader:
+        return list(zip(torch.split(images, 60), torch.split(labels, 60), strict=True))
+
+    images = [loader(marked), loader(plain)]
+    acts = [record(hooked, one, progress=False) for one in images]
+    concept = find_concept(acts[0], without=acts[1], name="bar")
+    return SimpleNamespace(
+        hooked=hooked, plain=plain, marked=marked, labels=labels, images=images, acts=acts,
+        concept=concept, goal=RemoveConcept(concept, min_removed=0.9, max_harm=0.05),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def proposer(barred: SimpleNamespace) -> Proposer:
+    head = JudgedHead.of(barred.hooked, barred.acts)
+    return Proposer.of(head, barred.concept, barred.images, SITES)
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_the_choice_says_what_is_at_which_site_and_leaves_the_model_as_it_was(
+    barred: SimpleNamespace,
+) -> None:
+    before = bits(barred.hooked.model)
+    choice = choose(barred.hooked, barred.goal, images=barred.images, sites=SITES[:1])
+    after = barred.hooked.model.state_dict()
+    assert all(tensor.equal(before[name]) for name, tensor in after.items())
+    assert not status(barred.hooked.model).applied
+    hidden = [one for one in choice.tried if one.hidden]
+    assert {one.hidden[0].amount for one in hidden} == {"rank 1, scale 0", "rank 4, scale 0"}
+    said = f"{choice.verdict} {choice.as_table().notes}"
+    assert all(f"low rank map, rank {rank}, scale 0 at {SITES[0]}" in said for rank in (1, 4))
+    assert all(one.to_json()["sites"] in ([], SITES[:1]) for one in choice.tried)
+    assert choice.chosen.harm <= barred.goal.max_harm
+    alone = next(one for one in choice.tried if not one.hidden)
+    assert hidden[0].method == f"after repair of rank 1 at {SITES[0]}: no edit"
+    assert hidden[0].error > 0  # it is fitted, and what was fitted is chosen among
+    assert alone.error == 0
+    for edit in choice.edits:
+        edit.apply_(barred.hooked.model)
+    for edit in choice.edits:
+        edit.revert_(barred.hooked.model)
+    after = barred.hooked.model.state_dict()
+    assert all(tensor.equal(before[name]) for name, tensor in after.items())
+
+
+def test_what_is_judged_is_unseen_and_what_is_returned_is_fitted_to_all(
+    barred: SimpleNamespace, proposer: Proposer
+) -> None:
+    """By hand at one site: the eraser is fitted without each fold, and hooks make its change."""
+    hooked, site = barred.hooked, barred.hooked.site(SITES[1])
+    made = proposer.proposal(SiteSet((site.name,), 1))
+    with torch.no_grad():
+        caches = [
+            hooked.run_with_cache(images, names_filter=site.name)[1]
+            for images in (barred.marked, barred.plain)
+        ]
+    rows = [cache[site.name][:, site.prefix_tokens :] for cache in caches]
+    half = len(barred.plain)
+
+    def fitted(keep: Tensor) -> LowRankMap:
+        marked, plain = (each[keep].flatten(0, 1).double() for each in rows)
+        return repair(PairMoments.of([(marked, plain)]))
+
+    def logits(operator: LowRankMap) -> Tensor:
+        def change(x: Tensor, hook: object) -> Tensor:
+            return operator.activation(x, site.channel_axis)
+
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    hooked.run_with_hooks(images, fwd_hooks=[(site.name, change)])
+                    for images in (barred.marked, barred.plain)
+                ]
+            )
+
+    every = torch.ones(half, dtype=torch.bool)
+    for own, view in zip(folds(barred.concept), made.unseen, strict=True):
+        assert own[:half].equal(own[half:])  # the two of a pair stay together
+        wanted = logits(fitted(~own[:half]))
+        torch.testing.assert_close(view.head.logits, wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(made.view.head.logits, logits(fitted(every)), rtol=1e-3, atol=1e-3)
+    (edit,) = made.edits
+    assert isinstance(edit.operator, LowRankMap)
+    probe = rows[0].flatten(0, 1).double()
+    torch.testing.assert_close(
+        edit.operator.activation(probe, 1), fitted(every).activation(probe, 1),
+        rtol=1e-5, atol=1e-5,
+    )  # fmt: skip
+
+
+def test_several_sites_are_those_that_are_erased_through_jointly(
+    barred: SimpleNamespace, proposer: Proposer
+) -> None:
+    made = proposer.proposal(SiteSet(tuple(SITES), 1))
+    assert made.name == f"repair of rank 1 at 2 hidden sites ({SITES[0]} to {SITES[1]})"
+    marked, plain = barred.images
+    wanted = erase_through(barred.hooked, marked, plain, SITES, "repair")
+    for edit, other in zip(made.edits, wanted, strict=True):
+        assert edit.site == other.site
+        assert isinstance(edit.operator, LowRankMap)
+        assert isinstance(other.operator, LowRankMap)
+        probe = torch.randn(50, edit.site.width, dtype=torch.float64)
+        torch.testing.assert_close(
+            edit.operator.activation(probe, 1), other.operator.activation(probe, 1),
+            rtol=1e-5, atol=1e-5,
+        )  # fmt: skip
+
+
+def test_without_pairs_the_eraser_is_leace_of_the_rows(barred: SimpleNamespace) -> None:
+    count = len(barred.labels)
+    flags = torch.arange(count) < count // 2
+    images = torch.where(flags[:, None, None, None], barred.marked, barred.plain)
+    loader = list(zip(torch.split(images, 60), torch.split(barred.labels, 60), strict=True))
+    acts = record(barred.hooked, loader, progress=False)
+    concept = find_concept(acts, flags, name="bar")
+    head = JudgedHead.of(barred.hooked, [acts])
+    made = Proposer.of(head, concept, [loader], SITES).proposal(SiteSet((SITES[0],), 1))
+    there = record(barred.hooked, loader, SITES[0], progress=False)
+    expected = leace(find_concept(there, flags, name="bar").moments(balanced=True))
+    probe = there.tensor()[:500].double()
+    (edit,) = made.edits
+    assert isinstance(edit.operator, LowRankMap)
+    torch.testing.assert_close(
+        edit.operator.activation(probe, 1), expected.activation(probe, 1), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_sites_are_found_where_branches_read(barred: SimpleNamespace) -> None:
+    head = barred.hooked.site("unembed.hook_in")
+    found = exact_sites(barred.hooked, head)
+    assert 0 < len(found) <= MOST_SITES
+    assert all(".ln1." in name or ".ln2." in name for name in found)
+    assert found == sorted(found, key=list(barred.hooked.sites).index)
+    # Padded convolutions see no offset: a ResNet has no such site.
+    resnet = attach(digits.load("resnet", FIXTURES / "digits_resnet.safetensors"))
+    assert exact_sites(resnet, resnet.site("unembed.hook_in")) == []
+    acts = [record(resnet, images, progress=False) for images in barred.images]
+    goal = RemoveConcept(find_concept(acts[0], without=acts[1]))
+    with pytest.raises(UnsupportedModelError, match="no hidden site"):
+        choose(resnet, goal, images=barred.images)
+
+
+@given(st.integers(1, 30), st.booleans())
+def test_sets_are_few_and_by_depth(count: int, paired: bool) -> None:
+    sites = [f"site {number}" for number in range(count)]
+    sets = site_sets(sites, paired=paired)
+    assert len({(each.sites, each.rank) for each in sets}) == len(sets) <= 4
+    assert all(list(each.sites) == sorted(each.sites, key=sites.index) for each in sets)
+    assert any(each.sites == tuple(sites) for each in sets)
+    assert all(each.sites for each in sets)
+
+
+def test_the_model_is_as_it_was_after_an_error(barred: SimpleNamespace, proposer: Proposer) -> None:
+    before = bits(barred.hooked.model)
+    # Half of the images are missing where the classifier's input is recorded: all edits are on.
+    broken = replace(proposer, images=[barred.images[0], barred.images[1][:1]])
+    with pytest.raises(SalveError, match="the very images"):
+        broken.proposal(SiteSet(tuple(SITES), 1))
+    after = barred.hooked.model.state_dict()
+    assert all(tensor.equal(before[name]) for name, tensor in after.items())
+    assert not status(barred.hooked.model).applied
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"sites": SITES}, "needs the concept's images"),
+        ({"images": True, "sites": []}, "list of names"),
+        ({"images": True, "sites": SITES[0]}, "list of names"),
+        ({"images": True, "sites": [SITES[0]] * 2}, "list of names"),
+        ({"images": True, "sites": ["unembed.hook_in"]}, "edited anyway"),
+        ({"images": True, "sites": ["nowhere"]}, "nowhere"),
+        ({"images": True, "sites": ["blocks.1.hook_resid_post"]}, "no linear layer"),
+    ],
+)
+def test_sites_that_cannot_be_used_are_named(
+    barred: SimpleNamespace, options: dict[str, object], sentence: str
+) -> None:
+    given = {**options, "images": barred.images} if "images" in options else options
+    with pytest.raises(SalveError, match=sentence):
+        choose(barred.hooked, barred.goal, **given)
+    with pytest.raises(SalveError, match="leave hidden, images and sites out"):
+        choose(barred.hooked, SuppressClass(1), barred.acts[0], sites=SITES)
