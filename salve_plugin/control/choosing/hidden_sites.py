@@ -97,24 +97,29 @@ def exact_sites(hooked: HookedModel, head: Site) -> list[str]:
         if site.name != head.name and not set(site.readers) & set(hooked.heads):
             kinds.setdefault(kind, []).append(site)
     for kind in sorted(kinds):
-        able = [site for site in kinds[kind] if _takes_offset(hooked, site)]
         role: Role = "writer" if kind == WRITTEN else "reader"
-        exact = [site.name for site in _spread(able) if takes(hooked, site, _like(site), role)]
+        near = _spread([site for site in kinds[kind] if site.readers or site.writers])
+        exact = [site.name for site in near if _is_exact(hooked, site, role)]
         if exact:
             return exact
     return []
 
 
-def _like(site: Site) -> LowRankMap:
-    ones = torch.ones(site.width, 1)
-    return LowRankMap(ones, ones, torch.ones(1))
-
-
-def _takes_offset(hooked: HookedModel, site: Site) -> bool:
+def takes_offset(hooked: HookedModel, site: Site) -> bool:
+    """Say whether the layers around a site can take over a map that moves the origin."""
     try:
-        return bool(targets_at(hooked.model, site, _like(site)))
+        return bool(targets_at(hooked.model, site, _like(site, 1.0)))
     except UnsupportedModelError:
         return False
+
+
+def _like(site: Site, offset: float = 0.0) -> LowRankMap:
+    ones = torch.ones(site.width, 1)
+    return LowRankMap(ones, ones, torch.full((1,), offset))
+
+
+def _is_exact(hooked: HookedModel, site: Site, role: Role) -> bool:
+    return takes(hooked, site, _like(site, float(takes_offset(hooked, site))), role)
 
 
 def _spread(sites: Sequence[Site]) -> list[Site]:

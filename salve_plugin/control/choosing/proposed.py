@@ -16,12 +16,13 @@ from torch import Tensor
 
 from salve_plugin.control.choosing.concept_edits import folds
 from salve_plugin.control.choosing.head import JudgedHead
-from salve_plugin.control.choosing.hidden_sites import SiteSet
+from salve_plugin.control.choosing.hidden_sites import SiteSet, takes_offset
 from salve_plugin.control.choosing.view import View
 from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.erasers import leace, repair
+from salve_plugin.control.erasers import directional_ablation, leace, repair
 from salve_plugin.control.making import edit_at
+from salve_plugin.control.operators import LowRankMap
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.stream import record
@@ -75,42 +76,37 @@ class Proposer:
         """Return the edits of a set of sites; the model is as it was when this returns or fails."""
         every = torch.ones(self.concept.n_images, dtype=torch.bool)
         edits: tuple[Edit, ...] = ()
+        erasers: list[str] = []
         views = []
         for keep in (*(~own for own in folds(self.concept)), every):
             with ExitStack() as stack:
-                edits = self._fitted(sites, keep, stack)
+                edits, erasers = self._fitted(sites, keep, stack)
                 views.append(View.now(self.head, self.concept, self.images))
         *unseen, view = views
         first, last = sites.sites[0], sites.sites[-1]
         where = f"{len(edits)} hidden sites ({first} to {last})" if len(edits) > 1 else first
-        name = f"{self._eraser(sites)} at {where}"
-        return Proposal(name, edits, view, tuple(unseen))
+        return Proposal(f"{', '.join(erasers)} at {where}", edits, view, tuple(unseen))
 
     def _fitted(
         self, sites: SiteSet, keep: Bool[Tensor, " images"], stack: ExitStack
-    ) -> tuple[Edit, ...]:
-        """Return edits fitted to some images; they stay on the model until the stack ends."""
-        edits = []
-        note = f"{self._eraser(sites)} of {self.concept.note}"
+    ) -> tuple[tuple[Edit, ...], list[str]]:
+        """Return edits fitted to some images, which stay on until the stack ends; how, in words."""
+        hooked, edits = self.head.hooked, []
+        erasers: dict[str, None] = {}  # each once, in order
+        # Of pairs only the marked image is recorded anew.
+        numbers = range(1 if self.concept.is_paired else len(self.images))
         for site in sites.sites:
-            if self.concept.is_paired:
-                there = self._at_site((self._recorded(0, site), self.clean[site]))
-                operator = repair(there.pair_moments(keep), rank=sites.rank)
-            else:
-                numbers = range(len(self.images))
-                there = self._at_site(tuple(self._recorded(number, site) for number in numbers))
-                operator = leace(there.moments(balanced=True, keep=keep))
-            edit = edit_at(
-                self.head.hooked, site, operator, provenance=Provenance("concept", note=note[:1000])
-            )
-            stack.enter_context(edit.applied(self.head.hooked.model))
+            recorded = [self._recorded(number, site) for number in numbers]
+            clean = [self.clean[site]] if self.concept.is_paired else []
+            there = self._at_site((*recorded, *clean))
+            has_offset = takes_offset(hooked, hooked.site(site))
+            operator, eraser = _eraser(there, keep, sites.rank, has_offset=has_offset)
+            note = f"{eraser} of {self.concept.note}"[:1000]
+            edit = edit_at(hooked, site, operator, provenance=Provenance("concept", note=note))
+            stack.enter_context(edit.applied(hooked.model))
             edits.append(edit)
-        return tuple(edits)
-
-    def _eraser(self, sites: SiteSet) -> str:
-        return (
-            f"repair of rank {sites.rank}" if self.concept.is_paired else "leace, groups balanced"
-        )
+            erasers[eraser] = None
+        return tuple(edits), list(erasers)
 
     def _recorded(self, number: int, site: str) -> Activations:
         return record(self.head.hooked, self.images[number], site, progress=False)
@@ -130,3 +126,21 @@ class Proposer:
         return Concept(
             self.concept.name, "labels", recordings, values, flags, read, self.concept.groups
         )
+
+
+def _eraser(
+    concept: Concept, keep: Bool[Tensor, " images"], rank: int, *, has_offset: bool
+) -> tuple[LowRankMap, str]:
+    """Return the map that takes a concept out of its site, fitted to some images, and its name.
+
+    Where the layers take no offset it is one about zero.
+    """
+    if concept.is_paired:
+        moments = concept.pair_moments(keep, "mean" if has_offset else "origin")
+        return repair(moments, rank=rank), f"repair of rank {rank}" + " about zero" * (
+            not has_offset
+        )
+    balanced = concept.moments(balanced=True, keep=keep)
+    if has_offset:
+        return leace(balanced), "leace, groups balanced"
+    return directional_ablation(balanced, centre="origin"), "balanced difference of means"

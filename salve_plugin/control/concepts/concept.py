@@ -200,11 +200,15 @@ class Concept:
             return _effects_of_pairs(self.recordings, counted)
         return _effects_by_class(self, counted)
 
-    def pair_moments(self, keep: Bool[Tensor, " images"] | None = None) -> PairMoments:
+    def pair_moments(
+        self, keep: Bool[Tensor, " images"] | None = None,
+        centre: Literal["mean", "origin"] = "mean",
+    ) -> PairMoments:  # fmt: skip
         """Return the moments of the pairs of rows.
 
         Args:
             keep: images that count.
+            centre: see `PairMoments.of`.
 
         Raises:
             InputError: if the images are no pairs.
@@ -215,7 +219,7 @@ class Concept:
                 "it, in the same order, and pass find_concept(with_acts, without=without_acts)"
             )
         counted = torch.ones(self.n_images, dtype=torch.bool) if keep is None else keep
-        return PairMoments.of(_pairs(self.recordings, counted))
+        return PairMoments.of(_pairs(self.recordings, counted), centre)
 
     def class_moments(self) -> JointMoments:
         """Return the moments of activations and one-hot classes.

@@ -7,6 +7,7 @@ and leaves $x_c$ where it is. It is no projection ($V^TU \neq I$): it goes as fa
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float64
@@ -21,11 +22,11 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class PairMoments:
-    """Second moments about the clean mean of activations with and without a concept, in pairs.
+    """Second moments about a centre of activations with and without a concept, in pairs.
 
     Attributes:
         n_rows: number of pairs of rows.
-        mean: of the clean activations, (width,).
+        mean: the centre: the mean of the clean activations, or zero; (width,).
         clean: $E[z_c z_c^T]$, (width, width).
         marked: $E[z_m z_m^T]$.
         cross: $E[(x_m - x_c) z_m^T]$; not symmetric.
@@ -38,11 +39,15 @@ class PairMoments:
     cross: Float64[Tensor, "width width"]
 
     @classmethod
-    def of(cls, parts: Iterable[tuple[Tensor, Tensor]]) -> "PairMoments":
+    def of(
+        cls, parts: Iterable[tuple[Tensor, Tensor]], centre: Literal["mean", "origin"] = "mean"
+    ) -> "PairMoments":
         """Read the pairs once.
 
         Args:
             parts: (with the concept (rows, width), the same without it (rows, width)) pieces.
+            centre: about which moments are taken: the clean "mean", or the "origin" for a map
+                without an offset.
 
         Raises:
             InputError: if there are fewer than two pairs, shapes differ, or a value is not finite.
@@ -61,7 +66,7 @@ class PairMoments:
             if not bool(with_.isfinite().all() & without.isfinite().all()):
                 raise InputError("activations hold NaN or infinite entries; record again")
             if not count:
-                origin = without[0].double()
+                origin = without[0].double() * (centre == "mean")
             m, c = with_.double() - origin, without.double() - origin
             count += len(c)
             sums, total = sums + c.sum(0), total + m.sum(0)
@@ -69,6 +74,8 @@ class PairMoments:
             cross = cross + (m - c).T @ m
         if count < 2:
             raise InputError(f"{count} pairs are too few to repair anything; record more")
+        if centre == "origin":
+            return cls(count, origin, clean / count, marked / count, cross / count)
         mean, shift = sums / count, (total - sums) / count
         around = mean + shift  # of the marked ones, seen from the origin
         return cls(

@@ -28,9 +28,10 @@ from salve_plugin.control.choosing.hidden_sites import (
     SiteSet,
     exact_sites,
     site_sets,
+    takes_offset,
 )
 from salve_plugin.control.choosing.proposed import Proposer
-from salve_plugin.control.erasers import PairMoments, leace, repair
+from salve_plugin.control.erasers import PairMoments, directional_ablation, leace, repair
 from salve_plugin.control.operators import LowRankMap
 from salve_plugin.demo import digits
 from salve_plugin.errors import UnsupportedModelError
@@ -184,13 +185,70 @@ def test_sites_are_found_where_branches_read(barred: SimpleNamespace) -> None:
     assert 0 < len(found) <= MOST_SITES
     assert all(".ln1." in name or ".ln2." in name for name in found)
     assert found == sorted(found, key=list(barred.hooked.sites).index)
-    # Padded convolutions see no offset: a ResNet has no such site.
+
+
+def test_padded_convolutions_get_maps_about_zero(barred: SimpleNamespace) -> None:
     resnet = attach(digits.load("resnet", FIXTURES / "digits_resnet.safetensors"))
-    assert exact_sites(resnet, resnet.site("unembed.hook_in")) == []
+    found = exact_sites(resnet, resnet.site("unembed.hook_in"))
+    assert found
+    assert not any(takes_offset(resnet, resnet.site(name)) for name in found)
     acts = [record(resnet, images, progress=False) for images in barred.images]
+    concept = find_concept(acts[0], without=acts[1], name="bar")
+    head = JudgedHead.of(resnet, acts)
+    proposer = Proposer.of(head, concept, barred.images, found[-1:])
+    (edit,) = proposer.proposal(SiteSet((found[-1],), 1)).edits
+    marked, plain = (
+        record(resnet, images, found[-1], progress=False).tensor().double()
+        for images in barred.images
+    )
+    assert isinstance(edit.operator, LowRankMap)
+    assert not edit.operator.moves_origin
+    # By brute force: no map of one direction through zero brings the two closer to plain.
+    read, write = edit.operator.read.double(), edit.operator.write.double()
+
+    def loss(write: Tensor, read: Tensor) -> float:
+        back = (marked - marked @ read @ write.T - plain).square().sum(1).mean()
+        return float(back + (plain @ read @ write.T).square().sum(1).mean())
+
+    least = loss(write, read)
+    assert least < float((marked - plain).square().sum(1).mean())
+    random = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        change = torch.randn(write.shape, generator=random, dtype=torch.float64)
+        for size in (1e-1, 1e-2):
+            step = size * change * write.norm() / change.norm()
+            assert loss(write + step, read) > least
+
+
+def test_without_pairs_a_map_about_zero_is_the_difference_of_means(
+    barred: SimpleNamespace,
+) -> None:
+    resnet = attach(digits.load("resnet", FIXTURES / "digits_resnet.safetensors"))
+    site = exact_sites(resnet, resnet.site("unembed.hook_in"))[-1]
+    flags = torch.arange(len(barred.labels)) < len(barred.labels) // 2
+    images = torch.where(flags[:, None, None, None], barred.marked, barred.plain)
+    loader = [(images, barred.labels)]
+    acts = record(resnet, loader, progress=False)
+    concept, head = find_concept(acts, flags, name="bar"), JudgedHead.of(resnet, [acts])
+    made = Proposer.of(head, concept, [loader], [site]).proposal(SiteSet((site,), 1))
+    there = find_concept(record(resnet, loader, site, progress=False), flags, name="bar")
+    expected = directional_ablation(there.moments(balanced=True), centre="origin")
+    (edit,) = made.edits
+    assert isinstance(edit.operator, LowRankMap)
+    probe = torch.randn(20, edit.site.width, dtype=torch.float64)
+    torch.testing.assert_close(
+        edit.operator.activation(probe, 1), expected.activation(probe, 1), rtol=1e-5, atol=1e-5
+    )
+    assert "balanced difference of means" in made.name
+
+
+def test_a_model_without_exact_sites_says_so(barred: SimpleNamespace) -> None:
+    nowhere = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))
+    hooked = attach(nowhere.eval(), head="1", probe=barred.plain[:2])
+    acts = [record(hooked, images, progress=False) for images in barred.images]
     goal = RemoveConcept(find_concept(acts[0], without=acts[1]))
     with pytest.raises(UnsupportedModelError, match="no hidden site"):
-        choose(resnet, goal, images=barred.images)
+        choose(hooked, goal, images=barred.images)
 
 
 @given(st.integers(1, 30), st.booleans())

@@ -1,5 +1,7 @@
 """Paired repair and soft erasure against brute force and their limits."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -39,12 +41,18 @@ def objective(change: Tensor, marked: Tensor, clean: Tensor, weight: float) -> f
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 10_000), cut=st.integers(0, 200))
-def test_pair_moments_equal_their_definition(seed: int, cut: int) -> None:
+@given(
+    seed=st.integers(0, 10_000), cut=st.integers(0, 200),
+    centre=st.sampled_from(["mean", "origin"]),
+)  # fmt: skip
+def test_pair_moments_equal_their_definition(
+    seed: int, cut: int, centre: Literal["mean", "origin"]
+) -> None:
     marked, clean = pairs(seed)
-    moments = PairMoments.of([(marked[:cut], clean[:cut]), (marked[cut:], clean[cut:])])
-    zm, zc = marked - clean.mean(0), clean - clean.mean(0)
-    torch.testing.assert_close(moments.mean, clean.mean(0))
+    moments = PairMoments.of([(marked[:cut], clean[:cut]), (marked[cut:], clean[cut:])], centre)
+    middle = clean.mean(0) if centre == "mean" else torch.zeros_like(clean[0])
+    zm, zc = marked - middle, clean - middle
+    torch.testing.assert_close(moments.mean, middle)
     torch.testing.assert_close(moments.clean, zc.T @ zc / 200)
     torch.testing.assert_close(moments.marked, zm.T @ zm / 200)
     torch.testing.assert_close(moments.cross, (marked - clean).T @ zm / 200)
