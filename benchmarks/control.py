@@ -109,10 +109,10 @@ def hidden_too(
     recorded: Sequence[planted.Pictures], others: Sequence[planted.Pictures],
     pictures: Sequence[planted.Pictures], test: Tested,
 ) -> Iterator[tuple[str, Tensor, str]]:  # fmt: skip
-    """Yield what is tallied with edits of hidden sites of a transformer.
+    """Yield what is tallied with edits of hidden sites.
 
-    Of all branches' outputs, alone and on offer; and, if asked for, of the sites that `choose`
-    proposes itself, which takes longer than all other methods together.
+    Of all branches' outputs of a transformer, alone and on offer; and, if asked for, of the sites
+    that `choose` proposes itself, which takes longer than all other methods together.
 
     Args:
         hooked: the network.
@@ -125,12 +125,6 @@ def hidden_too(
         test: what is recorded of them.
     """
     sites = [name for name in hooked.sites if name.endswith(("attn_out", "mlp_out"))]
-    if not sites:
-        return  # padded convolutions see no offset
-    hidden = salve.erase_through(
-        hooked, batches(others[0]), batches(others[1]), sites, "repair",
-        name=list(planted.ATTRIBUTES)[column],
-    )  # fmt: skip
     goal = RemoveConcept(concept, min_removed=0.95)
     images = [*map(batches, recorded)]
 
@@ -145,9 +139,17 @@ def hidden_too(
             weight, bias = (part.detach().double() for part in hooked.unembed())
             return replace(test, without=without, there=there).tally((weight, bias))
 
-    yield f"pairs: repair at {len(sites)} hidden sites", tally(hidden), ""
-    offered = {"hidden on offer": hidden, "sites proposed": ()}
-    for name, edits in list(offered.items())[: 1 + proposed]:
+    offered: dict[str, Sequence[salve.Edit]] = {}
+    if sites:  # padded convolutions see no offset
+        hidden = salve.erase_through(
+            hooked, batches(others[0]), batches(others[1]), sites, "repair",
+            name=list(planted.ATTRIBUTES)[column],
+        )  # fmt: skip
+        yield f"pairs: repair at {len(sites)} hidden sites", tally(hidden), ""
+        offered["hidden on offer"] = hidden
+    if proposed:
+        offered["sites proposed"] = ()
+    for name, edits in offered.items():
         choice = salve.choose(hooked, goal, hidden=edits, images=images)
         name = f"**choose(RemoveConcept, {name}), pairs known**"
         yield name, tally(choice.edits), choice.chosen.method
@@ -252,7 +254,7 @@ def run(job: Job) -> Result:
     head = weight.detach().double(), bias.detach().double()
     removed = []
     for column, (attribute, pair) in enumerate(planted.ATTRIBUTES.items()):
-        both = planted.pairs("train", column, PAIR_COPIES, draw + 20 + column)
+        both = planted.pairs("train", column, job.copies, draw + 20 + column)
         without, there = (recorded(each) for each in both)
         has = fit_pictures.attributes[:, column]
         rows = Rows(
@@ -286,7 +288,7 @@ def run(job: Job) -> Result:
             tallies[name] = test.tally(edited)
             if choice:
                 choices[name] = choice
-        others = planted.pairs("train", column, PAIR_COPIES, draw + 60 + column)
+        others = planted.pairs("train", column, job.copies, draw + 60 + column)
         with_hidden = hidden_too(
             hooked,
             job.hidden_only,
@@ -353,6 +355,7 @@ def main() -> None:
         "--hidden", action="store_true",
         help="only choose(RemoveConcept) for pairs, and edits of hidden layers beside it",
     )  # fmt: skip
+    parser.add_argument("--copies", type=int, default=PAIR_COPIES, help="pairs of each digit")
     parser.add_argument("--networks", nargs="+", default=["resnet", "vit"])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
@@ -363,7 +366,7 @@ def main() -> None:
     started = time.perf_counter()
     seeds = (0,) if options.quick else (0, 1, 2)
     jobs = [
-        Job(name, seed, options.cache, options.hidden)
+        Job(name, seed, options.cache, options.hidden, options.copies)
         for name in options.networks
         for seed in seeds
     ]

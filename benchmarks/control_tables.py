@@ -14,12 +14,21 @@ from benchmarks.pair_outcomes import COLUMNS, Outcome
 
 @dataclass(frozen=True)
 class Job:
-    """One network; `hidden_only`: nothing but `choose` for pairs and edits of hidden layers."""
+    """One network.
+
+    Attributes:
+        network: which kind.
+        seed: of its training, and of the pictures.
+        cache: where it is kept.
+        hidden_only: nothing but `choose` for pairs and edits of hidden layers.
+        copies: recorded pairs of each digit.
+    """
 
     network: planted.NetworkName
     seed: int
     cache: Path
-    hidden_only: bool = False
+    hidden_only: bool
+    copies: int
 
 
 @dataclass(frozen=True)
