@@ -29,7 +29,8 @@ class Candidate:
             gain.
         figures: everything that was measured, by name.
         is_control: whether it needs no concept and no feature: what a good edit has to beat.
-        lead: breaks ties: by how much the decision is missed or made, the lower the better.
+        lead: breaks ties, the lower the better: by how much the decision is missed or made; for
+            goals about a concept with pairs, the cross-entropy of the worst group.
         error: standard error of the effect, where the images are few enough to matter.
         hidden: edits of hidden layers that it was tried together with, in order of depth.
     """
@@ -200,7 +201,9 @@ def _sites(hidden: Sequence[Edit]) -> str:
     return "; ".join(f"{kind} at {', '.join(names)}" for kind, names in kinds.items())
 
 
-def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Candidate, bool]:
+def best_of(
+    tried: list[Candidate], enough: float, max_harm: float, *, by_lead: bool = True
+) -> tuple[Candidate, bool]:
     """Return the candidate to take, and whether it meets the goal.
 
     Of those that cost no more than allowed: one that reaches the goal before one that does not;
@@ -208,9 +211,15 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
     new images follow it; then the most effect; then the first.
     One that costs more is not taken, whatever it reaches. Where effects have a standard error,
     all within one of the best do as well (Breiman et al. 1984): of many candidates the best on few
-    images is best by luck. Of those the one that costs least, or gains most, is taken, in steps of
-    what the goal allows to lose; then the first, and the list goes from simple to elaborate.
+    images is best by luck. Of those the one of least lead is taken; then the first, and the list
+    begins with what is published and goes from simple to elaborate.
     Where all cost more, as hidden edits alone may, it is the one that costs least, and not met.
+
+    Args:
+        tried: in the order in which they are preferred.
+        enough: the effect that the goal asks for.
+        max_harm: what it may cost.
+        by_lead: whether, of what does as well, the least lead comes before the order.
     """
     allowed = [one for one in tried if one.harm <= max_harm]
     if not allowed:
@@ -231,7 +240,7 @@ def best_of(tried: list[Candidate], enough: float, max_harm: float) -> tuple[Can
         one for one in allowed
         if one.error and one.effect >= level and one.harm <= max(0.0, best.harm) + HAIR
     ]  # fmt: skip
-    # A goal may allow no loss at all, and a step must not be zero.
-    step = max(max_harm, HAIR)
-    chosen = min(as_good, key=lambda one: int(one.harm // step)) if best.error and as_good else best
+    chosen = best
+    if best.error and as_good:
+        chosen = min(as_good, key=lambda one: one.lead) if by_lead else as_good[0]
     return chosen, chosen.effect >= enough

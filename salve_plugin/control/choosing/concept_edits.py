@@ -132,11 +132,9 @@ def _changes(
     """Yield the changes of the head that are tried, fitted on some of the images."""
     head, concept = view.head, view.concept
     weight = head.weight.double()
-    if head.has_bias:
-        yield "biases", replace(HeadChange.nothing(head), is_control=True, is_whole=True)
     effects = concept.effects(keep)
     moments, published = concept.moments(balanced=True, keep=keep), concept.moments(keep=keep)
-    # From simple to elaborate: of those that do as well the first is taken.
+    # Of those that do as well the first is taken: what is published, then from simple to elaborate.
     yield "leace as published", HeadChange.of_map(weight, leace(published), is_control=True)
     yield "leace, groups balanced", HeadChange.of_map(weight, leace(moments))
     for strength, eraser in zip(WEIGHTS, wieners(moments, effects, WEIGHTS), strict=True):
@@ -152,6 +150,8 @@ def _changes(
         for rank in RANKS:
             if rank <= len(pairs.mean):
                 yield f"repair of rank {rank}", HeadChange.of_map(weight, repair(pairs, rank=rank))
+    if head.has_bias:
+        yield "biases", replace(HeadChange.nothing(head), is_control=True, is_whole=True)
     difference = directional_ablation(published, centre="origin")
     yield "difference of means", HeadChange.of_map(weight, difference, is_control=True)
     draw = torch.Generator().manual_seed(0)

@@ -52,6 +52,25 @@ def test_where_all_cost_too_much_the_least_costly_is_named_and_not_met(
     assert (taken.method, met) == (choice.chosen.method, False)
 
 
+def test_of_what_does_as_well_the_least_lead_is_taken_or_the_first(
+    patched: SimpleNamespace,
+) -> None:
+    choice = choose(patched.hooked, RemoveConcept(patched.concept, min_removed=0.3, max_harm=0.02))
+    plain = replace(choice.chosen, harm=0.0, error=0.1)
+    worse, first, led, best = (
+        replace(plain, method=method, effect=effect, lead=lead)
+        for method, effect, lead in (
+            ("worse", 0.39, 0.0), ("first", 0.45, 3.0), ("led", 0.42, 1.0), ("best", 0.5, 2.0),
+        )
+    )  # fmt: skip
+    tried = [worse, first, led, best]
+    assert best_of(tried, 0.9, 0.02)[0] is led
+    assert best_of(tried, 0.9, 0.02, by_lead=False)[0] is first
+    # Where the best one reaches the goal, what falls short of it does not do as well.
+    assert best_of(tried, 0.44, 0.02)[0] is best
+    assert best_of([replace(one, error=0.0) for one in tried], 0.9, 0.02)[0].method == "best"
+
+
 def test_a_shortcut_is_removed_where_the_worst_group_gains(patched: SimpleNamespace) -> None:
     choice = choose(patched.hooked, RemoveShortcut(patched.concept, min_gain=0.02, max_harm=0.05))
     start = choice.tried[0].figures
@@ -127,6 +146,23 @@ def test_a_hidden_concept_or_one_that_is_the_class_is_refused(patched: SimpleNam
         choose(patched.hooked, RemoveShortcut(one_class))
     with pytest.raises(SalveError, match="min_removed"):
         RemoveConcept(patched.concept, min_removed=2.0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10_000), size=st.integers(20, 80))
+def test_the_worst_loss_is_that_of_a_group_that_counts(seed: int, size: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    labels, flags = (torch.randint(2, (size,), generator=draw) for _ in range(2))
+    logits = 3 * torch.randn(size, 3, generator=draw).double()
+    groups = Groups(labels, flags.bool(), torch.full((size,), 1 / size).double(), paired=False)
+    losses = [
+        float(-logits[own].log_softmax(1)[:, label].mean())
+        for label in (0, 1)
+        for flag in (0, 1)
+        if (own := (labels == label) & (flags == flag)).sum() >= 5
+    ]
+    if losses:
+        assert groups.worst_loss(logits) == pytest.approx(max(losses))
 
 
 @settings(deadline=None, max_examples=8)
