@@ -1,8 +1,10 @@
 """A site: one named activation of a model, and the linear layers around it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from jaxtyping import Float
 from msgspec import Meta
 from torch import Tensor
@@ -13,6 +15,9 @@ from salve_plugin.store.record import Record
 
 Layout = Literal["pooled", "tokens", "nchw", "nhwc"]
 Side = Literal["in", "out"]
+
+Rewrite = Callable[[Tensor], Tensor]
+"""From activations (rows, width) to what takes their place (rows, width)."""
 
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -108,3 +113,22 @@ def check_read(dictionary: Site, recorded: Site) -> None:
             f"the dictionary reads site '{dictionary.name}' ({dictionary.width} features), the "
             f"recording is of '{recorded.name}' ({recorded.width}); record the dictionary's site"
         )
+
+
+def replacing(site: Site, rewrite: Rewrite) -> Rewrite:
+    """Return the function from the site's activation to the one with rewritten rows.
+
+    Rows are those of a recording: one for each image and position, prefix tokens excepted.
+    """
+
+    def replace(activation: Tensor) -> Tensor:
+        prefix = site.prefix_tokens if site.layout == "tokens" else 0
+        if prefix:
+            # Recordings leave them out, so no dictionary has learned to rebuild them.
+            prefix_tokens, activation = activation[:, :prefix], activation[:, prefix:]
+        rows = site.rows(activation)
+        moved = activation.movedim(site.channel_axis, -1)
+        rewritten = rewrite(rows).to(activation).view(moved.shape).movedim(-1, site.channel_axis)
+        return torch.cat([prefix_tokens, rewritten], dim=1) if prefix else rewritten
+
+    return replace

@@ -19,16 +19,25 @@ from salve_plugin.site import Site
 @contextmanager
 def changed_by_hooks(model: nn.Module, edit: Recipe, site: Site) -> Iterator[None]:
     """Make the edit's change by hooks: of the site, or of what some outputs of its readers see."""
-    if isinstance(edit.operator, LowRankUpdate):
-        with _layer_changed(model, edit.targets[0], _update(edit, edit.operator)):
-            yield
-        return
     operator, axis = edit.operator, site.channel_axis
-    if edit.rows is None and all(target.outputs is None for target in edit.targets):
-        with tapped(model, site, lambda x: operator.activation(x, axis)):
+    if isinstance(operator, LowRankUpdate):
+        with _layer_changed(model, edit.targets[0], _update(edit, operator)):
             yield
         return
-    with _rows_changed(model, edit, site, lambda x: operator.activation(x, axis)):
+    with seen_by_edit(model, edit, site, lambda x: operator.activation(x, axis)):
+        yield
+
+
+@contextmanager
+def seen_by_edit(
+    model: nn.Module, edit: Recipe, site: Site, change: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Change a site for those who see an edit there: all, or some outputs of its readers."""
+    if edit.rows is None and all(target.outputs is None for target in edit.targets):
+        with tapped(model, site, change):
+            yield
+        return
+    with _rows_changed(model, edit, site, change):
         yield
 
 

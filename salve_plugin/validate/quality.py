@@ -22,7 +22,7 @@ from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
-from salve_plugin.site import check_read
+from salve_plugin.site import Rewrite, check_read
 from salve_plugin.validate import quality_report
 from salve_plugin.validate.baselines import CONTROLS, control
 from salve_plugin.validate.held_out import HeldOut
@@ -35,7 +35,7 @@ from salve_plugin.validate.measures import (
 )
 from salve_plugin.validate.monosemanticity import mean_cosine
 from salve_plugin.validate.reconstruction import check_finite, density_histogram
-from salve_plugin.validate.splicing import Behaviour, Rewrite, Splice, splice_head, splice_images
+from salve_plugin.validate.splicing import Behaviour, Splice, splice_head, splice_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,11 +14,8 @@ from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating, tapped
 from salve_plugin.images import run
-from salve_plugin.site import Site
+from salve_plugin.site import Rewrite, Site, replacing
 from salve_plugin.validate.reconstruction import check_finite
-
-Rewrite = Callable[[Tensor], Tensor]
-"""From activations (rows, width) to what takes their place (rows, width)."""
 
 _LEAST_LOSS = 1e-6
 """An ablation that costs less than this leaves nothing to recover."""
@@ -161,25 +158,6 @@ def splice_images(
 
             tallies.add(logits, batch.labels)
     return tallies.splices()
-
-
-def replacing(site: Site, rewrite: Rewrite) -> Rewrite:
-    """Return the function from the site's activation to the one with rewritten rows.
-
-    Rows are those of a recording: one for each image and position, prefix tokens excepted.
-    """
-
-    def replace(activation: Tensor) -> Tensor:
-        prefix = site.prefix_tokens if site.layout == "tokens" else 0
-        if prefix:
-            # Recordings leave them out, so no dictionary has learned to rebuild them.
-            prefix_tokens, activation = activation[:, :prefix], activation[:, prefix:]
-        rows = site.rows(activation)
-        moved = activation.movedim(site.channel_axis, -1)
-        rewritten = rewrite(rows).to(activation).view(moved.shape).movedim(-1, site.channel_axis)
-        return torch.cat([prefix_tokens, rewritten], dim=1) if prefix else rewritten
-
-    return replace
 
 
 class _Tallies:

@@ -13,11 +13,10 @@ from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError
-from salve_plugin.site import Site
+from salve_plugin.site import Site, replacing
 from salve_plugin.validate.splicing import (
     Behaviour,
     Splice,
-    replacing,
     splice_head,
     splice_images,
 )

@@ -15,6 +15,7 @@ from salve_plugin.control.assessment.controls import (
     controls_of_concept,
     ground_of,
 )
+from salve_plugin.control.assessment.hidden_predictions import HiddenPredictions
 from salve_plugin.control.assessment.marks import Flags, flags_of, label_of, marked_by
 from salve_plugin.control.assessment.outcomes import (
     ClassOutcome,
@@ -70,7 +71,8 @@ def assess(
         counterparts: the same images in the same order, without the concept where `data` has it
             and with it where `data` has not. They count as further images.
         dictionary: for the control along one of its latents, drawn at random; and if the edit is
-            of its latents and it is of what the classifier reads, for what their codes predict.
+            of its latents at its own site, for what their codes predict: at a hidden site on up to
+            32 of the images, in 23 float64 passes for one latent, 62 at most for several.
         classes: class names by label; by default the recording's or the data set's own.
         seed: of the random controls.
         command: how to measure again on the command line, for the record.
@@ -99,8 +101,13 @@ def assess(
     model = state_digest(bare(hooked))
     changes = Changes.of(hooked, edit, on_base_mismatch)
     predictions = Predictions.of(hooked, edit, dictionary, changes, label, seed)
+    hidden = HiddenPredictions.of(
+        hooked, edit, changes, dictionary,
+        on_base_mismatch=on_base_mismatch, target=label, seed=seed,
+    )  # fmt: skip
     sources = [data] if counterparts is None else [data, counterparts]
-    with opened(hooked, edit, changes, sources, on_base_mismatch) as batches:
+    sample = None if hidden is None else hidden.sample
+    with opened(hooked, edit, changes, sources, on_base_mismatch, sample) as batches:
         pairs = 0 if counterparts is None else check_pairs(batches)
         joined = Joined(batches)
         labels = joined.labels()
@@ -117,6 +124,7 @@ def assess(
                 else controls_of_class(ground, label, seed, dictionary)
             )
         tallies = _tallies(joined, made, predictions, label, keep=concept)
+    predicted = predictions or hidden
 
     def told(tally: Tally) -> ConceptOutcome | None:
         if flags is None:
@@ -146,7 +154,7 @@ def assess(
             seed,
         ),
         images=len(labels),
-        predictions=() if predictions is None else predictions.records(),
+        predictions=() if predicted is None else predicted.records(),
         reach="head" if changes.is_of_head else "hidden",
         target=label,
         target_before=None if label is None else float(base.accuracy[label]),

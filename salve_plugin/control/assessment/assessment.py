@@ -46,8 +46,9 @@ class Assessment(Record):
         evidence: what is needed to measure again.
         images: number of images.
         predictions: how far a dictionary's codes predict what the edit does: of each of its
-            latents and, if there are several, last of all together. Empty where the edit is of no
-            latents, the dictionary was not there, or is not of what the classifier reads.
+            latents and, if there are several, last of all together; for an edit of a hidden site to
+            first order and on some of the images. Empty where the edit is of no latents, the
+            dictionary was not there or is of another site, or the model cannot run in float64.
         reach: whether the edit changes the classifier alone, so that the features stay.
         target: the class that is to be suppressed; null if none is.
         target_before: its accuracy before the edit.
@@ -104,7 +105,7 @@ class Assessment(Record):
             )
 
     def _check_predictions(self) -> None:
-        """Raise unless predictions are of one edit, of the classifier and of the target."""
+        """Raise unless predictions are of one edit and of the target."""
         named = [each.latents for each in self.predictions]
         together = named[-1] if named else ()
         alone = [(latent,) for latent in together] if len(together) <= MOST_ALONE else []
@@ -112,9 +113,10 @@ class Assessment(Record):
             raise InputError(
                 f"predictions are of each latent and last of all together; got {listed(named)}"
             )
-        if named and self.reach != "head":
-            raise InputError("codes predict what an edit of the classifier does, not a hidden one")
-        touched = self.target is not None and self.outcome(self.target).weights_changed > 0
+        # A hidden edit reaches every logit.
+        touched = self.target is not None and (
+            self.reach == "hidden" or self.outcome(self.target).weights_changed > 0
+        )
         if not touched and any(each.r2 is not None for each in self.predictions):
             raise InputError(
                 f"the edit changes no logit of the target {self.target}, but predictions have an "

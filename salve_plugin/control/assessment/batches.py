@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from salve_plugin.control.assessment.image_sample import ImageSample
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import check_logits
@@ -184,11 +185,12 @@ def run(
     edit: Edit,
     loader: Iterable[Any],
     on_base_mismatch: OnBaseMismatch = "error",
+    sample: ImageSample | None = None,
 ) -> Spooled:
     """Run a model, and a copy of it with the edit, over a loader, once.
 
     Both run in eval mode. The model's own parameters are never touched; its modes and buffers are
-    as before afterwards, on error too.
+    as before afterwards, on error too. Some of the images are left in `sample`.
 
     Raises:
         InputError: if the loader is empty, a label is no class of the model, or a model returns
@@ -226,6 +228,8 @@ def run(
                     part = part.float() if part.element_size() < 4 else part
                     np.save(file, part.cpu().numpy(), allow_pickle=False)
                 digest.add(batch)
+                if sample is not None:
+                    sample.add(batch.images)
     except BaseException:
         file.close()
         raise

@@ -169,6 +169,8 @@ class Control(Record):
 
 MOST_ALONE = 20
 """Latents of an edit that are looked at one by one; of more, only all together."""
+MOST_RUN = 32
+"""Images on which predictions of a hidden edit's effect are compared, each with some 20 passes."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ class Prediction(Record):
     """How far the codes of some latents say what the edit does to the logits.
 
     Predicted is what their contribution Σ z_l v_l adds to the logits, taken away (or added, by an
-    edit that enhances), for the classes whose rows the edit changes; measured is what it does.
+    edit that enhances), for the classes whose rows the edit changes; measured is what it does. At a
+    hidden site it is the gradient of all logits times that contribution, summed over positions, on
+    up to `MOST_RUN` random images of those that are assessed.
 
     Attributes:
         explained: share of the measured change's sum of squares, over images and classes, that is a

@@ -46,8 +46,7 @@ class Predictions:
         self._rows = (head.weight != edited.weight).any(1).nonzero()[:, 0]
         self._target = (self._rows == (-1 if target is None else target)).nonzero()[:, 0]
         own = tuple(dict.fromkeys(edit.latents))
-        alone = [(latent,) for latent in own] if len(own) <= MOST_ALONE else []
-        self._reported = [*alone, *([own] if len(own) > 1 else [])]
+        self._reported = reported_sets(edit)
         sets = [
             [latents, *other_latents(latents, own, dictionary.n_latents, seed)]
             for latents in self._reported
@@ -59,7 +58,7 @@ class Predictions:
         ]
         self._dictionary = dictionary
         atoms = dictionary.atoms.detach().cpu().double()[self._used]
-        self._pull = _sign(edit) * atoms @ head.weight[self._rows].T
+        self._pull = sign_of(edit) * atoms @ head.weight[self._rows].T
         self._overlap = self._pull @ self._pull.T
         self._change = torch.zeros((), dtype=torch.float64)
         self._products = torch.zeros(len(self._used), dtype=torch.float64)
@@ -118,22 +117,48 @@ class Predictions:
             group, sizes = self._places[number - 1], self._sizes[number - 1]
             products = torch.stack([self._products[places].sum() for places in group])
             squares = sizes * self._change
-            # The squared cosine of prediction and change; beyond 1 by rounding only.
-            shares = (products.square() / squares).clamp(max=1.0).where(squares > 0, 0.0)
-            null = r2 = slope = None
-            if len(shares) > 1:
-                # Of 19 others the upper neighbour of the quantile is the largest, which one more of
-                # their kind exceeds in one case of 20.
-                null = float(shares[1:].quantile(LEVEL, interpolation="higher"))
-            if lines is not None:
-                fitted = [float(part) for part in fitted_lines(lines[:, number], lines[:, 0])]
-                if fitted[0] == fitted[0]:  # it is NaN where nothing varies
-                    r2, slope = min(fitted[0], 1.0), fitted[1]
-            records.append(Prediction(float(shares[0]), null, latents, r2, slope))
+            line = None if lines is None else (lines[:, number], lines[:, 0])
+            records.append(prediction_of(latents, products, squares, line))
         return tuple(records)
 
 
-def _sign(edit: Edit) -> float:
+def prediction_of(
+    latents: tuple[int, ...],
+    products: Float64[Tensor, " sets"],
+    squares: Float64[Tensor, " sets"],
+    line: tuple[Float64[Tensor, " images"], Float64[Tensor, " images"]] | None,
+) -> Prediction:
+    """Return what is said of latents, from sums over images and classes.
+
+    Args:
+        latents: which.
+        products: of the measured change and what is predicted, by their own set first, then by each
+            other.
+        squares: of the two, the sums of squares multiplied.
+        line: predicted and measured change of the target's logit; None without a target.
+    """
+    # The squared cosine of prediction and change; beyond 1 by rounding only.
+    shares = (products.square() / squares).clamp(max=1.0).where(squares > 0, 0.0)
+    null = r2 = slope = None
+    if len(shares) > 1:
+        # Of 19 others the upper neighbour of the quantile is the largest, which one more of their
+        # kind exceeds in one case of 20.
+        null = float(shares[1:].quantile(LEVEL, interpolation="higher"))
+    if line is not None:
+        fitted = [float(part) for part in fitted_lines(*line)]
+        if fitted[0] == fitted[0]:  # it is NaN where nothing varies
+            r2, slope = min(fitted[0], 1.0), fitted[1]
+    return Prediction(float(shares[0]), null, latents, r2, slope)
+
+
+def reported_sets(edit: Edit) -> list[tuple[int, ...]]:
+    """Return the latents of an edit one by one, unless they are too many, and all together."""
+    own = tuple(dict.fromkeys(edit.latents))
+    alone = [(latent,) for latent in own] if len(own) <= MOST_ALONE else []
+    return [*alone, *([own] if len(own) > 1 else [])]
+
+
+def sign_of(edit: Edit) -> float:
     """Return 1 for an edit that adds to the latents' contribution, -1 for one that takes away."""
     operator = edit.operator
     adds = (isinstance(operator, Gate) and operator.mode == "enhance") or (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from salve_plugin.control.assessment.batches import Batch, Batches, Recorded, Spooled, run
 from salve_plugin.control.assessment.changes import Changes
+from salve_plugin.control.assessment.image_sample import ImageSample
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.networks import Networks
 from salve_plugin.discover.recording.activations import Activations
@@ -41,8 +42,9 @@ def opened(
     changes: Changes,
     sources: Sequence[Data],
     mismatch: OnBaseMismatch,
+    sample: ImageSample | None = None,
 ) -> Iterator[list[Batches]]:
-    """Open every source; temporary files are removed at the end.
+    """Open every source, leaving some images in `sample`; temporary files are removed at the end.
 
     Raises:
         SalveError: as `salve_plugin.assess`.
@@ -54,7 +56,7 @@ def opened(
             if isinstance(data, Activations):
                 batches.append(_recorded(hooked, edit, changes, data, mismatch))
             else:
-                spools.append(run(hooked, edit, data, mismatch))
+                spools.append(run(hooked, edit, data, mismatch, sample))
                 batches.append(spools[-1])
         yield batches
     finally:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from salve_plugin.control.assessment.outcomes import ClassOutcome, Effect
+from salve_plugin.control.assessment.outcomes import MOST_RUN, ClassOutcome, Effect
 from salve_plugin.control.assessment.verdict import class_name
 from salve_plugin.faces.one_line import listed
 from salve_plugin.faces.table import percent
@@ -129,11 +129,13 @@ def prediction_lines(assessment: "Assessment") -> list[str]:
     if last.explained_null is not None:
         others = f"other latents in {'their' if several else 'its'} place: up to "
         others += percent(last.explained_null)
+    how = "Predicted against measured"
+    if assessment.reach == "hidden":
+        how += f" (to first order, on at most {MOST_RUN} images)"
     lines = [
-        f"Predicted against measured: {codes} predict {share} ({others})."
+        f"{how}: {codes} predict {share} ({others})."
         if last.holds
-        else f"Predicted against measured: {codes} do not predict what the edit does: {share}, "
-        f"{others}."
+        else f"{how}: {codes} do not predict what the edit does: {share}, {others}."
     ]
     if last.r2 is not None and assessment.target is not None:
         lines.append(

@@ -9,13 +9,12 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.faces.progress import Update
 from salve_plugin.hooks import HookedModel, evaluating, reading, tapped
 from salve_plugin.images import run
-from salve_plugin.site import Site
+from salve_plugin.site import Site, replacing
 from salve_plugin.validate.evidence.class_profile import NO_CLASS
 from salve_plugin.validate.evidence.head import evenly
 from salve_plugin.validate.evidence.intervention import SCALES, Intervention, intervened
 from salve_plugin.validate.evidence.kept import Kept, concatenated
 from salve_plugin.validate.evidence.recorded_images import BATCH, RecordedImages
-from salve_plugin.validate.splicing import replacing
 
 IMAGES = 8
 """Images of a class on which its latents are intervened on; the classifier alone is tried on more,

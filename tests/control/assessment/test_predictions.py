@@ -166,7 +166,6 @@ def test_what_contradicts_itself_is_refused() -> None:
         ({"predictions": pair[:2]}, "last of all together"),
         ({"predictions": (pair[1], pair[0], pair[2])}, "last of all together"),
         ({"predictions": pair[2:]}, "last of all together"),
-        ({"reach": "hidden"}, "edit of the classifier"),
         ({"classes": (replace(base.classes[0], weights_changed=0), base.classes[1])}, "no logit"),
     ]
     for change, message in wrong:
@@ -200,3 +199,8 @@ def test_it_is_said_in_plain_words_and_on_the_card() -> None:
         assessment_section(worse.to_json())
     )
     assert prediction_lines(replace(base, predictions=())) == []
+    hidden = prediction_lines(replace(base, reach="hidden"))
+    start = (
+        "Predicted against measured (to first order, on at most 32 images): the codes of latent 5"
+    )
+    assert hidden[0].startswith(start)
