@@ -72,7 +72,7 @@ def assess(
             and with it where `data` has not. They count as further images.
         dictionary: for the control along one of its latents, drawn at random; and if the edit is
             of its latents at its own site, for what their codes predict: at a hidden site on up to
-            32 of the images, in 23 float64 passes for one latent, 62 at most for several.
+            16 of the images, in 23 float64 passes for one latent, 62 at most for several.
         classes: class names by label; by default the recording's or the data set's own.
         seed: of the random controls.
         command: how to measure again on the command line, for the record.

@@ -169,7 +169,7 @@ class Control(Record):
 
 MOST_ALONE = 20
 """Latents of an edit that are looked at one by one; of more, only all together."""
-MOST_RUN = 32
+MOST_RUN = 16
 """Images on which predictions of a hidden edit's effect are compared, each with some 20 passes."""
 
 

@@ -127,13 +127,13 @@ def test_every_number_is_that_of_a_plain_recount_in_batches_of_any_size(
     hooked, dictionary = small(), make_dictionary(SITE, 12)
     edit = salve.suppress(hooked, dictionary, latent=[3, 7], strength=1.0)
     several = [
-        salve.assess(hooked, edit, batches_of(20, size), target=1, dictionary=dictionary, seed=4)
-        for size in (20, 7)
+        salve.assess(hooked, edit, batches_of(MOST_RUN, size), target=1, dictionary=dictionary, seed=4)
+        for size in (MOST_RUN, 7)
     ]
     assert several[0].reach == "hidden"
     found = several[0].predictions
     assert found == several[1].predictions
-    images = images_of(20)
+    images = images_of(MOST_RUN)
     with torch.no_grad():
         change = edit.edited(hooked.model).double()(images.double())
         change = (change - small().model.double()(images.double())).numpy()
@@ -157,7 +157,7 @@ def test_every_number_is_that_of_a_plain_recount_in_batches_of_any_size(
     assert salve.deviations(several[0], again) == []
     assert salve.EditArtifact(edit, assessment=several[0]).assessment == several[0]
     card = assessment_section(several[0].to_json())
-    assert "(to first order, on at most 32 images): the codes of latents 3, 7" in card
+    assert "(to first order, on at most 16 images): the codes of latents 3, 7" in card
     weak = salve.suppress(hooked, dictionary, latent=3, strength=0.0)
     (none,) = salve.assess(hooked, weak, batches_of(20, 20), dictionary=dictionary).predictions
     assert (none.explained, none.r2, none.holds) == (0.0, None, False)

@@ -201,6 +201,6 @@ def test_it_is_said_in_plain_words_and_on_the_card() -> None:
     assert prediction_lines(replace(base, predictions=())) == []
     hidden = prediction_lines(replace(base, reach="hidden"))
     start = (
-        "Predicted against measured (to first order, on at most 32 images): the codes of latent 5"
+        "Predicted against measured (to first order, on at most 16 images): the codes of latent 5"
     )
     assert hidden[0].startswith(start)
