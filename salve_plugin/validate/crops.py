@@ -1,6 +1,5 @@
 """The part of an image that a map points at: the crop that galleries of latents show."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -54,15 +53,17 @@ def pointed_at(
         The box; None where no value is above zero.
 
     Raises:
-        InputError: if the map is empty, a value is not finite, or the level or size is out of
-            range.
+        InputError: if the map is empty or not of two axes, a value is not finite, or the level or
+            size is out of range.
     """
     from scipy.ndimage import label
 
-    if not heat.numel() or not bool(heat.isfinite().all()):
+    # In double, so that no share of a peak rounds to zero.
+    heat = heat.detach().cpu().double()
+    if heat.ndim != 2 or not heat.numel() or not bool(heat.isfinite().all()):
         raise InputError(
-            f"heat map of shape {tuple(heat.shape)} is empty or holds NaN or infinite values; "
-            "compute it again"
+            f"heat map of shape {tuple(heat.shape)} is no grid (h, w), is empty or holds NaN or "
+            "infinite values; compute it again, and pass the map of one image"
         )
     if not 0 < level <= 1 or min(size) < 1:
         raise InputError(f"level {level}, size {size}: expected a level in (0, 1], pixels from 1")
@@ -72,11 +73,12 @@ def pointed_at(
     parts, _ = label((heat >= level * peak).numpy(), structure=torch.ones(3, 3).numpy())
     own = torch.from_numpy(parts)
     rows, columns = (own == own.flatten()[heat.argmax()]).nonzero().T
-    # Outward to whole pixels, so that a cell narrower than one still has it.
-    down, across = size[0] / heat.shape[0], size[1] / heat.shape[1]
+    # Outward to whole pixels, so that a cell narrower than one still has it. In integers: the last
+    # cell's quotient can round to beyond the image.
+    height, width = size
     return Box(
-        math.floor(int(rows.min()) * down),
-        math.floor(int(columns.min()) * across),
-        math.ceil((int(rows.max()) + 1) * down),
-        math.ceil((int(columns.max()) + 1) * across),
+        int(rows.min()) * height // heat.shape[0],
+        int(columns.min()) * width // heat.shape[1],
+        -(-(int(rows.max()) + 1) * height // heat.shape[0]),
+        -(-(int(columns.max()) + 1) * width // heat.shape[1]),
     )

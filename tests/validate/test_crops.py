@@ -27,7 +27,7 @@ def by_hand(heat: Tensor, level: float) -> set[tuple[int, int]]:
 
 @settings(deadline=None)
 @given(
-    st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.integers(1, 40),
+    st.integers(1, 30), st.integers(1, 6), st.integers(1, 40), st.integers(1, 40),
     st.floats(0.05, 1), st.integers(0, 2**31),
 )  # fmt: skip
 def test_the_box_holds_the_cells_that_a_walk_from_the_peak_reaches(
@@ -44,10 +44,30 @@ def test_the_box_holds_the_cells_that_a_walk_from_the_peak_reaches(
     assert -1e-9 <= box.bottom - (last + 1) * height / rows < 1
     assert 0 <= left * width / columns - box.left < 1
     assert -1e-9 <= box.right - (right + 1) * width / columns < 1
+    assert 0 <= box.top < box.bottom <= height
+    assert 0 <= box.left < box.right <= width
     image = torch.zeros(3, height, width)
     part = box.of(image)
     assert part.shape == (3, box.bottom - box.top, box.right - box.left)
     assert part.numel()
+
+
+def test_no_rounding_leads_beyond_the_image() -> None:
+    for cells in range(1, 32):
+        heat = torch.zeros(cells, 1)
+        heat[-1] = 1.0
+        for pixels in range(1, 64):
+            box = pointed_at(heat, (pixels, 1))
+            assert box == Box((cells - 1) * pixels // cells, 0, pixels, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_smallest_peak_is_one_in_every_type(dtype: torch.dtype) -> None:
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    heat = torch.zeros(4, 4, dtype=dtype)
+    heat[1, 2] = smallest
+    assert float(heat[1, 2]) > 0
+    assert pointed_at(heat, (8, 8), level=0.4) == Box(2, 4, 4, 6)
 
 
 def test_a_second_peak_elsewhere_is_left_out() -> None:
@@ -64,7 +84,7 @@ def test_a_map_without_anything_positive_points_at_nothing() -> None:
 
 
 def test_what_is_no_map_is_refused() -> None:
-    with pytest.raises(InputError, match=r"shape \(0, 3\) is empty"):
+    with pytest.raises(InputError, match=r"shape \(0, 3\) is no grid"):
         pointed_at(torch.rand(0, 3), (6, 6))
     with pytest.raises(InputError, match="NaN"):
         pointed_at(torch.full((2, 2), torch.nan), (6, 6))
