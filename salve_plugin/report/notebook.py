@@ -39,4 +39,5 @@ def atlas_widget(folder: str | os.PathLike[str]) -> "AtlasWidget":
             f"an atlas in a notebook needs the package '{error.name}', which is not installed: "
             "pip install 'salve-plugin[notebook]'"
         ) from error
-    return AtlasWidget(Pages.of(usable(folder)))
+    # Pages are read later, wherever the notebook has gone by then.
+    return AtlasWidget(Pages.of(usable(folder).absolute()))

@@ -80,6 +80,18 @@ def test_a_folder_without_an_atlas_is_refused(tmp_path: Path) -> None:
         salve.atlas_widget("\x00")
 
 
+def test_the_notebook_may_go_to_another_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    shown = salve.atlas_widget(folder.name)
+    monkeypatch.chdir(tmp_path)
+    sent: list[Any] = []
+    monkeypatch.setattr(shown, "send", lambda *message: sent.append(message))
+    shown._handle_custom_msg({"load": "index"}, [])
+    assert sent[0][0] == {"key": "index"}
+
+
 def test_the_widget_holds_the_pages_and_no_data(folder: Path) -> None:
     shown = salve.atlas_widget(folder)
     state = shown.get_state()
