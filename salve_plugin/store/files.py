@@ -100,9 +100,14 @@ def usable(path: str | os.PathLike[str]) -> Path:
     """Return a path that the system can have.
 
     Raises:
-        InputError: if it has a NUL or another character that no file name has, a name in it is too
-            long, or it leads through a folder that this user may not enter.
+        InputError: if it is no path, has a NUL or another character that no file name has, a name
+            in it is too long, or it leads through a folder that this user may not enter.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"{shortened(path, 300)} is a {type(path).__name__}; a path was expected: give a str "
+            "or a pathlib.Path"
+        )
     try:
         # Asked of the system, since what a name may be is its own affair.
         os.lstat(path)
