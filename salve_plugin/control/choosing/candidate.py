@@ -219,7 +219,8 @@ def best_of(
         tried: in the order in which they are preferred.
         enough: the effect that the goal asks for.
         max_harm: what it may cost.
-        by_lead: whether, of what does as well, the least lead comes before the order.
+        by_lead: whether the least lead comes before more effect, and before the order; without it
+            a later candidate is taken only for what it does.
     """
     allowed = [one for one in tried if one.harm <= max_harm]
     if not allowed:
@@ -229,7 +230,7 @@ def best_of(
         missed = max(0.0, enough - one.effect)
         # A missed goal is missed by so much; a reached one is not reached more by going further.
         cost = one.figures.get("mean loss elsewhere", one.harm)
-        return missed, int(max(0.0, cost) / HAIR), one.lead, -one.effect
+        return missed, int(max(0.0, cost) / HAIR), one.lead if by_lead else 0.0, -one.effect
 
     best = min(allowed, key=order)
     level = best.effect - best.error

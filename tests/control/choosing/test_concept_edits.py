@@ -66,6 +66,10 @@ def test_of_what_does_as_well_the_least_lead_is_taken_or_the_first(
     tried = [worse, first, led, best]
     assert best_of(tried, 0.9, 0.02)[0] is led
     assert best_of(tried, 0.9, 0.02, by_lead=False)[0] is first
+    # Of equal ones, too, where nothing has a standard error.
+    level = [replace(one, effect=0.9, error=0.0) for one in (first, led)]
+    assert best_of(level, 0.9, 0.02, by_lead=False)[0] is level[0]
+    assert best_of(level, 0.9, 0.02)[0] is level[1]
     # Where the best one reaches the goal, what falls short of it does not do as well.
     assert best_of(tried, 0.44, 0.02)[0] is best
     assert best_of([replace(one, error=0.0) for one in tried], 0.9, 0.02)[0].method == "best"
