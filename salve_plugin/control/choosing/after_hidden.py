@@ -16,7 +16,7 @@ from salve_plugin.control.choosing.goals import RemoveConcept, RemoveShortcut
 from salve_plugin.control.choosing.head import JudgedHead
 from salve_plugin.control.choosing.hidden_sites import site_sets
 from salve_plugin.control.choosing.proposed import Proposer
-from salve_plugin.control.choosing.view import View, check_images
+from salve_plugin.control.choosing.view import View
 from salve_plugin.control.edit import Edit
 from salve_plugin.errors import InputError
 
@@ -34,7 +34,7 @@ def after_hidden(
         head: the classifier with the concept's images, as the model was given.
         alone: what was chosen for the classifier alone.
         hidden: edits of hidden layers.
-        images: of each of the concept's recordings, in the recorded order.
+        images: see `check_images`.
         nothing: the edit that changes nothing.
 
     Raises:
@@ -42,7 +42,6 @@ def after_hidden(
     """
     goal = alone.goal
     assert isinstance(goal, RemoveConcept | RemoveShortcut)
-    check_images(head, goal.concept, images)
     for edit in hidden:
         if edit.site.name == head.site.name:
             raise InputError(
@@ -75,7 +74,6 @@ def after_proposed(
     """
     goal = alone.goal
     assert isinstance(goal, RemoveConcept | RemoveShortcut)
-    check_images(head, goal.concept, images)
     proposer = Proposer.of(head, goal.concept, images, sites)
     after = []
     for each in site_sets(sites, paired=goal.concept.is_paired):

@@ -26,7 +26,7 @@ from salve_plugin.control.choosing.goals import (
 from salve_plugin.control.choosing.head import JudgedHead
 from salve_plugin.control.choosing.hidden_sites import exact_sites, named_sites
 from salve_plugin.control.choosing.latent_edits import enhancing_latents, suppressing_latents
-from salve_plugin.control.choosing.view import View
+from salve_plugin.control.choosing.view import View, check_images
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import latent_gate, unchanged
 from salve_plugin.control.networks import Networks
@@ -100,6 +100,11 @@ def choose(
         UnsupportedModelError: if no hidden site is exact, or not one that was named.
     """
     check_attached(hooked)
+    if not isinstance(images, Sequence) or not all(isinstance(edit, Edit) for edit in hidden):
+        raise InputError(
+            f"images is a {type(images).__name__}, hidden {hidden!r:.200}: expected a list of "
+            "loaders, images=[loader, ...], and a list of edits"
+        )
     if not isinstance(goal, Goal):
         raise InputError(
             f"goal {goal!r:.200} is none; give a SuppressClass, EnhanceClass, MoveDecision, "
@@ -116,6 +121,8 @@ def choose(
     head = JudgedHead.of(hooked, recordings)
     if isinstance(goal, RemoveConcept | RemoveShortcut):
         names = _hidden_sites(head, hidden, images, sites)
+        if hidden or names:  # before anything that takes long
+            check_images(head, goal.concept, images)
         alone = removing(View(head, goal.concept), goal, nothing)
         if hidden:
             return after_hidden(head, alone, hidden, images, nothing)

@@ -62,23 +62,30 @@ def named_sites(hooked: HookedModel, names: Sequence[str], head: Site) -> list[s
         UnknownSiteError: if the model has no such site.
         UnsupportedModelError: if no weights take an eraser over exactly at one.
     """
-    if isinstance(names, str) or not len(names) or len(set(names)) < len(names):
+    # By the names that they have there: a layer's is another name for its site.
+    sites = [hooked.site(name) for name in names] if _is_list(names) else []
+    found = [site.name for site in sites]
+    if not found or len(set(found)) < len(found):
         raise InputError(
             f"sites {names!r:.200} are to be a list of names, each once, or 'exact' for those "
             "where weights take an eraser over exactly"
         )
-    if head.name in names:
+    if head.name in found:
         raise InputError(
             f"sites name '{head.name}', the classifier's input, which is edited anyway; name "
             "earlier ones"
         )
-    for site in map(hooked.site, names):
+    for site in sites:
         try:
             targets_at(hooked.model, site, _like(site))
         except UnsupportedModelError as error:
             way_out = nearest(hooked, site, _like(site))
             raise UnsupportedModelError(f"{error}. {way_out}") from None
-    return sorted(names, key=list(hooked.sites).index)
+    return sorted(found, key=list(hooked.sites).index)
+
+
+def _is_list(names: object) -> bool:
+    return isinstance(names, Sequence) and not isinstance(names, str | bytes)
 
 
 def exact_sites(hooked: HookedModel, head: Site) -> list[str]:

@@ -62,6 +62,11 @@ def check_images(head: JudgedHead, concept: Concept, images: Sequence[Iterable[A
 
 
 def _check_first(head: JudgedHead, loader: Iterable[Any], recording: Activations) -> None:
+    if not isinstance(loader, Iterable):
+        raise InputError(
+            f"images holds a {type(loader).__name__}, which is no loader; pass images=[loader, "
+            "...], each of them batches of (images, labels)"
+        )
     # Only an iterator is its own iterator.
     if iter(loader) is loader:
         raise InputError(

@@ -105,9 +105,15 @@ class Concept:
 
     @property
     def is_paired(self) -> bool:
-        """Whether image i of the first recording is image i of the second, without the concept."""
+        """Whether image i of the first recording is image i of the second, without the concept.
+
+        Two recordings of the same labels, unless `groups` says that the two do not belong together.
+        """
         labels = {acts.labels_sha256 for acts in self.recordings}
-        return len(self.recordings) == 2 and len(labels) == 1
+        if len(self.recordings) != 2 or len(labels) != 1:
+            return False
+        with_, without = self.groups.chunk(2)
+        return with_.equal(without)
 
     def flags(self) -> Bool[Tensor, " images"]:
         """Return which images have the concept; where nobody has said, by their scores.

@@ -192,7 +192,7 @@ class Activations:
     def tensor(self) -> Float[Tensor, "rows width"]:
         """Return all rows in the loader's order, float32, in memory."""
         # Filled bit by bit, since joining all parts at the end would take the memory twice.
-        rows = torch.empty(self.n_rows, self.width)
+        rows = torch.empty(self.n_rows, self.width, dtype=torch.float32)
         start = 0
         for batch in self.batches(BLOCK_ROWS):
             rows[start : start + len(batch)] = batch.x

@@ -1,13 +1,16 @@
 """`choose` with images: it makes edits of hidden sites itself, and judges them on unseen images."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import config
 from torch import Tensor, nn
 
 from salve_plugin import (
@@ -22,11 +25,13 @@ from salve_plugin import (
     status,
 )
 from salve_plugin.control.choosing.concept_edits import folds
+from salve_plugin.control.choosing.groups import Groups
 from salve_plugin.control.choosing.head import JudgedHead
 from salve_plugin.control.choosing.hidden_sites import (
     MOST_SITES,
     SiteSet,
     exact_sites,
+    named_sites,
     site_sets,
     takes_offset,
 )
@@ -34,7 +39,7 @@ from salve_plugin.control.choosing.proposed import Proposer
 from salve_plugin.control.erasers import PairMoments, directional_ablation, leace, repair
 from salve_plugin.control.operators import LowRankMap
 from salve_plugin.demo import digits
-from salve_plugin.errors import UnsupportedModelError
+from salve_plugin.errors import InputError, UnsupportedModelError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SITES = ["blocks.1.ln1.hook_normalized", "blocks.3.ln2.hook_normalized"]
@@ -65,6 +70,14 @@ def barred(digits_test: digits.Split) -> SimpleNamespace:
 def proposer(barred: SimpleNamespace) -> Proposer:
     head = JudgedHead.of(barred.hooked, barred.acts)
     return Proposer.of(head, barred.concept, barred.images, SITES)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """What a user has: no checks of annotations."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 def bits(model: nn.Module) -> dict[str, Tensor]:
@@ -272,6 +285,7 @@ def test_the_model_is_as_it_was_after_an_error(barred: SimpleNamespace, proposer
     assert not status(barred.hooked.model).applied
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -280,15 +294,67 @@ def test_the_model_is_as_it_was_after_an_error(barred: SimpleNamespace, proposer
         ({"images": True, "sites": SITES[0]}, "list of names"),
         ({"images": True, "sites": [SITES[0]] * 2}, "list of names"),
         ({"images": True, "sites": ["unembed.hook_in"]}, "edited anyway"),
+        ({"images": True, "sites": [["unembed.hook_in"]]}, "no site"),
+        ({"images": True, "sites": ["blocks.3.norm2", SITES[1]]}, "list of names"),
+        ({"images": True, "sites": iter(SITES)}, "list of names"),
+        ({"images": True, "sites": 5}, "list of names"),
         ({"images": True, "sites": ["nowhere"]}, "nowhere"),
         ({"images": True, "sites": ["blocks.1.hook_resid_post"]}, "no linear layer"),
     ],
 )
 def test_sites_that_cannot_be_used_are_named(
-    barred: SimpleNamespace, options: dict[str, object], sentence: str
+    barred: SimpleNamespace, options: dict[str, Any], sentence: str
 ) -> None:
     given = {**options, "images": barred.images} if "images" in options else options
     with pytest.raises(SalveError, match=sentence):
         choose(barred.hooked, barred.goal, **given)
     with pytest.raises(SalveError, match="leave hidden, images and sites out"):
         choose(barred.hooked, SuppressClass(1), barred.acts[0], sites=SITES)
+
+
+def test_images_of_different_groups_are_no_pairs(barred: SimpleNamespace) -> None:
+    """As of two folders of as many images a class, which show different things."""
+    with_, without = barred.acts
+    everyone = range(with_.n_images + without.n_images)
+    apart = find_concept(with_, without=without, groups=everyone)
+    assert not apart.is_paired
+    assert not Groups.of(apart).paired
+    with pytest.raises(InputError, match="was not found in pairs"):
+        apart.pair_moments()
+    photographs = torch.arange(with_.n_images) // 2
+    assert find_concept(with_, without=without, groups=photographs.repeat(2)).is_paired
+
+
+def test_the_default_type_of_tensors_changes_nothing(barred: SimpleNamespace) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert barred.acts[0].tensor().dtype == torch.float32
+        head = JudgedHead.of(barred.hooked, barred.acts)
+        assert takes_offset(barred.hooked, barred.hooked.site(SITES[0]))
+        assert exact_sites(barred.hooked, head.site)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_layer_names_its_site(barred: SimpleNamespace) -> None:
+    head = barred.hooked.site("unembed.hook_in")
+    names = [barred.hooked.model.blocks[3].norm2, "blocks.1.norm1"]
+    assert named_sites(barred.hooked, names, head) == SITES
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_images_and_edits_that_are_none_are_refused_before_anything_is_tried(
+    barred: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(sentence: str, **given: Any) -> None:
+        with pytest.raises(InputError, match=sentence):
+            choose(barred.hooked, barred.goal, **given)
+
+    monkeypatch.setattr("salve_plugin.control.choosing.choose.removing", pytest.fail)
+    for images in (barred.marked, iter(barred.images), None):
+        refused(f"images is a {type(images).__name__}", images=images, sites=SITES)
+    refused("holds a NoneType", images=[None, None], sites=SITES)
+    refused("holds 1 loaders", images=barred.images[:1], sites=SITES)
+    refused("those that were recorded", images=barred.images[::-1], sites=SITES)
+    refused(r"hidden \[3\]", images=barred.images, hidden=[3])
