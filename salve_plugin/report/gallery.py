@@ -136,8 +136,17 @@ def maps(
             # All images of a batch have as many latents: the rest is filled up with the first,
             # whose further maps nobody reads.
             index = torch.tensor([each + each[:1] * (most - len(each)) for each in own])
-            inputs = torch.stack([images.read(image) for image in batch])
-            size = (inputs.shape[-2], inputs.shape[-1])
+            read = [images.read(image) for image in batch]
+            sizes = {(each.shape[-2], each.shape[-1]) for each in read} | (
+                {size} if grids else set()
+            )
+            if len(sizes) > 1:
+                raise AttributionError(
+                    f"images of the sizes {sorted(sizes)[:4]} have maps of several shapes; record "
+                    "images of one size"
+                )
+            inputs = torch.stack(read)
+            (size,) = sizes
             heats = grad_fam_maps(fam, inputs, index).float().cpu()
             for image, heat in zip(batch, heats, strict=True):
                 for at, (latent, place) in enumerate(wanted[image]):
