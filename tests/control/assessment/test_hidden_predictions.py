@@ -127,7 +127,9 @@ def test_every_number_is_that_of_a_plain_recount_in_batches_of_any_size(
     hooked, dictionary = small(), make_dictionary(SITE, 12)
     edit = salve.suppress(hooked, dictionary, latent=[3, 7], strength=1.0)
     several = [
-        salve.assess(hooked, edit, batches_of(MOST_RUN, size), target=1, dictionary=dictionary, seed=4)
+        salve.assess(
+            hooked, edit, batches_of(MOST_RUN, size), target=1, dictionary=dictionary, seed=4
+        )
         for size in (MOST_RUN, 7)
     ]
     assert several[0].reach == "hidden"
@@ -153,13 +155,15 @@ def test_every_number_is_that_of_a_plain_recount_in_batches_of_any_size(
         ours = of_autograd(hooked, edit, dictionary, list(each.latents), images)[:, 1].numpy()
         assert each.r2 == pytest.approx(np.corrcoef(ours, change[:, 1])[0, 1] ** 2, abs=1e-5)
         assert each.slope == pytest.approx(np.polyfit(ours, change[:, 1], 1)[0], rel=1e-4)
-    again = reassess(hooked, edit, several[0], batches_of(20, 3), dictionary)
+    again = reassess(hooked, edit, several[0], batches_of(MOST_RUN, 3), dictionary)
     assert salve.deviations(several[0], again) == []
     assert salve.EditArtifact(edit, assessment=several[0]).assessment == several[0]
     card = assessment_section(several[0].to_json())
     assert "(to first order, on at most 16 images): the codes of latents 3, 7" in card
     weak = salve.suppress(hooked, dictionary, latent=3, strength=0.0)
-    (none,) = salve.assess(hooked, weak, batches_of(20, 20), dictionary=dictionary).predictions
+    (none,) = salve.assess(
+        hooked, weak, batches_of(MOST_RUN, MOST_RUN), dictionary=dictionary
+    ).predictions
     assert (none.explained, none.r2, none.holds) == (0.0, None, False)
 
 
