@@ -86,7 +86,7 @@ def choose(
         images: for goals about a concept: the images of its recordings, in the recorded order, as
             many loaders of (images, labels) as it has recordings. Without `hidden` they have edits
             of hidden layers fitted, each judged on images that it was not fitted on, and edits of
-            several sites that are judged together. That takes up to 95 passes over the images.
+            several sites that are judged together. That takes up to 96 passes over the images.
         sites: with `images` and without `hidden`: names of the hidden sites that may be edited.
             None or "exact" finds up to eight where weights take an eraser over exactly.
         on_base_mismatch: "warn" goes on with evidence of another network, such as that which the

@@ -46,6 +46,14 @@ def barred(digits_test: digits.Split) -> SimpleNamespace:
     )  # fmt: skip
 
 
+def swapped(loader: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Swap two images of one class in the last batch: no label changes."""
+    images, labels = (part.clone() for part in loader[-1])
+    one, other = (labels == labels[0]).nonzero()[:2, 0].tolist()
+    images[[one, other]] = images[[other, one]]
+    return [*loader[:-1], (images, labels)]
+
+
 @pytest.fixture(scope="module")
 def chosen(barred: SimpleNamespace) -> Choice:
     return choose(barred.hooked, barred.goal, hidden=barred.hidden, images=barred.images)
@@ -104,7 +112,8 @@ def test_all_edits_go_on_and_off_together_to_the_bit(
     ("change", "sentence"),
     [
         (lambda b: {"images": b.images[:1]}, "one for each"),
-        (lambda b: {"images": b.images[::-1]}, "not those that were recorded"),
+        (lambda b: {"images": b.images[::-1]}, "image 0 is not the one that was recorded"),
+        (lambda b: {"images": [b.images[0], swapped(b.images[1])]}, "is not the one that was"),
         (lambda b: {"images": [b.images[0], iter(b.images[1])]}, "read once"),
         (lambda b: {"images": [b.images[0], []]}, "empty loader"),
         (lambda b: {"images": [b.images[0][:1], b.images[1]]}, "the very images"),

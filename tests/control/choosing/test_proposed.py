@@ -356,5 +356,5 @@ def test_images_and_edits_that_are_none_are_refused_before_anything_is_tried(
         refused(f"images is a {type(images).__name__}", images=images, sites=SITES)
     refused("holds a NoneType", images=[None, None], sites=SITES)
     refused("holds 1 loaders", images=barred.images[:1], sites=SITES)
-    refused("those that were recorded", images=barred.images[::-1], sites=SITES)
+    refused("is not the one that was recorded", images=barred.images[::-1], sites=SITES)
     refused(r"hidden \[3\]", images=barred.images, hidden=[3])
