@@ -97,6 +97,6 @@ def _after(name: str, hidden: Sequence[Edit], rest: Choice) -> Choice:
 def _taken(alone: Choice, after: Sequence[Choice]) -> Choice:
     # The classifier alone comes first: what does no more than that is not worth more edits.
     among = [alone.chosen, *(rest.chosen for rest in after)]
-    chosen, met = best_of(among, alone.enough, alone.goal.max_harm, by_lead=False)
+    chosen, met = best_of(among, alone.enough, alone.goal.max_harm, by_loss=False)
     tried = tuple(one for rest in (alone, *after) for one in rest.tried)
     return replace(alone, chosen=chosen, met=met, tried=tried)

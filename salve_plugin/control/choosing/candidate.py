@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 HAIR = 0.0025
 """Harms are compared in steps of a quarter of a point: less is chance."""
 
+LOSS = 0.01
+"""Losses are compared in steps of a hundredth of a nat: where all are small, the least is that of
+the largest weights."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Candidate:
@@ -29,9 +33,10 @@ class Candidate:
             gain.
         figures: everything that was measured, by name.
         is_control: whether it needs no concept and no feature: what a good edit has to beat.
-        lead: breaks ties, the lower the better: by how much the decision is missed or made; for
-            goals about a concept with pairs, the cross-entropy of the worst group.
+        lead: breaks ties: by how much the decision is missed or made, the lower the better.
         error: standard error of the effect, where the images are few enough to matter.
+        loss: cross-entropy of the worst group in nats, which tells apart what does as well within
+            that error; 0 where it is not asked.
         hidden: edits of hidden layers that it was tried together with, in order of depth.
     """
 
@@ -43,6 +48,7 @@ class Candidate:
     is_control: bool = False
     lead: float = 0.0
     error: float = 0.0
+    loss: float = 0.0
     hidden: tuple[Edit, ...] = ()
 
     def __repr__(self) -> str:
@@ -202,7 +208,7 @@ def _sites(hidden: Sequence[Edit]) -> str:
 
 
 def best_of(
-    tried: list[Candidate], enough: float, max_harm: float, *, by_lead: bool = True
+    tried: list[Candidate], enough: float, max_harm: float, *, by_loss: bool = True
 ) -> tuple[Candidate, bool]:
     """Return the candidate to take, and whether it meets the goal.
 
@@ -211,16 +217,16 @@ def best_of(
     new images follow it; then the most effect; then the first.
     One that costs more is not taken, whatever it reaches. Where effects have a standard error,
     all within one of the best do as well (Breiman et al. 1984): of many candidates the best on few
-    images is best by luck. Of those the one of least lead is taken; then the first, and the list
-    begins with what is published and goes from simple to elaborate.
+    images is best by luck. Of those the one of least loss is taken, in steps of `LOSS`; then the
+    first, and the list begins with what is published and goes from simple to elaborate.
     Where all cost more, as hidden edits alone may, it is the one that costs least, and not met.
 
     Args:
         tried: in the order in which they are preferred.
         enough: the effect that the goal asks for.
         max_harm: what it may cost.
-        by_lead: whether the least lead comes before more effect, and before the order; without it
-            a later candidate is taken only for what it does.
+        by_loss: whether the least loss comes before the order; without it a later candidate is
+            taken only for what it does.
     """
     allowed = [one for one in tried if one.harm <= max_harm]
     if not allowed:
@@ -230,7 +236,7 @@ def best_of(
         missed = max(0.0, enough - one.effect)
         # A missed goal is missed by so much; a reached one is not reached more by going further.
         cost = one.figures.get("mean loss elsewhere", one.harm)
-        return missed, int(max(0.0, cost) / HAIR), one.lead if by_lead else 0.0, -one.effect
+        return missed, int(max(0.0, cost) / HAIR), one.lead, -one.effect
 
     best = min(allowed, key=order)
     level = best.effect - best.error
@@ -243,5 +249,5 @@ def best_of(
     ]  # fmt: skip
     chosen = best
     if best.error and as_good:
-        chosen = min(as_good, key=lambda one: one.lead) if by_lead else as_good[0]
+        chosen = min(as_good, key=lambda one: int(one.loss / LOSS)) if by_loss else as_good[0]
     return chosen, chosen.effect >= enough

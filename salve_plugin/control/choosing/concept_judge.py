@@ -172,7 +172,7 @@ class ConceptJudge:
             figures,
             is_control,
             # Tried without pairs, too: there it did no better than taking the first of the list.
-            lead=self._groups.worst_loss(unseen) if self._groups.paired else 0.0,
+            loss=self._groups.worst_loss(unseen) if self._groups.paired else 0.0,
             error=0.0 if recorded is None else error,
         )
 
