@@ -69,9 +69,12 @@ def removing(
         row_sets.append(tuple(affected))
     parts, every = folds(concept), torch.ones(concept.n_images, dtype=torch.bool)
     views = unseen or [view] * len(parts)
-    *judges, judge = (
-        ConceptJudge(each.head, goal, groups, reference or head) for each in (*views, view)
-    )
+    judge = ConceptJudge(head, goal, groups, reference or head)
+    # Each holds its head's inputs in float64: of one view there is one.
+    judges = [
+        judge if each is view else ConceptJudge(each.head, goal, groups, reference or head)
+        for each in views
+    ]
     made = [
         dict(_changes(each, groups, affected, ~own)) for each, own in zip(views, parts, strict=True)
     ]

@@ -1,6 +1,7 @@
 """Judging what becomes of decisions about a concept when the head is changed."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -89,7 +90,11 @@ class ConceptJudge:
         self._weight, self._x = head.weight.double(), head.x.double()
         self._plain = head.logits.double()
         self._reference = reference
-        self._before = self._measured(reference.logits.double())
+
+    @cached_property
+    def _before(self) -> dict[str, float]:
+        """The figures of the reference; what only makes updates has no need of them."""
+        return self._measured(self._reference.logits.double())
 
     def update(
         self, change: HeadChange, rows: tuple[int, ...] | None, fitted: Tensor, refits: bool
