@@ -82,14 +82,13 @@ def joint_edits(hooked: salve.HookedModel, sites: list[str], test: digits.Split,
         "random direction at the head": (salve.edit_at(hooked, HEAD, controls),),
     }
     for eraser in ("directional_ablation", "leace", "repair"):
-        hidden = eraser == "directional_ablation" or "blocks.1.hook_attn_out" in hooked.sites
+        padded = "blocks.1.hook_attn_out" not in hooked.sites  # kernels see no offset
         for profile in ("uniform", "depth"):
             for label, chosen in (("head", sites[-1:]), (f"{len(sites)} sites", sites)):
-                if len(chosen) > 1 and not hidden:
-                    continue  # padded kernels see no offset
                 rows[f"{eraser}, {profile}, {label}"] = salve.erase_through(
                     hooked, marked(test.images[fitted]), test.images[fitted], chosen, eraser,
                     labels=test.labels[fitted], profile=profile, seed=seed,
+                    centre="origin" if padded and len(chosen) > 1 else "mean",
                 )  # fmt: skip
     for name, edits in rows.items():
         for edit in edits:

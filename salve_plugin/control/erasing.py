@@ -8,6 +8,7 @@ from salve_plugin.control.base import Base
 from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.erasers import (
+    Centre,
     directional_ablation,
     fold_latents,
     fold_posterior,
@@ -32,6 +33,9 @@ Eraser = Literal[
 ]  # fmt: skip
 """Closed-form ways to take a concept out of a site; see `eraser_map`."""
 
+ABOUT_THE_MEAN: tuple[Eraser, ...] = ("wiener", "safree", "fold", "posterior")
+"""Those without a form that needs no offset."""
+
 
 def eraser_map(
     concept: Concept,
@@ -40,6 +44,7 @@ def eraser_map(
     shrinkage: float | None = None,
     balanced: bool = True,
     rank: int = 1,
+    centre: Centre = "mean",
 ) -> tuple[LowRankMap, str]:
     """Return the low-rank map that takes a concept out of its site, and how it was obtained.
 
@@ -64,29 +69,43 @@ def eraser_map(
         balanced: every group of class and concept counts alike, so that a concept that goes with a
             class is told from the class; else the images count as they are, as published.
         rank: number of directions of `repair`; the others find out themselves.
+        centre: "origin" makes a map without an offset, for layers that take none, such as padded
+            convolutions. Where `leace` and `splince` do so they leave the mean where it is; `inlp`
+            and the difference of means shift it.
 
     Raises:
         InputError: if the eraser is unknown, needs a dictionary or labels that the concept does not
-            have, or finds nothing to take out.
+            have, finds nothing to take out, or has no form without an offset.
     """
+    if centre not in get_args(Centre):
+        raise InputError(f"centre {centre!r} is unknown; choose one of {list(get_args(Centre))}")
     if eraser not in get_args(Eraser):
         raise InputError(f"eraser {eraser!r} is unknown; choose one of {list(get_args(Eraser))}")
+    if centre == "origin" and eraser in ABOUT_THE_MEAN:
+        raise InputError(
+            f"'{eraser}' is a map about the mean and has no form without an offset; for layers "
+            "that take none choose 'leace', or 'repair' where there are pairs"
+        )
     if eraser in ("fold", "posterior", "safree"):
         return _of_latents(concept, eraser, shrinkage)
-    note = f"{eraser}{', groups balanced' if balanced else ''} of {concept.note}"
+    about = " about zero" if centre == "origin" else ""
+    note = f"{eraser}{about}{', groups balanced' if balanced else ''} of {concept.note}"
     if eraser == "repair":
-        return repair(concept.pair_moments(), rank=rank), f"repair of rank {rank} of {concept.note}"
+        note = f"repair of rank {rank}{about} of {concept.note}"
+        return repair(concept.pair_moments(centre=centre), rank=rank), note
     moments = concept.moments(balanced=balanced)
     if eraser == "leace":
-        operator_map = leace(moments, shrinkage=shrinkage)
+        operator_map = leace(moments, shrinkage=shrinkage, centre=centre)
     elif eraser == "splince":
-        operator_map = splince(moments, concept.class_moments(), shrinkage=shrinkage)
+        labels = concept.class_moments()
+        operator_map = splince(moments, labels, shrinkage=shrinkage, centre=centre)
     elif eraser == "wiener":
         operator_map = wiener(moments, concept.effects(), shrinkage=shrinkage)
     elif eraser == "inlp":
-        operator_map = inlp(moments, shrinkage=shrinkage)
+        operator_map = inlp(moments, shrinkage=shrinkage, centre=centre)
     else:
-        centre: Literal["mean", "origin"] = "mean" if eraser == "mean_ablation" else "origin"
+        if eraser == "directional_ablation":
+            centre = "origin"
         operator_map = directional_ablation(moments, centre=centre)
     return operator_map, note
 
@@ -102,6 +121,7 @@ def erase(
     shrinkage: float | None = None,
     balanced: bool = True,
     rank: int = 1,
+    centre: Centre = "mean",
     base: Base | None = None,
     on_base_mismatch: OnBaseMismatch = "error",
 ) -> Edit:
@@ -121,6 +141,7 @@ def erase(
         shrinkage: as for `eraser_map`.
         balanced: as for `eraser_map`.
         rank: as for `eraser_map`.
+        centre: as for `eraser_map`.
         base: as for `edit_at`.
         on_base_mismatch: "warn" takes a concept of another network too.
 
@@ -133,7 +154,9 @@ def erase(
         raise InputError(f"a concept was expected, got {type(concept).__name__}; see find_concept")
     networks = Networks(hooked, on_base_mismatch)
     networks.check_present(f"the concept '{concept.name}'", concept.network)
-    operator, note = eraser_map(concept, eraser, shrinkage=shrinkage, balanced=balanced, rank=rank)
+    operator, note = eraser_map(
+        concept, eraser, shrinkage=shrinkage, balanced=balanced, rank=rank, centre=centre
+    )
     operator = replace(operator, scale=scale)
     return edit_at(
         hooked, concept.site, operator, rows=rows, role=role, base=base,

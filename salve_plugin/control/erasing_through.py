@@ -19,6 +19,7 @@ from torch import Tensor
 from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.concepts.finding import find_concept
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.erasers import Centre
 from salve_plugin.control.erasing import Eraser, eraser_map
 from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import LowRankMap, Role
@@ -52,6 +53,7 @@ def erase_through(
     shrinkage: float | None = None,
     balanced: bool = True,
     rank: int = 1,
+    centre: Centre = "mean",
     name: str = "concept",
     seed: int = 0,
 ) -> tuple[Edit, ...]:
@@ -83,6 +85,7 @@ def erase_through(
         shrinkage: as for `erase`.
         balanced: as for `erase`.
         rank: as for `erase`.
+        centre: as for `erase`, at every site.
         name: of the concept, for sentences.
         seed: of the evidence at each site.
 
@@ -130,7 +133,7 @@ def erase_through(
             if eraser == "repair":
                 concept = replace(concept, recordings=(concept.recordings[0], goals[site]))
             operator, note = eraser_map(
-                concept, eraser, shrinkage=shrinkage, balanced=balanced, rank=rank
+                concept, eraser, shrinkage=shrinkage, balanced=balanced, rank=rank, centre=centre
             )
             part = LowRankMap(operator.write, operator.read, operator.offset, 1 - share)
             note = f"{note}; site {ordered.index(site) + 1} of {len(ordered)}, {profile}"

@@ -190,8 +190,8 @@ def _check_padding(path: str, module: nn.Module, operator: Operator) -> None:
     if padded and module.padding_mode == "zeros":
         raise UnsupportedModelError(
             f"'{path}' pads with zeros, which an offset does not reach: the edit would be wrong "
-            "in every output that sees the border. Use a map through the origin (offset 0), or a "
-            "site that no padded convolution reads"
+            "in every output that sees the border. Use a map through the origin (offset 0; `erase` "
+            "makes one with centre='origin'), or a site that no padded convolution reads"
         )
 
 

@@ -10,14 +10,20 @@ import torch
 
 from salve_plugin import (
     Dictionary,
+    Edit,
     SalveError,
     attach,
     direction_concept,
     erase,
     find_concept,
+    forgetting,
+    record,
 )
 from salve_plugin.control.erasing import Eraser
 from salve_plugin.demo import digits
+from salve_plugin.errors import InputError, UnsupportedModelError
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.mark.parametrize("eraser", ["leace", "mean_ablation"])
@@ -84,14 +90,39 @@ def test_every_eraser_makes_an_edit_of_a_sparse_probe(
         assert bool(patched.hooked.model(patched.plain).isfinite().all())
 
 
+def test_where_convolutions_are_padded_leace_goes_through_zero(digits_test: digits.Split) -> None:
+    hooked = attach(digits.load("resnet", FIXTURES / "digits_resnet.safetensors"))
+    site = "blocks.0.hook_resid_post"
+    has = torch.arange(len(digits_test.labels)) % 3 == 0
+    images = digits_test.images.clone()
+    images[has, :, :3] = images.max()
+    loader = [(images, digits_test.labels)]
+    concept = find_concept(record(hooked, loader, site, progress=False), has)
+    with pytest.raises(UnsupportedModelError, match="centre='origin'"):
+        erase(hooked, concept)
+    with pytest.raises(InputError, match="no form without an offset"):
+        erase(hooked, concept, "wiener", centre="origin")
+
+    def told_and_right(edit: Edit) -> tuple[float, float]:
+        known = forgetting(hooked, edit, loader, has=has, sites=[site], steps=[0])
+        with torch.no_grad():
+            right = edit.edited(hooked.model)(images).argmax(1) == digits_test.labels
+        return known.recovery[0].after.accuracy, float(right.double().mean())
+
+    least, shifting = (
+        told_and_right(erase(hooked, concept, eraser, centre="origin"))
+        for eraser in ("leace", "directional_ablation")
+    )
+    assert least[0] < 0.6
+    assert least[1] > shifting[1] + 0.05
+
+
 def test_what_an_eraser_needs_is_named(patched: SimpleNamespace) -> None:
     with_ = patched.recorded["unembed.hook_in", "with"]
     direction = direction_concept(with_, torch.ones(with_.width))
     with pytest.raises(SalveError, match="dictionary="):
         erase(patched.hooked, direction, "fold")
-    another = digits.load(
-        "resnet", Path(__file__).parents[1] / "fixtures/digits_resnet.safetensors"
-    )
+    another = digits.load("resnet", FIXTURES / "digits_resnet.safetensors")
     with torch.no_grad():
         next(another.parameters()).mul_(1.5)
     with pytest.raises(SalveError):

@@ -32,9 +32,10 @@ def _probe_cell(result: Forgetting, name: str) -> str:
     if row is None:
         return "—"
     after = row.after
+    told = "" if row.of_classes is None else f", classes alone {percent(row.of_classes)}"
     return (
         f"{percent(row.before.accuracy)} → {percent(after.accuracy)} "
-        f"[{100 * after.low:.0f}, {100 * after.high:.0f}], chance {percent(row.chance)}"
+        f"[{100 * after.low:.0f}, {100 * after.high:.0f}], chance {percent(row.chance)}{told}"
     )
 
 

@@ -99,6 +99,44 @@ def test_a_concept_is_probed_by_its_flags(
         salve.forgetting(vit, suppressed, digits_test.batches(), target=0, steps=[])
 
 
+def test_a_concept_that_goes_with_classes_is_measured_against_what_they_tell(
+    vit: HookedModel, suppressed: Edit, digits_test: digits.Split
+) -> None:
+    # A dark corner in nearly all pictures of five digits, and in few of the others.
+    often = torch.where(digits_test.labels < 5, 0.9, 0.1)
+    has = torch.rand(360, generator=torch.Generator().manual_seed(0)) < often
+    images = torch.where(has[:, None, None, None], digits_test.images, 0)
+    images[:, :, 8:] = digits_test.images[:, :, 8:]
+    images[:, :, :, 8:] = digits_test.images[:, :, :, 8:]
+    loader = [(images, digits_test.labels)]
+    acts = salve.record(vit, loader, site=SITE, progress=False, classes=digits.CLASSES)
+    erased = salve.erase(vit, salve.find_concept(acts, has))
+    sites = [SITE, "unembed.hook_in"]
+    kept, gone = (
+        salve.forgetting(vit, edit, loader, has=has, sites=sites) for edit in (suppressed, erased)
+    )
+    at, last = gone.recovery[0], gone.recovery[-2]
+    assert at.of_classes is not None
+    assert at.chance < 0.6 < 0.7 < at.of_classes < at.before.accuracy - 0.05
+    assert at.left_to_classes
+    assert at.removed
+    assert not last.removed
+    assert f"Removed at {SITE}, beyond what the classes tell of it, but still" in gone.verdict
+    assert "classes alone" in salve.forgetting_table([gone])
+    assert "removed nowhere" in kept.verdict
+
+
+def test_where_the_classes_tell_everything_nothing_is_called_removed(
+    vit: HookedModel, suppressed: Edit, digits_test: digits.Split
+) -> None:
+    loader = list(digits_test.batches())
+    found = salve.forgetting(vit, suppressed, loader, has=digits_test.labels % 2 == 0)
+    assert found.recovery[0].of_classes == found.recovery[0].after.accuracy
+    assert not found.recovery[0].removed
+    by_class = salve.forgetting(vit, suppressed, loader, target=0, steps=[0])
+    assert {row.of_classes for row in by_class.recovery} == {None}
+
+
 def drawn(seed: int, images: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(images, width, generator=generator, dtype=torch.float64)

@@ -27,6 +27,7 @@ from salve_plugin.control.erasers import (
     splince,
 )
 from salve_plugin.discover.learners import create
+from salve_plugin.errors import InputError
 
 WIDTH = 7
 
@@ -88,6 +89,63 @@ def test_leace_moves_least_of_all_maps_that_remove_the_covariance(seed: int) -> 
 
     best = minimize(displacement, np.zeros(WIDTH * WIDTH), method="L-BFGS-B")
     assert ours == pytest.approx(best.fun, rel=1e-3)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000))
+def test_through_the_origin_nothing_covaries_and_the_mean_stays_all_the_same(seed: int) -> None:
+    x, z, label = data(seed)
+    x = x + 3
+    moments = JointMoments.of([(x, z)])
+    one_hot = torch.nn.functional.one_hot(label, 3).double()
+    labels = JointMoments.of([(x, one_hot)])
+    plain = leace(moments, shrinkage=0.0, centre="origin")
+    keeping = splince(moments, labels, shrinkage=0.0, centre="origin")
+    for through in (plain, keeping):
+        assert not through.offset.any()
+        after = moved(through, x)
+        assert float(JointMoments.of([(after, z)]).xz.abs().max()) < 1e-8
+        torch.testing.assert_close(after.mean(0), x.mean(0))
+    torch.testing.assert_close(JointMoments.of([(moved(keeping, x), one_hot)]).xz, labels.xz)
+    # A second constraint costs something: nothing moves x less than LEACE about the mean.
+    least = moved(leace(moments, shrinkage=0.0), x)
+    assert float((moved(plain, x) - x).norm()) >= float((least - x).norm()) - 1e-9
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_the_maps_through_the_origin_it_moves_least(seed: int) -> None:
+    x, z, _ = data(seed)
+    x = x + 1
+    moments = JointMoments.of([(x, z)])
+    ours = float(
+        (moved(leace(moments, shrinkage=0.0, centre="origin"), x) - x).square().sum(1).mean()
+    )
+    # x' = x - A x with A Σ_xz = Σ_xz and A μ = 0: any A is pushed onto both.
+    known = torch.stack([moments.xz[:, 0], moments.x_mean], 1)
+    wanted = torch.stack([moments.xz[:, 0], torch.zeros(WIDTH, dtype=torch.float64)], 1)
+    inverse = torch.linalg.pinv(known)
+
+    def displacement(change: np.ndarray) -> float:
+        matrix = torch.from_numpy(change.reshape(WIDTH, WIDTH))
+        matrix = matrix + (wanted - matrix @ known) @ inverse
+        return float((x @ matrix.T).square().sum(1).mean())
+
+    best = minimize(displacement, np.zeros(WIDTH * WIDTH), method="L-BFGS-B")
+    assert ours == pytest.approx(best.fun, rel=1e-3)
+
+
+def test_a_mean_at_zero_or_along_the_concept() -> None:
+    x, z, _ = data(2)
+    centred = x - x.mean(0)
+    moments = JointMoments.of([(centred, z)])
+    through = leace(moments, shrinkage=0.0, centre="origin")
+    torch.testing.assert_close(
+        moved(through, centred), moved(leace(moments, shrinkage=0.0), centred)
+    )
+    # The concept's own direction as the mean: to take one out is to move the other.
+    along = JointMoments.of([(centred + 5 * moments.xz[:, 0], z)])
+    with pytest.raises(InputError, match="the mean of a map through the origin"):
+        leace(along, shrinkage=0.0, centre="origin")
 
 
 @settings(deadline=None, max_examples=25)
