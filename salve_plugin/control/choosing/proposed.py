@@ -20,7 +20,7 @@ from salve_plugin.control.choosing.hidden_sites import SiteSet, takes_offset
 from salve_plugin.control.choosing.view import View
 from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.erasers import Centre, leace, repair
+from salve_plugin.control.erasers import directional_ablation, leace, repair
 from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import LowRankMap
 from salve_plugin.control.provenance import Provenance
@@ -135,10 +135,12 @@ def _eraser(
 
     Where the layers take no offset it is one about zero.
     """
-    centre: Centre = "mean" if has_offset else "origin"
-    about = "" if has_offset else " about zero"
     if concept.is_paired:
-        moments = concept.pair_moments(keep, centre)
-        return repair(moments, rank=rank), f"repair of rank {rank}{about}"
+        moments = concept.pair_moments(keep, "mean" if has_offset else "origin")
+        return repair(moments, rank=rank), f"repair of rank {rank}" + " about zero" * (
+            not has_offset
+        )
     balanced = concept.moments(balanced=True, keep=keep)
-    return leace(balanced, centre=centre), f"leace{about}, groups balanced"
+    if has_offset:
+        return leace(balanced), "leace, groups balanced"
+    return directional_ablation(balanced, centre="origin"), "balanced difference of means"
