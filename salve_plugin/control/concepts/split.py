@@ -31,7 +31,11 @@ class Split:
 
     @classmethod
     def of(cls, has: Tensor, groups: Tensor, random: torch.Generator) -> "Split":
-        """Deal the groups to blocks and permute the labels."""
+        """Deal the groups to blocks and permute the labels.
+
+        Raises:
+            InputError: if all images come to one block, so that there is none to judge on.
+        """
         permuted = [_permuted(has, groups, random) for _ in range(PERMUTATIONS)]
         labels = torch.stack([has, *permuted], 1).double()
         # Dealt apart, so that each block has images of both kinds wherever there are enough.
@@ -48,6 +52,11 @@ class Split:
         # With fewer groups than blocks some numbers are not dealt: the rest are renumbered without
         # gaps, since every block up to the last has a probe of its own.
         used = torch.unique(block)
+        if len(used) < 2:
+            raise InputError(
+                f"{len(torch.unique(groups))} groups leave no images to judge on: those with the "
+                "concept, or those without it, are to be of two groups at least; give finer groups"
+            )
         return cls(labels, torch.searchsorted(used, block))
 
     @property

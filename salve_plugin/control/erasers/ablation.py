@@ -61,15 +61,20 @@ def inlp(
     # A value that never varies covaries with nothing: its share becomes 0 / tiny and not 0 / 0.
     variance = moments.zz.diagonal().clamp(min=torch.finfo(torch.float64).tiny)
     directions = torch.zeros(width, 0, dtype=torch.float64)
+    # Of the whole covariance's rounding: what is left once all variance is taken out is rounding,
+    # whose inverse, taken relative to itself, would find the directions of before again.
+    noise = 10 * width * torch.finfo(torch.float64).eps * float(covariance.diagonal().max())
     for _ in range(iterations):
         # The complement of all directions so far, from their orthonormal basis: a product of single
         # projections is a projection only where their directions are orthogonal.
         keep = torch.eye(width, dtype=torch.float64) - directions @ directions.T
         cross = keep @ moments.xz
         # The pseudo-inverse solves within what is left; a plain solve would meet the null space.
-        probe = torch.linalg.pinv(keep @ covariance @ keep, hermitian=True) @ cross
+        left = keep @ covariance @ keep
+        probe = torch.linalg.pinv(left, hermitian=True, atol=noise, rtol=0.0) @ cross
         explained = ((cross * probe).sum(0) / variance).max()
-        if float(explained) < min_r2:
+        # A share of 0 is below no `min_r2` of 0.
+        if float(explained) < min_r2 or not bool(probe.any()):
             break
         # Projected once more, since the pseudo-inverse lets rounding leak: the columns must stay
         # orthonormal for keep to be a projection.

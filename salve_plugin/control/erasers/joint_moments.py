@@ -73,12 +73,14 @@ class JointMoments:
     ) -> "list[JointMoments]":
         """Return the moments of disjoint blocks of rows, which `merged` puts together again.
 
+        A block may have a single row, whose covariances are zero.
+
         Args:
             parts: (x, z, block of each row (rows,)) pieces.
             n_blocks: how many.
 
         Raises:
-            InputError: as for `of`, for any block.
+            InputError: if a block has no row, a value is not finite, or the width changes.
         """
         sums: list[_Sums | None] = [None] * n_blocks
         for x, z, blocks in parts:
@@ -88,10 +90,10 @@ class JointMoments:
                 so_far = sums[block] or _Sums(rows[0], values[0])
                 so_far.add(rows, values, None)
                 sums[block] = so_far
-        if any(one is None or one.count < 2 for one in sums):
+        if None in sums:
             raise InputError(
                 f"{[0 if one is None else one.count for one in sums]} rows in the blocks are too "
-                "few for covariances; record more images"
+                "few for means; record more images"
             )
         return [one.moments() for one in sums if one is not None]
 

@@ -38,6 +38,18 @@ def test_labels_give_a_concept_whose_read_out_holds_on_other_images(
     assert "held-out AUC" in repr(concept)
 
 
+@pytest.mark.parametrize("n_images", [8, 9, 12])
+def test_four_images_of_each_kind_are_enough(
+    n_images: int, planted: Callable[..., SimpleNamespace]
+) -> None:
+    acts = planted(n_images, strength=20.0).acts
+    has = torch.arange(n_images) < 4
+    assert find_concept(acts, has).evidence is not None
+    for groups in ([0] * n_images, has.long()):
+        with pytest.raises(SalveError, match="groups leave no images to judge on"):
+            find_concept(acts, has, groups=groups)
+
+
 def test_chance_is_not_taken_for_a_concept(planted: Callable[..., SimpleNamespace]) -> None:
     data = planted(strength=0.0)
     draw = torch.Generator().manual_seed(3)

@@ -199,6 +199,24 @@ def test_inlp_is_one_probe_after_another(seed: int, iterations: int) -> None:
     torch.testing.assert_close(moved(eraser, x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("min_r2", [0.0, 0.01])
+@pytest.mark.parametrize("varying", [1, 2, 5])
+def test_inlp_takes_no_direction_twice_where_features_never_vary(
+    varying: int, min_r2: float
+) -> None:
+    draw = torch.Generator().manual_seed(varying)
+    for scale in (1e-3, 1.0, 1e3):
+        x = torch.full((40, WIDTH), 3.0, dtype=torch.float64)
+        x[:, :varying] += scale * torch.randn(40, varying, generator=draw).double()
+        z = (x[:, :1] > 3).double()
+        eraser = inlp(JointMoments.of([(x, z)]), shrinkage=0.0, min_r2=min_r2)
+        assert eraser.rank <= varying
+        torch.testing.assert_close(
+            eraser.read.T @ eraser.write, torch.eye(eraser.rank, dtype=torch.float64)
+        )
+        torch.testing.assert_close(moved(eraser, moved(eraser, x)), moved(eraser, x))
+
+
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10_000))
 def test_safree_zeroes_what_the_concept_spans(seed: int) -> None:

@@ -34,8 +34,10 @@ def test_equal_the_definition_however_the_rows_are_cut(seed: int, cut: int) -> N
 def test_blocks_merge_to_the_whole(seed: int) -> None:
     x, z = _data(seed)
     block = torch.randint(0, 3, (40,), generator=torch.Generator().manual_seed(seed))
-    block[:6] = torch.tensor([0, 1, 2, 0, 1, 2])
-    merged = JointMoments.merged(JointMoments.of_blocks([(x, z, block)], 3))
+    block[0] = 3  # a block of a single row
+    block[1:7] = torch.tensor([0, 1, 2, 0, 1, 2])
+    block[7:] = block[7:].clamp(max=2)
+    merged = JointMoments.merged(JointMoments.of_blocks([(x, z, block)], 4))
     whole = JointMoments.of([(x, z)])
     assert merged.n_rows == whole.n_rows
     for name in ("x_mean", "z_mean", "xx", "xz", "zz"):
