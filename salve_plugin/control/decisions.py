@@ -2,7 +2,9 @@ r"""A classifier's decisions as functions of an edit's strength, and where they 
 
 Under a gate a logit is piecewise linear in $\alpha$ (`salve_plugin.control.knots`). Under a
 low-rank map at the head's input it is a straight line in the amount $t = 1-\lambda$: from
-$x' = x - t\,U(V^Tx - c)$ follows $z'_k = z_k - t\,(W_kU)(V^Tx - c)$, for the edited rows $k$.
+$x' = x - t\,U(V^Tx - c)$ follows $z'_k = z_k - t\,(W_kU)(V^Tx - c)$, for the edited rows $k$. Where
+the classifier carries edits already, W is its pristine weight, and a gate scales what other gates
+left of that (`salve_plugin.control.layered_head`).
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from torch import Tensor
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.flips import flip
 from salve_plugin.control.knots import LIMIT
-from salve_plugin.control.operators import LowRankMap
+from salve_plugin.control.layered_head import LayeredHead
+from salve_plugin.control.operators import Gate, LowRankMap
 from salve_plugin.control.solving import solve
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
@@ -31,12 +34,14 @@ class Decisions:
         bias: (classes,).
         threshold: that a single logit is compared with; 0 if there are several.
         is_binary: whether there is a single one.
+        layers: of the weight, which edits that are on it may have made of several.
     """
 
     weight: Float64[Tensor, "classes width"]
     bias: Float64[Tensor, " classes"]
     threshold: float
     is_binary: bool
+    layers: LayeredHead
 
     @classmethod
     def of(cls, hooked: HookedModel, site: Site, threshold: float) -> "Decisions":
@@ -48,12 +53,14 @@ class Decisions:
         # In float64, since leads are differences of logits that may be nearly equal.
         weight, bias = (values.double().cpu() for values in hooked.unembed(site))
         check_threshold(threshold, len(weight))
+        layers = LayeredHead.of(hooked, site)
         if len(weight) > 1:
-            return cls(weight, bias, 0.0, False)
+            return cls(weight, bias, 0.0, False, layers)
         # What speaks for class 0 is how far the logit lies below the threshold: two mirrored rows,
         # which every edit of the one row scales alike.
         bias = bias - threshold
-        return cls(torch.cat([-weight, weight]), torch.cat([-bias, bias]), float(threshold), True)
+        rows, biases = torch.cat([-weight, weight]), torch.cat([-bias, bias])
+        return cls(rows, biases, float(threshold), True, layers.mirrored())
 
     def logits(self, x: Tensor) -> Float64[Tensor, "images classes"]:
         """Return the logits without the edit."""
@@ -76,13 +83,14 @@ class Decisions:
             start = logits.gather(1, asked[:, None])[:, 0] - goal
             slope = self._slopes(edit, edit.operator, x).gather(1, asked[:, None])[:, 0]
             return _on_a_line(start, slope)
-        gate, moves = edit.gate, self._edited(edit)[asked, None]
+        weight, reach, x = self._gated(edit.gate, x)
+        moves = self._edited(edit)[asked, None]
         # One problem for all labels: contributions take the place of activations, with weight one.
-        terms = x.double() * self.weight[asked]
+        terms = x.double() * weight[asked]
         # Of an image whose row is not edited all contributions stand still and go into the height.
         height = self.bias[asked] - goal + (terms * ~moves).sum(1)
         ones = terms.new_ones(1, terms.shape[1])
-        return solve(ones, gate.reach, terms * moves, height, gate.mode, None)
+        return solve(ones, reach, terms * moves, height, edit.gate.mode, None)
 
     def flips(self, edit: Edit, x: Tensor, logits: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         """Return the exact and the linear strength at which another logit reaches the asked one."""
@@ -95,8 +103,17 @@ class Decisions:
             exact, line = _on_a_line(lead, gain)
             return exact.amin(1), line.amin(1)
         rows = None if self.is_binary else edit.rows
-        gate = edit.gate
-        return flip(self.weight, self.bias, gate.reach, x, asked, rows, gate.mode)
+        weight, reach, x = self._gated(edit.gate, x)
+        return flip(weight, self.bias, reach, x, asked, rows, edit.gate.mode)
+
+    def _gated(self, gate: Gate, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weight, reach and inputs of which the gate scales every column by its reach."""
+        layers = self.layers
+        if layers.added is None:
+            return self.weight, gate.reach, x
+        # What was added stands still: the same inputs once more, in columns that no latent reaches.
+        weight = torch.cat([layers.scaled, layers.added], 1)
+        return weight, torch.cat([gate.reach, torch.zeros_like(gate.reach)]), torch.cat([x, x], 1)
 
     def _edited(self, edit: Edit) -> Bool[Tensor, " classes"]:
         edited = torch.zeros(len(self.weight), dtype=torch.bool)
@@ -109,7 +126,8 @@ class Decisions:
     ) -> Float64[Tensor, "images classes"]:
         """Return how fast each logit falls with the amount."""
         reading = x.double() @ low_rank_map.read.double() - low_rank_map.offset.double()
-        return reading @ (self.weight @ low_rank_map.write.double()).T * self._edited(edit)
+        read_by = self.layers.pristine @ low_rank_map.write.double()
+        return reading @ read_by.T * self._edited(edit)
 
 
 def _on_a_line(start: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,12 @@ class Bench:
             )
         edit = latent_gate(hooked, dictionary, "suppress", 0, 0.0, None, None)
         decisions = Decisions.of(hooked, edit.site, 0.0)
+        if not decisions.layers.is_plain:
+            raise InputError(
+                "the edit bench recomputes logits from the classifier's weight alone, and edits "
+                "that are on it are computed from what it was without them; revert them first, or "
+                "take a model that was saved with them"
+            )
         count = min(n_images, acts.n_images)
         # Evenly from the images in order of their class: evenly from the recording could miss
         # classes where labels come in turns.

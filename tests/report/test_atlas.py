@@ -193,6 +193,15 @@ def test_without_the_heads_input_there_is_no_bench_but_all_else(
     assert len(index["about"]["images"])
 
 
+def test_a_head_with_edits_on_it_has_no_bench_but_all_else(small: Small, tmp_path: Path) -> None:
+    hooked, acts, dictionary = small.hooked, small.acts, small.dictionary
+    with salve.zero_row(hooked, 3).applied(hooked):
+        salve.atlas(hooked, dictionary, acts, tmp_path, mapped=0)
+    index = piece(tmp_path, "index")
+    assert index["bench"] is None
+    assert "edits that are on it" in index["bench_missing"]
+
+
 def test_other_images_than_the_recorded_ones_are_refused(small: Small, tmp_path: Path) -> None:
     def make(images: object) -> None:
         folder = tmp_path / "atlas"

@@ -149,7 +149,7 @@ def choose(
     raises = isinstance(goal, EnhanceClass)
     start = judged(head, nothing, "no edit", label, kept, head.logits, raises=raises)
     if isinstance(goal, EnhanceClass):
-        return _enhanced(head, goal, label, nothing.base, start, dictionary, features)
+        return _enhanced(head, recording, goal, label, nothing.base, start, dictionary, features)
     return _suppressed(head, recording, goal, label, nothing.base, start, dictionary, features)
 
 
@@ -190,6 +190,11 @@ def _suppressed(
     elif goal.by == "latents":
         raise InputError("SuppressClass(by='latents') gates latents: pass dictionary=")
     enough = 1 - goal.max_accuracy
+    if goal.by == "latents" and not gated and start.effect < enough:
+        raise InputError(
+            f"no strength of any of {len(unreachable)} latents flips an image of class {label}; "
+            "use another dictionary, or edit other rows"
+        )
     if goal.by == "latents" and dictionary is not None and features is not None:
         # The fallback too is of the form that was asked for: a gate, whose strength 0 changes
         # nothing.
@@ -204,10 +209,10 @@ def _suppressed(
 
 
 def _enhanced(
-    head: JudgedHead, goal: EnhanceClass, label: int, base: Base, start: Candidate,
-    dictionary: Dictionary | None, features: Features | None,
+    head: JudgedHead, acts: Activations, goal: EnhanceClass, label: int, base: Base,
+    start: Candidate, dictionary: Dictionary | None, features: Features | None,
 ) -> Choice:  # fmt: skip
-    raised = list(enhancing(head, goal, label, base))
+    raised = list(enhancing(head, acts, goal, label, base))
     gated: list[Candidate] = []
     if dictionary is not None and features is not None:
         gated = list(enhancing_latents(head, goal, label, dictionary, features, base))

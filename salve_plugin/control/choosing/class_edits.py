@@ -95,9 +95,15 @@ def suppressing(
     yield judged(head, edit, "zeroed row", label, kept, head.after(edit), is_control=True)
 
 
-def enhancing(head: JudgedHead, goal: EnhanceClass, label: int, base: Base) -> Iterator[Candidate]:
+def enhancing(
+    head: JudgedHead, acts: Activations, goal: EnhanceClass, label: int, base: Base
+) -> Iterator[Candidate]:
     """Yield the class's bias raised by what wins more and more of its images."""
     kept = kept_classes(head, label, goal.keep)
+    try:
+        constant = _constant(head, acts, label)
+    except UnsupportedModelError:
+        return  # no bias and nothing that could stand for one
     missing = (-leads(head.logits[head.labels == label].double(), label)).sort().values
     for share in SHARES:
         # Just beyond the order statistic: at it the image is a tie.
@@ -105,7 +111,7 @@ def enhancing(head: JudgedHead, goal: EnhanceClass, label: int, base: Base) -> I
         raised = needed + 1e-3 * (1 + abs(needed))
         if raised <= 0:
             continue
-        edit = _bias_edit(head, {label: raised}, base)
+        edit = _bias_edit(head, {label: raised}, base, constant)
         logits = head.after(edit)
         yield judged(
             head, edit, f"bias +{raised:.3g}", label, kept, logits, is_control=True, raises=True
@@ -121,9 +127,10 @@ def moving(
     raises the target only where the source is seen. The control raises the target's bias instead.
     """
     kept = kept_classes(head, source, goal.keep)
-    lowered = float(mask(head.hooked, source, acts, on_base_mismatch="warn").operator.tensors[
-        "shift"
-    ][0])  # fmt: skip
+    masked = mask(head.hooked, source, acts, on_base_mismatch="warn").operator.tensors
+    # Without a bias the mask is one entry of A, and what it reads a constant with is its B.
+    constant = None if head.has_bias else masked["right"][:, 0].double()
+    lowered = float(masked["shift" if constant is None else "left"].flatten()[0])
     own = head.logits[head.labels == source].double()
     rivals = own.clone()
     rivals[:, source] = -torch.inf
@@ -138,7 +145,7 @@ def moving(
         raised = float(missing[at])
         raised += 1e-3 * (1 + abs(raised))
         if raised > 0:
-            edit = _bias_edit(head, {source: lowered, target: raised}, base)
+            edit = _bias_edit(head, {source: lowered, target: raised}, base, constant)
             yield judged(
                 head, edit, f"mask and bias +{raised:.3g}", source, kept, head.after(edit),
                 toward=target, is_control=True,
@@ -155,7 +162,11 @@ def moving(
         shift = torch.zeros(2, dtype=torch.float64)
         shift[rows.index(source)] = lowered
         shift[rows.index(target)] = factor * (float(head.bias[source]) - centre)
-        update = LowRankUpdate(left, head.weight[source].double()[:, None], shift)
+        right = head.weight[source].double()[:, None]
+        update = LowRankUpdate(left, right, shift)
+        if constant is not None:
+            both = torch.cat([left, shift[:, None]], 1), torch.cat([right, constant[:, None]], 1)
+            update = LowRankUpdate(*both)
         edit = edit_at(
             head.hooked, head.site, update, rows=rows, base=base,
             provenance=Provenance(note=f"{factor:.3g} of class {source}'s row added to {target}'s"),
@@ -166,14 +177,32 @@ def moving(
         )  # fmt: skip
 
 
-def _bias_edit(head: JudgedHead, shifts: dict[int, float], base: Base) -> Edit:
-    """Return the edit that moves the biases of some classes."""
+def _constant(head: JudgedHead, acts: Activations, label: int) -> Tensor | None:
+    """Return what reads a constant off the inputs of a head without bias; None if it has one.
+
+    Raises:
+        UnsupportedModelError: as `mask`, if there is neither.
+    """
+    if head.has_bias:
+        return None
+    masked = mask(head.hooked, label, acts, on_base_mismatch="warn").operator.tensors
+    return masked["right"][:, 0].double()
+
+
+def _bias_edit(
+    head: JudgedHead, shifts: dict[int, float], base: Base, constant: Tensor | None
+) -> Edit:
+    """Return the edit that moves the biases of some classes, or what stands for them."""
     rows = sorted(shifts)
     shift = torch.tensor([shifts[row] for row in rows], dtype=torch.float64)
-    # Of rank 0, so that the weight keeps its bits and no product is formed.
-    nothing = torch.zeros(head.weight.shape[1], 0, dtype=torch.float64)
-    update = LowRankUpdate(torch.zeros(len(rows), 0, dtype=torch.float64), nothing, shift)
+    if constant is None:
+        # Of rank 0, so that the weight keeps its bits and no product is formed.
+        nothing = torch.zeros(head.weight.shape[1], 0, dtype=torch.float64)
+        update = LowRankUpdate(torch.zeros(len(rows), 0, dtype=torch.float64), nothing, shift)
+    else:
+        update = LowRankUpdate(shift[:, None], constant[:, None])
     note = ", ".join(f"bias of class {row} moved by {value:.4g}" for row, value in shifts.items())
+    note += "" if constant is None else ", by a constant read off the features"
     return edit_at(
         head.hooked, head.site, update, rows=rows, base=base, provenance=Provenance(note=note)
     )

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import entries_of
-from salve_plugin.control.formula import Ledger, composed
+from salve_plugin.control.formula import Entry, Ledger, composed
+from salve_plugin.control.ledger import ledger_of, pristine_of
 from salve_plugin.control.operators import Gate, scaled_rows
-from salve_plugin.control.rows import Rows, take
+from salve_plugin.control.rows import Rows, index_of, take, union_of
 from salve_plugin.control.slots import slots_of
 from salve_plugin.control.strength import check_labels
 from salve_plugin.discover.recording.activations import Activations
@@ -115,20 +116,29 @@ class JudgedHead:
 @torch.no_grad()
 def edited_head(head: JudgedHead, edit: Edit) -> tuple[Tensor, Tensor]:
     """Return weight and bias as an edit of the classifier would make them; nothing is written."""
-    if isinstance(edit.operator, Gate):  # no bias, no sum: one multiplication
-        return scaled_rows(head.weight, edit.gate.factors, edit.rows), head.bias
     hooked = head.hooked
     slots = slots_of(hooked.model, edit.base.tensors)
+    present = {path: ledger_of(slot) for path, slot in slots.items()}
+    plain = all(slot.parameter.dtype == torch.float32 for slot in slots.values())
+    if isinstance(edit.operator, Gate) and plain and not any(present.values()):
+        # No bias, no sum, no rounding to another type: one multiplication.
+        return scaled_rows(head.weight, edit.gate.factors, edit.rows), head.bias
+    pristine = {path: pristine_of(slot).cpu() for path, slot in slots.items()}
 
     def rows_of(path: str, rows: Rows) -> Tensor:
-        return take(slots[path].parameter.detach(), rows)
+        return take(pristine[path], rows)
 
-    # By the ledger's own formula: what is judged are the bits that applying the edit would write.
-    made: dict[str, Tensor] = {}
+    # By the ledger's own formula, with the edits that are there already: what is judged are the
+    # bits that applying the edit would write.
+    entries: dict[str, list[Entry]]
+    entries = {path: [] if old is None else [*old.entries] for path, old in present.items()}
     for path, entry in entries_of(edit, rows_of):
-        whole = slots[path].parameter.detach().cpu().clone()
-        ledger = Ledger((entry,), entry.rows, take(whole, entry.rows).clone())
-        whole[slice(None) if entry.rows is None else list(entry.rows)] = composed(ledger)
+        entries[path].append(entry)
+    made: dict[str, Tensor] = {}
+    for path, own in entries.items():
+        rows = union_of([entry.rows for entry in own])
+        whole = pristine[path].clone()
+        whole[index_of(rows)] = composed(Ledger(tuple(own), rows, take(whole, rows).clone()))
         made[path] = whole
     weight, bias = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
     for path, share in hooked.heads.items():

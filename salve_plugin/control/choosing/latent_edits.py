@@ -26,7 +26,6 @@ from salve_plugin.control.rivals import with_rivals
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, selection_scores
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 
 NUDGE = 1e-4
@@ -52,9 +51,6 @@ def suppressing_latents(
     The first latents of both rankings (`_order`), the paper's dominant one among them, come first.
     They know nothing of what an edit costs, so that they may all fail: then twice as many are
     tried, until one reaches the goal within its bound or `MOST` have been tried.
-
-    Raises:
-        InputError: if no strength of any latent flips an image of the class.
     """
     order = _order(features, label, goal.tries)
     kept = kept_classes(head, label, goal.keep)
@@ -81,11 +77,6 @@ def suppressing_latents(
             if not strengths:
                 unreachable.append(latent)
         done, wave = done + wave, 2 * wave
-    if not tried:
-        raise InputError(
-            f"no strength of any of {len(order)} latents flips an image of class {label}; use "
-            "another dictionary, or edit other rows"
-        )
     return tried, unreachable
 
 
