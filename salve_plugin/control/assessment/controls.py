@@ -13,6 +13,7 @@ from torch import Tensor
 from salve_plugin.control.assessment.batches import Batch, Batches, Head
 from salve_plugin.control.assessment.outcomes import ControlName
 from salve_plugin.control.rows import Rows, index_of
+from salve_plugin.control.writers.mask import CLEARANCE
 from salve_plugin.discover.dictionary import Dictionary
 
 Logits = Callable[[Batch], Float64[Tensor, "images classes"]]
@@ -106,8 +107,9 @@ def controls_of_class(
 ) -> list[Made]:
     """Return the controls of an edit that is to suppress a class."""
     head = ground.head
-    # Finite, so that losses and divergences stay so, and below every recorded logit by their range.
-    masked = ground.lowest - ground.range
+    # Finite, so that losses and divergences stay so; below every recorded logit by their range, and
+    # by what the edit of the same name keeps: where logits are close, the range alone hides little.
+    masked = ground.lowest - ground.range - CLEARANCE
     made = [Made("mask", _column(target, masked), None)]
     if head is None:
         return made

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from salve_plugin.control.layered_head import LayeredHead
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.solving import check_labels
 from salve_plugin.discover.dictionary import Dictionary
@@ -25,11 +26,13 @@ class ReadHead:
         weight: (classes, width).
         bias: (classes,).
         pull: what one unit of each latent adds to each logit, V W^T (latents, classes).
+        gated: what of the weight a further gate scales: what edits of low rank have added stays.
     """
 
     weight: Float64[Tensor, "classes width"]
     bias: Float64[Tensor, " classes"]
     pull: Float64[Tensor, "latents classes"]
+    gated: Float64[Tensor, "classes width"]
 
     def logits(self, x: Float[Tensor, "images width"]) -> Float64[Tensor, "images classes"]:
         """Return the logits of recorded inputs."""
@@ -60,7 +63,8 @@ def read_head(hooked: HookedModel, dictionary: Dictionary, acts: Activations) ->
     weight, bias = (part.detach().double().cpu() for part in hooked.unembed(acts.site.name))
     check_of_model(acts.classes, max(2, len(bias)))
     check_labels(acts.image_labels(), max(2, len(bias)))
-    return ReadHead(weight, bias, dictionary.atoms.detach().double().cpu() @ weight.T)
+    pull = dictionary.atoms.detach().double().cpu() @ weight.T
+    return ReadHead(weight, bias, pull, LayeredHead.of(hooked, hooked.site(acts.site.name)).scaled)
 
 
 def check_parts(

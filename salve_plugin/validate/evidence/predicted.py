@@ -157,7 +157,7 @@ def gate_change(
     head: ReadHead, x: Float64[Tensor, "images width"], gate: Gate
 ) -> Float64[Tensor, "images classes"]:
     """Return what the gate on all rows of the classifier adds to the logits."""
-    weight = head.weight
+    weight = head.gated
     return x @ (scaled_rows(weight, gate.factors, None) - weight).T
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import salve_plugin as salve
 from salve_plugin import Activations, Assessment, Dictionary, Edit, Gate, HookedModel, LowRankMap
+from salve_plugin.control.writers.mask import CLEARANCE
 from salve_plugin.demo import digits
 from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
 
@@ -97,7 +98,7 @@ def test_the_controls_do_what_they_are_called(
     norm = float(np.linalg.norm(new - old))
     found = salve.assess(resnet, edit, acts, target=3, dictionary=atoms, seed=7)
     masked, zeroed = before.copy(), before.copy()
-    masked[:, 3] = before.min() - (before.max() - before.min())
+    masked[:, 3] = before.min() - (before.max() - before.min()) - CLEARANCE
     zeroed[:, 3] = b[3]
     compared(found.control("mask").effect.to_json(), recounted.effect(labels, before, masked, 3))
     compared(
@@ -121,6 +122,23 @@ def test_the_controls_do_what_they_are_called(
     assert found == salve.assess(resnet, edit, acts, target="3", dictionary=atoms, seed=7)
     with pytest.raises(InputError, match="no control 'prayer'"):
         found.control("prayer")
+
+
+def test_the_mask_hides_a_class_where_logits_are_close_too() -> None:
+    draw = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        layer.weight.copy_(0.1 * torch.randn(3, 4, generator=draw))
+        layer.bias.zero_()
+    x = torch.randn(12, 4, generator=draw)
+    hooked = salve.attach(torch.nn.Sequential(torch.nn.Identity(), layer), head="1", probe=x)
+    loader = [(x, torch.arange(12) % 3)]
+    found = salve.assess(hooked, salve.zero_row(hooked, 1), loader, target=1)
+    ideal = found.control("mask").effect.ideal
+    assert ideal is not None
+    assert ideal.kl_target < 1e-9
+    assert ideal.kl_others is not None
+    assert ideal.kl_others < 1e-9
 
 
 def test_the_ideal_is_reached_by_the_mask_and_not_by_a_zeroed_row(

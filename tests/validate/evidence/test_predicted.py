@@ -1,5 +1,6 @@
 """Predicted and measured effects against the edited model, class by class."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,20 @@ import salve_plugin as salve
 from salve_plugin.errors import InputError
 
 
-def test_r2_and_slope_are_those_of_a_regression_on_the_edited_models_logits(known: Any) -> None:
+@pytest.mark.parametrize("edited", [False, True])
+def test_r2_and_slope_are_those_of_a_regression_on_the_edited_models_logits(
+    known: Any, edited: bool
+) -> None:
     hooked, dictionary, acts = known
+    ones = torch.ones(hooked.site(acts.site.name).width, 1)
+    update = salve.LowRankUpdate(torch.ones(3, 1), ones)
+    present = salve.edit_at(hooked, acts.site.name, update)
+    # A gate scales what the classifier was without the update.
+    with present.applied(hooked) if edited else nullcontext():
+        compare(hooked, dictionary, acts)
+
+
+def compare(hooked: Any, dictionary: Any, acts: Any) -> None:
     result = salve.predicted_effect(hooked, dictionary, acts, latents=[1, 7], strength=0.7)
     x = acts.tensor()
     codes = dictionary.encode(x).double()
