@@ -115,6 +115,8 @@ class LowRankMap(Operator):
 
     def reader_weight(self, weight: Tensor) -> Part:
         r"""Return $W + (\lambda-1)(WU)V^T$; see `Operator.reader_weight`."""
+        if self.scale == 1:
+            return _nothing(weight)
         left = self._read_by(weight)
         return Part(None, (self.scale - 1) * left, self.read.double(), tuple(weight.shape[1:]))
 
@@ -123,6 +125,8 @@ class LowRankMap(Operator):
 
         Exact where every position of a kernel reads the site, never padding.
         """
+        if self.scale == 1:
+            return Part(None, None, None, ())
         # What every output receives of U c is summed over kernel positions: each of them reads the
         # same constant.
         left = self._read_by(weight)
@@ -131,6 +135,8 @@ class LowRankMap(Operator):
 
     def writer_weight(self, weight: Tensor, fold: Fold) -> Part:
         r"""Return $W + (\lambda-1)S^{-1}U (SV)^T W$; see `Operator.writer_weight`."""
+        if self.scale == 1:
+            return _nothing(weight)
         # The site is x = S y + t with y = W u + b from the layer: the map of x is solved for y, so
         # that U is divided by S and V multiplied by it.
         write, read = self._behind(fold)
@@ -145,6 +151,8 @@ class LowRankMap(Operator):
 
         With `fold.bias_last`, $b + (\lambda-1)U(V^T(b + t) - c)$.
         """
+        if self.scale == 1:
+            return Part(None, None, None, ())
         # The constant part of the site: a bias behind the affine map (a BatchNorm's own) reaches it
         # as it is, one before the map is scaled on its way.
         constant = bias.double() if fold.bias_last else fold.scale * bias.double()
@@ -168,6 +176,11 @@ class LowRankMap(Operator):
         """Return U and V as they act on what the layer itself puts out, before the fold."""
         scale = fold.scale[:, None]
         return self.write.double() / scale, self.read.double() * scale
+
+
+def _nothing(weight: Tensor) -> Part:
+    """Return the part that leaves every bit of a weight: not even a zero is added to a -0."""
+    return Part(None, None, None, tuple(weight.shape[1:]))
 
 
 def _vector(change: Tensor) -> Part:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_network import WIDTH, bits, small
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin import edit_at
 from salve_plugin.control.operators import Fold, LowRankMap, Part, joint_map, operator_of
 from salve_plugin.control.operators import operator_fields as fields_of
 from salve_plugin.errors import InputError
@@ -153,6 +155,19 @@ def test_signed_zeros_do_not_make_another_operator() -> None:
     for tensor in change.tensors.values():
         assert not bool(torch.signbit(tensor).any())
     assert str(change.scale) == "0.0"
+
+
+@pytest.mark.parametrize("site", ["sum", "norm", "conv", "stem", "attn_out"])
+def test_at_scale_one_every_bit_stays_the_sign_of_zeros_too(site: str) -> None:
+    hooked = small()
+    with torch.no_grad():
+        for name, parameter in hooked.model.named_parameters():
+            if name not in ("scale.gamma", "norm0.weight"):  # through zeros nothing is exact
+                parameter.reshape(-1)[::2] = -0.0
+    before = bits(hooked.model)
+    operator = random_map(2, WIDTH, 2, 1.0)
+    with edit_at(hooked, site, operator, role="writer" if site == "stem" else None).applied(hooked):
+        assert bits(hooked.model) == before
 
 
 def test_a_model_with_the_map_is_differentiable_through_the_activation() -> None:
