@@ -77,6 +77,9 @@ def shift_over_spread(
             f"{len(groups[0])} images have the concept and {len(groups[1])} have not; both need "
             "two at least"
         )
+    # About the first row: a mean of equal numbers may be rounded, and a constant neuron would have
+    # a shift of that size in units of a spread of that size.
+    groups = groups[0] - x[0], groups[1] - x[0]
     freedom = len(x) - 2
     squares = sum((group - group.mean(0)).square().sum(0) for group in groups)
     assert isinstance(squares, Tensor)

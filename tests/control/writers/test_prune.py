@@ -34,6 +34,14 @@ def test_neurons_that_never_change_come_last_and_pure_ones_first() -> None:
     assert (order[0], order[-1]) == (2, 1)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 1e4 + 0.1])
+def test_a_constant_neuron_is_tied_to_nothing(value: float) -> None:
+    x = torch.randn(21, 4, generator=torch.Generator().manual_seed(0)).double()
+    x[:, 2] = value
+    for count in range(2, 19):  # means of equal numbers are rounded, of each number otherwise
+        assert float(shift_over_spread(x, torch.arange(21) < count)[2]) == 0
+
+
 def test_the_planted_neuron_is_cut_off(tiny: HookedModel) -> None:
     x, has = draw(0, 60, 6), torch.arange(60) % 3 == 0
     x[:, 5] += 4 * has
