@@ -90,6 +90,12 @@ class Table:
         return (*((f"and {more} more",) if more > 0 else ()), *self.notes)
 
 
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as text, with the columns below one another."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
 class Tabular:
     """A value that prints as a table, and shows itself as one in a notebook."""
 

@@ -25,10 +25,18 @@ from salve_plugin.control.assessment.outcomes import (
     Evidence,
 )
 from salve_plugin.control.assessment.predictions import Predictions
-from salve_plugin.control.assessment.sources import Data, Joined, check_pairs, names_in, opened
+from salve_plugin.control.assessment.sources import (
+    Data,
+    Joined,
+    check_pairs,
+    given_names,
+    names_in,
+    opened,
+)
 from salve_plugin.control.assessment.tally import Reference, Tally, concept_outcome
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators.base import seed_number
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
@@ -73,14 +81,16 @@ def assess(
         dictionary: for the control along one of its latents, drawn at random; and if the edit is
             of its latents at its own site, for what their codes predict: at a hidden site on up to
             16 of the images, in 23 float64 passes for one latent, 62 at most for several.
-        classes: class names by label; by default the recording's or the data set's own.
+        classes: class names by label, none if empty; by default the recording's or the data set's
+            own.
         seed: of the random controls.
         command: how to measure again on the command line, for the record.
         on_base_mismatch: "warn" goes on with another base or recording of another network.
 
     Raises:
         InputError: if the data has no images (of the target), a label is no class of the model, a
-            recording cannot tell what the edit does, or `has` and the pairs do not fit the images.
+            recording cannot tell what the edit does, `has` and the pairs do not fit the images, or
+            names or seed cannot be used.
         BaseMismatchError: if the model is not the edit's base, or the recording not of the model.
         EditStateError: if the edit is on the model already.
     """
@@ -91,13 +101,15 @@ def assess(
         )
     if command not in get_args(Command):
         raise InputError(f"command {command!r:.200} is none of {list(get_args(Command))}")
+    seed = seed_number(seed)
     concept = has is not None or counterparts is not None
     if concept and target is not None:
         raise InputError(
             f"target={target!r} and a concept (has, counterparts) are two aims; assess one"
         )
-    names = tuple(classes) if classes is not None else names_in(data, hooked)
+    names = names_in(data, hooked) if classes is None else given_names(classes, hooked)
     label = None if target is None else label_of(target, names)
+    # Before anything is applied: the model as it is given, other edits on it included.
     model = state_digest(bare(hooked))
     changes = Changes.of(hooked, edit, on_base_mismatch)
     predictions = Predictions.of(hooked, edit, dictionary, changes, label, seed)
@@ -111,10 +123,12 @@ def assess(
         pairs = 0 if counterparts is None else check_pairs(batches)
         joined = Joined(batches)
         labels = joined.labels()
+        # The caller speaks of the images alone; what their counterparts are follows.
         flags = flags_of(has, pairs or len(labels), pairs) if concept else None
         if label is not None and not bool((labels == label).any()):
             raise InputError(f"there are no images of the target, class {label}; choose other data")
         made: list[Made] = []
+        # A pass of its own: controls are made of means and ranges over all images.
         if concept or label is not None:
             marked = marked_by(flags, label)
             ground = ground_of(joined, changes.head, changes.edited_head, marked)
@@ -124,6 +138,7 @@ def assess(
                 else controls_of_class(ground, label, seed, dictionary)
             )
         tallies = _tallies(joined, made, predictions, label, keep=concept)
+    # One of them at most: an edit changes the classifier alone, or something in front of it.
     predicted = predictions or hidden
 
     def told(tally: Tally) -> ConceptOutcome | None:
@@ -172,6 +187,7 @@ def _tallies(
     """Count the base, the edit, and every control, in one pass; add up predictions too."""
     tallies: list[Tally] = []
     for batch in images:
+        # How many classes there are, the logits of the first batch tell.
         if not tallies:
             classes = batch.before.shape[1]
             if label is not None and classes < 2:
@@ -209,6 +225,7 @@ def _outcomes(
     outcomes = []
     for label in listed.nonzero()[:, 0].tolist():
         images = int(count[label])
+        # A copy: the row is a view of the tally's own counts.
         elsewhere = after.confusion[label].clone()
         elsewhere[label] = 0
         most = int(elsewhere.max())

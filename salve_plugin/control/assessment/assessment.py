@@ -82,6 +82,7 @@ class Assessment(Record):
             )
         if sum(outcome.count for outcome in self.classes) != self.images:
             raise InputError(f"the classes' images are not the {self.images} that were assessed")
+        # What is said of a target or a concept stands in several fields: in all of them or in none.
         effects = [self.effect, *(control.effect for control in self.controls)]
         targets = [self.target, self.target_before]
         about = [(each.target, each.ideal) for each in effects]
@@ -109,6 +110,7 @@ class Assessment(Record):
         named = [each.latents for each in self.predictions]
         together = named[-1] if named else ()
         alone = [(latent,) for latent in together] if len(together) <= MOST_ALONE else []
+        # Of one latent, alone and together are the same, and it is said once.
         if named and named != (alone if len(together) == 1 else [*alone, together]):
             raise InputError(
                 f"predictions are of each latent and last of all together; got {listed(named)}"
@@ -127,6 +129,7 @@ class Assessment(Record):
         """Raise unless what is said of all images follows from what is said of the classes."""
         seen = [(each.count, *each.accuracy) for each in self.classes if each.accuracy is not None]
         overall = (self.accuracy, self.effect.accuracy)
+        # In what was `seen`, the count comes first, then the accuracies before and after.
         for moment, stated in enumerate(overall, 1):
             mean = sum(each[0] * each[moment] for each in seen) / self.images
             if abs(mean - stated) > ROUNDING:

@@ -216,6 +216,8 @@ def run(
                 for logits in (before, after):
                     check_logits(logits, len(batch.labels))
                 before, after = two_sided(before), two_sided(after)
+                # Only here: of a model without a known classifier its logits tell how many classes
+                # it has.
                 names = names or Labels.of(model, before.shape[1], loader)
                 labels.append(names.of_model(batch).labels)
                 check_labels(labels[-1], before.shape[1])

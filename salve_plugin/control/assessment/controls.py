@@ -32,7 +32,7 @@ class Ground:
         range: the greatest one minus the least.
         mean: of the classifier's inputs (width,).
         difference: mean of the target's inputs (the images with the concept) minus that of the
-            others, (width,); None if either has no images.
+            others, (width,); None if either has no images, or there is none.
     """
 
     head: Head | None
@@ -93,7 +93,9 @@ def ground_of(
     if sums:
         mean = (sums[True] + sums[False]) / (counts[True] + counts[False])
         if all(counts.values()):
-            difference = sums[True] / counts[True] - sums[False] / counts[False]
+            gap = sums[True] / counts[True] - sums[False] / counts[False]
+            # Equal means differ by rounding at most, which points anywhere.
+            difference = gap if float(gap.norm()) > 1e-12 * float(mean.norm()) else None
     change = None if head is None or edited is None else edited.weight - head.weight
     rows = norm = None
     if change is not None:
@@ -126,7 +128,7 @@ def controls_of_concept(ground: Ground, seed: int, dictionary: Dictionary | None
     if head is None:
         return []
     made: list[Made] = []
-    if mean is not None and difference is not None and bool(difference.any()):
+    if mean is not None and difference is not None:
         unit = difference / difference.norm()
         along = head.weight @ unit
         made.append(Made("difference of means", _added(-along, unit, mean), float(along.norm())))
@@ -162,6 +164,7 @@ def _taken_out(name: ControlName, ground: Ground, direction: Tensor, target: int
     along = torch.zeros(len(head.weight), dtype=torch.float64)
     along[index_of(rows)] = (head.weight @ unit)[index_of(rows)]
     size = float(along.norm())
+    # With the edit's norm, so that what the two differ in is the direction.
     if ground.norm and size:
         along *= ground.norm / size
         size = ground.norm

@@ -20,7 +20,7 @@ from salve_plugin.control.assessment.relearning import relearned
 from salve_plugin.control.assessment.site_features import LOGITS, site_features
 from salve_plugin.control.assessment.sources import names_in
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.operators.base import whole
+from salve_plugin.control.operators.base import seed_number, whole
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.faces.table import percent
@@ -106,6 +106,8 @@ class Forgetting:
     @property
     def verdict(self) -> str:
         """One sentence that says "removed" only of sites where a probe finds nothing."""
+        # What the logits no longer tell, the layers in front of them may: only these count as
+        # removed.
         known = [each for each in self.recovery if each.site != LOGITS]
         still = [each for each in known if not each.removed]
         if not known or (still and len(still) == len(known)):
@@ -178,7 +180,7 @@ def forgetting(
 
     Raises:
         InputError: if neither or both of `target` and `has` are given, they do not fit the images,
-            or there are too few images.
+            there are too few images or no sites, or the model's logits or features are not finite.
         UnknownSiteError: if a site is none of the model's.
         BaseMismatchError: if the model is not the edit's base.
     """
@@ -187,7 +189,12 @@ def forgetting(
     numbers = tuple(sorted({whole(step, "a number of steps") for step in steps}))
     if not numbers or numbers[0] < 0:
         raise InputError(f"steps {list(steps)} are to be numbers of steps from 0 on, e.g. {STEPS}")
-    chosen = [hooked.site(name) for name in (_later(hooked, edit) if sites is None else sites)]
+    seed = seed_number(seed)
+    names = _later(hooked, edit) if sites is None else sites
+    # A text is a sequence of texts, too.
+    if isinstance(names, str) or not len(names):
+        raise InputError(f"sites {names!r} are to be a list of at least one name, or None")
+    chosen = [hooked.site(name) for name in names]
     label = None if target is None else label_of(target, names_in(loader, hooked))
     seen = site_features(hooked, edit, loader, chosen, on_base_mismatch)
     if has is None:
@@ -277,6 +284,7 @@ def _relearning(
 ) -> tuple[tuple[float, ...], ...]:
     """Fine-tune on one half of each kind, and count on the other."""
     half = torch.zeros(len(labels), dtype=torch.bool)
+    # Each kind apart: of few images of the class one half could get nearly all.
     for kind in (labels == label, labels != label):
         at = kind.nonzero()[:, 0]
         half[at[_order(len(at), seed)[: len(at) // 2]]] = True

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from salve_plugin.control.assessment.forgetting import Forgetting
 from salve_plugin.control.assessment.site_features import LOGITS
-from salve_plugin.faces.table import percent
+from salve_plugin.faces.table import aligned, percent
 
 
 def forgetting_table(results: Sequence[Forgetting]) -> str:
@@ -19,12 +19,8 @@ def forgetting_table(results: Sequence[Forgetting]) -> str:
     for step in sorted({step for each in results for step in each.steps}):
         cells = (_step_cell(each, step) for each in results)
         rows.append([f"right after {step} steps (fresh row)", *cells])
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines += [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, *(f"{at}: {each.verdict}" for at, each in enumerate(results))])
+    verdicts = [f"{at}: {each.verdict}" for at, each in enumerate(results)]
+    return "\n".join([*lines, aligned(rows), *verdicts])
 
 
 def _probe_cell(result: Forgetting, name: str) -> str:

@@ -110,6 +110,7 @@ class HiddenPredictions:
         along = {latents: gradient.along(self._edit, latents) for latents in sets}
         own = self._groups[-1][0]
         further = gradient.along(self._edit, own, 4 * STEP)
+        # Asked in this way round, so that NaN counts as no agreement.
         if not bool((further - along[own]).norm() <= AGREES * along[own].norm()):
             return ()
         # In float64, too: the logits that all else is measured by are rounded batch by batch.
@@ -160,6 +161,7 @@ class Gradient:
         self._model, self._site, self._images = _double(model), site, images
         with reading(self._model, [site]) as seen:
             self.logits = _logits(self._model, images)
+        # Of some thousand latents these few codes are kept, for each position of each image.
         used = torch.tensor(sorted({latent for latents in sets for latent in latents}))
         self._place = {latent: place for place, latent in enumerate(used.tolist())}
         rows = site.recorded_rows(seen[site.name])

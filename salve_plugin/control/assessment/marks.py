@@ -40,6 +40,7 @@ def flags_of(has: Flags | None, own: int, pairs: int) -> Tensor:
         InputError: if the flags are no truth values, not one an image, or all the same.
     """
     given = torch.ones(own, dtype=torch.bool) if has is None else truth_values(has, own)
+    # A counterpart is the same image with the concept taken out, or put in.
     flags = torch.cat([given, ~given]) if pairs else given
     if bool(flags.all()) or not bool(flags.any()):
         raise InputError(
@@ -55,6 +56,7 @@ def marked_by(flags: Tensor | None, label: int | None) -> Callable[[Tensor, int]
     def marked(labels: Tensor, start: int) -> Tensor:
         if flags is not None:
             return flags[start : start + len(labels)]
+        # No image has the label -1, so that without a class nothing is marked.
         return labels == (-1 if label is None else label)
 
     return marked

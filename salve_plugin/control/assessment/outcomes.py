@@ -67,6 +67,7 @@ class ClassOutcome(Record):
             InputError: names the class.
         """
         has_images = self.count > 0
+        # A share of no images would be 0 / 0, which JSON does not have.
         if (self.accuracy is None, self.probability is None) != (not has_images, not has_images):
             raise InputError(
                 f"class {self.label} has {self.count} images, accuracy {self.accuracy} and "
@@ -219,6 +220,7 @@ class Prediction(Record):
     @property
     def holds(self) -> bool:
         """Whether the codes predict more than 95 % of other latents in their place do."""
+        # Without other latents, anything at all is more than they predict.
         return self.explained > (self.explained_null or 0.0)
 
 
@@ -265,6 +267,13 @@ class Budget(Record):
     def norm(self) -> float:
         """Frobenius norm of the whole change."""
         return math.hypot(*(each.norm for each in self.parameters))
+
+    @property
+    def weight_norm(self) -> float:
+        """The same of the weights alone: what the norms of controls are of."""
+        # Every target's bias is called so, its own or that of a BatchNorm behind it.
+        weights = (each for each in self.parameters if not each.path.endswith("bias"))
+        return math.hypot(*(each.norm for each in weights))
 
 
 @dataclass(frozen=True)

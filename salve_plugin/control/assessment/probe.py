@@ -48,13 +48,19 @@ def probe(
         seed: of the folds.
 
     Raises:
-        InputError: if either kind has fewer images than there are folds times two.
+        InputError: if either kind has fewer images than there are folds times two, or a feature
+            is not finite.
     """
     counts = [int(marked.sum()), int((~marked).sum())]
     if min(counts) < 2 * FOLDS:
         raise InputError(
             f"{counts[0]} images with the mark and {counts[1]} without it are too few for a probe "
             f"with {FOLDS} folds; give at least {2 * FOLDS} of each"
+        )
+    if not bool(x.isfinite().all()):  # as those of a model in half precision may be
+        raise InputError(
+            "features are NaN or infinite, and no probe can be fitted to them: leave the site out, "
+            "or take the model in float32"
         )
     folds = _folds(marked, FOLDS, seed)
     right = torch.zeros(len(x), dtype=torch.bool)

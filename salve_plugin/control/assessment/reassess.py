@@ -8,6 +8,7 @@ from salve_plugin.control.assessment.assess import assess
 from salve_plugin.control.assessment.assessment import Assessment
 from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.recording.labels import n_outputs
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
@@ -75,18 +76,20 @@ def reassess(
         data,
         target=stored.target,
         dictionary=dictionary,
-        classes=_names(stored),
+        classes=_names(hooked, stored),
         seed=stored.evidence.seed,
         command=stored.evidence.command,
     )
 
 
-def _names(stored: Assessment) -> list[str] | None:
+def _names(hooked: HookedModel, stored: Assessment) -> list[str]:
     """Return the names that the classes had, so that those of the new data do not count."""
     names = {each.label: each.name for each in stored.classes if each.name is not None}
-    if len(names) < len(stored.classes):
-        return None
-    return [names.get(label, "") for label in range(max(names) + 1)]
+    if not names:
+        return []  # none, and not those of the new data, which None would ask for
+    # Classes that were not listed are not compared: what they are called here does not matter.
+    count = n_outputs(hooked) or max(names) + 1
+    return [names.get(label, "") for label in range(count)]
 
 
 def deviations(
@@ -117,6 +120,7 @@ def deviations(
 
 def _comparable(assessment: Assessment) -> dict[str, Any]:
     fields = assessment.to_json()
+    # How it was measured may differ, as a checkpoint is named or not; only what came out may not.
     fields["evidence"] = {
         name: value
         for name, value in fields["evidence"].items()

@@ -11,8 +11,9 @@ from torch import Tensor
 from salve_plugin.control.assessment.batches import Head
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.operators import LowRankUpdate
-from salve_plugin.control.solving import two_sided
+from salve_plugin.control.solving import check_labels, two_sided
 from salve_plugin.discover.recording.labels import Labels, n_outputs
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.hooks import HookedModel, evaluating, reading
@@ -58,6 +59,7 @@ def site_features(
     model = bare(hooked)
     edited = edit.edited(model, on_base_mismatch=mismatch)
     reads = [hooked.site(name) for name in hooked.head_sites]
+    # Each once: what the classifier reads may be among the chosen.
     sites = list({site.name: site for site in (*chosen, *reads)}.values())
     names = Labels.of(model, n_outputs(hooked), loader)
     labels: list[Tensor] = []
@@ -68,6 +70,7 @@ def site_features(
             for network, lists in zip((model, edited), parts, strict=True):
                 with reading(network, sites) as activations:
                     logits = run(network, batch.images, f"batch {batch.number}")
+                check_logits(logits, len(batch.labels))
                 for site in sites:
                     activation = activations[site.name]
                     if network is edited and site.name == edit.site.name:
@@ -75,6 +78,7 @@ def site_features(
                     pooled = _pooled(site, activation, len(batch.images))
                     lists.setdefault(site.name, []).append(pooled)
                 lists.setdefault(LOGITS, []).append(two_sided(logits.cpu().float()))
+            check_labels(labels[-1], parts[0][LOGITS][-1].shape[1])
     before, after = ({name: torch.cat(each) for name, each in own.items()} for own in parts)
     inputs = heads = None
     head = Head.of(hooked)
@@ -83,6 +87,8 @@ def site_features(
             torch.cat([before[site.name] for site in reads], 1).double(),
             torch.cat([after[site.name] for site in reads], 1).double(),
         )
+        # On the model for a moment, since the edited copy is bare: only what is attached knows its
+        # heads.
         with edit.applied(model, on_base_mismatch=mismatch):
             changed = Head.of(hooked)
         assert changed is not None

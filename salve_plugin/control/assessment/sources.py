@@ -35,6 +35,23 @@ def names_in(data: Data, hooked: HookedModel) -> tuple[str, ...] | None:
     return Labels.of(hooked.model, n_outputs(hooked), data).classes
 
 
+def given_names(classes: Sequence[str], hooked: HookedModel) -> tuple[str, ...] | None:
+    """Return class names that a caller gives; None of an empty list.
+
+    Raises:
+        InputError: if they are not one for each class of the model.
+    """
+    # A text is a sequence of texts, too: its letters would pass for names.
+    names = () if isinstance(classes, str) else tuple(classes)
+    expected = n_outputs(hooked) or len(names)
+    if isinstance(classes, str) or (names and len(names) != expected):
+        raise InputError(
+            f"classes {classes!r:.200} are to be a list of {expected} names, one for each class of "
+            "the model by its index; leave them out to take those of the data"
+        )
+    return names or None
+
+
 @contextmanager
 def opened(
     hooked: HookedModel,
@@ -50,6 +67,7 @@ def opened(
         SalveError: as `salve_plugin.assess`.
     """
     batches: list[Batches] = []
+    # Closed even if a later source cannot be opened.
     spools: list[Spooled] = []
     try:
         for data in sources:

@@ -1,12 +1,12 @@
 """An assessment as rows of short texts, for terminals and cards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from salve_plugin.control.assessment.outcomes import MOST_RUN, ClassOutcome, Effect
 from salve_plugin.control.assessment.verdict import class_name
 from salve_plugin.faces.one_line import listed
-from salve_plugin.faces.table import percent
+from salve_plugin.faces.table import aligned, percent
 
 if TYPE_CHECKING:
     from salve_plugin.control.assessment.assessment import Assessment
@@ -66,9 +66,9 @@ def control_columns(assessment: "Assessment") -> tuple[str, ...]:
 
 def control_rows(assessment: "Assessment") -> list[tuple[str, ...]]:
     """Return the edit and every control under `control_columns`."""
-    # The norm of a control is of the classifier's weight; so is that of the edit where there is
-    # something to compare.
-    named = [("the edit", assessment.effect, assessment.budget.norm)]
+    # Of weights alone, as the controls' are: what a bias moves is no share of the norm that they
+    # were given.
+    named = [("the edit", assessment.effect, assessment.budget.weight_norm)]
     named += [
         (each.name, each.effect, 0.0 if each.norm is None else each.norm)
         for each in assessment.controls
@@ -149,19 +149,11 @@ def text_of(assessment: "Assessment", most: int) -> str:
     """Return all of an assessment as plain text: classes, controls, budget and verdict."""
     rows = class_rows(assessment, most)
     left_out = len(assessment.classes) - len(rows)
-    parts = [_text(CLASS_COLUMNS, rows)]
+    parts = [aligned([CLASS_COLUMNS, *rows])]
     parts += [f"and {left_out} classes more"] if left_out else []
-    parts += ["", _text(control_columns(assessment), control_rows(assessment))]
+    parts += ["", aligned([control_columns(assessment), *control_rows(assessment)])]
     parts += ["", budget_line(assessment), *prediction_lines(assessment), assessment.verdict]
     return "\n".join(parts)
-
-
-def _text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[at]) for line in (columns, *rows)) for at in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (columns, *rows)
-    )
 
 
 def _pair(values: tuple[float, float] | None, shown: Callable[[float], str]) -> str:

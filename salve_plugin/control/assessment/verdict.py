@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from salve_plugin.control.assessment.outcomes import ConceptOutcome, ControlName, Effect
+from salve_plugin.errors import printable
 from salve_plugin.faces.table import percent
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def verdict(assessment: "Assessment") -> str:
     what, cost = _achieved(assessment), _cost(assessment.effect, assessment)
     rival = best_control(assessment)
     text = f"{what}; {cost}" if cost else what
+    # "As well" is to half a point; the other question asks whether the edit, in turn, falls behind.
     if rival is not None:
         effect = assessment.control(rival).effect
         better = not as_good(assessment.effect, effect)
@@ -46,6 +48,7 @@ def best_control(assessment: "Assessment") -> ControlName | None:
     concept = assessment.concept
     start = assessment.target_before if concept is None else _concept_aim(concept)
     aim = _aim(assessment.effect)
+    # Whatever does nothing, too, would be as good as such an edit.
     if aim is None or start is None or aim >= start - TOLERANCE:
         return None
     names = {control.name: control.effect for control in assessment.controls}
@@ -57,6 +60,8 @@ def best_control(assessment: "Assessment") -> ControlName | None:
 
 def as_good(effect: Effect, other: Effect) -> bool:
     """Say whether an effect is as good as another, to `TOLERANCE`, at the target and elsewhere."""
+    # Mine and theirs; of the aim, which is to be low, the other way round: in every pair more is
+    # better.
     pairs: list[tuple[float | None, float | None]] = [
         (_aim(other), _aim(effect)),
         (effect.others, other.others),
@@ -154,4 +159,5 @@ def points(difference: float) -> str:
 def class_name(assessment: "Assessment", label: int) -> str:
     """Return the name of a class with its row, or the row alone."""
     name = next((each.name for each in assessment.classes if each.label == label), None)
-    return str(label) if name is None else f"'{name}' ({label})"
+    # Names come from folders, and in an artifact from anybody: no terminal shall obey them.
+    return str(label) if name is None else f"'{printable(name)}' ({label})"

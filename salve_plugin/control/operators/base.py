@@ -19,6 +19,8 @@ Role = Literal["reader", "writer"]
 
 Index = slice | Tensor
 
+LARGEST_SEED = 2**40
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -231,6 +233,19 @@ def whole(value: object, name: str) -> int:
         except (TypeError, RuntimeError):
             pass
     raise InputError(f"{name} is {value!r:.200}; expected an integer")
+
+
+def seed_number(value: object) -> int:
+    """Return a seed that every generator of random numbers takes.
+
+    Raises:
+        InputError: if it is none.
+    """
+    seed = whole(value, "seed")
+    # NumPy's take no negative one; multiples of this one by numbers of latents fit into 64 bits.
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"seed {seed} is not from 0 to {LARGEST_SEED}")
+    return seed
 
 
 def check_fields(

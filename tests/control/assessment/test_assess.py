@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import salve_plugin as salve
 from salve_plugin import Activations, Assessment, Dictionary, Edit, Gate, HookedModel, LowRankMap
+from salve_plugin.control.assessment.tables import control_rows
 from salve_plugin.control.writers.mask import CLEARANCE
 from salve_plugin.demo import digits
 from salve_plugin.errors import BaseMismatchError, EditStateError, InputError
@@ -319,3 +320,56 @@ def test_an_assessment_goes_to_json_and_back_and_says_itself_in_a_line(
     text = found.table(most=4)
     assert "and 6 classes more" in text
     assert all(name in text for name in ("'3' (3)", "mask", "Budget: fc.weight rank 2"))
+
+
+def test_the_norm_beside_the_controls_is_of_the_weights_as_theirs_is(
+    resnet: HookedModel, acts: Activations, atoms: Dictionary
+) -> None:
+    found = salve.assess(resnet, map_with_offset(resnet, atoms), acts, target=3)
+    # The offset moves the bias, too, and the controls have the weights' norm alone.
+    assert found.budget.norm > found.budget.weight_norm
+    assert found.control("random direction").norm == pytest.approx(found.budget.weight_norm)
+    rows = {row[0]: row[-1] for row in control_rows(found)}
+    assert rows["the edit"] == rows["random direction"]
+
+
+def test_where_the_means_are_equal_their_difference_is_no_control(
+    resnet: HookedModel, atoms: Dictionary, digits_test: digits.Split
+) -> None:
+    edit = all_rows(resnet, atoms)
+    # The same picture for every class: what is left of the difference is rounding.
+    same = [(digits_test.images[:1].expand(40, -1, -1, -1), torch.arange(40) % 10)]
+    names = [each.name for each in salve.assess(resnet, edit, same, target=1).controls]
+    assert names == ["mask", "zero row", "random direction"]
+    has = torch.arange(40) < 20
+    names = [each.name for each in salve.assess(resnet, edit, same, has=has).controls]
+    assert names == ["random direction"]
+
+
+@pytest.mark.parametrize("classes", [["one"], "abcdefghij", ["more"] * 11])
+def test_names_that_are_not_one_for_each_class_are_refused(
+    resnet: HookedModel, acts: Activations, atoms: Dictionary, classes: Any
+) -> None:
+    with pytest.raises(InputError, match="a list of 10 names"):
+        salve.assess(resnet, all_rows(resnet, atoms), acts, classes=classes)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**60])
+def test_a_seed_that_no_generator_takes_is_refused(
+    resnet: HookedModel, acts: Activations, atoms: Dictionary, seed: int
+) -> None:
+    edit = all_rows(resnet, atoms)
+    with pytest.raises(InputError, match="seed"):
+        salve.assess(resnet, edit, acts, target=3, dictionary=atoms, seed=seed)
+    with pytest.raises(InputError, match="seed"):
+        salve.forgetting(resnet, edit, [], target=3, seed=seed)
+
+
+def test_no_terminal_obeys_the_name_of_a_class(
+    resnet: HookedModel, acts: Activations, atoms: Dictionary
+) -> None:
+    names = ["\x1b[31mzero", *digits.CLASSES[1:]]
+    found = salve.assess(resnet, all_rows(resnet, atoms), acts, target=0, classes=names)
+    assert found.classes[0].name == names[0]
+    assert "\x1b" not in found.table() + found.verdict
+    assert "\\x1b[31mzero" in found.verdict

@@ -1,6 +1,7 @@
 """Probes, relearning and neighbours: a head edit leaves everything known, an eraser does not."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,3 +191,21 @@ def test_relearning_descends_by_the_gradient_that_autograd_has() -> None:
     assert start == float((logits.argmax(1)[mine] == 1).double().mean())
     assert one == float((stepped.argmax(1)[mine] == 1).double().mean())
     assert not math.isnan(one)
+
+
+def test_what_cannot_be_probed_is_refused_in_words(
+    vit: HookedModel, suppressed: Edit, digits_test: digits.Split
+) -> None:
+    images, labels = digits_test.images.clone(), digits_test.labels.clone()
+    several: list[Any] = [[], "unembed.hook_in"]
+    for sites in several:
+        with pytest.raises(InputError, match="a list of at least one name"):
+            salve.forgetting(vit, suppressed, [(images, labels)], target=0, sites=sites)
+    labels[5] = 12
+    with pytest.raises(InputError, match="labels run from 0 to 12"):
+        salve.forgetting(vit, suppressed, [(images, labels)], target=0, steps=[0])
+    images[3] = torch.nan
+    with pytest.raises(InputError, match="NaN or infinite"):
+        salve.forgetting(vit, suppressed, [(images, labels)], target=0, steps=[0])
+    with pytest.raises(InputError, match="take the model in float32"):
+        probe(torch.full((40, 2), torch.inf, dtype=torch.float64), torch.arange(40) < 20)

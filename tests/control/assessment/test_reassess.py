@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import salve_plugin as salve
 from salve_plugin import Activations, Dictionary, HookedModel
@@ -58,3 +59,19 @@ def test_what_a_concept_was_a_folder_does_not_tell(
     stored = salve.assess(resnet, edit, acts, has=torch.arange(360) < 180)
     with pytest.raises(InputError, match="about a concept"):
         salve.reassess(resnet, edit, stored, digits_test.batches())
+
+
+class Named(TensorDataset):
+    """Digits whose data set has names for them."""
+
+    classes = digits.CLASSES
+
+
+def test_names_of_the_new_data_are_no_deviation(
+    resnet: HookedModel, atoms: Dictionary, digits_test: digits.Split
+) -> None:
+    edit = salve.suppress(resnet, atoms, latent=2, strength=6.0)
+    stored = salve.assess(resnet, edit, digits_test.batches())
+    assert {each.name for each in stored.classes} == {None}
+    loader = DataLoader(Named(digits_test.images, digits_test.labels), batch_size=128)
+    assert salve.deviations(stored, salve.reassess(resnet, edit, stored, loader)) == []
