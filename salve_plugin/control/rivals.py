@@ -208,7 +208,9 @@ class _Judge:
         losses = (self.before - after)[self.others]
         if not len(losses):
             return float(after[self.label]), 0.0, 0.0
-        return float(after[self.label]), max(0.0, float(losses.mean())), float(losses.max())
+        # Without the rounding of the differences, which would refuse a loss of just the bound.
+        mean, worst = (round(float(loss), 12) for loss in (losses.mean(), losses.max()))
+        return float(after[self.label]), max(0.0, mean), worst
 
 
 def _accuracies(logits: Tensor, labels: Tensor, classes: int) -> Tensor:

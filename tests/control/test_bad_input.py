@@ -11,6 +11,7 @@ from jaxtyping import config
 
 from salve_plugin import (
     Dictionary,
+    EnhanceClass,
     Gate,
     HookedModel,
     LowRankMap,
@@ -149,6 +150,7 @@ WRONG: dict[str, Callable[[HookedModel, Dictionary], object]] = {
     "apply no edit": lambda t, d: apply_(t, "x"),  # type: ignore[arg-type] # wrong on purpose
     "apply no list": lambda t, d: apply_all_(t, 3),  # type: ignore[arg-type] # wrong on purpose
     "revert no edit": lambda t, d: revert_(t, 3),  # type: ignore[arg-type] # wrong on purpose
+    "a way of a goal": lambda t, d: EnhanceClass(1, by="latent"),  # type: ignore[arg-type]
     "a model without values": lambda t, d: suppress(t, d, latent=0, strength=1.0).apply_(
         t.model.to("meta")
     ),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from salve_plugin.control.choosing.goals import Goal
+from salve_plugin.control.choosing.goals import DIGITS, Goal
 from salve_plugin.control.edit import Edit
 from salve_plugin.faces.one_line import shortened
 from salve_plugin.faces.table import Table, Tabular, shown
@@ -50,6 +50,11 @@ class Candidate:
     error: float = 0.0
     loss: float = 0.0
     hidden: tuple[Edit, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take the rounding off the differences, which are compared with bounds."""
+        object.__setattr__(self, "effect", round(self.effect, DIGITS))
+        object.__setattr__(self, "harm", round(self.harm, DIGITS))
 
     def __repr__(self) -> str:
         """Say in one line what was tried and how it did."""
@@ -104,6 +109,8 @@ class Choice(Tabular):
     def front(self) -> tuple[Candidate, ...]:
         """The candidates that no other one beats in effect and in harm, by effect."""
         ordered = sorted(self.tried, key=lambda one: (-one.effect, one.harm))
+        # From the most effect on: whatever follows reaches less, and is on the front only if it
+        # costs less than all before it.
         front: list[Candidate] = []
         for candidate in ordered:
             if not front or candidate.harm < front[-1].harm:
@@ -119,6 +126,7 @@ class Choice(Tabular):
             f"{taken.harm:.3f} of {bound:.3f} allowed"
         )
         if not self.met:
+            # There may be some: what costs more than is allowed is never taken.
             beyond = [one for one in self.tried if one.effect >= self.enough]
             says = f"NOT MET. {says}"
             if beyond:
@@ -203,6 +211,7 @@ class Choice(Tabular):
 def _sites(hidden: Sequence[Edit]) -> str:
     kinds: dict[str, list[str]] = {}
     for edit in hidden:
+        # Edits of many sites are mostly of one kind, which is named once.
         kinds.setdefault(f"{edit.kind}, {edit.amount}", []).append(edit.site.name)
     return "; ".join(f"{kind} at {', '.join(names)}" for kind, names in kinds.items())
 

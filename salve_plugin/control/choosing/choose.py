@@ -115,6 +115,7 @@ def choose(
     else:
         recordings = _one(acts)
     nothing = unchanged(hooked, recordings[0].site)
+    # Making the edit that changes nothing has hashed the model without edits already.
     networks = Networks(hooked, on_base_mismatch, pristine=nothing.base.network)
     for recording in recordings:
         networks.check_present("the recording", recording.network_sha256)
@@ -189,7 +190,7 @@ def _suppressed(
         )
     elif goal.by == "latents":
         raise InputError("SuppressClass(by='latents') gates latents: pass dictionary=")
-    enough = 1 - goal.max_accuracy
+    enough = goal.enough
     if goal.by == "latents" and not gated and start.effect < enough:
         raise InputError(
             f"no strength of any of {len(unreachable)} latents flips an image of class {label}; "

@@ -53,9 +53,15 @@ def removing(
             without the fold; needed if those of `view` were fitted on these images.
 
     Raises:
-        InputError: if no class has images with and without the concept.
+        InputError: if no class has images with and without the concept, or what is to be kept or
+            changed is no class.
     """
     head, concept = view.head, view.concept
+    head.check_classes(goal.keep, "keep")
+    if goal.rows is not None:
+        head.check_classes(goal.rows, "rows")
+        if not goal.rows:
+            raise InputError("rows is empty, so that nothing may change; None leaves the choice")
     groups = Groups.of(concept)
     sizes = groups.accuracies(groups.labels)
     if not any((label, not flag) in sizes for label, flag in sizes):

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from salve_plugin.control.concepts.concept import Concept
 from salve_plugin.control.operators.base import real, whole
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
+
+DIGITS = 12
+"""Decimals of effects and harms. They are differences of shares: to floating point one image of a
+hundred, 1 - 0.99, is more than 0.01, and a bound of 0.01 would refuse what it allows."""
 
 By = Literal["any", "latents"]
 RowChoice = Sequence[int] | Literal["rivals"] | None
@@ -46,12 +50,19 @@ class SuppressClass:
         """
         _share(self.max_accuracy, "max_accuracy", below_one=True)
         _share(self.max_harm, "max_harm")
+        # Of indices only the model knows whether it has so many outputs: that is checked with it.
         if isinstance(self.rows, str) and self.rows != "rivals":
             raise InputError(
                 f"rows {self.rows!r} is unknown; give indices, None for all, or 'rivals'"
             )
-        if self.by not in ("any", "latents") or whole(self.tries, "tries") < 1:
-            raise InputError(f"by {self.by!r} is 'any' or 'latents', tries {self.tries} at least 1")
+        _by(self.by)
+        if whole(self.tries, "tries") < 1:
+            raise InputError(f"tries is {self.tries}; at least 1 was expected")
+
+    @property
+    def enough(self) -> float:
+        """The share of the class's images that has to go elsewhere."""
+        return round(1 - self.max_accuracy, DIGITS)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class EnhanceClass:
         """
         _share(self.min_accuracy, "min_accuracy")
         _share(self.max_harm, "max_harm")
+        _by(self.by)
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,7 @@ class MoveDecision:
         _share(self.max_harm, "max_harm")
 
 
+# Compared by identity: a concept holds tensors, whose == is no truth value.
 @dataclass(frozen=True, eq=False)
 class RemoveConcept:
     """The decisions shall no longer depend on a concept.
@@ -185,6 +198,11 @@ def _share(value: object, name: str, *, below_one: bool = False) -> None:
     number = real(value, name)
     if not 0 <= number <= 1 or (below_one and number == 1):
         raise InputError(f"{name} {value} is not a share from 0 to 1{' (less than 1)' * below_one}")
+
+
+def _by(by: object) -> None:
+    if by not in get_args(By):
+        raise InputError(f"by {by!r} is unknown; choose one of {list(get_args(By))}")
 
 
 def _concept(concept: object) -> None:

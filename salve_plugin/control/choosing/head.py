@@ -13,6 +13,7 @@ from salve_plugin.control.edited import entries_of
 from salve_plugin.control.formula import Entry, Ledger, composed
 from salve_plugin.control.ledger import ledger_of, pristine_of
 from salve_plugin.control.operators import Gate, scaled_rows
+from salve_plugin.control.operators.base import whole
 from salve_plugin.control.rows import Rows, index_of, take, union_of
 from salve_plugin.control.slots import slots_of
 from salve_plugin.control.strength import check_labels
@@ -76,6 +77,7 @@ class JudgedHead:
                     f"{acts.n_images} images; an edit is chosen on the classifier's input, one row "
                     "an image"
                 )
+        # All in memory: each of some hundred candidates is judged on every image.
         labels = torch.cat([acts.labels().long() for acts in recordings])
         check_labels(labels, len(bias))
         x = torch.cat([acts.tensor() for acts in recordings])
@@ -99,7 +101,16 @@ class JudgedHead:
         """Whether there is a bias to take over the constant part of an edit."""
         paths = [path for path in self.hooked.heads if path in self.site.readers]
         layers = map(self.hooked.model.get_submodule, paths)
+        # All of several heads: a shift that one of them cannot take is not the shift of the logits.
         return all(isinstance(layer._parameters.get("bias"), Tensor) for layer in layers)
+
+    def check_classes(self, classes: Sequence[int], name: str) -> None:
+        """Raise InputError unless these are classes; `name` is what the caller calls them."""
+        if not all(0 <= whole(one, name) < self.n_classes for one in classes):
+            raise InputError(
+                f"{name} {list(classes)[:10]} holds what is no class of the head: it has 0 to "
+                f"{self.n_classes - 1}"
+            )
 
     def after(self, edit: Edit) -> Float[Tensor, "images classes"]:
         """Return the logits of the recorded images with an edit of the classifier."""
@@ -110,6 +121,7 @@ class JudgedHead:
         """Return the accuracy of each class; NaN for one without images."""
         right = self.labels[logits.argmax(1) == self.labels]
         count = torch.bincount(self.labels, minlength=self.n_classes).double()
+        # 0 / 0 is the NaN of a class without images.
         return torch.bincount(right, minlength=self.n_classes).double() / count
 
 

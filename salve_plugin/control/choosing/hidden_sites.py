@@ -105,6 +105,7 @@ def exact_sites(hooked: HookedModel, head: Site) -> list[str]:
             kinds.setdefault(kind, []).append(site)
     for kind in sorted(kinds):
         role: Role = "writer" if kind == WRITTEN else "reader"
+        # Spread first, then tried: each try measures an edit on a copy of the model.
         near = _spread([site for site in kinds[kind] if site.readers or site.writers])
         exact = [site.name for site in near if _is_exact(hooked, site, role)]
         if exact:
@@ -121,6 +122,7 @@ def takes_offset(hooked: HookedModel, site: Site) -> bool:
 
 
 def _like(site: Site, offset: float = 0.0) -> LowRankMap:
+    # Whether weights can take over a map depends on its form and its offset, not on its direction.
     ones = torch.ones(site.width, 1)
     return LowRankMap(ones, ones, torch.full((1,), offset))
 

@@ -159,7 +159,7 @@ def _order(features: Features, label: int, tries: int) -> list[int]:
 
 
 def _meets(candidate: Candidate, goal: SuppressClass) -> bool:
-    return candidate.effect >= 1 - goal.max_accuracy and candidate.harm <= goal.max_harm
+    return candidate.effect >= goal.enough and candidate.harm <= goal.max_harm
 
 
 def _name(edit: Edit) -> str:
@@ -173,6 +173,7 @@ def _strengths(crit: AlphaCrit, label: int, max_accuracy: float) -> list[float]:
     # Some images never flip; twice the strength at which the last of the others does is as far as
     # it is worth going.
     finite: Tensor = crit.values[crit.values.isfinite()]
+    # Images that are wrong without any edit have the strength 0: nothing is to be done for them.
     if not bool((finite > 0).any()):
         return []
     last = float(finite.max())

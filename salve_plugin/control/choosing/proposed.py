@@ -78,6 +78,7 @@ class Proposer:
         edits: tuple[Edit, ...] = ()
         erasers: list[str] = []
         views = []
+        # All images last: the edits of that round are those that are returned.
         for keep in (*(~own for own in folds(self.concept)), every):
             with ExitStack() as stack:
                 edits, erasers = self._fitted(sites, keep, stack)
@@ -103,6 +104,7 @@ class Proposer:
             operator, eraser = _eraser(there, keep, sites.rank, has_offset=has_offset)
             note = f"{eraser} of {self.concept.note}"[:1000]
             edit = edit_at(hooked, site, operator, provenance=Provenance("concept", note=note))
+            # It stays on, so that the next site is recorded as this edit leaves it.
             stack.enter_context(edit.applied(hooked.model))
             edits.append(edit)
             erasers[eraser] = None

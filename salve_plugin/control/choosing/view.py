@@ -38,6 +38,7 @@ class View:
         again = tuple(
             record(head.hooked, loader, head.site.name, progress=False) for loader in images
         )
+        # The features differ by now, and cannot tell whether the images are the same ones.
         for before, after in zip(concept.recordings, again, strict=True):
             if before.labels_sha256 != after.labels_sha256:
                 raise InputError(

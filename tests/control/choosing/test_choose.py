@@ -15,12 +15,17 @@ from salve_plugin import (
     EnhanceClass,
     HookedModel,
     MoveDecision,
+    RemoveConcept,
+    RemoveShortcut,
     SalveError,
     SuppressClass,
     choose,
     evaluate,
+    find_concept,
     record,
 )
+from salve_plugin.control.choosing.candidate import Candidate, best_of
+from salve_plugin.control.making import unchanged
 from salve_plugin.demo import digits
 
 
@@ -149,3 +154,32 @@ def test_bad_requests_are_named(digits_hooked: HookedModel, digits_acts: Activat
         choose(digits_hooked, MoveDecision(3, 3), digits_acts)
     with pytest.raises(SalveError, match="acts"):
         choose(digits_hooked, SuppressClass(3))
+
+
+def test_a_bound_allows_what_is_just_on_it(
+    digits_hooked: HookedModel, digits_acts: Activations
+) -> None:
+    nothing = unchanged(digits_hooked, digits_acts.site)
+    # One image of a hundred lost, and a tenth of them gained; 1 - 0.99 is more than 0.01.
+    costly = Candidate("costly", nothing, 0.7 - 0.6, 1 - 0.99, {})
+    none = Candidate("no edit", nothing, 0.0, 0.0, {})
+    assert best_of([none, costly], 0.1, 0.01) == (costly, True)
+    for share in (0.05, 0.3, 0.7, 0.9):
+        reached = Candidate("reached", nothing, 1 - share, 0.0, {})
+        assert reached.effect >= SuppressClass(1, max_accuracy=share).enough
+
+
+def test_what_is_no_class_or_no_way_is_refused(
+    digits_hooked: HookedModel, digits_acts: Activations
+) -> None:
+    with pytest.raises(SalveError, match="which the edit is about"):
+        choose(digits_hooked, SuppressClass(3, keep=(1, 3)), digits_acts)
+    has = torch.arange(digits_acts.n_images) % 3 == 0
+    concept = find_concept(digits_acts, has)
+    for rows in ((12,), (-1,)):
+        with pytest.raises(SalveError, match="no class of the head: it has 0 to 9"):
+            choose(digits_hooked, RemoveConcept(concept, rows=rows))
+        with pytest.raises(SalveError, match="no class of the head: it has 0 to 9"):
+            choose(digits_hooked, RemoveShortcut(concept, keep=rows))
+    with pytest.raises(SalveError, match="rows is empty"):
+        choose(digits_hooked, RemoveConcept(concept, rows=()))
