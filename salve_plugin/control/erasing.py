@@ -160,7 +160,7 @@ def erase(
     operator = replace(operator, scale=scale)
     return edit_at(
         hooked, concept.site, operator, rows=rows, role=role, base=base,
-        provenance=Provenance("concept", note=note[:1000]),
+        provenance=Provenance.of_concept(note),
     )  # fmt: skip
 
 

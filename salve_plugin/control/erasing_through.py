@@ -139,7 +139,7 @@ def erase_through(
             note = f"{note}; site {ordered.index(site) + 1} of {len(ordered)}, {profile}"
             edit = edit_at(
                 hooked, site, part, role=role.get(site) if isinstance(role, Mapping) else role,
-                provenance=Provenance("concept", note=note[:1000]),
+                provenance=Provenance.of_concept(note),
             )  # fmt: skip
             # The stack takes the edits off again, the last one first, whatever happens below.
             stack.enter_context(edit.applied(hooked.model))

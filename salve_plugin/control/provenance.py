@@ -33,6 +33,11 @@ class Provenance(Record):
     dictionary: Sha256 | None = None
     note: Annotated[str, Meta(max_length=MAX_NOTE)] = ""
 
+    @classmethod
+    def of_concept(cls, note: str) -> "Provenance":
+        """Return that of a fitted concept; a note that is too long loses its end."""
+        return cls("concept", note=note[:MAX_NOTE])
+
     def __post_init__(self) -> None:
         """Raise InputError if latents contradict the kind, or the note is too long to be read."""
         if (self.kind == "latents") != bool(self.latents):

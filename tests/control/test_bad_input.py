@@ -17,8 +17,10 @@ from salve_plugin import (
     LowRankMap,
     LowRankUpdate,
     Site,
+    direction_concept,
     edit_at,
     joint_map,
+    latent_concept,
     status,
     suppress,
 )
@@ -37,6 +39,8 @@ any_map: Any = LowRankMap
 any_update: Any = LowRankUpdate
 any_joint: Any = joint_map
 any_status: Any = status
+any_latent_concept: Any = latent_concept
+any_direction_concept: Any = direction_concept
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +155,9 @@ WRONG: dict[str, Callable[[HookedModel, Dictionary], object]] = {
     "apply no list": lambda t, d: apply_all_(t, 3),  # type: ignore[arg-type] # wrong on purpose
     "revert no edit": lambda t, d: revert_(t, 3),  # type: ignore[arg-type] # wrong on purpose
     "a way of a goal": lambda t, d: EnhanceClass(1, by="latent"),  # type: ignore[arg-type]
+    "no recording of a latent": lambda t, d: any_latent_concept(d, "x", 1),
+    "no dictionary of a latent": lambda t, d: any_latent_concept("x", "x", 1),
+    "no recording of a direction": lambda t, d: any_direction_concept(3, torch.ones(6)),
     "a model without values": lambda t, d: suppress(t, d, latent=0, strength=1.0).apply_(
         t.model.to("meta")
     ),

@@ -136,7 +136,7 @@ class ConceptJudge:
         note = f"{method}; {self._goal.concept.note}"
         edit = edit_at(
             self._head.hooked, self._head.site, update, rows=rows, base=nothing.base,
-            provenance=Provenance("concept", note=note[:1000]),
+            provenance=Provenance.of_concept(note),
         )  # fmt: skip
         recorded = self.logits(update, rows)
         return self.candidate(method, edit, unseen, recorded=recorded, is_control=is_control)

@@ -102,8 +102,8 @@ class Proposer:
             there = self._at_site((*recorded, *clean))
             has_offset = takes_offset(hooked, hooked.site(site))
             operator, eraser = _eraser(there, keep, sites.rank, has_offset=has_offset)
-            note = f"{eraser} of {self.concept.note}"[:1000]
-            edit = edit_at(hooked, site, operator, provenance=Provenance("concept", note=note))
+            known = Provenance.of_concept(f"{eraser} of {self.concept.note}")
+            edit = edit_at(hooked, site, operator, provenance=known)
             # It stays on, so that the next site is recorded as this edit leaves it.
             stack.enter_context(edit.applied(hooked.model))
             edits.append(edit)

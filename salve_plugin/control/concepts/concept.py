@@ -147,6 +147,7 @@ class Concept:
         group = 2 * self.labels() + self.flags().long()
         counted = torch.ones_like(group, dtype=torch.bool) if keep is None else keep
         count = torch.bincount(group[counted], minlength=int(group.max()) + 1).double()
+        # Images that do not count may be of a group without any that does, whose number is 0.
         weights: Tensor = torch.where(counted, 1 / count.clamp(min=1)[group], 0.0)
         return weights
 
@@ -279,7 +280,8 @@ def _effects_of_pairs(
         change = (with_.double() - without.double()) / 2
         square += change.T @ change
         count += len(change)
-    # There are more pairs than features: their axes say the same in fewer columns.
+    # A column for each pair would say the same; the axes of their covariance are no more columns
+    # than there are features.
     spreads, axes = torch.linalg.eigh(square / max(1, count))
     effects: Tensor = axes * spreads.clamp(min=0).sqrt()
     return effects

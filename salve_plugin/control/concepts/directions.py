@@ -1,13 +1,14 @@
 """Concepts that are one direction: control vectors of pairs, and RAPTOR's logistic probe."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.concepts.concept import ROWS, Concept
-from salve_plugin.control.concepts.evidence import over_images
+from salve_plugin.control.concepts.evidence import ConceptEvidence, over_images
 from salve_plugin.control.concepts.logistic import logistic
 from salve_plugin.control.concepts.probing import Probing
 from salve_plugin.control.concepts.recordings import checked_recordings
@@ -60,10 +61,8 @@ def control_vector(
             f"recordings of {acts.n_images} and {without.n_images} images are no pairs with equal "
             "labels: record the same images with and without the concept, in the same order"
         )
-    split = Split.of(
-        flags, group_indices(groups, len(flags), paired=True),
-        torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+    grouped = group_indices(groups, len(flags), paired=True)
+    split = Split.of(flags, grouped, seed)
     half = acts.n_images
     if not split.block[:half].equal(split.block[half:]):
         raise InputError("groups tear pairs apart: both images of a pair belong to one group")
@@ -71,7 +70,7 @@ def control_vector(
     pairs = _Pairs(acts, without, split)
     scores = probe.scores([pairs.axes(block) for block in range(split.n_blocks)])
     direction = pairs.axes(None)[:, 0]
-    return _concept(recordings, direction, flags, name, split, scores, seed)
+    return _concept(recordings, direction, flags, name, grouped, split.evidence(scores))
 
 
 def raptor_direction(
@@ -112,7 +111,7 @@ def raptor_direction(
     """
     recordings, flags = checked_recordings(acts, has, without, on_base_mismatch)
     grouped = group_indices(groups, len(flags), paired=without is not None)
-    split = Split.of(flags, grouped, torch.Generator().manual_seed(seed))
+    split = Split.of(flags, grouped, seed)
     # By remainder: with few images only the first blocks have images of both kinds.
     part = split.block % 4
     for images_of in (part == 0, part == 1, part > 1):
@@ -141,8 +140,9 @@ def raptor_direction(
         [_probe(x[kept], column[images][kept], strictness)[0] for column in labels.T], 1
     )
     scores = torch.stack([over_images(c, images, len(flags)) for c in (x @ directions).T], 1)
-    judging = Split(labels[judged].double(), split.block[judged])
-    return _concept(recordings, directions[:, 0], flags, name, judging, scores[judged], seed)
+    judging = replace(split, labels=labels[judged].double(), block=split.block[judged])
+    evidence = judging.evidence(scores[judged])
+    return _concept(recordings, directions[:, 0], flags, name, grouped, evidence)
 
 
 class _Pairs:
@@ -195,16 +195,14 @@ class _Pairs:
 
 def _concept(
     recordings: tuple[Activations, ...], direction: Tensor, flags: Bool[Tensor, " images"],
-    name: str, split: Split, scores: Tensor, seed: int,
+    name: str, groups: Int64[Tensor, " images"], evidence: ConceptEvidence,
 ) -> Concept:  # fmt: skip
     values = torch.cat(
         [batch.x.double() @ direction for acts in recordings for batch in acts.batches(ROWS)]
     )
-    groups = group_indices(None, len(flags), paired=len(recordings) == 2)
     return Concept(
-        name, "direction", recordings, values, flags, direction, groups,
-        evidence=split.evidence(scores, seed),
-    )  # fmt: skip
+        name, "direction", recordings, values, flags, direction, groups, evidence=evidence
+    )
 
 
 def _probe(

@@ -71,15 +71,14 @@ def find_concept(
     if whole(n_latents, "n_latents") < 1:
         raise InputError(f"n_latents is {n_latents}; a sparse probe uses at least one latent")
     grouped = group_indices(groups, len(flags), paired=without is not None)
-    random = torch.Generator().manual_seed(seed)
-    split = Split.of(flags, grouped, random)
+    split = Split.of(flags, grouped, seed)
     x_probe = Probing(recordings, split, lambda x: x)
     if dictionary is None:
         blocks = x_probe.blocks()
         scores = x_probe.scores([_ridge_probe(rest) for rest in left_out(blocks)])
         return _concept(
             name, "labels", recordings, x_probe.row_values(flags.double()[:, None])[:, 0], flags,
-            _ridge_probe(JointMoments.merged(blocks))[:, 0], split.evidence(scores, seed), grouped,
+            _ridge_probe(JointMoments.merged(blocks))[:, 0], split.evidence(scores), grouped,
         )  # fmt: skip
     encode = _encoder(dictionary)
     screened = _screened(recordings, dictionary)
@@ -102,7 +101,7 @@ def find_concept(
     )
     return _concept(
         name, "sparse probe", recordings, values, flags, _ridge_probe(direction)[:, 0],
-        split.evidence(scores, seed), grouped, named, dictionary,
+        split.evidence(scores), grouped, named, dictionary,
     )  # fmt: skip
 
 
@@ -169,13 +168,15 @@ def direction_concept(
         InputError: if the direction has another width, is zero or not finite, or `has` does not
             fit.
     """
+    check_one_site((acts,))
     usable = isinstance(direction, Tensor) and direction.shape == (acts.width,)
     if not usable or not bool(direction.isfinite().all()) or not bool(direction.any()):
         raise InputError(
             f"direction {tuple(getattr(direction, 'shape', ()))} is to be a finite tensor of "
             f"({acts.width},) that is not zero, as wide as site '{acts.site.name}'"
         )
-    read = direction.detach().double().cpu()
+    # On the CPU first: not every device has float64.
+    read = direction.detach().cpu().double()
     values = torch.cat([batch.x.double() @ read for batch in acts.batches(ROWS)])
     flags, evidence = _given((acts,), values, has, seed)
     return _concept(name, "direction", (acts,), values, flags, read, evidence)
@@ -183,6 +184,8 @@ def direction_concept(
 
 def _ridge_probe(moments: JointMoments) -> Float64[Tensor, "features columns"]:
     """Return the least-squares probe of each column, with a shrunk covariance."""
+    # The pseudo-inverse: a latent that never fires has no variance to divide by, and gets no
+    # weight.
     inverse: Tensor = torch.linalg.pinv(moments.covariance(None), hermitian=True)
     return inverse @ moments.xz
 
@@ -222,6 +225,7 @@ def _named(
     images = torch.cat([of_rows for _, of_rows in probe.rows()])
     count = len(probe.split.block)
     strongest = [int(over_images(column, images, count).argmax()) for column in codes.T]
+    # Of spread and weight: a large weight of a code that hardly varies says little.
     shares = sizes / sizes.sum()
     return tuple(
         ConceptLatent(
@@ -258,7 +262,7 @@ def _encoder(dictionary: Dictionary) -> Features:
     @torch.no_grad()
     def encode(x: Tensor) -> Tensor:
         device = dictionary.atoms.device
-        return dictionary.encode(x.to(device, dictionary.atoms.dtype)).double().cpu()
+        return dictionary.encode(x.to(device, dictionary.atoms.dtype)).cpu().double()
 
     return encode
 
@@ -271,8 +275,8 @@ def _given(
         return None, None
     (acts,) = recordings
     _, flags = with_flags(acts, has, None)
-    split = Split.of(flags, torch.arange(len(flags)), torch.Generator().manual_seed(seed))
+    split = Split.of(flags, torch.arange(len(flags)), seed)
     images = torch.cat([batch.images for batch in acts.batches(ROWS)])
     scores = over_images(values, images, acts.n_images)[:, None]
     # The same score against permuted labels: nothing was fitted, so that nothing is fitted anew.
-    return flags, split.evidence(scores.expand(-1, split.labels.shape[1]), seed)
+    return flags, split.evidence(scores.expand(-1, split.labels.shape[1]))

@@ -62,6 +62,7 @@ def with_flags(
 
 def _flags(has: object, n_images: int) -> Bool[Tensor, " images"]:
     flags = as_tensor(has, n_images)
+    # An attribute of a data set is often 0 and 1; of any other numbers nobody knows which mean yes.
     binary = flags.dtype == torch.bool or bool(((flags == 0) | (flags == 1)).all())
     if flags.shape != (n_images,) or not binary:
         raise InputError(
@@ -72,14 +73,21 @@ def _flags(has: object, n_images: int) -> Bool[Tensor, " images"]:
 
 
 def check_one_site(
-    recordings: tuple[Activations, ...], dictionary: Dictionary | None,
-    on_base_mismatch: OnBaseMismatch,
-) -> None:  # fmt: skip
+    recordings: tuple[Activations, ...],
+    dictionary: Dictionary | None = None,
+    on_base_mismatch: OnBaseMismatch = "error",
+) -> None:
     """Raise unless recordings and dictionary are of one site and network.
 
     Raises:
         SalveError: as for `find_concept`.
     """
+    kinds = [type(acts).__name__ for acts in recordings if not isinstance(acts, Activations)]
+    if kinds or not isinstance(dictionary, Dictionary | None):
+        raise InputError(
+            f"a concept is found in recordings, with a dictionary or without; got {kinds} and "
+            f"{type(dictionary).__name__}: pass what salve.record and salve.fit return"
+        )
     site = recordings[0].site
     sites = [acts.site for acts in recordings] + ([dictionary.site] if dictionary else [])
     if any((other.name, other.width) != (site.name, site.width) for other in sites):

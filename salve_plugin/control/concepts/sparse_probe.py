@@ -15,7 +15,8 @@ SCREENED = 2048
 """Latents that enter the selection; in larger dictionaries those whose codes vary most."""
 
 HALVES = 20
-"""Half-samples for the stability of a selection; of C(8, 4) = 70 halves of eight blocks, spread."""
+"""Half-samples for the stability of a selection, or a few more: of the C(8, 4) = 70 halves of eight
+blocks every third."""
 
 
 def forward_selection(
@@ -79,7 +80,9 @@ def stable_selection(
     times = torch.zeros(len(blocks[0].x_mean), dtype=torch.float64)
     for half in chosen:
         latents, _ = forward_selection(JointMoments.merged([blocks[i] for i in half]), count)
-        times[latents] += 1 / len(chosen)
+        times[latents] += 1
+    # Counted and divided once: a sum of so many parts of 1 is not 1.
+    times /= len(chosen)
     everything = JointMoments.merged(blocks)
     scale = everything.xx.diagonal().clamp(min=1e-300).sqrt()
     correlation = (everything.xz[:, 0] / scale).abs()

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.concepts.evidence import ConceptEvidence, evidence_of
+from salve_plugin.control.operators.base import seed_number
 from salve_plugin.errors import InputError
 
 BLOCKS = 8
@@ -24,18 +25,23 @@ class Split:
     Attributes:
         labels: (images, 1 + permutations), 0 or 1; the first column is the real one.
         block: of each image (images,).
+        seed: of permutations and bootstrap.
     """
 
     labels: Float64[Tensor, "images columns"]
     block: Int64[Tensor, " images"]
+    seed: int
 
     @classmethod
-    def of(cls, has: Tensor, groups: Tensor, random: torch.Generator) -> "Split":
+    def of(cls, has: Tensor, groups: Tensor, seed: int) -> "Split":
         """Deal the groups to blocks and permute the labels.
 
         Raises:
-            InputError: if all images come to one block, so that there is none to judge on.
+            InputError: if all images come to one block, so that there is none to judge on, or the
+                seed is none.
         """
+        seed = seed_number(seed)
+        random = torch.Generator().manual_seed(seed)
         permuted = [_permuted(has, groups, random) for _ in range(PERMUTATIONS)]
         labels = torch.stack([has, *permuted], 1).double()
         # Dealt apart, so that each block has images of both kinds wherever there are enough.
@@ -55,19 +61,20 @@ class Split:
         if len(used) < 2:
             raise InputError(
                 f"{len(torch.unique(groups))} groups leave no images to judge on: those with the "
-                "concept, or those without it, are to be of two groups at least; give finer groups"
+                "concept, or those without it, are to be of at least two groups; give finer groups"
             )
-        return cls(labels, torch.searchsorted(used, block))
+        return cls(labels, torch.searchsorted(used, block), seed)
 
     @property
     def n_blocks(self) -> int:
         """Number of blocks."""
         return int(self.block.max()) + 1
 
-    def evidence(self, scores: Float64[Tensor, "images columns"], seed: int) -> ConceptEvidence:
+    def evidence(self, scores: Float64[Tensor, "images columns"]) -> ConceptEvidence:
         """Return the evidence of held-out scores for each labelling."""
         flags = self.labels > 0.5
-        return evidence_of(scores[:, 0], flags[:, 0], scores[:, 1:], flags[:, 1:], seed=seed)
+        null = scores[:, 1:], flags[:, 1:]
+        return evidence_of(scores[:, 0], flags[:, 0], *null, seed=self.seed)
 
 
 def group_indices(groups: object, n_images: int, *, paired: bool) -> Int64[Tensor, " images"]:
@@ -79,11 +86,14 @@ def group_indices(groups: object, n_images: int, *, paired: bool) -> Int64[Tenso
     if groups is None:
         alone = torch.arange(n_images)
         return alone % (n_images // 2) if paired and n_images % 2 == 0 else alone
-    given = torch.as_tensor(groups)
+    try:
+        given = torch.as_tensor(groups)
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.zeros(0)  # names of files, for example
     if given.shape != (n_images,) or given.is_floating_point():
         raise InputError(
-            f"groups is {given.dtype}{list(given.shape)}; expected one integer for each of "
-            f"{n_images} images"
+            f"groups is {groups!r:.80}; expected one integer for each of {n_images} images, such "
+            "as the number of the photograph that it is from"
         )
     indices: Tensor = given.cpu().unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
     return indices

@@ -18,6 +18,7 @@ from salve_plugin import (
     record,
 )
 from salve_plugin.control.concepts.evidence import auc
+from salve_plugin.control.concepts.split import group_indices
 
 SHIFT = torch.tensor([0.6, -0.8, 0.0])
 SPREAD = torch.tensor([1.0, 1.0, 30.0])  # a feature in another unit, which says nothing
@@ -133,3 +134,27 @@ def test_what_cannot_be_is_named(recorder: Recorder) -> None:
     with pytest.raises(SalveError, match="do not vary"):
         raptor_direction(constant, torch.arange(20) % 2 == 0)
     assert find_concept(acts, without=same).is_paired
+
+
+def test_groups_that_are_given_are_those_of_the_concept(recorder: Recorder) -> None:
+    with_, plain = pairs()
+    acts, without = recorder(with_, "with"), recorder(plain, "plain")
+    shots = torch.arange(60) // 3  # three crops of each photograph
+    paired = control_vector(acts, without, groups=shots.repeat(2))
+    assert paired.groups.tolist() == shots.repeat(2).tolist()
+    assert paired.is_paired
+    probed = raptor_direction(acts, without=without, groups=torch.arange(120) // 3)
+    assert probed.groups.tolist() == (torch.arange(120) // 3).tolist()
+    assert not probed.is_paired  # nobody said that image i of both belong together
+    assert control_vector(acts, without).groups.tolist() == [*range(60), *range(60)]
+
+
+def test_groups_that_hold_nothing_out_are_refused(recorder: Recorder) -> None:
+    with_, plain = pairs()
+    acts, without = recorder(with_, "with"), recorder(plain, "plain")
+    for find in (control_vector, find_concept):
+        with pytest.raises(SalveError, match="at least two groups"):
+            find(acts, without=without, groups=[0] * 120)
+    names = [f"photo{i // 3}" for i in range(120)]
+    with pytest.raises(SalveError, match="one integer for each of 120 images"):
+        group_indices(names, 120, paired=False)
