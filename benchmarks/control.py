@@ -55,9 +55,10 @@ from benchmarks.erasures import (
     with_bias,
 )
 from benchmarks.pair_outcomes import Outcome, Tested, unpaired
+from salve_plugin.control.change import change
 from salve_plugin.control.choosing.goals import RemoveConcept, RemoveShortcut, SuppressClass
 from salve_plugin.control.erasers import fold_latents
-from salve_plugin.control.evaluate import change, evaluate_head
+from salve_plugin.control.evaluate import evaluate_head
 from salve_plugin.control.operators import Gate, scaled_rows
 from salve_plugin.control.writers.mask import mask
 from salve_plugin.control.writers.zeroing import zero_row

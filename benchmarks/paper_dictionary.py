@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import salve_plugin as salve
-from salve_plugin.control.evaluate import Change
+from salve_plugin.control.change import Change
 from salve_plugin.demo import digits
 from salve_plugin.demo.measures import Experiment, suppress_class
 from salve_plugin.discover.dictionary import Dictionary

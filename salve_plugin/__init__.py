@@ -64,7 +64,6 @@ if TYPE_CHECKING:
     from salve_plugin.control.critical import AlphaCrit as AlphaCrit
     from salve_plugin.control.critical import alpha_crit as alpha_crit
     from salve_plugin.control.critical import alpha_crits as alpha_crits
-    from salve_plugin.control.critical import critical_strength as critical_strength
     from salve_plugin.control.edit import Edit as Edit
     from salve_plugin.control.erasing import erase as erase
     from salve_plugin.control.erasing_through import erase_through as erase_through
@@ -83,6 +82,7 @@ if TYPE_CHECKING:
     from salve_plugin.control.provenance import Exactness as Exactness
     from salve_plugin.control.provenance import Provenance as Provenance
     from salve_plugin.control.recipe import Recipe as Recipe
+    from salve_plugin.control.strength import critical_strength as critical_strength
     from salve_plugin.control.targets import Target as Target
     from salve_plugin.control.writers.coar import ComponentEdit as ComponentEdit
     from salve_plugin.control.writers.coar import coar as coar
@@ -284,7 +284,7 @@ _HOME = {
     "alpha_crits": "control.critical",
     "search_alpha_crit": "control.crit_search",
     "SearchedCrit": "control.crit_search",
-    "critical_strength": "control.critical",
+    "critical_strength": "control.strength",
     "Candidate": "control.choosing.candidate",
     "Choice": "control.choosing.candidate",
     "choose": "control.choosing.choose",

@@ -21,7 +21,8 @@ from benchmarks.salve_paper.common import Numbers
 from benchmarks.salve_paper.curves import suppression
 from benchmarks.salve_paper.latents import sharing
 from benchmarks.salve_paper.source import LOOPS, _cifar100_superclasses, open_source, superclasses
-from salve_plugin.control.evaluate import change, evaluate
+from salve_plugin.control.change import change
+from salve_plugin.control.evaluate import evaluate
 from salve_plugin.demo import digits
 from salve_plugin.demo.measures import Experiment
 from salve_plugin.discover.features import profile

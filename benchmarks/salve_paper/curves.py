@@ -13,13 +13,14 @@ from torch import Tensor
 
 import salve_plugin as salve
 from benchmarks.salve_paper.common import Numbers, Outcome, mean, principal_axes
+from salve_plugin.control.change import Change, change
 from salve_plugin.control.choosing.latent_edits import (
     edited_weight,
     random_control,
     without_class,
 )  # fmt: skip
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.evaluate import Change, Evaluation, change, evaluate_head, evaluate_heads
+from salve_plugin.control.evaluate import Evaluation, evaluate_head, evaluate_heads
 from salve_plugin.demo.measures import Experiment
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations

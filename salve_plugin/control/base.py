@@ -45,6 +45,8 @@ def same_base(one: Base, other: Base) -> bool:
     Their descriptions are equal, and so are the fingerprints of the parameters that are in both,
     and the digests over everything and over the network, where both have one.
     """
+    # Edits of different layers have no tensor in common; then the digests tell, where both are
+    # known.
     shared = one.tensors.keys() & other.tensors.keys()
     digests = ((one.state, other.state), (one.network, other.network))
     return (
@@ -61,6 +63,7 @@ def plain_json(values: Mapping[str, object]) -> dict[str, object]:
         InputError: if a value has no JSON form.
     """
     try:
+        # There and back: tuples become the lists that a manifest has once it is read from its file.
         copy = json.loads(json.dumps(dict(values), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InputError(f"the model's description has no JSON form: {error}") from error
@@ -75,6 +78,7 @@ def dtype_name(tensor: Tensor) -> str:
 
 def bare(model: nn.Module) -> nn.Module:
     """Return the model itself, without what `attach` and `torch.compile` put around it."""
+    # In any order: what is attached may be compiled, and what is compiled attached.
     while True:
         if isinstance(model, HookedModel):
             model = model.model

@@ -11,7 +11,6 @@ short such a dip must be.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import index
 
 import torch
 from jaxtyping import Float64, Int64
@@ -24,7 +23,7 @@ from salve_plugin.control.decisions import check_threshold
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.locks import locked
 from salve_plugin.control.operators import Gate, LowRankUpdate
-from salve_plugin.control.operators.base import real
+from salve_plugin.control.operators.base import real, whole
 from salve_plugin.control.solving import check_labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import EditStateError, InputError
@@ -197,7 +196,7 @@ class _Search:
         with self._edited(strength):
             output = run(self.model, images, self.name)
         first = output[0] if isinstance(output, tuple | list) else output
-        logits: Tensor = first.double().cpu()
+        logits: Tensor = first.cpu().double()
         if logits.ndim != 2 or not bool(logits.isfinite().all()):
             raise InputError(
                 f"the model returns {list(logits.shape)} logits at strength {strength:.4g}, not "
@@ -235,7 +234,7 @@ class _Search:
 def _grid(edit: Edit, limit: float | None, steps: int, halvings: int) -> Tensor:
     if isinstance(edit.operator, LowRankUpdate):
         raise InputError(f"edit {edit.digest[:12]} is a low-rank update, which has no strength")
-    if index(steps) < 1 or not 0 <= index(halvings) <= 40:
+    if whole(steps, "steps") < 1 or not 0 <= whole(halvings, "halvings") <= 40:
         raise InputError(f"steps {steps} must be at least 1, and halvings {halvings} from 0 to 40")
     if limit is None:
         gate = edit.operator if isinstance(edit.operator, Gate) else None

@@ -3,6 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar
 
 import torch
@@ -146,6 +147,6 @@ def _class_crit(label: int, ascending: list[float]) -> ClassCrit:
 
 def order_statistic(count: int, share: float) -> int:
     """Return where the order statistic of a share is among `count` ascending values."""
-    # The ceiling of share · count, counted from 0: at the value there, at least the share has
-    # broken.
-    return min(count - 1, max(0, int(-(-share * count // 1)) - 1))
+    # At the value there, at least the share has broken. Rounded before the ceiling is taken, as
+    # 0.55 · 100 is a little more than 55.
+    return min(count - 1, max(0, ceil(round(share * count, 9)) - 1))

@@ -10,18 +10,13 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.applied_edits import status
-from salve_plugin.control.crit_summary import ClassCrit, Summarized
+from salve_plugin.control.crit_summary import Summarized
 from salve_plugin.control.decisions import Decisions
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import LowRankUpdate
-from salve_plugin.control.operators.base import whole
-from salve_plugin.control.strength import (
-    check_labels,
-    critical_flip_strength,
-    critical_strength,
-    critical_strength_linear,
-)  # fmt: skip
+from salve_plugin.control.operators.base import real, whole
+from salve_plugin.control.solving import check_labels
 from salve_plugin.discover.recording.activations import Activations, Batch
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel, check_attached
@@ -186,37 +181,13 @@ def alpha_crits(
     )
 
 
-def strengths_of(
-    hooked: HookedModel,
-    edit: Edit,
-    acts: Activations,
-    network: str | None,
-    *,
-    target: CritGoal,
-    fraction: float = 0.5,
-    against: Against = "label",
-    threshold: float = 0.0,
-    classes: Iterable[int] | None = None,
-) -> AlphaCrit:
-    """Return what `alpha_crit` does, of arguments that were checked before.
-
-    Args:
-        hooked: as there, and so are the others.
-        edit: whose strengths.
-        acts: of the model as it is.
-        network: of the model as it is, to be noted.
-        target: as there.
-        fraction: as there.
-        against: as there.
-        threshold: as there.
-        classes: as there.
+def flip_strengths(hooked: HookedModel, edit: Edit, acts: Activations, label: int) -> AlphaCrit:
+    """Return what `alpha_crit` does for one class and target "flip", of what was checked before.
 
     Raises:
-        InputError: if no image is left.
+        InputError: if no image has the label.
     """
-    (crit,) = _strengths(
-        hooked, [edit], acts, network, target, fraction, against, threshold, classes
-    )
+    (crit,) = _strengths(hooked, [edit], acts, None, "flip", 0.5, "label", 0.0, [label])
     return crit
 
 
@@ -233,11 +204,9 @@ def _strengths(
 ) -> tuple[AlphaCrit, ...]:
     # All edits are at the head's input, so that any one's site is that of all.
     decisions = Decisions.of(hooked, edits[0].site, threshold)
-    wanted = (
-        None
-        if classes is None
-        else torch.tensor(sorted(whole(label, "a class") for label in classes))
-    )
+    # Once: what is given may be a generator, which the message below would find empty.
+    named = None if classes is None else sorted(whole(label, "a class") for label in classes)
+    wanted = None if named is None else torch.tensor(named)
     if acts.labelling == "multi-hot":
         _check_one_label(wanted, target, against)
     marks: list[tuple[Tensor, Tensor]] = []
@@ -259,7 +228,7 @@ def _strengths(
                 own.append(decisions.falls(edit, x, logits, asked, share))
         marks.append((labels, predicted))
     if not marks:
-        raise InputError(f"no recorded image has a label among {classes}")
+        raise InputError(f"no recorded image has a label among {named}")
     labels, predicted = (torch.cat(column) for column in zip(*marks, strict=True))
     crits = []
     for edit, own in zip(edits, parts, strict=True):
@@ -305,6 +274,12 @@ def _check_options(
     if not isinstance(edits, Sequence) or not edits:
         raise InputError(f"critical strengths are of at least one edit; got {edits!r:.200}")
     check_goal(target, fraction, against)
+    wrong = [type(edit).__name__ for edit in edits if not isinstance(edit, Edit)]
+    if wrong or not isinstance(acts, Activations):
+        raise InputError(
+            f"critical strengths are of edits and a recording; got {wrong or 'edits'} and "
+            f"{type(acts).__name__}: pass salve.suppress(...) and salve.record(...)"
+        )
     for edit in edits:
         if edit.site.name != HEAD_INPUT or acts.site.name != HEAD_INPUT:
             raise InputError(
@@ -331,11 +306,12 @@ def check_goal(target: object, fraction: float, against: object) -> None:
             f"target is one of {list(get_args(CritGoal))} and against one of "
             f"{list(get_args(Against))}; got {target!r} and {against!r}"
         )
-    if not 0 <= fraction < 1:
+    if not 0 <= real(fraction, "fraction") < 1:
         raise InputError(f"fraction {fraction} is not in [0, 1)")
 
 
 def _check_not_applied(hooked: HookedModel, edits: Sequence[Edit]) -> None:
+    # At another strength it may be on: then it is part of the model that is asked about.
     applied = {entry.edit for entry in status(hooked).applied}
     for edit in edits:
         if edit in applied:
@@ -343,9 +319,3 @@ def _check_not_applied(hooked: HookedModel, edits: Sequence[Edit]) -> None:
                 f"edit {edit.digest[:12]} is applied, so the head is no longer the one asked "
                 "about; revert it first"
             )
-
-
-__all__ = [
-    "AlphaCrit", "ClassCrit", "alpha_crit", "alpha_crits", "critical_flip_strength",
-    "critical_strength", "critical_strength_linear",
-]  # fmt: skip

@@ -51,7 +51,7 @@ class Decisions:
             InputError: as `check_threshold`.
         """
         # In float64, since leads are differences of logits that may be nearly equal.
-        weight, bias = (values.double().cpu() for values in hooked.unembed(site))
+        weight, bias = (values.cpu().double() for values in hooked.unembed(site))
         check_threshold(threshold, len(weight))
         layers = LayeredHead.of(hooked, site)
         if len(weight) > 1:

@@ -45,6 +45,7 @@ class OperatorFields(Record):
         Raises:
             InputError: names those that are there and those that the form has.
         """
+        # UNSET is a field that the file does not have; null would be one that it has.
         expected = {"gate": ["mode", "strength"], "low_rank_map": ["scale"]}.get(self.form, [])
         there = [name for name in ("mode", "scale", "strength") if getattr(self, name) is not UNSET]
         if there != expected:
@@ -79,5 +80,7 @@ class EditFields(Record):
         Raises:
             InputError: if a row is named twice.
         """
+        # A JSON Schema says it with `uniqueItems`, which is for its readers: no type checks it
+        # here.
         if self.rows is not None and len(set(self.rows)) < len(self.rows):
             raise InputError("a row is named twice; expected rows that differ from each other")

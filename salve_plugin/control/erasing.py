@@ -89,10 +89,11 @@ def eraser_map(
     if eraser in ("fold", "posterior", "safree"):
         return _of_latents(concept, eraser, shrinkage)
     about = " about zero" if centre == "origin" else ""
-    note = f"{eraser}{about}{', groups balanced' if balanced else ''} of {concept.note}"
     if eraser == "repair":
+        # Of pairs: the class is the same on both sides, so that there is nothing to balance.
         note = f"repair of rank {rank}{about} of {concept.note}"
         return repair(concept.pair_moments(centre=centre), rank=rank), note
+    note = f"{eraser}{about}{', groups balanced' if balanced else ''} of {concept.note}"
     moments = concept.moments(balanced=balanced)
     if eraser == "leace":
         operator_map = leace(moments, shrinkage=shrinkage, centre=centre)
@@ -157,6 +158,7 @@ def erase(
     operator, note = eraser_map(
         concept, eraser, shrinkage=shrinkage, balanced=balanced, rank=rank, centre=centre
     )
+    # Erasers give maps that remove all; how much of it remains is a number of the map.
     operator = replace(operator, scale=scale)
     return edit_at(
         hooked, concept.site, operator, rows=rows, role=role, base=base,
@@ -175,7 +177,7 @@ def _of_latents(
         )
     latents = [latent.index for latent in concept.latents]
     if eraser == "safree":
-        atoms = concept.dictionary.atoms.double().cpu()[latents].T
+        atoms = concept.dictionary.atoms.cpu().double()[latents].T
         return safree(atoms, concept.moments()), f"safree of {concept.note}"
     if eraser == "fold":
         activations = (batch.x for batch, _ in concept.rows())

@@ -107,87 +107,13 @@ class Evaluation(Tabular):
         }
 
 
-@dataclass(frozen=True)
-class Change:
-    """What an edit meant to change one class did to that class and to the others.
-
-    All numbers are accuracies or differences of accuracies, in [-1, 1].
-
-    Attributes:
-        label: the class that the edit is about.
-        target_before: its accuracy before.
-        target_after: its accuracy after.
-        others_mean: mean change over the other classes, each counting once; negative is a loss.
-        others_worst: the most negative change among them.
-        worst_label: the class where that is.
-    """
-
-    label: int
-    target_before: float
-    target_after: float
-    others_mean: float
-    others_worst: float
-    worst_label: int
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return dict(vars(self))
-
-
-def change(before: Evaluation, after: Evaluation, label: int) -> Change:
-    """Compare two evaluations of the same images around an edit of class `label`.
-
-    Raises:
-        InputError: if the evaluations differ in their images, the class has none, or no other
-            class has any.
-    """
-    if not torch.equal(before.count, after.count):
-        raise InputError(
-            "the evaluations are of different images: by class "
-            f"{before.count.tolist()[:20]} and {after.count.tolist()[:20]}"
-        )
-    seen = before.count > 0
-    others = None
-    if 0 <= label < len(seen) and bool(seen[label]):
-        others = change_of_others(before, after, label)
-    if others is None:
-        raise InputError(
-            f"class {label} or all others have no images: there are {before.count.tolist()[:20]}"
-        )
-    mean, worst, worst_label = others
-    return Change(
-        label=label,
-        target_before=float(before.accuracy[label]),
-        target_after=float(after.accuracy[label]),
-        others_mean=mean,
-        others_worst=worst,
-        worst_label=worst_label,
-    )
-
-
-def change_of_others(
-    before: Evaluation, after: Evaluation, label: int | None
-) -> tuple[float, float, int] | None:
-    """Return how the accuracies of all classes but one change.
-
-    Args:
-        before: of some images.
-        after: of the same images.
-        label: the class to leave out, if any is.
-
-    Returns:
-        The mean change, each class counting once; the most negative one; the class where that is.
-        None if no other class has images.
-    """
-    others = before.count > 0
-    if label is not None:
-        others[label] = False
-    if not bool(others.any()):
-        return None
-    # Classes without images are NaN, which argmin would return before any number: they are masked.
-    difference = after.accuracy - before.accuracy
-    worst = int(torch.where(others, difference, torch.inf).argmin())
-    return float(difference[others].mean()), float(difference[worst]), worst
+def accuracies(
+    logits: Float[Tensor, "images classes"], labels: Int64[Tensor, " images"]
+) -> Float64[Tensor, " classes"]:
+    """Return the accuracy of each class; NaN, 0 / 0, for one without images."""
+    classes = logits.shape[1]
+    right = torch.bincount(labels[logits.argmax(1) == labels], minlength=classes)
+    return right.double() / torch.bincount(labels, minlength=classes).double()
 
 
 def leads(logits: Float[Tensor, "images classes"], label: int) -> Float[Tensor, " images"]:
@@ -221,6 +147,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], *, threshold: float = 0.0)
             check_logits(logits, len(batch.labels))
             check_threshold(threshold, logits.shape[1])
             logits = two_sided(logits, threshold)
+            # How many classes there are, the first logits tell: any model will do, attached or not.
             if confusion is None:
                 confusion = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.int64)
                 labels = Labels.of(network, logits.shape[1], loader)

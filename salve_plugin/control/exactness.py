@@ -293,7 +293,8 @@ def _outputs(model: nn.Module, heads: Sequence[Site], images: Tensor) -> list[Te
             "the model returns no finite tensor for the probe, so that the edit cannot be "
             "measured; pass other images: probe=images"
         )
-    return [part.double() for part in outputs]
+    # On the CPU first: not every device has float64.
+    return [part.cpu().double() for part in outputs]
 
 
 @contextmanager

@@ -53,17 +53,17 @@ def _affine_map(path: str, module: nn.Module, without_bias: bool) -> tuple[Tenso
     # Without running statistics a BatchNorm divides by those of the batch, which is no fixed map.
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
         assert module.running_var is not None
-        mean, variance = module.running_mean.double().cpu(), module.running_var.double().cpu()
+        mean, variance = module.running_mean.cpu().double(), module.running_var.cpu().double()
         scale = 1 / (variance + module.eps).sqrt()
         if module.weight is not None:
-            scale = module.weight.double().cpu() * scale
+            scale = module.weight.cpu().double() * scale
         shift = -mean * scale
         if module.bias is None or without_bias:
             return scale, shift
-        return scale, shift + module.bias.double().cpu()
+        return scale, shift + module.bias.cpu().double()
     gamma = module._parameters.get("gamma")
     if isinstance(gamma, Tensor):
-        flat = gamma.double().cpu().reshape(-1)
+        flat = gamma.cpu().double().reshape(-1)
         return flat, torch.zeros_like(flat)
     raise UnsupportedModelError(
         f"'{path}' is a {type(module).__name__}; between a layer and its site only BatchNorm "

@@ -61,8 +61,9 @@ def _rows_changed(
             # `forward` and no call, which would run this hook again without end.
             seen = module.forward(change(_first(inputs, keywords)))
             axis = 1 if isinstance(module, nn.Conv2d) else output.ndim - 1
-            at = torch.tensor(list(range(output.shape[axis]) if rows is None else rows))
-            return output.index_copy(axis, at.to(output.device), seen.index_select(axis, at))
+            own = list(range(output.shape[axis]) if rows is None else rows)
+            at = torch.tensor(own, device=output.device)
+            return output.index_copy(axis, at, seen.index_select(axis, at))
 
         handles.append(layer.register_forward_hook(mixed, with_kwargs=True))
     try:

@@ -16,7 +16,7 @@ from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import Gate, Mode, Operator, Role
 from salve_plugin.control.operators.base import whole
 from salve_plugin.control.provenance import Provenance
-from salve_plugin.control.recipe import row_tuple
+from salve_plugin.control.rows import row_tuple
 from salve_plugin.control.targets import Target, targets_at
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
@@ -58,6 +58,7 @@ def suppress(
             learned from another network than the model, as it is or without the edits on it.
         UnsupportedModelError: if no editable layer reads or writes the site, or not it alone.
     """
+    # Made before the dictionary is compared: its base has hashed the network already.
     edit = latent_gate(hooked, dictionary, "suppress", latent, strength, rows, base)
     _check_dictionary(hooked, dictionary, edit, on_base_mismatch)
     return edit
@@ -179,6 +180,8 @@ def _site(hooked: HookedModel, site: Site | str) -> Site:
         )
     if not isinstance(site, Site | str):
         raise InputError(f"site {site!r:.200} is no name; choose one of {list(hooked.sites)}")
+    # By name only: a site that comes with a dictionary may name layers of another copy of the
+    # model.
     own = hooked.site(site if isinstance(site, str) else site.name)
     if isinstance(site, Site) and site.width != own.width:
         raise BaseMismatchError(

@@ -129,6 +129,7 @@ def evaluate_multi_label(
             if counts is None or labels is None:
                 counts = torch.zeros(logits.shape[1], 2, 2, dtype=torch.int64)
                 labels = Labels.of(network, logits.shape[1], loader)
+            # By the columns of the model: a data set may name the same classes in another order.
             has = labels.of_model(batch).labels.bool()
             if has.shape != logits.shape:
                 raise InputError(

@@ -42,6 +42,7 @@ class Provenance(Record):
         """Raise InputError if latents contradict the kind, or the note is too long to be read."""
         if (self.kind == "latents") != bool(self.latents):
             raise InputError(f"provenance '{self.kind}' has the latents {self.latents}")
+        # The bound in its type is asked of files only.
         if len(self.note) > MAX_NOTE:
             raise InputError(
                 f"the note of a provenance has {len(self.note)} characters; at most {MAX_NOTE} are "

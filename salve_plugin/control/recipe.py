@@ -1,6 +1,6 @@
 """What an edit says: which site, operator and parameters of which base. Applies nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -20,9 +20,9 @@ from salve_plugin.control.operators import (
     operator_fields,
     operator_of,
 )  # fmt: skip
-from salve_plugin.control.operators.base import real, whole
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.provenance import Exactness, Provenance
-from salve_plugin.control.rows import Rows
+from salve_plugin.control.rows import Rows, check_rows, row_tuple
 from salve_plugin.control.targets import Target
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site
@@ -82,7 +82,7 @@ class Recipe:
             target.n_outputs(self.base.tensors[target.weight].shape) for target in self.targets
         )
         # The same row numbers are meant in every target, so that the smallest one bounds them.
-        _check_rows(self.rows, min(outputs), self.role)
+        check_rows(self.rows, min(outputs), self.role)
         changing = None if self.rows is None else len(self.rows)
         self.operator.check(self.site.width, changing, outputs)
         if isinstance(self.operator, LowRankUpdate):
@@ -293,23 +293,6 @@ class Recipe:
         return {name: self.__dict__[name] for name in names} | {"_verified": {}, "_made": {}}
 
 
-def row_tuple(rows: Sequence[Any] | None) -> Rows:
-    """Return outputs as integers, in the given order; None stays None, all of them.
-
-    Raises:
-        InputError: if one is no integer.
-    """
-    if rows is None:
-        return None
-    try:
-        given = tuple(rows)
-    except TypeError:
-        raise InputError(
-            f"rows {rows!r:.200} are no list; give output indices, e.g. rows=[3], or None for all"
-        ) from None
-    return tuple(whole(row, "a row (rows must be output indices)") for row in given)
-
-
 def _sorted_with(operator: LowRankUpdate, rows: tuple[int, ...]) -> LowRankUpdate:
     """Return an update of rows in some order for the same rows in ascending order."""
     if len(operator.left) != len(rows):
@@ -317,19 +300,6 @@ def _sorted_with(operator: LowRankUpdate, rows: tuple[int, ...]) -> LowRankUpdat
     order = sorted(range(len(rows)), key=rows.__getitem__)
     shift = None if operator.shift is None else operator.shift[order]
     return replace(operator, left=operator.left[order], shift=shift)
-
-
-def _check_rows(rows: Rows, outputs: int, role: Role) -> None:
-    if rows is None:
-        return
-    if role == "writer":
-        raise InputError("rows are outputs of the site's readers; an edit of its writer has none")
-    wrong = [row for row in rows if not 0 <= row < outputs]
-    if wrong or not rows or len(set(rows)) < len(rows):
-        raise InputError(
-            f"rows {list(rows)[:10]} must be at least one output, each once, from 0 to "
-            f"{outputs - 1}; omit rows to edit all of them"
-        )
 
 
 def _layer(path: str) -> str:

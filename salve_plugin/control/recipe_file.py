@@ -43,5 +43,6 @@ def read_recipe(
             f"{name} has the metadata {sorted(notes)[:5]}, a recipe has '{NOTE}': pass a file that "
             "the edit bench of an atlas wrote"
         )
+    # It lies in the header of the tensors, so that the limit is that of a header.
     fields = parse_json(notes[NOTE].encode(), f"{name}'s '{NOTE}'", max_bytes=MAX_HEADER_BYTES)
     return dict(fields), tensors

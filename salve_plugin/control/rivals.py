@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.evaluate import leads
+from salve_plugin.control.evaluate import accuracies, leads
 from salve_plugin.control.operators import multiplier
 from salve_plugin.errors import InputError
 
@@ -100,7 +100,7 @@ def rival_rows(
             "found; record some, or name the rows"
         )
     plain = torch.addmm(bias, inputs, weight.T)
-    before = _accuracies(plain, labels, len(weight))
+    before = accuracies(plain, labels)
     found = []
     for strength in strengths_by_closure(direction) if strengths is None else strengths:
         factors = multiplier(direction, strength).to(weight.dtype)
@@ -109,6 +109,7 @@ def rival_rows(
         edited = torch.addmm(bias, inputs * factors, weight.T)
         judge = _Judge(plain, edited, labels, label, before)
         found += list(_grown(judge, label, strength, max_harm))
+    # Of equals the first: strengths ascend, and the own row alone comes before larger sets.
     return min(found, key=badness)
 
 
@@ -204,17 +205,10 @@ class _Judge:
     def of(self, rows: tuple[int, ...]) -> tuple[float, float, float]:
         """Return the class's accuracy, the others' mean loss (not below 0), and the worst one."""
         logits = self._mixed(rows)
-        after = _accuracies(logits, self.labels, len(self.before))
+        after = accuracies(logits, self.labels)
         losses = (self.before - after)[self.others]
         if not len(losses):
             return float(after[self.label]), 0.0, 0.0
         # Without the rounding of the differences, which would refuse a loss of just the bound.
         mean, worst = (round(float(loss), 12) for loss in (losses.mean(), losses.max()))
         return float(after[self.label]), max(0.0, mean), worst
-
-
-def _accuracies(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return the accuracy of every class, NaN without images."""
-    right = labels[logits.argmax(1) == labels]
-    count = torch.bincount(labels, minlength=classes).double()
-    return torch.bincount(right, minlength=classes).double() / count

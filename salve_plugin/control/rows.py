@@ -3,12 +3,13 @@
 import ctypes
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from salve_plugin.control.operators.base import Index
-from salve_plugin.errors import UnsupportedModelError
+from salve_plugin.control.operators.base import Index, Role, whole
+from salve_plugin.errors import InputError, UnsupportedModelError
 
 Rows = tuple[int, ...] | None
 """Ascending outputs; None means all of them."""
@@ -17,6 +18,37 @@ Rows = tuple[int, ...] | None
 # types ctypes would hand addresses over as 32-bit integers.
 _memcmp = ctypes.CDLL(None if os.name == "posix" else "msvcrt").memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def row_tuple(rows: Sequence[Any] | None) -> Rows:
+    """Return outputs as integers, in the given order; None stays None, all of them.
+
+    Raises:
+        InputError: if one is no integer.
+    """
+    if rows is None:
+        return None
+    try:
+        given = tuple(rows)
+    except TypeError:
+        raise InputError(
+            f"rows {rows!r:.200} are no list; give output indices, e.g. rows=[3], or None for all"
+        ) from None
+    return tuple(whole(row, "a row (rows must be output indices)") for row in given)
+
+
+def check_rows(rows: Rows, outputs: int, role: Role) -> None:
+    """Raise InputError unless an edit of layers with so many outputs may change these rows."""
+    if rows is None:
+        return
+    if role == "writer":
+        raise InputError("rows are outputs of the site's readers; an edit of its writer has none")
+    wrong = [row for row in rows if not 0 <= row < outputs]
+    if wrong or not rows or len(set(rows)) < len(rows):
+        raise InputError(
+            f"rows {list(rows)[:10]} must be at least one output, each once, from 0 to "
+            f"{outputs - 1}; omit rows to edit all of them"
+        )
 
 
 def slice_if_run(rows: Sequence[int]) -> Index:

@@ -96,6 +96,7 @@ def saved_ledgers(
     for edit in edits:
         for path in edit.base.tensors:
             check_shape(path, slots[path].parameter, edit)
+    # What the model would remember, had the edits been made in this process.
     ledgers = ledgers_over(edits, pristine)
     for path, slot in slots.items():
         check_edited(path, slot.parameter.detach(), ledgers[path])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from salve_plugin.control.flips import flip
 from salve_plugin.control.operators import Mode
-from salve_plugin.control.solving import check_labels, solve
+from salve_plugin.control.solving import solve
 from salve_plugin.errors import InputError
 
 
@@ -125,8 +125,3 @@ def _per_image(value: float | Tensor, activations: Tensor, name: str) -> Tensor:
             f"{len(activations)} images"
         )
     return tensor.expand(len(activations)).contiguous()
-
-
-__all__ = [
-    "check_labels", "critical_flip_strength", "critical_strength", "critical_strength_linear",
-]  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from salve_plugin.control.change import Change, change
 from salve_plugin.control.choosing.candidate import Choice
 from salve_plugin.control.choosing.choose import choose
 from salve_plugin.control.choosing.goals import SuppressClass
@@ -15,7 +16,7 @@ from salve_plugin.control.choosing.latent_edits import (
     without_class,
 )
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.evaluate import Change, change, evaluate_heads
+from salve_plugin.control.evaluate import evaluate_heads
 from salve_plugin.control.making import enhance, suppress
 from salve_plugin.control.rivals import strengths_by_closure
 from salve_plugin.control.writers.mask import mask

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from salve_plugin.control.evaluate import Change
+from salve_plugin.control.change import Change
 from salve_plugin.demo.shortcut import LABEL, OFTEN
 
 if TYPE_CHECKING:

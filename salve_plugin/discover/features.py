@@ -262,7 +262,7 @@ def profile(
     counts = torch.zeros(n_classes, dtype=torch.int64)
     device, origin = dictionary.atoms.device, torch.zeros(dictionary.n_latents)
     for batch in acts.batches(4096):
-        codes = dictionary.encode(batch.x.to(device)).double().cpu()
+        codes = dictionary.encode(batch.x.to(device)).cpu().double()
         labels = batch.labels if values is None else values[batch.images]
         if not int(counts.sum()):
             origin = codes[0].clone()
@@ -292,7 +292,7 @@ def _profile_of_several(dictionary: Dictionary, acts: Activations) -> Features:
     device, rows = dictionary.atoms.device, acts.n_rows
     origin = torch.zeros(dictionary.n_latents, dtype=torch.float64)
     for number, batch in enumerate(acts.batches(4096)):
-        codes = dictionary.encode(batch.x.to(device)).double().cpu()
+        codes = dictionary.encode(batch.x.to(device)).cpu().double()
         if number == 0:
             origin = codes[0].clone()
         codes -= origin  # as in `profile`

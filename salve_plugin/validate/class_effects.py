@@ -117,7 +117,7 @@ def class_effects(
             codes, effects = effects_of(
                 dictionary, features.movedim(axis, -1), gradient.movedim(axis, -1)
             )
-            sums.index_add_(0, labels, (codes * effects).sum(1).double().cpu())
+            sums.index_add_(0, labels, (codes * effects).sum(1).cpu().double())
             counts += torch.bincount(labels, minlength=n_classes)
         contributions = sums / counts.clamp(min=1)[:, None]
         falls = torch.full_like(contributions, torch.nan)
@@ -168,7 +168,7 @@ def _without(
 
 def _logits(logits: Tensor, labels: Tensor) -> Float64[Tensor, " batch"]:
     """Return each image's own logit less the mean logit."""
-    logits = logits.double().cpu()
+    logits = logits.cpu().double()
     if logits.shape[1] == 1:
         # A single logit is class 1 against class 0: the difference of two logits, half of it each.
         logits = torch.cat([-logits, logits], 1) / 2

@@ -154,7 +154,7 @@ def splice_images(
             def logits(rewrite: Rewrite, images: Tensor = batch.images, name: str = name) -> Tensor:
                 with tapped(hooked.model, site, replacing(site, rewrite)):
                     result: Tensor = run(hooked.model, images, name)
-                return result.double().cpu()
+                return result.cpu().double()
 
             tallies.add(logits, batch.labels)
     return tallies.splices()

@@ -17,10 +17,12 @@ from salve_plugin import (
     LowRankMap,
     LowRankUpdate,
     Site,
+    alpha_crit,
     direction_concept,
     edit_at,
     joint_map,
     latent_concept,
+    search_alpha_crit,
     status,
     suppress,
 )
@@ -39,6 +41,8 @@ any_map: Any = LowRankMap
 any_update: Any = LowRankUpdate
 any_joint: Any = joint_map
 any_status: Any = status
+any_alpha_crit: Any = alpha_crit
+any_search: Any = search_alpha_crit
 any_latent_concept: Any = latent_concept
 any_direction_concept: Any = direction_concept
 
@@ -155,6 +159,17 @@ WRONG: dict[str, Callable[[HookedModel, Dictionary], object]] = {
     "apply no list": lambda t, d: apply_all_(t, 3),  # type: ignore[arg-type] # wrong on purpose
     "revert no edit": lambda t, d: revert_(t, 3),  # type: ignore[arg-type] # wrong on purpose
     "a way of a goal": lambda t, d: EnhanceClass(1, by="latent"),  # type: ignore[arg-type]
+    "no recording of strengths": lambda t, d: any_alpha_crit(
+        t, suppress(t, d, latent=0, strength=1.0), "x"
+    ),
+    "strengths of no edit": lambda t, d: any_alpha_crit(t, "x", "x"),
+    "a fraction that is no number": lambda t, d: any_alpha_crit(t, "x", "x", fraction="half"),
+    "steps of a search": lambda t, d: any_search(
+        t, suppress(t, d, latent=0, strength=1.0), [], steps=2.5
+    ),
+    "halvings of a search": lambda t, d: any_search(
+        t, suppress(t, d, latent=0, strength=1.0), [], halvings="8"
+    ),
     "no recording of a latent": lambda t, d: any_latent_concept(d, "x", 1),
     "no dictionary of a latent": lambda t, d: any_latent_concept("x", "x", 1),
     "no recording of a direction": lambda t, d: any_direction_concept(3, torch.ones(6)),

@@ -17,6 +17,7 @@ from salve_plugin import (
     suppress,
 )
 from salve_plugin.control.choosing.latent_edits import edited_weight
+from salve_plugin.control.crit_summary import order_statistic
 from salve_plugin.control.edit import Edit
 from salve_plugin.demo import digits
 from salve_plugin.errors import EditStateError, InputError
@@ -178,3 +179,11 @@ def test_it_needs_the_heads_input_and_a_model_without_the_edit(
     with edit.applied(hooked), pytest.raises(EditStateError, match="revert it first"):
         alpha_crit(hooked, edit, acts)
     assert len(alpha_crit(hooked, edit, acts).values) == 40
+
+
+def test_a_share_of_the_images_is_no_image_more_than_that() -> None:
+    # 0.55 * 100 is 55.00000000000001 to floating point, and 55 images are enough.
+    for share, count in ((0.55, 100), (0.07, 100), (0.28, 25), (0.95, 20), (1.0, 7)):
+        assert order_statistic(count, share) == round(share * count) - 1
+    assert order_statistic(100, 0.551) == 55
+    assert order_statistic(3, 1e-12) == 0

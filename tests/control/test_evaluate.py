@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from salve_plugin import Activations, HookedModel, evaluate
-from salve_plugin.control.evaluate import Evaluation, change, evaluate_head, evaluate_heads
+from salve_plugin.control.change import change
+from salve_plugin.control.evaluate import Evaluation, evaluate_head, evaluate_heads
 from salve_plugin.demo import digits
 from salve_plugin.errors import InputError
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salve_plugin.control.evaluate import change, evaluate_head
+from salve_plugin.control.change import change
+from salve_plugin.control.evaluate import evaluate_head
 from salve_plugin.control.operators import scaled_weight
 from salve_plugin.control.rivals import (
     MAX_LOSS,

@@ -6,8 +6,9 @@ from small_artifacts import altered
 from torch import nn
 
 from salve_plugin.adapter import attach
+from salve_plugin.control.change import change
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.evaluate import change, evaluate
+from salve_plugin.control.evaluate import evaluate
 from salve_plugin.demo import digits
 from salve_plugin.demo.crit_check import check_crit
 from salve_plugin.demo.measures import Experiment, cross_class, enhance_class, suppress_class

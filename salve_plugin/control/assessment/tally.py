@@ -5,7 +5,8 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.assessment.outcomes import ConceptOutcome, Effect, Ideal
-from salve_plugin.control.evaluate import Evaluation, change_of_others, count_pairs
+from salve_plugin.control.change import change_of_others
+from salve_plugin.control.evaluate import Evaluation, count_pairs
 
 
 class Reference:

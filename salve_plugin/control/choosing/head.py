@@ -10,13 +10,14 @@ from torch import Tensor
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import entries_of
+from salve_plugin.control.evaluate import accuracies
 from salve_plugin.control.formula import Entry, Ledger, composed
 from salve_plugin.control.ledger import ledger_of, pristine_of
 from salve_plugin.control.operators import Gate, scaled_rows
 from salve_plugin.control.operators.base import whole
 from salve_plugin.control.rows import Rows, index_of, take, union_of
 from salve_plugin.control.slots import slots_of
-from salve_plugin.control.strength import check_labels
+from salve_plugin.control.solving import check_labels
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import check_of_model
 from salve_plugin.errors import InputError
@@ -119,10 +120,7 @@ class JudgedHead:
 
     def accuracies(self, logits: Float[Tensor, "images classes"]) -> Float64[Tensor, " classes"]:
         """Return the accuracy of each class; NaN for one without images."""
-        right = self.labels[logits.argmax(1) == self.labels]
-        count = torch.bincount(self.labels, minlength=self.n_classes).double()
-        # 0 / 0 is the NaN of a class without images.
-        return torch.bincount(right, minlength=self.n_classes).double() / count
+        return accuracies(logits, self.labels)
 
 
 @torch.no_grad()

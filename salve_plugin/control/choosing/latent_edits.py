@@ -16,7 +16,7 @@ from salve_plugin.control.choosing.class_edits import judged, kept_classes
 from salve_plugin.control.choosing.goals import EnhanceClass, SuppressClass
 from salve_plugin.control.choosing.head import JudgedHead
 from salve_plugin.control.crit_summary import order_statistic
-from salve_plugin.control.critical import AlphaCrit, alpha_crit, strengths_of
+from salve_plugin.control.critical import AlphaCrit, alpha_crit, flip_strengths
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import leads
 from salve_plugin.control.making import latent_gate
@@ -67,7 +67,7 @@ def suppressing_latents(
                 edit = with_rivals(
                     edit, head.weight, head.bias, recorded, label, max_harm=goal.max_harm
                 )
-            crit = strengths_of(head.hooked, edit, acts, None, target="flip", classes=[label])
+            crit = flip_strengths(head.hooked, edit, acts, label)
             strengths = _strengths(crit, label, goal.max_accuracy)
             # A row set comes with the strength that it was found at: it competes, too.
             strengths += [edit.gate.strength] if edit.gate.strength else []

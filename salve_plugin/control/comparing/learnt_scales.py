@@ -158,7 +158,7 @@ class _Objective:
                     scaled = change * rows.reshape(-1, *[1] * (change.ndim - 1))
                     totals[path] = totals[path] + scaled if path in totals else scaled
         base = {path: self.model.get_parameter(path).detach() for path in totals}
-        return {path: (base[path].double().cpu() + totals[path]).to(base[path]) for path in totals}
+        return {path: (base[path].cpu().double() + totals[path]).to(base[path]) for path in totals}
 
     def _losses(self, parameters: dict[str, Tensor], batch: LabelledImages) -> Tensor:
         """Return the cross-entropy of each image, float64."""
@@ -172,7 +172,7 @@ class _Objective:
                 f"label {int(batch.labels.max())} is no class of a model with {self.n_classes}"
             )
         losses: Tensor = functional.cross_entropy(
-            logits.double().cpu(), batch.labels, reduction="none"
+            logits.cpu().double(), batch.labels, reduction="none"
         )
         return losses
 

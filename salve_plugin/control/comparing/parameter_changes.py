@@ -87,7 +87,7 @@ def changes_of(model: nn.Module, edit: Edit) -> list[LayerChange]:
 
     added: dict[str, Tensor] = {}
     for path, entry in entries_of(edit, pristine):
-        rows = pristine(path, entry.rows).double().cpu()
+        rows = pristine(path, entry.rows).cpu().double()
         change = torch.zeros(slots[path].parameter.shape, dtype=torch.float64)
         change[index_of(entry.rows)] = _added(entry.part, rows)
         added[path] = change

@@ -113,7 +113,7 @@ def _run(hooked: HookedModel, data: Iterable[Any]) -> tuple[Tensor, Tensor]:
             answer = model(batch.images.to(device))
             if not isinstance(answer, Tensor) or answer.ndim != 2:
                 raise InputError(f"the model returns {type(answer).__name__}, no logits")
-            logits.append(answer.double().cpu())
+            logits.append(answer.cpu().double())
             labels.append(batch.labels)
     joined = torch.cat(logits)
     if not bool(joined.isfinite().all()):

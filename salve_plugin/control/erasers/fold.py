@@ -57,12 +57,12 @@ def fold_latents(
     """
     index = _checked(dictionary, latents)
     codes = _moments(dictionary, rows, lambda x: dictionary.encode(x)[:, index].double())
-    atoms = dictionary.atoms.double().cpu()[index].T
+    atoms = dictionary.atoms.cpu().double()[index].T
     if dictionary.is_affine:
         # An affine code is readᵀx + b: with the offset -b all of it is taken out, with the reading
         # of the mean only what differs from the mean code.
-        read = dictionary.encoder_weight.double().cpu()[index].T
-        zero = -dictionary.encoder_bias.double().cpu()[index]
+        read = dictionary.encoder_weight.cpu().double()[index].T
+        zero = -dictionary.encoder_bias.cpu().double()[index]
         offset = read.T @ codes.x_mean if to_mean else zero
         return FoldedLatents(
             LowRankMap(atoms, read, offset), torch.ones(len(index), dtype=torch.float64)
@@ -91,7 +91,7 @@ def fold_posterior(
         InputError: if a latent is out of range, or rows with or without the concept are missing.
     """
     index, pieces = _checked(dictionary, latents), list(rows)
-    codes = torch.cat([dictionary.encode(x)[:, index].double().cpu() for x, _ in pieces])
+    codes = torch.cat([dictionary.encode(x)[:, index].cpu().double() for x, _ in pieces])
     has = torch.cat([has.bool().cpu() for _, has in pieces])
     if not bool(has.any()) or bool(has.all()):
         raise InputError(
@@ -100,7 +100,7 @@ def fold_posterior(
     posterior = _posterior(codes, has)
     read = iter(torch.split(codes * posterior, [len(x) for x, _ in pieces]))
     removed = JointMoments.of((x, next(read)) for x, _ in pieces)
-    return _least_squares(dictionary.atoms.double().cpu()[index].T, removed, 0.0, shrinkage)
+    return _least_squares(dictionary.atoms.cpu().double()[index].T, removed, 0.0, shrinkage)
 
 
 def _posterior(codes: Tensor, has: Tensor) -> Tensor:

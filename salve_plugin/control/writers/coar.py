@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.strength import check_labels
+from salve_plugin.control.solving import check_labels
 from salve_plugin.control.writers.attribution import Margins, attribute, margins_of, separation
 from salve_plugin.control.writers.evidence import Recorded, class_indices, head_inputs
 from salve_plugin.control.writers.layer import Layer, head_of, layer_at
@@ -154,7 +154,7 @@ def _network_margins(layer: Layer, images: Tensor, labels: Tensor) -> Margins:
             for path, value in parameters.items()
         }
         logits = functional_call(model, ablated, (images,))
-        return margins_of(logits.double().cpu(), labels)
+        return margins_of(logits.cpu().double(), labels)
 
     return margins
 

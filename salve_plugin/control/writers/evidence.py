@@ -8,7 +8,7 @@ from torch import Tensor
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators.base import whole
-from salve_plugin.control.strength import check_labels
+from salve_plugin.control.solving import check_labels
 from salve_plugin.control.writers.layer import Layer
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import BaseMismatchError, InputError

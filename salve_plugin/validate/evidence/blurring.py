@@ -202,6 +202,6 @@ def _latents(
                 run(hooked.model, batch, "images")
             activation = activations[site.name].to(dictionary.atoms.device)
             axis = site_axis(tuple(activation.shape), site)
-            latents = image_latents(dictionary, activation, axis, stage).double().cpu()
+            latents = image_latents(dictionary, activation, axis, stage).cpu().double()
             values.append(latents.gather(1, index[start : start + _BATCH, None])[:, 0])
     return torch.cat(values)

@@ -219,7 +219,7 @@ class _Reading:
         kept = Kept(folder, content_digest({"of": self.digest(0), "images": len(x)}, {}), "flips")
         tensors = kept.read(0)
         if tensors is None:
-            codes = self._dictionary.encode(x.to(self._dictionary.atoms.device)).double().cpu()
+            codes = self._dictionary.encode(x.to(self._dictionary.atoms.device)).cpu().double()
             tensors = flip_shares(head, x, codes)
             kept.write(0, tensors)
         return FlipShares(**tensors, n_images=len(x))
@@ -275,7 +275,7 @@ class _Reading:
         if head is None:
             return effects
         some_codes = self._dictionary.encode(self._x.to(self._dictionary.atoms.device))
-        some_codes = some_codes.double().cpu()
+        some_codes = some_codes.cpu().double()
         for row, (latent, label) in enumerate(zip(own.tolist(), labels.tolist(), strict=True)):
             drawn = other_latents([latent], [latent], len(head.pull), self._seed)
             others = [other for (other,) in drawn]

@@ -158,7 +158,7 @@ class _Direction(Classifier):  # type: ignore[misc] # captum is untyped
     def train_and_eval(self, dataloader: Any, **_: Any) -> None:
         """Fit to what Captum loads: rows and the ids of their concepts."""
         parts = list(dataloader)
-        x = torch.cat([rows for rows, _ in parts]).double().cpu()
+        x = torch.cat([rows for rows, _ in parts]).cpu().double()
         ids = torch.cat([labels for _, labels in parts]).flatten().cpu()
         self._ids = ids.unique().tolist()  # type: ignore[no-untyped-call] # torch leaves it untyped
         # Centred and of one scale, so that the pull to zero means the same at every site.

@@ -100,13 +100,13 @@ def fewest_to_flip(
             f"the dictionary reads '{site.name}', the classifier {list(hooked.head_sites)}; learn "
             "a dictionary of what the classifier reads, and nothing else"
         )
-    weight, bias = (part.detach().double().cpu() for part in hooked.unembed(site))
+    weight, bias = (part.detach().cpu().double() for part in hooked.unembed(site))
     with evaluating(hooked.model), reading(hooked.model, [site]) as activations:
         run(hooked.model, images, "images")
     x = site.rows(activations[site.name])
-    codes = dictionary.encode(x.to(dictionary.atoms.device)).double().cpu()
-    pull = dictionary.atoms.detach().double().cpu() @ weight.T
-    logits = torch.addmm(bias, x.double().cpu(), weight.T)
+    codes = dictionary.encode(x.to(dictionary.atoms.device)).cpu().double()
+    pull = dictionary.atoms.detach().cpu().double() @ weight.T
+    logits = torch.addmm(bias, x.cpu().double(), weight.T)
     random = torch.Generator().manual_seed(seed)
     return Flips(tuple(flip_of(*each, pull, random) for each in zip(logits, codes, strict=True)))
 

@@ -60,10 +60,10 @@ def read_head(hooked: HookedModel, dictionary: Dictionary, acts: Activations) ->
             "of its input was recorded, one row an image; record that site and learn a dictionary "
             "of it"
         )
-    weight, bias = (part.detach().double().cpu() for part in hooked.unembed(acts.site.name))
+    weight, bias = (part.detach().cpu().double() for part in hooked.unembed(acts.site.name))
     check_of_model(acts.classes, max(2, len(bias)))
     check_labels(acts.image_labels(), max(2, len(bias)))
-    pull = dictionary.atoms.detach().double().cpu() @ weight.T
+    pull = dictionary.atoms.detach().cpu().double() @ weight.T
     return ReadHead(weight, bias, pull, LayeredHead.of(hooked, hooked.site(acts.site.name)).scaled)
 
 

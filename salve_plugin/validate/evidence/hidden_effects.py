@@ -126,5 +126,5 @@ class _Spliced:
             hooked, site = self._hooked, self._site
             with evaluating(hooked.model), tapped(hooked.model, site, replacing(site, without)):
                 logits: Tensor = run(hooked.model, inputs, "images")
-            parts.append(logits.double().cpu().view(len(some), len(self._images), -1))
+            parts.append(logits.cpu().double().view(len(some), len(self._images), -1))
         return torch.cat(parts)

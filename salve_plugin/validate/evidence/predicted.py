@@ -134,7 +134,7 @@ def predicted_effect(
         raise InputError(f"strength {strength} and images {images}: expected both above 0")
     head = read_head(hooked, dictionary, acts)
     x = rows_of(acts, evenly(acts.n_images, images))
-    codes = dictionary.encode(x.to(dictionary.atoms.device)).double().cpu()
+    codes = dictionary.encode(x.to(dictionary.atoms.device)).cpu().double()
     atoms = dictionary.atoms.detach().cpu()
     r2, slope, shares, nulls = [], [], [], []
     for latent in chosen:

@@ -84,7 +84,7 @@ def unfamiliarity(
     total = torch.zeros(2, dictionary.n_latents, dtype=torch.float64)
     rows = 0
     for batch in acts.batches(1024, keep=lambda images: images % 2 == 0):
-        codes = dictionary.encode(batch.x.to(dictionary.atoms.device)).double().cpu()
+        codes = dictionary.encode(batch.x.to(dictionary.atoms.device)).cpu().double()
         total += torch.stack([codes.sum(0), codes.square().sum(0)])
         rows += len(codes)
     mean = total[0] / rows
@@ -105,7 +105,7 @@ def _scores(
     for batch in acts.batches(1024):
         codes = dictionary.encode(batch.x.to(dictionary.atoms.device))
         error = (batch.x - dictionary.decode(codes).float().cpu()).double().square().sum(1)
-        distance = ((codes.double().cpu() - mean) / spread).square().mean(1)
+        distance = ((codes.cpu().double() - mean) / spread).square().mean(1)
         for row, values in enumerate((error, distance)):
             scores[row].scatter_reduce_(0, batch.images.long(), values, "amax")
     return scores

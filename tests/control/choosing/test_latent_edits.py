@@ -18,13 +18,14 @@ from salve_plugin import (
     profile,
     record,
 )
+from salve_plugin.control.change import change
 from salve_plugin.control.choosing.latent_edits import (
     edited_weight,
     random_control,
     strength_to_break,
     without_class,
 )
-from salve_plugin.control.evaluate import change, evaluate_head
+from salve_plugin.control.evaluate import evaluate_head
 from salve_plugin.demo import digits
 from salve_plugin.errors import InputError
 
