@@ -129,6 +129,7 @@ class EditArtifact(Stored, Tabular):
             BaseMismatchError: if the dictionary or the critical strengths are known to be of
                 another network than the edit's base.
         """
+        # Frozen for everybody else: what one part knows of another is filled in once, here.
         if self.dictionary is not None:
             object.__setattr__(self, "dictionary_learner", self.dictionary.learner)
             if self.dictionary_at is None and self.dictionary.origin is not None:
@@ -142,6 +143,7 @@ class EditArtifact(Stored, Tabular):
         check_networks(self.edit, self.dictionary, self.alpha_crit)
         if self.pristine is not None:
             check_pristine(self.edit, self.pristine)
+        # Where both are given they are compared below: two sources could contradict each other.
         if self.assessment is not None and self.evaluation is None:
             object.__setattr__(self, "evaluation", self.assessment.measures)
         check_measures(self.evaluation)
@@ -178,12 +180,14 @@ class EditArtifact(Stored, Tabular):
             BaseMismatchError: if the model has no such layers.
             InputError: if its weights are not those of the edit's base, or a part does not fit.
         """
+        # All parts are checked before a picture of them is drawn.
         artifact = cls(edit, pristine=pristine_rows(hooked, edit), **parts)
         critical, pictures = artifact.alpha_crit, dict(artifact.pictures or {})
         if not plot or critical is None or not len(critical.values):
             return artifact
         if ALPHA_CRIT in pictures or len(pictures) >= MAX_PICTURES:
             return artifact
+        # The recording may have known no names of classes, and the artifact does.
         named = replace(critical, classes=tuple(artifact.labels) if artifact.labels else None)
         pictures[ALPHA_CRIT] = alpha_crit_picture(named, edit)
         return replace(artifact, pictures=pictures)
@@ -371,6 +375,8 @@ class EditArtifact(Stored, Tabular):
                 the artifact has no pristine rows where they are needed.
             BaseMismatchError: if the touched parameters would not be those of the edit's base.
         """
+        # Where the model knows of the edit, it can be taken back among others; put back are the
+        # rows of one that is alone.
         if any(entry.edit == self.edit for entry in status(model).applied):
             self.edit.revert_(model)
         elif self.pristine is None:

@@ -91,6 +91,7 @@ class EditBundle(Stored, Tabular):
         Raises:
             InputError: naming the part that does not fit.
         """
+        # By name, as the files have them: the order of the members has no meaning.
         object.__setattr__(self, "members", dict(sorted(self.members.items())))
         check_members(self.members)
         check_composition(self.members, self.composition)
@@ -256,6 +257,7 @@ class EditBundle(Stored, Tabular):
         """Return what lies at a place, with its members; see `Stored.opened`."""
         whole = super().opened(read)
         config = whole.config
+        # Of the manifest alone, since the members are in it by their digests.
         cls.format.check_identity(content_digest(identity_fields(config), {}), config)
         parts = {}
         for name, summary in config["members"].items():
@@ -305,6 +307,7 @@ def _inside(name: str, whole: Opened, read: FileReader) -> FileReader:
     """Return a reader of a member's files, which gives the manifest that the bundle lists."""
 
     def read_member(file: str, limit: int) -> bytes:
+        # The bytes that were checked already: read again, they could be others by now.
         known = whole.files.get(f"{name}/{file}")
         return read(f"{name}/{file}", limit) if known is None else known
 

@@ -114,6 +114,7 @@ def check_members(members: Mapping[str, EditArtifact]) -> None:
     seen: dict[str, str] = {}
     first_name, first = next(iter(members.items()))
     for name, member in members.items():
+        # The first member with this edit, which is itself unless it was seen before.
         other = seen.setdefault(member.edit.digest, name)
         if other != name:
             raise InputError(
@@ -148,6 +149,7 @@ def bundle_fields(bundle: "EditBundle") -> Json:
 
 
 def _summary(member: EditArtifact) -> Json:
+    # From the manifest, so that both say it in the same words.
     said = member.manifest
     return {"digest": member.digest, "edit": said["edit"], "evaluation": said["evaluation"]}
 

@@ -25,6 +25,8 @@ def assessment_section(fields: Mapping[str, Any] | None) -> str:
     """
     if fields is None:
         return ""
+    # From the file, not from the value that was saved: a card says what its manifest says, to the
+    # byte.
     assessment = Assessment.from_json(fields)
     rows = class_rows(assessment, MAX_CLASSES)
     left_out = len(assessment.classes) - len(rows)

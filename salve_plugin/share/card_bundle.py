@@ -89,6 +89,7 @@ def _composition(config: Config) -> str:
 
 
 def _how_to_use(config: Config) -> str:
+    # Any of them is an example; the first by name is the same in every card of the bundle.
     name = min(config["members"])
     return usage(
         'bundle = salve.EditBundle.from_pretrained("user/repo", revision="<commit>")\n'

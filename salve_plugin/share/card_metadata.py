@@ -45,6 +45,7 @@ def model_index(config: Config, model_name: str) -> Index | None:
     """
     from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
 
+    # Only what was measured after the edit: the entry is about the model that results.
     data = _dataset(config["data"])
     if config["evaluation"] is None or "name" not in data:
         return None

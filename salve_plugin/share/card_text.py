@@ -13,6 +13,7 @@ from salve_plugin.store.card import Card, plain, sections, table
 
 def edit_card(config: Config) -> Card:
     """Return the card of an artifact, a function of its manifest alone."""
+    # The same bytes for the same manifest: so it is told whether people have edited a card.
     parts = [
         f"# {plain(title(config))}",
         _what_changed(config),
@@ -29,6 +30,7 @@ def edit_card(config: Config) -> Card:
 
 def title(config: Config) -> str:
     """Return what the edited model is called, in one line of plain text."""
+    # In one line, whatever an adapter says: it becomes a heading.
     architecture = described_base(config).get("architecture") or "A model"
     return f"{' '.join(str(architecture).split())} with {_features(config)}"
 
@@ -164,11 +166,19 @@ def _critical_strengths(config: Config) -> str:
         for entry in critical["classes"]
     ]
     head = ("class", "images", "there already", "never", "10 %", "median", "95 %")
-    symbol = "α" if config["edit"]["operator"]["form"] == "gate" else "amount 1 − λ"
+    what, symbol, _ = _strength_of(config["edit"]["operator"])
     return (
-        f"## Critical strength\n\nThe smallest {symbol} at which an image's logit "
+        f"## Critical strength\n\nThe smallest {what} {symbol} at which an image's logit "
         f"{_target(critical)}, computed exactly; ∞ where no {symbol} does.\n\n{table(head, rows)}"
     )
+
+
+def _strength_of(operator: Config) -> tuple[str, str, float]:
+    """Return what critical strengths are counted in, its symbol, and how much the edit has."""
+    if operator["form"] == "gate":
+        return "strength", "α", operator["strength"]
+    # A map's scale is what remains, its strength what is taken away.
+    return "amount", "1 − λ", 1 - operator["scale"]
 
 
 def _strength(value: int | float | None) -> str:
@@ -198,10 +208,12 @@ def _caption(name: str, config: Config) -> str:
     """Return what is seen in a picture, for readers and as the text in its place."""
     latent = ", ".join(map(str, config["edit"]["provenance"]["latents"])) or "?"
     if name == "alpha-crit" and config["alpha_crit"] is not None:
+        what, symbol, value = _strength_of(config["edit"]["operator"])
+        line = f" The dashed line is this edit, {symbol} = {value:g}." if value > 0 else ""
         return (
             f"Share of each class's images whose logit {_target(config['alpha_crit'])}, by the "
-            "strength α. At 0: without any edit. What is missing to 100 % at ∞: no α does it. "
-            f"The dashed line is this edit, α = {amount(config['edit'])}."
+            f"{what} {symbol}. At 0: without any edit. What is missing to 100 % at ∞: no {symbol} "
+            f"does it.{line}"
         )
     if re.fullmatch(r"grad-fam(-[0-9]+)?", name):
         return (

@@ -194,6 +194,7 @@ def parts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
     reference, labels = config["dictionary"], config["labels"]
     at = reference and reference["at"]
     dictionary = _dictionary(reference, _part(tensors, "dictionary"))
+    # What is null in the manifest stays None.
     return {
         "edit": Edit.from_json(config["edit"], _part(tensors, "edit")),
         "dictionary": dictionary,
@@ -223,6 +224,8 @@ def _dictionary_fields(artifact: "EditArtifact") -> Json | None:
     digest = artifact.edit.dictionary_digest
     if digest is None:
         return None
+    # It is named even if it stays at home: whoever has it can tell by the digest that it is the
+    # one.
     embedded = artifact.dictionary if artifact.embed_dictionary else None
     return {
         "at": artifact.dictionary_at,

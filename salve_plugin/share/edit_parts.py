@@ -26,6 +26,7 @@ def class_count(edit: Edit) -> int | None:
     """Return the number of classes, where the edit touches the classifier and so tells."""
     if edit.site.name != HEAD_INPUT:
         return None
+    # A row number means the same output of every layer that reads the site.
     shapes = edit.base.tensors
     return min(target.n_outputs(shapes[target.weight].shape) for target in edit.targets)
 
@@ -155,6 +156,7 @@ def check_assessment(
             f"from 0 to {count - 1}"
         )
     for outcome in assessment.classes:
+        # Either may have no name for a class; where both have one it is the same.
         known = labels is not None and outcome.label < len(labels)
         name = labels[outcome.label] if labels is not None and known else outcome.name
         if outcome.name is not None and outcome.name != name:
@@ -164,6 +166,8 @@ def check_assessment(
             )
     for moment, measures in assessment.measures.items():
         for name in measures.keys() & evaluation.get(moment, {}).keys():
+            # To the bit, as one is taken from the other: what is only near was measured another
+            # time.
             if evaluation[moment][name] != measures[name]:
                 raise InputError(
                     f"the {name} {moment} the edit is {evaluation[moment][name]} in the "
@@ -190,6 +194,8 @@ def check_networks(edit: Edit, dictionary: Dictionary | None, critical: AlphaCri
 
 
 def _place(site: Site) -> tuple[object, ...]:
+    # Without readers and writers: an edit names tied layers once, a dictionary as they were
+    # attached.
     return (site.name, site.module, site.side, site.layout, site.width, site.prefix_tokens)
 
 

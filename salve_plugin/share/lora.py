@@ -39,7 +39,9 @@ def save_lora(edits: Sequence[Edit], folder: str | Path) -> Path:
     """
     import safetensors.torch
 
-    layers = {_layer_of(edit): _update_of(edit).lora() for edit in edits}
+    # The update first: a change of a site has as many targets as the site has readers.
+    updates = [(edit, _update_of(edit).lora()) for edit in edits]
+    layers = {_layer_of(edit): pair for edit, pair in updates}
     if not layers or len(layers) < len(edits):
         raise InputError(f"a LoRA has at least one layer, each once; got {sorted(layers)}")
     rank = max(len(lora_a) for lora_a, _ in layers.values())

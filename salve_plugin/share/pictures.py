@@ -32,6 +32,7 @@ def check_pictures(pictures: Mapping[str, bytes]) -> None:
         )
     for name, data in pictures.items():
         check_plain_name(name, "picture")
+        # The signature is enough: no picture is decoded here, it is shown by others.
         if not data.startswith(PNG_START) or len(data) > MAX_PICTURE_BYTES:
             raise InputError(
                 f"picture '{name}' is not a PNG file of at most {MAX_PICTURE_BYTES} bytes"

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from salve_plugin.control.base import Base
+from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators import LowRankMap
+from salve_plugin.control.provenance import Provenance
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.store.card import read_metadata, with_metadata
@@ -32,6 +36,23 @@ def test_a_card_has_valid_metadata_and_the_numbers_before_and_after(
     assert "| ü\\|x (1) | 2 | 0% | 50% | 1.25 | 1.25 | ∞ |" in loaded.text
     assert "![heat map](picture_heat_map.png)\n\n*heat map*\n" in loaded.text
     assert tiny.digest in loaded.text
+
+
+def test_the_plot_of_a_map_is_described_by_its_amount(
+    tiny_edit: Edit, tiny_crit: AlphaCrit, png: bytes, tmp_path: Path
+) -> None:
+    axis = torch.eye(4)[:, :1]
+    for scale, line in ((0.25, "The dashed line is this edit, 1 − λ = 0.75."), (1.0, None)):
+        operator = LowRankMap(axis, axis, torch.zeros(1), scale)
+        edit = replace(tiny_edit, operator=operator, provenance=Provenance())
+        critical = replace(tiny_crit, family=edit.family)
+        artifact = EditArtifact(edit, alpha_crit=critical, pictures={"alpha-crit": png})
+        artifact.save_pretrained(tmp_path / str(scale))
+        text = card(tmp_path / str(scale))
+        assert "by the amount 1 − λ. At 0" in text
+        assert "α" not in text
+        # Where the edit does nothing there is no line.
+        assert line in text if line else "dashed" not in text
 
 
 def test_base_model_and_license_appear_only_when_known(tiny_edit: Edit, tmp_path: Path) -> None:

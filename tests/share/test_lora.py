@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from salve_plugin import Gate, HookedModel, LowRankUpdate, attach, edit_at
+from salve_plugin import Gate, HookedModel, LowRankUpdate, Site, attach, edit_at
 from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
 from salve_plugin.share.lora import CONFIG_FILE, WEIGHTS_FILE, load_lora, save_lora
 
@@ -125,3 +125,27 @@ def test_files_and_layers_that_are_not_there_are_named(tmp_path: Path) -> None:
         load_lora(network(), tmp_path)
     with pytest.raises(UnsupportedModelError, match=r"'nowhere'.*reads or writes no site"):
         load_lora(network(), adapter(tmp_path, {"nowhere": (3, 3)}))
+
+
+class Forked(nn.Module):
+    """Two layers read the same features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.left, self.right = nn.ReLU(), nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.act(x)
+        logits: Tensor = self.left(features) + self.right(features)
+        return logits
+
+
+def test_a_change_of_a_site_with_several_readers_is_no_lora(tmp_path: Path) -> None:
+    both = Site("both", "act", "out", "pooled", 6, readers=("left", "right"))
+    hooked = HookedModel(
+        Forked().eval(), [both], attribution_site=None, description={}, probe=torch.ones(2, 6)
+    )
+    edit = edit_at(hooked, "both", Gate(torch.eye(6)[:1], 1.0))
+    assert len(edit.targets) == 2
+    with pytest.raises(InputError, match="no low-rank update"):
+        save_lora([edit], tmp_path)
