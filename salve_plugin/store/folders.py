@@ -216,6 +216,7 @@ def _move_all(staging: Path, folder: Path, journal: _Journal) -> None:
 
 def _take_back(staging: Path, folder: Path, journal: _Journal) -> None:
     """Put back what was replaced and remove what came new; after a kill, done again."""
+    # Each step may have been done by an earlier attempt, so that none relies on the one before.
     for name in journal.names:
         kept = staging / "replaced" / name
         if os.path.lexists(kept):

@@ -21,6 +21,7 @@ def merged_index(existing: object, ours: Index | None, previous: Index | None) -
     assert isinstance(existing, list)
     there, new, old = _rows(existing), _rows(ours or []), _rows(previous or [])
     wanted = {_key(row): row for row in new}
+    # Only what this library wrote before may go: of another measure nobody knows that it is wrong.
     outdated = {_key(row) for row in old} - set(wanted)
     rows = [_updated(row, wanted) for row in there if _key(row) not in outdated]
     known = {_key(row) for row in rows}
@@ -66,11 +67,13 @@ def _key(row: _Row) -> str:
     task, dataset = row.about["task"], row.about["dataset"]
     fields = ("type", "name", "config", "split", "revision")
     measured = [row.metric["type"], row.metric.get("name")]
+    # As text, since what people wrote in a card need not be hashable.
     return repr([task["type"], *(dataset.get(field) for field in fields), *measured])
 
 
 def _updated(row: _Row, wanted: Mapping[str, _Row]) -> _Row:
     new = wanted.get(_key(row))
+    # A value that still holds stays as it stands: people may have said more about it.
     if new is None or new.metric["value"] == row.metric["value"]:
         return row
     return _Row(row.model, row.about, new.metric)

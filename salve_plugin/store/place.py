@@ -88,6 +88,7 @@ class ExistingFolder(Existing):
 
     def has(self, name: str) -> bool:
         """Tell whether the name is taken, by a file or anything else; see `Existing`."""
+        # A link that leads nowhere takes the name, too.
         return os.path.lexists(self._folder / name)
 
     def holds(self, name: str, entry: Mapping[str, object]) -> bool:
@@ -98,9 +99,12 @@ class ExistingFolder(Existing):
 
 def is_exactly(path: Path, entry: Mapping[str, object]) -> bool:
     """Tell whether a local file has the size and SHA-256 of an entry; it is read in pieces."""
-    return (
-        path.is_file()
-        # The size first: only a file that has it is read.
-        and path.stat().st_size == entry["size"]
-        and sha256_file(path) == entry["sha256"]
-    )
+    try:
+        return (
+            path.is_file()
+            # The size first: only a file that has it is read.
+            and path.stat().st_size == entry["size"]
+            and sha256_file(path) == entry["sha256"]
+        )
+    except OSError:  # gone meanwhile, or not to be read: nobody can say that it is the file
+        return False

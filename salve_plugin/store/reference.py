@@ -39,6 +39,7 @@ class Reference(Record):
 
     def __post_init__(self) -> None:
         """Check the parts."""
+        # The patterns in the types are asked of files only.
         check_repo_id(self.repo_id)
         check_subfolder(self.subfolder)
         if not COMMIT.fullmatch(self.commit):
@@ -55,6 +56,7 @@ class Reference(Record):
 
 def is_repo_id(name: str) -> bool:
     """Tell whether this is the name of a Hub repository, "user/name"."""
+    # As the Hub itself wants it; a local path such as "../x" is never asked for there.
     return _REPO_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 

@@ -91,6 +91,8 @@ class Format:
             ArtifactError: if there is none.
         """
         own: Any = config
+        # SAELens reads a dictionary from `cfg.json`: there the sealed object is one entry among its
+        # own.
         for name in self.inside:
             own = own.get(name) if isinstance(own, dict) else None
         if not isinstance(own, dict):
@@ -153,6 +155,7 @@ class Format:
 
     def previous(self, existing: Existing) -> dict[str, Any] | None:
         """Return the manifest that a place has already, if it is a valid one."""
+        # Damaged, newer or of another program: then nothing there is known to be our own.
         try:
             return self.read(existing.read(self.manifest, self.max_bytes))
         except ArtifactError:
@@ -249,6 +252,7 @@ class Format:
             )
 
     def _check_features(self, features: object) -> None:
+        # Whether it is a list of names is for the record to say; here it is only read.
         listed = features if isinstance(features, list) else []
         unknown = [name for name in listed if not (isinstance(name, str) and name in self.features)]
         if unknown:

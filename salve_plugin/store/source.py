@@ -155,6 +155,7 @@ def open_repository(repo_id: str, *markers: str, **where: Unpack[Where]) -> Sour
     """
     address = Address.of(repo_id, where)
     snapshot = Snapshot(address, *markers)
+    # One commit for all that follows, even if the branch moves meanwhile.
     pinned = replace(address, revision=snapshot.commit)
     existing = snapshot if snapshot.offline else ExistingCommit(pinned)
     return Source(str(address), snapshot.read, existing, snapshot)

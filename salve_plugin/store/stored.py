@@ -104,6 +104,7 @@ class Stored(ABC):
         Raises:
             ArtifactError: says what was found, what was expected and what to do.
         """
+        # The manifest first: it says which files are to be read, and how long they may be.
         data = read(cls.format.manifest, cls.format.max_bytes)
         config = cls.format.read(data)
         files = cls.format.fetch(config, read)
@@ -145,6 +146,7 @@ class Stored(ABC):
         card = form.card(config).over(
             card_at(existing), None if previous is None else form.card(previous)
         )
+        # In the order in which they are put in place.
         files = {**packed.others, CARD_FILE: card, **packed.listed, form.manifest: manifest}
         return FileChange(files, packed.obsolete)
 
@@ -249,6 +251,7 @@ class Stored(ABC):
 
         def read(reader: FileReader) -> Opened:
             opened = cls.opened(reader)
+            # Made and dropped: only so is it known that the parts agree.
             cls.built(opened, None)
             return opened
 

@@ -255,3 +255,9 @@ def test_a_save_and_its_mending_may_both_be_killed_at_any_step(tmp_path: Path) -
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 50
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="no file that refuses reading")
+def test_a_file_that_cannot_be_read_is_not_what_an_entry_says() -> None:
+    entry = {"size": Path("/proc/self/mem").stat().st_size, "sha256": "0" * 64}
+    assert not ExistingFolder(Path("/proc/self")).holds("mem", entry)
