@@ -102,8 +102,11 @@ def erase_through(
     ordered = _by_depth(hooked, sites)
     if profile not in get_args(Profile):
         raise InputError(f"profile {profile!r} is unknown; choose 'uniform' or 'depth'")
-    if isinstance(role, Mapping) and set(role) - set(ordered):
-        raise InputError(f"role names {sorted(set(role) - set(ordered))}, not among {ordered}")
+    if isinstance(role, Mapping):
+        given = {site: hooked.site(site).name for site in sites}
+        role = {given.get(name, name): own for name, own in role.items()}
+        if set(role) - set(ordered):
+            raise InputError(f"role names {sorted(set(role) - set(ordered))}, not among {ordered}")
     if eraser in ("fold", "posterior", "safree"):
         raise InputError(
             f"'{eraser}' takes out latents, and every site would need a dictionary of its own; "
@@ -157,12 +160,12 @@ def _by_depth(hooked: HookedModel, sites: Sequence[str]) -> list[str]:
     """Return the sites in the order in which a forward pass meets them."""
     if isinstance(sites, str) or not len(sites):
         raise InputError(f"sites {sites!r} are to be a list of at least one name")
-    for site in sites:
-        hooked.site(site)
-    if len(set(sites)) < len(sites):
+    # By the names that they have there: a layer's path is another name for its site.
+    names = [hooked.site(site).name for site in sites]
+    if len(set(names)) < len(names):
         raise InputError(f"sites {list(sites)} name one twice; each gets one edit")
     order = list(hooked.sites)
-    return sorted(sites, key=order.index)
+    return sorted(names, key=order.index)
 
 
 def _batches(images: Images, labels: Tensor | None) -> Iterable[Any]:

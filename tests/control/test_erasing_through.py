@@ -168,6 +168,17 @@ def test_each_site_can_have_a_role_of_its_own(vit: SimpleNamespace) -> None:
         erase_through(vit.hooked, *pair(vit), [first, "unembed.hook_in"], role="writer")
 
 
+def test_a_layer_is_another_name_for_its_site(vit: SimpleNamespace) -> None:
+    first = vit.hooked.sites["blocks.1.hook_mlp_out"]
+    edits = erase_through(
+        vit.hooked, *pair(vit), ["unembed.hook_in", first.module], role={first.module: "writer"}
+    )
+    assert [edit.site.name for edit in edits] == [first.name, "unembed.hook_in"]
+    assert edits[0].role == "writer"
+    with pytest.raises(SalveError, match="twice"):
+        erase_through(vit.hooked, *pair(vit), [first.name, first.module])
+
+
 def test_where_no_probe_beats_a_coin_there_is_no_edit(vit: SimpleNamespace) -> None:
     plain = vit.plain
     assert erase_through(vit.hooked, plain, plain, ["unembed.hook_in"], profile="depth") == ()

@@ -131,7 +131,9 @@ def _ends(
     if source is None or sink is None:
         raise _no_path(edit, source, sink)
     ends = hooked.site(source), hooked.site(sink)
-    if order.index(source) < first or order.index(sink) < order.index(source):
+    # By their names there: a layer's path is another name for its site.
+    begin, end = (order.index(each.name) for each in ends)
+    if begin < first or end < begin:
         raise InputError(
             f"the direct path of an edit of '{edit.site.name}' cannot go from '{source}' to "
             f"'{sink}': they are to follow it in the order of {order}"

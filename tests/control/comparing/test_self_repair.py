@@ -121,8 +121,10 @@ def test_where_no_path_is_known_it_says_so() -> None:
     edit = ablation(hooked, "blocks.1.hook_resid_post")
     with pytest.raises(SalveError, match="no path by addition"):
         self_repair(hooked, edit, images, 3)
-    with pytest.raises(SalveError, match="cannot go from"):
-        self_repair(hooked, edit, images, 3, departs="blocks.0.hook_resid_post")
+    earlier = "blocks.0.hook_resid_post"
+    for departs in (earlier, hooked.sites[earlier].module):  # a layer is another name for its site
+        with pytest.raises(SalveError, match="cannot go from"):
+            self_repair(hooked, edit, images, 3, departs=departs)
     with pytest.raises(SalveError, match="cannot be added"):
         self_repair(
             hooked, edit, images, 3,
