@@ -1,6 +1,7 @@
 """Labelled images from a folder with one subfolder a class (torchvision's ImageFolder layout)."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,23 +134,48 @@ def _listed(
     folder: Path, left_out: Collection[str]
 ) -> tuple[list[tuple[Path, str]], list[str], list[str]]:
     """Return images with their subfolders' names, subfolders that have some, and those without."""
-    from torchvision.datasets import ImageFolder
-
     try:
-        tree = ImageFolder(str(folder), is_valid_file=is_image_name, allow_empty=True)
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
     except OSError as error:
         raise ReadError(
             f"{folder} is not an image folder ({error}); expected one subfolder a class with "
             "images in it"
         ) from error
+    subfolders = [name for name in names if not _is_passed_over(folder, name)]
     passed = set(left_out)
     samples = [
-        (Path(path), tree.classes[label])
-        for path, label in tree.samples
-        if _name(Path(path), folder) not in passed
+        (path, subfolder)
+        for subfolder in subfolders
+        for path in _images_below(folder / subfolder)
+        if _name(path, folder) not in passed
     ]
     filled = {name for _, name in samples}
-    return samples, sorted(filled), sorted(set(tree.classes) - filled)
+    return samples, sorted(filled), sorted(set(subfolders) - filled)
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Yield the files that are taken for images, in ImageFolder's order."""
+    found = []
+    for place, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not _is_passed_over(Path(place), name)]
+        found.append((place, sorted(files)))
+    for place, files in sorted(found):
+        yield from (Path(place, name) for name in files if is_image_name(name))
+
+
+def _is_passed_over(place: Path, name: str) -> bool:
+    """Tell whether a folder is the system's, or a link to what it lies in.
+
+    Such a link would give every image again, up to forty times.
+    """
+    here, there = os.path.realpath(place), os.path.realpath(place / name)
+    return _is_hidden(name) or Path(here).is_relative_to(there)
+
+
+def _is_hidden(name: str) -> bool:
+    """Tell whether a file or folder is the system's: a Mac's `._photo.jpg`, a notebook's copies."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -170,7 +196,9 @@ def open_image(path: Path) -> "Image":
     if not path.is_file():
         raise ReadError(f"{path} is not a file; give the path of an image")
     try:
-        with Image.open(path) as image:
+        # By a handle: what Pillow maps into memory by its path (a plain TIFF) it reads in the wrong
+        # order if the picture lies on its side.
+        with path.open("rb") as file, Image.open(file) as image:
             upright = ImageOps.exif_transpose(image)
             return (_in_8_bits(upright) if upright.mode in WIDE_MODES else upright).convert("RGB")
     except Exception as error:  # every decoder has errors of its own for what it cannot decode
@@ -211,7 +239,8 @@ def image_endings() -> frozenset[str]:
 def is_image_name(path: str) -> bool:
     """Tell whether a file is taken for an image, by the end of its name.
 
-    >>> is_image_name("a/photo.GIF"), is_image_name("a/notes.txt")
-    (True, False)
+    >>> [is_image_name(name) for name in ("a/photo.GIF", "a/notes.txt", "a/._photo.gif")]
+    [True, False, False]
     """
-    return Path(path).suffix.lower() in image_endings() | PHOTOGRAPHS
+    name = Path(path)
+    return not _is_hidden(name.name) and name.suffix.lower() in image_endings() | PHOTOGRAPHS

@@ -98,6 +98,39 @@ def test_photographs_stand_upright(tmp_path: Path, orientation: int) -> None:
     assert upright[-5 if rows[orientation - 1] else 4, -5 if columns[orientation - 1] else 4]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_plain_tiffs_stand_upright_too(tmp_path: Path, orientation: int, dtype: type) -> None:
+    # Pillow maps them into memory by their path, and then reads those on their side wrongly.
+    pixels = np.zeros((40, 60), dtype)
+    pixels[:10, :10] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a.tif", "a.png"):
+        picture = pixels.astype(np.uint8) if name == "a.png" else pixels
+        Image.fromarray(picture).save(tmp_path / name, exif=exif)
+    tiff, png = (np.asarray(open_image(tmp_path / name)) for name in ("a.tif", "a.png"))
+    assert np.array_equal(tiff, png)
+
+
+def test_what_the_system_puts_into_folders_and_links_that_lead_back_are_passed_over(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "photos"
+    picture = Image.new("RGB", (8, 8))
+    names = ("a/1.png", "a/deeper/2.png", "b/1.png", ".ipynb_checkpoints/1.png", ".empty/x",
+             "a/.ipynb_checkpoints/1-checkpoint.png", "__MACOSX/a/1.png", "a/._1.png")  # fmt: skip
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name, format="png")
+    for link in (folder / "all", folder / "a" / "loop", folder / "b" / "here"):
+        link.symlink_to(link.parent if link.name == "here" else folder)
+    (folder / "c").symlink_to(folder / "a" / "deeper")  # leads elsewhere
+    tree = ImageTree(folder, _size, names=None, n=3)
+    found = [(path.relative_to(folder).as_posix(), label) for path, label in tree.samples]
+    assert found == [("a/1.png", 0), ("a/deeper/2.png", 0), ("b/1.png", 1), ("c/2.png", 2)]
+
+
 @pytest.mark.parametrize("ending", ["gif", "GIF", "png", "JPEG", "jfif", "tif", "webp", "bmp"])
 def test_every_kind_of_picture_that_can_be_opened_is_found_in_a_folder(
     tmp_path: Path, ending: str
