@@ -219,3 +219,112 @@ def test_modules_that_are_no_blocks_are_refused() -> None:
             salve.attach(model, head="fc", blocks=[block], probe=PROBE)
     with pytest.raises(InputError, match="head="):
         salve.attach(plain(), blocks=["layer1"])
+
+
+class Attention(nn.Module):
+    """As written by hand: the pattern, and queries by head, are outputs of modules."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.query_norm = nn.LayerNorm(width), nn.LayerNorm(width // heads)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.softmax, self.dropout = nn.Softmax(-1), nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, tokens, _ = x.shape
+        split = self.qkv(self.norm(x)).reshape(images, tokens, 3, self.heads, -1)
+        q, k, v = split.permute(2, 0, 3, 1, 4)
+        pattern = self.dropout(self.softmax(self.query_norm(q) @ k.transpose(-1, -2)))
+        mixed: Tensor = self.out((pattern @ v).transpose(1, 2).flatten(2))
+        return mixed
+
+
+class Transformer(nn.Module):
+    """A vision transformer of one's own: nothing says how many tokens lead, or on what grid."""
+
+    def __init__(self, leading: int, pool: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        width, self.pool, self.leading = 16, pool, leading
+        self.embed = nn.Linear(3 * 8 * 8, width)
+        self.first = nn.Parameter(torch.randn(1, leading, width))
+        self.positions = nn.Parameter(torch.randn(1, 32, width))
+        self.dropout = nn.Dropout(0.1)
+        pairs = ((Attention(width, 2), nn.Linear(width, width)) for _ in range(2))
+        self.layers = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = x.shape[2] // 8, x.shape[3] // 8
+        x = x.reshape(-1, 3, rows, 8, columns, 8).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        x = self.embed(x) + self.positions[:, : rows * columns]
+        x = self.dropout(torch.cat([self.first.expand(len(x), -1, -1), x], 1))
+        for pair in self.layers:
+            attention, mlp = pair.children()
+            x = x + attention(x)
+            x = x + mlp(x).relu()
+        x = self.norm(x)
+        logits: Tensor = self.head(x[:, 0] if self.pool == "first" else x.mean(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("leading", "pool"), [(1, "first"), (5, "first"), (5, "mean"), (0, "mean")]
+)
+@pytest.mark.parametrize("sides", [(32, 32), (32, 64), (16, 64)])
+def test_tokens_of_a_transformer_of_ones_own_lie_where_they_are(
+    leading: int, pool: str, sides: tuple[int, int]
+) -> None:
+    images = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(0))
+    hooked = salve.attach(Transformer(leading, pool), head="head", probe=images)
+    site = hooked.attribution_site
+    assert site is not None
+    assert site.module == ("layers.1.0.norm" if pool == "first" else "norm")
+    assert (site.layout, site.prefix_tokens) == ("tokens", leading)
+    assert site.grid == (sides[0] // 8, sides[1] // 8)
+    # What a branch adds is no residual stream.
+    assert not [name for name in hooked.sites if "hook_resid" in name]
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_transformer_within_another_module_keeps_its_tokens(pool: str) -> None:
+    inner = timm.create_model("test_vit", num_classes=3, img_size=64, global_pool=pool)
+    hooked = salve.attach(nn.Sequential(nn.Identity(), inner), head="1.head")
+    bare = salve.attach(inner)
+    assert {*bare.sites} <= {*hooked.sites, "ln_final.hook_normalized"}
+    site = hooked.attribution_site
+    assert site is not None
+    assert (site.layout, site.prefix_tokens, site.grid) == ("tokens", 1, (4, 4))
+
+
+class Keywords(Own):
+    """Called as transformers' models are."""
+
+    def forward(self, *, pixel_values: Tensor) -> Any:  # type: ignore[override] # on purpose
+        return {"logits": super().forward(pixel_values)}
+
+
+class Several(Own):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+class LogitsOf(nn.Module):
+    """The module that the message asks for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixel_values=images)["logits"]
+        return logits
+
+
+def test_a_model_that_is_called_otherwise_goes_into_a_module_that_is_not() -> None:
+    for model in (Keywords(), Several()):
+        with pytest.raises(UnsupportedModelError, match=r"forward\(images\) returns the logits"):
+            salve.attach(model, head="fc", probe=PROBE)
+    hooked = salve.attach(LogitsOf(Keywords()), head="model.fc", probe=PROBE)
+    assert hooked.site("unembed.hook_in").readers == ("model.fc",)

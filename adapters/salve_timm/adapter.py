@@ -115,7 +115,7 @@ def _attached(
             or any(len(call.result_shape) == 3 for call in log.calls.values())
         )
         maps = spatial_maps(model, probe) if unclear else []  # one more forward pass
-        layouts = Layouts.of(model, maps, probe.shape)
+        layouts = Layouts.of(model, maps, probe.shape, log)
         head_points = _head_points(heads, log)
         head_sites = [point.site for point in head_points]
         look = attribution_point(model, log, layouts, head_sites, probe)

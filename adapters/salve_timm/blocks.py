@@ -56,12 +56,21 @@ def blocks_of(model: nn.Module, log: CallLog, layouts: Layouts) -> list[str]:
 
 
 def _is_chain(calls: list[Call], log: CallLog) -> bool:
-    """Say whether none read what was there before the one in front of it even began."""
+    """Say whether each works on what the one in front of it made.
+
+    That is: none read what was there before that one even began, and what blocks of tokens return
+    goes into other modules, but where it is reshaped on the way. What is only added to the stream
+    is no block's output.
+    """
     # Several modules may return one tensor (an Identity); it exists since the first of them.
     born: dict[ValueId | None, int] = {}
     for call in log.calls.values():
         born[call.result] = min(call.ended, born.get(call.result, call.ended))
     ordered = sorted(calls, key=lambda call: call.began)
+    read = {call.source for call in log.calls.values()}
+    tokens = [before for before in ordered[:-1] if len(before.result_shape) == 3]
+    if tokens and not any(before.result in read for before in tokens):
+        return False
     return all(
         after.source is None or born.get(after.source, before.began) >= before.began
         for before, after in pairwise(ordered)

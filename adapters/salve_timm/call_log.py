@@ -30,6 +30,8 @@ class Call:
         result: id of its output, or of its first output, None if that is no tensor.
         result_shape: shape of that output.
         result_dtype: type of that output.
+        constant: how many of the leading rows of a (batch, row, feature) output no image changes: a
+            class token and registers, before they have seen any patch.
     """
 
     path: str
@@ -42,6 +44,7 @@ class Call:
     result: ValueId | None = None
     result_shape: tuple[int, ...] = ()
     result_dtype: torch.dtype | None = None
+    constant: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def log_calls(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Ca
         first = output[0] if isinstance(output, tuple) and output else output
         calls[path].result, calls[path].result_shape = ids.of(first)
         calls[path].result_dtype = first.dtype if isinstance(first, Tensor) else None
+        calls[path].constant = _constant_rows(first, len(probe))
         calls[path].ended = next(clock)
 
     with ExitStack() as stack:
@@ -124,6 +128,15 @@ def log_calls(model: nn.Module, probe: Tensor, keep: Collection[str] = ()) -> Ca
     # The clock's 0 is the first module's beginning: what ended at 0 never returned.
     ran = {path: call for path, call in calls.items() if call.ended}
     return CallLog(ran, output, features_id, shape, inputs)
+
+
+def _constant_rows(value: Any, images: int) -> int:
+    """Return how many leading rows of a (batch, row, feature) tensor are those of every image."""
+    if not isinstance(value, Tensor) or value.is_meta or value.ndim != 3 or len(value) != images:
+        return 0
+    same = (value == value[:1]).all(2).all(0)
+    # Of one image, or of images that are alike, every row is the same: that says nothing.
+    return 0 if bool(same.all()) else int(same.int().cumprod(0).sum())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from salve_plugin.errors import UnsupportedModelError
 from salve_timm.call_log import CallLog
-from salve_timm.probe import pretrained_cfg
+from salve_timm.probe import WRAP, pretrained_cfg
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -114,9 +114,14 @@ def proven(
     logits = log.output
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        remedy = (
+            "create it with its pooling and without features_only"
+            if isinstance(logits, Tensor) or hasattr(model, "feature_info")
+            else WRAP
+        )
         raise UnsupportedModelError(
             f"{type(model).__name__} returns {shape} where logits (batch, classes) were "
-            "expected; create it with its pooling and without features_only"
+            f"expected; {remedy}"
         )
     if not logits.is_meta and not bool(logits.isfinite().all()):
         raise UnsupportedModelError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from salve_plugin.site import Site
 from salve_plugin.taps import tapped
-from salve_timm.call_log import CallLog
+from salve_timm.call_log import Call, CallLog
 from salve_timm.layout import Layouts
 from salve_timm.points import Point, point
 
@@ -86,11 +86,18 @@ def _everything(log: CallLog, layouts: Layouts) -> list[Point]:
     """Return the deepest module outputs with positions."""
     outputs = [
         candidate
-        for path in log.calls
-        if path
+        for path, call in log.calls.items()
+        if path and not _is_pattern(call)
         if (candidate := point(log, layouts, f"{path}.hook_out", path, "out")) is not None
     ]
     return sorted(outputs, key=lambda candidate: -candidate.at)[:MOST_CANDIDATES]
+
+
+def _is_pattern(call: Call) -> bool:
+    """Say whether this may be attention, (batch, head, query, key), which looks like a map."""
+    # A map that is dropped out is there before it, too.
+    maybe = isinstance(call.module, (nn.Softmax, nn.Dropout, nn.Identity))
+    return maybe and len(call.result_shape) == 4
 
 
 def _by_pooling(model: nn.Module, first: Point | None, norms: list[Point]) -> Point | None:

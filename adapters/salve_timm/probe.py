@@ -18,6 +18,13 @@ COMMON_SIDES = (64, 224, 128, 256, 384, 32)
 IMAGES = 2
 """Images in a probe batch: two, so that a head that mixes images is noticed."""
 
+WRAP = (
+    "put it into a module whose forward(images) returns the logits alone, such as "
+    "self.model(pixel_values=images).logits, and attach that: attach(wrapper, "
+    "head='model.classifier')"
+)
+"""What to do with a model that takes or returns something else than most."""
+
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
@@ -63,9 +70,15 @@ def probed(
             complaint = complaint or error
     raise UnsupportedModelError(
         f"{type(model).__name__} accepts no probe batch of the shapes {shapes} "
-        f"({type(complaint).__name__}: {complaint}). Pass a batch that it accepts: "
-        "attach(model, probe=images)"
+        f"({type(complaint).__name__}: {complaint}). {_remedy(complaint)}"
     ) from complaint
+
+
+def _remedy(complaint: Exception | None) -> str:
+    # The model's own call, not a layer's inside: it takes other arguments than images.
+    if isinstance(complaint, TypeError) and "forward() " in str(complaint):
+        return f"If it takes more than images, or by keyword only, {WRAP}"
+    return "Pass a batch that it accepts: attach(model, probe=images)"
 
 
 def _shapes(model: nn.Module) -> list[tuple[int, ...]]:

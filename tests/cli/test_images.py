@@ -102,13 +102,12 @@ def test_photographs_stand_upright(tmp_path: Path, orientation: int) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_plain_tiffs_stand_upright_too(tmp_path: Path, orientation: int, dtype: type) -> None:
     # Pillow maps them into memory by their path, and then reads those on their side wrongly.
-    pixels = np.zeros((40, 60), dtype)
+    pixels = np.zeros((40, 60))
     pixels[:10, :10] = 255
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for name in ("a.tif", "a.png"):
-        picture = pixels.astype(np.uint8) if name == "a.png" else pixels
-        Image.fromarray(picture).save(tmp_path / name, exif=exif)
+    for name, kind in (("a.tif", dtype), ("a.png", np.uint8)):
+        Image.fromarray(pixels.astype(kind)).save(tmp_path / name, exif=exif)
     tiff, png = (np.asarray(open_image(tmp_path / name)) for name in ("a.tif", "a.png"))
     assert np.array_equal(tiff, png)
 

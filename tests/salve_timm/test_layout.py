@@ -42,6 +42,34 @@ def test_without_maps_a_square_number_of_patches_is_a_square() -> None:
     assert layouts.read((2, 27, 8)) is None
 
 
+def test_without_maps_the_passes_own_convolutions_and_constant_tokens_tell() -> None:
+    layouts = Layouts(
+        (),
+        nhwc=False,
+        prefix=0,
+        images=2,
+        sides=(32, 64),
+        grids=frozenset({(8, 2)}),
+        constant={37: 5},
+    )
+    assert layouts.read((2, 37, 8)) == Arrangement("tokens", 8, 5, (4, 8))
+    assert layouts.read((2, 16, 8)) == Arrangement("tokens", 8, 0, (8, 2))
+    assert layouts.read((2, 36, 8)) is None
+    # Queries by head are no map, though a norm has worked on them.
+    assert layouts.read((2, 3, 37, 8), features_last=True) is None
+    assert layouts.read((2, 3, 37, 8)) is None
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_normalized_keys_are_no_map(pool: str) -> None:
+    model = timm.create_model(
+        "test_vit", num_classes=3, qk_norm=True, global_pool=pool, img_size=64
+    )
+    site = attach(model).attribution_site
+    assert site is not None
+    assert (site.layout, site.prefix_tokens, site.grid) == ("tokens", 1, (4, 4))
+
+
 def test_a_rectangular_map_is_read_by_the_ratio_of_the_images() -> None:
     for height, width in ((256, 128), (128, 256), (100, 75), (75, 100)):
         for stride, channels in ((4, 64), (4, 32), (4, 25), (8, 16), (8, 13)):
