@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salve_plugin.errors import InputError, ReadError
-from salve_plugin.store.checkpoint import in_short, load_state, weights_file
+from salve_plugin.errors import InputError
+from salve_plugin.store.checkpoint import in_short, load_state
 from salve_timm.probe import pretrained_cfg
 
 State = Mapping[str, Any]
@@ -23,13 +23,7 @@ def read_state(checkpoint: str) -> State:
         ReadError: if it is no file, or cannot be read.
         InputError: if no state dict is in it, or several.
     """
-    path = Path(checkpoint)
-    if not weights_file(path).is_file():  # a pipe would be waited for
-        raise ReadError(
-            f"checkpoint '{checkpoint}' is not a file; give the path of a state dict, .safetensors "
-            "or .pth"
-        )
-    return load_state(path, averaged=True)
+    return load_state(Path(checkpoint), averaged=True)
 
 
 def part_of(state: State, names: Iterable[str], checkpoint: str) -> tuple[State, list[str]]:

@@ -23,12 +23,13 @@ from salve_plugin.control.decisions import check_threshold
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.locks import locked
 from salve_plugin.control.operators import Gate, LowRankUpdate
-from salve_plugin.control.operators.base import real, whole
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.solving import check_labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.images import run
+from salve_plugin.integers import whole
 from salve_plugin.modes import evaluating
 
 GATE_LIMIT = 10.0

@@ -15,11 +15,12 @@ from salve_plugin.control.decisions import Decisions
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import LowRankUpdate
-from salve_plugin.control.operators.base import real, whole
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.solving import check_labels
 from salve_plugin.discover.recording.activations import Activations, Batch
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.integers import whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import HEAD_INPUT
@@ -205,8 +206,10 @@ def _strengths(
     # All edits are at the head's input, so that any one's site is that of all.
     decisions = Decisions.of(hooked, edits[0].site, threshold)
     # Once: what is given may be a generator, which the message below would find empty.
-    named = None if classes is None else sorted(whole(label, "a class") for label in classes)
-    wanted = None if named is None else torch.tensor(named)
+    named = None if classes is None else sorted({whole(label, "a class") for label in classes})
+    # No image has a label that the classifier has no row for, and a tensor may not hold it.
+    rows = range(len(decisions.weight))
+    wanted = None if named is None else torch.tensor([*filter(rows.__contains__, named)]).long()
     if acts.labelling == "multi-hot":
         _check_one_label(wanted, target, against)
     marks: list[tuple[Tensor, Tensor]] = []

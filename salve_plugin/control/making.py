@@ -14,13 +14,13 @@ from salve_plugin.control.folds import fold_of
 from salve_plugin.control.matching import base_of
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators import Gate, Mode, Operator, Role
-from salve_plugin.control.operators.base import whole
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.control.rows import row_tuple
 from salve_plugin.control.targets import Target, targets_at
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import BaseMismatchError, InputError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 

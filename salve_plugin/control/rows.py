@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salve_plugin.control.operators.base import Index, Role, whole
+from salve_plugin.control.operators.base import Index, Role
 from salve_plugin.errors import InputError, UnsupportedModelError
+from salve_plugin.integers import whole
 
 Rows = tuple[int, ...] | None
 """Ascending outputs; None means all of them."""

@@ -13,6 +13,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
+from salve_plugin.integers import whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
 from salve_plugin.site import check_read
@@ -100,7 +101,8 @@ class Features(Tabular):
         """Return the index of a class given by index or name.
 
         Raises:
-            InputError: if there is no such class, or it has no row in the recording.
+            InputError: if there is no such class, or it has no row in the recording, or `label` is
+                neither an integer nor a name.
         """
         known = len(self.counts)
         if isinstance(label, str):
@@ -114,6 +116,7 @@ class Features(Tabular):
                     )
                 )
             label = self.classes.index(label)
+        label = whole(label, "a class")
         if not 0 <= label < known:
             names = f": {list(self.classes)}" if self.classes else ""
             raise InputError(f"no class {label}; there are {known}, from 0 to {known - 1}{names}")
@@ -139,7 +142,7 @@ class Features(Tabular):
         Raises:
             InputError: as for `class_index`, or if `n` is less than 1.
         """
-        if n < 1:
+        if whole(n, "n") < 1:
             raise InputError(f"n must be at least 1, got {n}")
         scores = self.scores[self.class_index(label)]
         return scores.argsort(descending=True, stable=True)[:n].tolist()

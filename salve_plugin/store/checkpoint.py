@@ -8,6 +8,7 @@ need not be refused for that: such objects are read as stand-ins, which do nothi
 import io
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,12 @@ from salve_plugin.errors import InputError, ReadError
 
 WEIGHTS = "model.safetensors"
 """The file in a folder that holds the weights."""
+
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+"""Of files that may hold weights."""
+
+SHARD = re.compile(r"-\d+-of-\d+\.")
+"""In the name of a file that holds a part of them."""
 
 AVERAGED = ("state_dict_ema", "model_ema")
 """Where timm's training script puts the moving average of the weights, beside the last ones."""
@@ -52,6 +59,7 @@ def load_state(path: Path, *, averaged: bool = False) -> Mapping[str, Any]:
         ReadError: if it cannot be read, or has objects among its tensors.
         InputError: if there is no state dict in it, or several; a pickled module is named.
     """
+    check_is_file(path)
     path = weights_file(path)
     expected = (
         f"expected a .safetensors file, a state dict of torch.save, or a folder with {WEIGHTS}"
@@ -84,6 +92,33 @@ def load_state(path: Path, *, averaged: bool = False) -> Mapping[str, Any]:
 def weights_file(path: Path) -> Path:
     """Return the file itself, of a folder that in it."""
     return path / WEIGHTS if path.is_dir() else path
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse what is no file of weights, nor a folder that has one.
+
+    Raises:
+        ReadError: that says what the folder has instead.
+    """
+    if weights_file(path).is_file():  # a pipe would be waited for
+        return
+    if not path.is_dir():
+        raise ReadError(
+            f"checkpoint '{path}' is not a file; give the path of a state dict, .safetensors or "
+            ".pth"
+        )
+    others = sorted(file.name for file in path.iterdir() if file.suffix in ENDINGS)
+    remedy = "give the path of a state dict, .safetensors or .pth"
+    if any(SHARD.search(name) for name in others):
+        remedy = (
+            "weights in several files are not read: join them in one, as the library that wrote "
+            "them does when its shards may be larger (max_shard_size), and give that"
+        )
+    elif others:
+        remedy = f"give the path of one of its files: {in_short(others)}"
+    raise ReadError(
+        f"cannot read the weights in '{path}', which is a folder without {WEIGHTS}; {remedy}"
+    )
 
 
 def in_short(names: Collection[str], most: int = 3) -> str:

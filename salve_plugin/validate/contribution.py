@@ -17,6 +17,7 @@ from salve_plugin.adapter import adapter_of
 from salve_plugin.discover.recording.labels import match_classes
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.faces.one_line import one_line
+from salve_plugin.integers import whole
 
 if TYPE_CHECKING:
     from salve_plugin.hooks import HookedModel
@@ -45,16 +46,18 @@ class Contribution:
         label = self.label
         if isinstance(label, str):
             label = _class_named(label, hooked, n_classes)
-        classes = torch.tensor([label] if isinstance(label, int) else list(label))
+        indices = [label] if isinstance(label, int) else list(label)
+        wrong = [index for index in indices if not 0 <= index < n_classes]
+        if wrong:
+            raise InputError(
+                f"there is no class {wrong[0]!r}; the model has {n_classes}, from 0 to "
+                f"{n_classes - 1}"
+            )
+        classes = torch.tensor(indices)
         if len(classes) not in (1, batch):
             raise InputError(
                 f"the contribution names {len(classes)} classes for {batch} images; pass 1 or "
                 f"{batch}"
-            )
-        if ((classes < 0) | (classes >= n_classes)).any():
-            raise InputError(
-                f"there is no class {self.label!r}; the model has {n_classes}, from 0 to "
-                f"{n_classes - 1}"
             )
         return classes.expand(batch)
 
@@ -78,16 +81,22 @@ def contribution(
     Raises:
         InputError: if `top` is less than 1, or the label is none of these.
     """
-    if top is not None and top < 1:
+    if top is not None and whole(top, "top") < 1:
         raise InputError(f"top must be at least 1, got {top}; None takes all latents")
-    classes = label.tolist() if isinstance(label, Tensor) else label
-    if isinstance(classes, list | tuple) and all(isinstance(each, int) for each in classes):
-        classes = tuple(classes)
-    elif not isinstance(classes, int | str) or isinstance(classes, bool):
+    return Contribution(label if isinstance(label, str) else _indices(label), top)
+
+
+def _indices(label: object) -> int | tuple[int, ...]:
+    """Return a class index, or one for each image, as Python's integers."""
+    several = isinstance(label, list | tuple) or bool(getattr(label, "ndim", 0))
+    each = [*label] if several else [label]  # type: ignore[misc] # it is one of these
+    try:
+        classes = tuple(whole(value, "label") for value in each)
+    except InputError as error:
         raise InputError(
             f"label {label!r} is no class; pass an index or a name, or one index for each image"
-        )
-    return Contribution(classes, top)
+        ) from error
+    return classes if several else classes[0]
 
 
 def _class_named(name: str, hooked: "HookedModel", n_classes: int) -> int:

@@ -105,6 +105,8 @@ def test_labels_can_be_named_and_the_rest_is_left_out(
     assert some.classes == digits.CLASSES
     with pytest.raises(InputError, match="no recorded image"):
         alpha_crit(digits_hooked, edit, digits_acts, classes=[11])
+    with pytest.raises(InputError, match="no recorded image"):
+        alpha_crit(digits_hooked, edit, digits_acts, classes=[10**20])
 
 
 def crit_of(values: list[float], labels: list[int]) -> AlphaCrit:

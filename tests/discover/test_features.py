@@ -1,11 +1,14 @@
 """Class-conditional means, the paper's dominant latent, and the selection score."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import config
 from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
@@ -133,6 +136,28 @@ def test_an_unknown_class_is_refused_with_the_names_that_exist(
         features.dominant("cat")
     with pytest.raises(InputError, match="n must be at least 1"):
         features.ranked("ant", 0)
+
+
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """No annotation is enforced, as in a program of one's own."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_class_is_an_integer_of_any_kind_or_a_name(make_recording: MakeRecording) -> None:
+    features = profile(neurons(4), make_recording(torch.randn(6, 4), torch.arange(6) % 2))
+    integers: list[Any] = [np.int64(1), np.array(1), torch.tensor(1)]
+    for integer in integers:
+        assert features.ranked(integer) == features.ranked(1)
+        assert features.dominant(integer) == features.dominant(1)
+    others: list[Any] = [1.0, None, True, [1], torch.tensor([1]), torch.tensor(1.0)]
+    for other in others:
+        for asked in (features.ranked, features.dominant):
+            with pytest.raises(InputError, match=r"a class is .*; expected an integer"):
+                asked(other)
 
 
 def test_without_class_names_only_indices_are_known(make_recording: MakeRecording) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from salve_plugin.adapter import installed_adapters
 from salve_plugin.errors import InputError, ReadError
+from salve_timm.checkpoint import read_state
 
 ADAPTER = installed_adapters()["timm"]
 State = dict[str, Tensor]
@@ -165,3 +166,14 @@ def test_what_does_not_fit_is_told_in_short(source: nn.Module, tmp_path: Path) -
     message = refused({**prefixed(body, "backbone."), **own_head})
     assert "2 missing (fc.bias, fc.weight)" in message
     assert "2 under another prefix (classifier.weight, classifier.bias)" in message
+
+
+def test_what_a_folder_has_instead_of_the_weights_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match=r"a folder without model\.safetensors; give the path of a"):
+        read_state(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ReadError, match=r"one of its files: pytorch_model\.bin"):
+        read_state(str(tmp_path))
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    with pytest.raises(ReadError, match=r"weights in several files are not read: join them"):
+        read_state(str(tmp_path))

@@ -1,11 +1,14 @@
 """Weighted sums of latents as targets, and the latents that a class's logit is made of."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import config
 from latent_networks import attached, dictionary_at
 from torch import Tensor
 
@@ -109,6 +112,24 @@ def test_at_the_head_all_contributions_add_up_to_the_logit(hooked: HookedModel) 
     equal(fam.attribute(IMAGES, salve.contribution("1", top=None)), expected)
 
 
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """No annotation is enforced, as in a program of one's own."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_class_is_an_integer_of_any_kind() -> None:
+    integers: list[Any] = [np.int64(3), np.array(3), torch.tensor(3), torch.tensor(3).int()]
+    for integer in integers:
+        assert salve.contribution(integer).label == 3
+    several: list[Any] = [[3, np.int64(1)], np.array([3, 1]), torch.tensor([3, 1])]
+    for labels in several:
+        assert salve.contribution(labels).label == (3, 1)
+
+
 def test_bad_targets_are_refused(hooked: HookedModel, fams: dict[str, Any]) -> None:
     fam = fams["pooled"]
     for target, message in (
@@ -117,6 +138,8 @@ def test_bad_targets_are_refused(hooked: HookedModel, fams: dict[str, Any]) -> N
         ({}, "empty dict"),
         ({6: 1.0}, "latents are 0 to 5"),
         (salve.contribution(4), "there is no class 4; the model has 4"),
+        (salve.contribution(10**20), "there is no class 1000"),
+        (salve.contribution(-1), "there is no class -1"),
         (salve.contribution([0, 1, 2]), "3 classes for 2 images"),
         (salve.contribution("church"), "match no class of the model"),
     ):

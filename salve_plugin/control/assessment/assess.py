@@ -36,10 +36,10 @@ from salve_plugin.control.assessment.sources import (
 from salve_plugin.control.assessment.tally import Reference, Tally, concept_outcome
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.operators.base import seed_number
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.integers import seed_number
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.store.digest import state_digest
 

@@ -20,11 +20,11 @@ from salve_plugin.control.assessment.relearning import relearned
 from salve_plugin.control.assessment.site_features import LOGITS, site_features
 from salve_plugin.control.assessment.sources import names_in
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.operators.base import seed_number, whole
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.faces.table import percent
 from salve_plugin.hooks import HookedModel
+from salve_plugin.integers import seed_number, whole
 from salve_plugin.network import OnBaseMismatch
 
 STEPS = (0, 1, 5, 20, 100)

@@ -7,8 +7,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from salve_plugin.control.concepts.recordings import as_tensor
-from salve_plugin.control.operators.base import whole
 from salve_plugin.errors import InputError
+from salve_plugin.integers import whole
 
 Flags = Sequence[bool] | Tensor
 

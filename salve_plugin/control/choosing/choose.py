@@ -30,12 +30,12 @@ from salve_plugin.control.choosing.view import View, check_images
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import latent_gate, unchanged
 from salve_plugin.control.networks import Networks
-from salve_plugin.control.operators.base import whole
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.integers import whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from salve_plugin.control.concepts.concept import Concept
-from salve_plugin.control.operators.base import real, whole
+from salve_plugin.control.operators.base import real
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
+from salve_plugin.integers import whole
 
 DIGITS = 12
 """Decimals of effects and harms. They are differences of shares: to floating point one image of a

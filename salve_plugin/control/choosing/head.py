@@ -14,7 +14,6 @@ from salve_plugin.control.evaluate import accuracies
 from salve_plugin.control.formula import Entry, Ledger, composed
 from salve_plugin.control.ledger import ledger_of, pristine_of
 from salve_plugin.control.operators import Gate, scaled_rows
-from salve_plugin.control.operators.base import whole
 from salve_plugin.control.rows import Rows, index_of, take, union_of
 from salve_plugin.control.slots import slots_of
 from salve_plugin.control.solving import check_labels
@@ -22,6 +21,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import check_of_model
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.integers import whole
 from salve_plugin.site import Site
 
 

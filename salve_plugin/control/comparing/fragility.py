@@ -14,12 +14,12 @@ from torch import Tensor
 from salve_plugin.control.comparing.multiples import at_multiple, does_nothing
 from salve_plugin.control.comparing.responses import Data, Responses
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.operators.base import whole
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel
+from salve_plugin.integers import whole
 from salve_plugin.store.record import Name, Record
 
 MULTIPLES = tuple(2 ** (step / 2) for step in range(-8, 9))

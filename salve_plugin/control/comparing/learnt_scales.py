@@ -21,12 +21,12 @@ from salve_plugin.control.comparing.parameter_changes import LayerChange, change
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import Gate
-from salve_plugin.control.operators.base import whole
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.discover.recording.loader import LabelledImages, labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating
+from salve_plugin.integers import whole
 
 STEPS = 200
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.hooked_change import changed_by_hooks
-from salve_plugin.control.operators.base import whole
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating, reading, tapped
+from salve_plugin.integers import whole
 from salve_plugin.site import Count, Site
 from salve_plugin.store.record import Name, Record
 

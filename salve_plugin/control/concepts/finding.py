@@ -21,10 +21,10 @@ from salve_plugin.control.concepts.sparse_probe import (
 )
 from salve_plugin.control.concepts.split import Split, group_indices
 from salve_plugin.control.erasers import JointMoments
-from salve_plugin.control.operators.base import whole
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
+from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 
 

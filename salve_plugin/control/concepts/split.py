@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.concepts.evidence import ConceptEvidence, evidence_of
-from salve_plugin.control.operators.base import seed_number
 from salve_plugin.errors import InputError
+from salve_plugin.integers import seed_number
 
 BLOCKS = 8
 """Blocks of images: a probe that is judged on one block was fitted on the seven others, and halves

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import index
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,8 +17,6 @@ Role = Literal["reader", "writer"]
 """A layer reads the site (its input features are the site's) or writes it (its outputs are)."""
 
 Index = slice | Tensor
-
-LARGEST_SEED = 2**40
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,34 +215,6 @@ def real(value: object, name: str) -> float:
         except (TypeError, ValueError, OverflowError, RuntimeError):
             pass
     raise InputError(f"{name} is {value!r:.200}; expected a number")
-
-
-def whole(value: object, name: str) -> int:
-    """Return a single integer, of Python, NumPy or torch.
-
-    Raises:
-        InputError: if it is something else: a truth value, a fraction, several integers.
-    """
-    kind = str(getattr(value, "dtype", type(value).__name__))
-    if "bool" not in kind and not getattr(value, "ndim", 0):
-        try:
-            return index(value)  # type: ignore[arg-type] # what is none raises
-        except (TypeError, RuntimeError):
-            pass
-    raise InputError(f"{name} is {value!r:.200}; expected an integer")
-
-
-def seed_number(value: object) -> int:
-    """Return a seed that every generator of random numbers takes.
-
-    Raises:
-        InputError: if it is none.
-    """
-    seed = whole(value, "seed")
-    # NumPy's take no negative one; multiples of this one by numbers of latents fit into 64 bits.
-    if not 0 <= seed <= LARGEST_SEED:
-        raise InputError(f"seed {seed} is not from 0 to {LARGEST_SEED}")
-    return seed
 
 
 def check_fields(

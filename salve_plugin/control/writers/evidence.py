@@ -7,11 +7,11 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.networks import Networks
-from salve_plugin.control.operators.base import whole
 from salve_plugin.control.solving import check_labels
 from salve_plugin.control.writers.layer import Layer
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import BaseMismatchError, InputError
+from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 
 Recorded = Activations | tuple[Tensor, Tensor]

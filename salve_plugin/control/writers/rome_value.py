@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from salve_plugin.control.operators.base import whole
 from salve_plugin.control.writers.associations import vectors
 from salve_plugin.control.writers.evidence import RIDGE, second_moment, solved
 from salve_plugin.control.writers.layer import Layer, layer_at
@@ -14,6 +13,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating
 from salve_plugin.images import as_input
+from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 
 STEPS, RATE, STOP, CLAMP = 20, 0.1, 0.05, 4.0

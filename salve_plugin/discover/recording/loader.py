@@ -244,12 +244,10 @@ def class_names(loader: Any, given: Sequence[str] | None) -> tuple[str, ...] | N
     """Return the class names by label: those given, else the data set's own `classes`.
 
     Raises:
-        InputError: if two classes have the same name, or a name is not a string.
+        InputError: if two classes have the same name, or a name is not a string, or data sets are
+            joined whose classes differ.
     """
-    dataset = getattr(loader, "dataset", None)
-    while isinstance(dataset, torch.utils.data.Subset):
-        dataset = dataset.dataset
-    names = getattr(dataset, "classes", None) if given is None else given
+    names = _names_of(getattr(loader, "dataset", None)) if given is None else given
     if names is None or not len(names):
         return None
     wrong = [name for name, n in Counter(names).items() if n > 1 or not isinstance(name, str)]
@@ -258,6 +256,24 @@ def class_names(loader: Any, given: Sequence[str] | None) -> tuple[str, ...] | N
             f"class names must be different strings; {wrong[:5]} are not strings or occur twice"
         )
     return tuple(names)
+
+
+def _names_of(dataset: Any) -> Any:
+    """Return the `classes` of a data set, or of those that it is made of."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        return _names_of(dataset.dataset)
+    if not isinstance(dataset, torch.utils.data.ConcatDataset):
+        return getattr(dataset, "classes", None)
+    names = [list(_names_of(part) or ()) for part in dataset.datasets]
+    other = next((part for part in names if part != names[0]), None)
+    if other is not None:
+        raise InputError(
+            f"the data sets of the loader are joined, and number different classes: "
+            f"{names[0][:8]} and {other[:8]}, so that label 0 of one is not label 0 of the other. "
+            "Record each by itself, or say what the labels mean: record(..., classes=[...]), or "
+            "classes=() for the model's own indices"
+        )
+    return names[0] if names else None
 
 
 def length(loader: Iterable[Any]) -> int | None:

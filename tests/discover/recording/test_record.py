@@ -1,6 +1,7 @@
 """Recording: the right rows, checked input, the model left alone, and runs that continue."""
 
 import gc
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -10,13 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from salve_plugin.adapter import attach
 from salve_plugin.demo import digits
 from salve_plugin.discover.recording.activations import Activations, Batch
+from salve_plugin.discover.recording.loader import class_names
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError, ReadError, UnknownSiteError, WriteError
 from salve_plugin.hooks import HookedModel, reading
@@ -187,6 +189,19 @@ def test_class_names_come_from_the_data_set_also_through_subsets(
     assert acts.classes == ("one", "three", "two")
     assert acts.n_classes == 3
     assert acts.labels().tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_joined_data_sets_have_their_names_and_must_number_them_alike(image_folder: Path) -> None:
+    whole = ImageFolder(str(image_folder), transform=grey)
+    joined: ConcatDataset[Any] = ConcatDataset([Subset(whole, range(4)), whole])
+    assert class_names(DataLoader(joined), None) == ("one", "three", "two")
+    shutil.rmtree(image_folder / "one")
+    other: ConcatDataset[Any] = ConcatDataset(
+        [whole, ImageFolder(str(image_folder), transform=grey)]
+    )
+    with pytest.raises(InputError, match=r"\['one', 'three', 'two'\] and \['three', 'two'\]"):
+        class_names(DataLoader(other), None)
+    assert class_names(DataLoader(other), ("a", "b", "c")) == ("a", "b", "c")
 
 
 def test_class_names_can_be_given(hooked_resnet: HookedModel, few_batches: Batches) -> None:

@@ -1,0 +1,27 @@
+"""What counts as an integer."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from salve_plugin.errors import InputError
+from salve_plugin.integers import whole
+
+
+@pytest.mark.parametrize(
+    "value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor(3).int()]
+)
+def test_an_integer_is_one_wherever_it_is_from(value: Any) -> None:
+    assert whole(value, "label") == 3
+    assert type(whole(value, "label")) is int
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, np.bool_(True), 3.0, np.float64(3), "3", None, [3], np.array([3]), torch.ones(1)],
+)
+def test_nothing_else_is(value: Any) -> None:
+    with pytest.raises(InputError, match=r"^label is .*; expected an integer"):
+        whole(value, "label")
