@@ -211,7 +211,7 @@ def _strengths(
     rows = range(len(decisions.weight))
     wanted = None if named is None else torch.tensor([*filter(rows.__contains__, named)]).long()
     if acts.labelling == "multi-hot":
-        _check_one_label(wanted, target, against)
+        _check_one_label(named, target, against)
     marks: list[tuple[Tensor, Tensor]] = []
     # By edit and batch; the activations of all batches are never in memory together.
     parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in edits]
@@ -262,8 +262,8 @@ def _asked(batch: Batch, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
     return x[keep], labels[keep]
 
 
-def _check_one_label(wanted: Tensor | None, target: CritGoal, against: Against) -> None:
-    if wanted is None or len(wanted) != 1 or target == "flip" or against != "label":
+def _check_one_label(named: list[int] | None, target: CritGoal, against: Against) -> None:
+    if named is None or len(named) != 1 or target == "flip" or against != "label":
         raise InputError(
             "images of this recording have several labels each, and no class overtakes another: "
             "alpha_crit asks about one of them, classes=[label], whose decision turns where its "
