@@ -16,7 +16,7 @@ from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.rows import index_of, take
 from salve_plugin.errors import InputError, UnsupportedModelError, printable
 from salve_plugin.faces.one_line import one_line
-from salve_plugin.share.audited_tensor import AuditedTensor, cast_between, compared, hinted
+from salve_plugin.share.audited_tensor import FLOATS, AuditedTensor, cast_between, compared, hinted
 from salve_plugin.share.model_state import (
     State,
     StateSource,
@@ -161,7 +161,22 @@ def audit(
     if base is None and {edit.base.state for edit in edits} != {digest}:
         # That something else was changed is known then, not what: only these can be told.
         rows = [row for row in rows if tied.get(row.name, row.name) in paths]
-    return _audit(edits, rows, digest, state_digest(after_prints), cast, foreign, base is not None)
+    return _audit(
+        edits, rows, digest, state_digest(after_prints), _copy(before, after, cast), cast, foreign,
+        base is not None,
+    )  # fmt: skip
+
+
+def _copy(before: State, after: State, cast: torch.dtype | None) -> str:
+    """Return what is said of a copy in another precision: all of it, or some of its tensors."""
+    if cast is None:
+        return ""
+    kind = str(cast).removeprefix("torch.")
+    floats = [name for name, each in before.items() if each.dtype in FLOATS and name in after]
+    others = [name for name in floats if before[name].dtype == after[name].dtype != cast]
+    if not others:
+        return f"a {kind} copy of "
+    return f"a copy, with {len(floats) - len(others)} of {len(floats)} tensors in {kind}, of "
 
 
 def _check_one_name(tied: Mapping[str, str], paths: Set[str]) -> None:
@@ -241,7 +256,7 @@ def _names(edits: Sequence[Recipe]) -> str:
 
 def _audit(
     edits: Sequence[Recipe], rows: Sequence[AuditedTensor], before: str, after: str,
-    cast: torch.dtype | None, foreign: Sequence[str], with_base: bool,
+    copy: str, cast: torch.dtype | None, foreign: Sequence[str], with_base: bool,
 ) -> Audit:  # fmt: skip
     wrong = [row for row in rows if not row.is_right]
     changed = [row for row in rows if row.verdict == "changed as the edit says"]
@@ -271,7 +286,7 @@ def _audit(
             "that base differs from the one that was edited in tensors that no edit touches"
         )
     else:
-        copy, limit = _in_words(rows, cast)
+        limit = _rounded(rows, cast)
         sentence = (
             f"Proven: the model is {copy}the {'base' if known else 'given base'} with exactly "
             f"{_names(edits)} and nothing else; {len(changed)} of {len(rows)} tensors changed, as "
@@ -282,11 +297,8 @@ def _audit(
     return Audit(proven, printable(sentence), tuple(rows), digests, before, after, kind)
 
 
-def _in_words(rows: Sequence[AuditedTensor], cast: torch.dtype | None) -> tuple[str, str]:
-    """Return what is said of a copy in another precision: of what, and what it cannot show."""
-    if cast is None:
-        return "", ""
-    kind = str(cast).removeprefix("torch.")
+def _rounded(rows: Sequence[AuditedTensor], cast: torch.dtype | None) -> str:
+    """Return what a copy in another precision cannot show."""
     rounded = sum(row.note.startswith("rounded") for row in rows)
-    limit = f"; {rounded} of them rounded to {kind}, which hides smaller differences"
-    return f"a {kind} copy of ", limit if rounded else ""
+    kind = str(cast).removeprefix("torch.")
+    return f"; {rounded} of them rounded to {kind}, which hides smaller differences" * bool(rounded)

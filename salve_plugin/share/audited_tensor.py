@@ -15,7 +15,7 @@ from salve_plugin.share.model_state import State
 from salve_plugin.store.checkpoint import in_short
 
 Verdict = Literal["identical", "changed as the edit says", "changed otherwise", "missing", "added"]
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def cast_between(before: State, after: State) -> torch.dtype | None:
     kinds = {
         after[name].dtype
         for name, tensor in before.items()
-        if name in after and tensor.dtype in _FLOATS and after[name].dtype != tensor.dtype
+        if name in after and tensor.dtype in FLOATS and after[name].dtype != tensor.dtype
     }
     # Several types are no copy in another precision: every tensor is then compared as it is.
-    return kinds.pop() if len(kinds) == 1 and kinds <= {*_FLOATS} else None
+    return kinds.pop() if len(kinds) == 1 and kinds <= {*FLOATS} else None
 
 
 def compared(
@@ -66,7 +66,7 @@ def compared(
     """
     before, after = before.cpu(), after.cpu()
     target, note = (before if expected is None else expected.cpu()), ""
-    if after.dtype == cast and target.dtype in _FLOATS and target.dtype != cast:
+    if after.dtype == cast and target.dtype in FLOATS and target.dtype != cast:
         # A wider type holds all that the base has; a narrower one hides differences, which is to be
         # said.
         wider = torch.promote_types(target.dtype, cast) == cast

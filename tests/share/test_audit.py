@@ -74,6 +74,18 @@ def test_a_half_precision_copy_is_proven_as_such() -> None:
     assert not audit([edit], None, model, other)
 
 
+def test_a_copy_of_which_some_tensors_are_cast_is_not_called_a_copy_in_that_precision() -> None:
+    model = network("resnet")
+    edit = head_edit(model)
+    some = state(edit.edited(model))
+    some["conv1.weight"] = some["conv1.weight"].half()
+    result = audit([edit], None, model, some)
+    floats = sum(tensor.is_floating_point() for tensor in some.values())
+    assert result
+    assert f"a copy, with 1 of {floats} tensors in float16, of the base" in result.sentence
+    assert "1 of them rounded to float16" in result.sentence
+
+
 def test_the_wrong_artifact_the_unedited_model_and_a_second_edit_are_named() -> None:
     model, other = network("resnet"), network("resnet")
     edit, more = head_edit(model), head_edit(model, [1])
