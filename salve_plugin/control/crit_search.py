@@ -199,9 +199,10 @@ class _Search:
         first = output[0] if isinstance(output, tuple | list) else output
         logits: Tensor = first.cpu().double()
         if logits.ndim != 2 or not bool(logits.isfinite().all()):
+            way_out = "lower the limit" if strength else "check the images and the model's weights"
             raise InputError(
                 f"the model returns {list(logits.shape)} logits at strength {strength:.4g}, not "
-                "all of them finite, or not (images, classes); lower the limit"
+                f"all of them finite, or not (images, classes); {way_out}"
             )
         check_threshold(self.threshold, logits.shape[1])
         if logits.shape[1] > 1:

@@ -25,6 +25,7 @@ from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.class_gradient import class_gradient, class_rows
 from salve_plugin.validate.effects import effects_of
 from salve_plugin.validate.module_sides import readable
+from salve_plugin.validate.reconstruction import check_finite
 
 if TYPE_CHECKING:
     from salve_plugin.discover.dictionary import Dictionary
@@ -113,6 +114,7 @@ def class_effects(
             images, labels = as_input(hooked.model, batch.images), batch.labels
             _, cache = hooked.run_with_cache(images, names_filter=site.name)
             features, run = cache[site.name], partial(hooked.model, images)
+            check_finite(features, f"activations at '{site.name}'")
             gradient = class_gradient(hooked, module, features, directions[labels], run)
             codes, effects = effects_of(
                 dictionary, features.movedim(axis, -1), gradient.movedim(axis, -1)

@@ -33,7 +33,7 @@ def verdict(assessment: "Assessment") -> str:
         better = not as_good(assessment.effect, effect)
         how = "does better" if better else "does as well"
         text += f"; {PLAIN_NAMES[rival]} {how}: {_numbers(effect, assessment)}"
-    elif assessment.controls:
+    elif assessment.controls and not _does_nothing(assessment):
         text += f"; none of the {len(assessment.controls)} controls does as well"
     return text + "."
 
@@ -45,17 +45,22 @@ def best_control(assessment: "Assessment") -> ControlName | None:
     than the edit by more than `TOLERANCE`. An edit that does nothing to its target is matched by
     everything, so that no control is named for it.
     """
-    concept = assessment.concept
-    start = assessment.target_before if concept is None else _concept_aim(concept)
-    aim = _aim(assessment.effect)
     # Whatever does nothing, too, would be as good as such an edit.
-    if aim is None or start is None or aim >= start - TOLERANCE:
+    if _does_nothing(assessment):
         return None
     names = {control.name: control.effect for control in assessment.controls}
     return next(
         (name for name in PLAIN_NAMES if name in names and as_good(names[name], assessment.effect)),
         None,
     )
+
+
+def _does_nothing(assessment: "Assessment") -> bool:
+    """Say whether an edit leaves its target as it was: whatever a control does is then as good."""
+    concept = assessment.concept
+    start = assessment.target_before if concept is None else _concept_aim(concept)
+    aim = _aim(assessment.effect)
+    return aim is None or start is None or aim >= start - TOLERANCE
 
 
 def as_good(effect: Effect, other: Effect) -> bool:

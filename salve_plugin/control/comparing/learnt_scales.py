@@ -7,6 +7,7 @@ its rows. All scales are learnt together, so that edits that interfere give way 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,8 @@ def learn_scales(
     with evaluating(hooked.model):
         none, all_of_them = np.zeros(objective.n_scales), np.ones(objective.n_scales)
         without, plain = objective(none)[0], objective(all_of_them)[0]
+        if not isfinite(without):
+            raise InputError("logits are NaN or infinite; check the images and the model's weights")
         # Of equally good starts the one without edits: the pull is towards it.
         learnt, loss = _minimized(objective, none if without <= plain else all_of_them)
     scales = objective.by_edit(torch.from_numpy(learnt))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.hooked_change import changed_by_hooks
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.faces.one_line import one_line
@@ -158,4 +159,5 @@ def _logits(model: torch.nn.Module, images: Tensor, label: int) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim != 2 or not 0 <= label < output.shape[1]:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"label {label} is no class of a model that returns {shape}")
+    check_logits(output, len(images))
     return output[:, label].double()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.solving import check_labels
 from salve_plugin.control.writers.attribution import Margins, attribute, margins_of, separation
 from salve_plugin.control.writers.evidence import Recorded, class_indices, head_inputs
@@ -154,6 +155,7 @@ def _network_margins(layer: Layer, images: Tensor, labels: Tensor) -> Margins:
             for path, value in parameters.items()
         }
         logits = functional_call(model, ablated, (images,))
+        check_logits(logits, len(images))
         return margins_of(logits.cpu().double(), labels)
 
     return margins

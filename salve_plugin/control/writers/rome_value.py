@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.writers.associations import vectors
 from salve_plugin.control.writers.evidence import RIDGE, second_moment, solved
 from salve_plugin.control.writers.layer import Layer, layer_at
@@ -100,7 +101,10 @@ def _change(
     read, length = read.to(weight.device), value.norm()
     # In the network as it is, other edits included; the change is added to what they make of it.
     with torch.no_grad():
-        before = [model(batch).log_softmax(1) for batch in batches]
+        plain = [model(batch) for batch in batches]
+    for batch, logits_before in zip(batches, plain, strict=True):
+        check_logits(logits_before, len(batch))
+    before = [logits_before.log_softmax(1) for logits_before in plain]
     if not 0 <= whole(label, "label") < before[0].shape[1]:
         raise InputError(f"label {label} is no class of the network: it has {before[0].shape[1]}")
     delta = torch.zeros_like(value, device=weight.device, requires_grad=True)

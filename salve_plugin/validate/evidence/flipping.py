@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.solving import two_sided
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
@@ -107,6 +108,7 @@ def fewest_to_flip(
     codes = dictionary.encode(x.to(dictionary.atoms.device)).cpu().double()
     pull = dictionary.atoms.detach().cpu().double() @ weight.T
     logits = torch.addmm(bias, x.cpu().double(), weight.T)
+    check_logits(logits, len(x))
     random = torch.Generator().manual_seed(seed)
     return Flips(tuple(flip_of(*each, pull, random) for each in zip(logits, codes, strict=True)))
 

@@ -116,6 +116,8 @@ def test_a_control_that_is_as_good_to_half_a_point_is_named(
     found = with_controls(edit, mask, worst)
     assert best_control(found) == rival
     assert words in found.verdict
+    # Of what does nothing itself it is not said that others do no better.
+    assert ("none of the" in found.verdict) is (rival is None and edit < 1)
     assert found.verdict.endswith(".")
     assert "\n" not in found.verdict
 
