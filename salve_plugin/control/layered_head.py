@@ -41,19 +41,19 @@ class LayeredHead:
         slots = slots_of(bare(hooked), paths)
         ledgers = {path: ledger_of(slot) for path, slot in slots.items()}
         if not any(ledgers.values()):
-            weight = hooked.unembed(site, partial=True)[0].double().cpu()
+            weight = hooked.unembed(site, partial=True)[0].cpu().double()
             return cls(weight, weight, None)
         pristine, scaled, current = [], [], []
         for path, slot in slots.items():
             share, ledger = hooked.heads[path.removesuffix(".weight")], ledgers[path]
             own = slot.parameter.detach()
             before = pristine_of(slot)
-            pristine.append(share * before.double().cpu().flatten(1))
-            current.append(share * own.double().cpu().flatten(1))
+            pristine.append(share * before.cpu().double().flatten(1))
+            current.append(share * own.cpu().double().flatten(1))
             adds = ledger is not None and any(e.part.left is not None for e in ledger.entries)
             # Without a sum the weight itself is what the gates left, rounded as it is.
             kept = own if ledger is None or not adds else _scaled(before, ledger)
-            scaled.append(share * kept.double().cpu().flatten(1))
+            scaled.append(share * kept.cpu().double().flatten(1))
         base, gated, whole = (torch.stack(each).sum(0) for each in (pristine, scaled, current))
         added = whole - gated
         return cls(base, gated, added if bool(added.any()) else None)
@@ -75,9 +75,9 @@ class LayeredHead:
 
 def _scaled(pristine: Tensor, ledger: Ledger) -> Tensor:
     """Return a weight with the factors of all gates that are on it, and nothing added."""
-    weight = pristine.double()
+    weight = pristine.cpu().double()
     for rows, source, formula in pieces(covered(pristine, ledger), ledger):
         if formula.factors is not None:
-            values = at(ledger.pristine, source).double().cpu() * formula.factors
+            values = at(ledger.pristine, source).cpu().double() * formula.factors
             put(weight, rows, values)
     return weight
