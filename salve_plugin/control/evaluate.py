@@ -219,6 +219,11 @@ def _rows(acts: Activations | tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, T
         x, labels = acts
         if len(x) != len(labels):
             raise InputError(f"{len(x)} inputs, but {len(labels)} labels")
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise InputError(
+                f"labels are {labels.dtype}{list(labels.shape)}, class indices were expected, one "
+                f"for each of {len(x)} inputs"
+            )
         for start in range(0, len(x), _BATCH):
             yield x[start : start + _BATCH], labels[start : start + _BATCH]
         return
@@ -230,7 +235,8 @@ def count_pairs(confusion: Tensor, labels: Tensor, logits: Tensor) -> None:
     """Add images to a confusion by their label and the class of their largest logit."""
     # The place of each pair in the flattened confusion, so that one bincount adds up repeated
     # pairs; adding to an indexed view would count each pair once.
-    pairs = labels.cpu() * len(confusion) + logits.argmax(1).cpu()
+    # In 64 bits: class 200 of 1000 in the labels' own eight would be another one.
+    pairs = labels.cpu().long() * len(confusion) + logits.argmax(1).cpu()
     confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion)
 
 

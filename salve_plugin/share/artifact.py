@@ -143,6 +143,9 @@ class EditArtifact(Stored, Tabular):
         check_networks(self.edit, self.dictionary, self.alpha_crit)
         if self.pristine is not None:
             check_pristine(self.edit, self.pristine)
+            # Copies: what was given may be a model's own weights, which applying the edit changes.
+            own = {path: rows.detach().clone() for path, rows in self.pristine.items()}
+            object.__setattr__(self, "pristine", own)
         # Where both are given they are compared below: two sources could contradict each other.
         if self.assessment is not None and self.evaluation is None:
             object.__setattr__(self, "evaluation", self.assessment.measures)

@@ -1,6 +1,7 @@
 """Whether an edit and the evidence that comes with it belong together."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.edited import touched_rows
 from salve_plugin.control.operators import Gate
+from salve_plugin.control.operators.base import real
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.network import check_one_network
@@ -75,7 +77,7 @@ def check_critical(edit: Edit, critical: AlphaCrit) -> None:
 
 
 def check_measures(evaluation: Measures | None) -> None:
-    """Raise InputError unless the same measures are given before and after."""
+    """Raise InputError unless the same measures are given before and after, all finite."""
     if evaluation is not None and (
         set(evaluation) != {"before", "after"}
         or set(evaluation["before"]) != set(evaluation["after"])
@@ -84,6 +86,10 @@ def check_measures(evaluation: Measures | None) -> None:
             "evaluation must be {'before': {...}, 'after': {...}} with the same measures in both; "
             f"got { {name: sorted(values) for name, values in evaluation.items()} }"
         )
+    for moment, measures in (evaluation or {}).items():
+        wrong = {name: value for name, value in measures.items() if not isfinite(real(value, name))}
+        if wrong:
+            raise InputError(f"evaluation has {moment} the edit {wrong}; give finite numbers")
 
 
 def check_classes(edit: Edit, labels: Sequence[str] | None, critical: AlphaCrit | None) -> None:
@@ -93,6 +99,8 @@ def check_classes(edit: Edit, labels: Sequence[str] | None, critical: AlphaCrit 
         InputError: names the two that do not.
     """
     count = class_count(edit)
+    if isinstance(labels, str):  # a sequence of texts, too: its letters would pass for names
+        raise InputError(f"labels {shortened(labels)} are to be a list of names, one a class")
     if labels is not None and count is not None and len(labels) > count:
         raise InputError(
             f"there are {len(labels)} labels for a classifier of {count} rows; give one a row"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from salve_plugin import Activations, HookedModel, evaluate
 from salve_plugin.control.change import change
@@ -84,3 +84,17 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
         evaluate_head(one, torch.zeros(2), (one, torch.tensor([0])))
     with pytest.raises(InputError, match="no images"):
         evaluate_head(one, torch.zeros(2), (one[:0], torch.tensor([], dtype=torch.int64)))
+
+
+def test_labels_of_few_bits_are_counted_as_what_they_are() -> None:
+    x = torch.zeros(4, 2)
+    labels = torch.tensor([200, 201, 250, 7])
+    for kind in (torch.int64, torch.int16, torch.uint8):
+        counted = evaluate_head(torch.zeros(300, 2), torch.zeros(300), (x, labels.to(kind)))
+        assert counted.count.nonzero()[:, 0].tolist() == [7, 200, 201, 250]
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(4), torch.zeros(4, 1, dtype=torch.int64)])
+def test_labels_that_are_no_classes_are_refused(labels: Tensor) -> None:
+    with pytest.raises(InputError, match="one for each of 4 inputs"):
+        evaluate_head(torch.ones(3, 2), torch.zeros(3), (torch.zeros(4, 2), labels))

@@ -21,6 +21,7 @@ from small_artifacts import (
 from torch import Tensor, nn
 
 import salve_plugin as salve
+from salve_plugin.control.application import forget_
 from salve_plugin.control.edit import Edit
 from salve_plugin.demo import digits
 from salve_plugin.errors import ArtifactError, BaseMismatchError, EditStateError, InputError
@@ -387,3 +388,27 @@ def test_what_could_not_be_read_back_is_not_written(
     with pytest.raises(InputError):
         tiny.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def test_the_pristine_rows_stay_so_while_the_model_changes(tiny_edit: Edit, tmp_path: Path) -> None:
+    model = small_model()
+    rows = model.get_parameter("fc.weight").detach()[1:]  # the model's own memory
+    artifact = EditArtifact(tiny_edit, pristine={"fc.weight": rows})
+    tiny_edit.apply_(model)
+    artifact.save_pretrained(tmp_path)
+    edited = deepcopy(model)
+    forget_(edited)
+    EditArtifact.from_pretrained(tmp_path).revert_(edited)
+    assert torch.equal(edited.get_parameter("fc.weight"), WEIGHT)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "high", True])
+def test_measures_are_finite_numbers(tiny_edit: Edit, value: Any) -> None:
+    measures: Any = {"before": {"accuracy": 0.5}, "after": {"accuracy": value}}
+    with pytest.raises(InputError, match="number"):
+        EditArtifact(tiny_edit, evaluation=measures)
+
+
+def test_a_text_is_no_list_of_labels(tiny_edit: Edit) -> None:
+    with pytest.raises(InputError, match="a list of names"):
+        EditArtifact(tiny_edit, labels="abc")
