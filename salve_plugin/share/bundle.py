@@ -250,6 +250,8 @@ class EditBundle(Stored, Tabular):
 
     def read_back(self, manifest: bytes, listed: Mapping[str, bytes]) -> None:
         """Raise ArtifactError unless the manifest fits the members, each read back before."""
+        # From the members as they are: reading each of them back from its files was part of
+        # planning it.
         self._assembled(self.format.read(manifest), self.members, None)
 
     @classmethod

@@ -31,6 +31,7 @@ def front_matter(config: Config, model_name: str) -> dict[str, Any]:
         "pipeline_tag": TASK,
         "tags": ["salve_plugin", "model-editing", "sparse-autoencoder", "interpretability"],
     }
+    # With the whole model beside the edit, what lies there is a model of its own.
     relation: Relation = "finetune" if config.get("merged") else "adapter"
     metadata |= base_fields(known, relation) | license_fields(known.get("license"))
     index = model_index(config, model_name)

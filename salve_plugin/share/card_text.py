@@ -40,6 +40,7 @@ def _features(config: Config) -> str:
         return "one edit" if len(config["members"]) == 1 else f"{len(config['members'])} edits"
     edit = config["edit"]
     if edit["operator"]["form"] != "gate":
+        # A map or an update need not be about a feature: a method may have written it.
         names = {"low_rank_map": "part of a site mapped", "low_rank_update": "one layer updated"}
         return str(names[edit["operator"]["form"]])
     verb = {"suppress": "suppressed", "enhance": "enhanced"}[edit["operator"]["mode"]]
@@ -100,6 +101,7 @@ def _change(edit: Config) -> str:
         return f"{layers} become W + ABᵀ and b + d, with A, B, d in `edit.safetensors`."
     verb = {"suppress": "Weakened", "enhance": "Strengthened"}[operator["mode"]]
     sign = {"suppress": "−", "enhance": "+"}[operator["mode"]]
+    # A direction that was given is one, too, and of no latent.
     one = len(edit["provenance"]["latents"]) < 2
     reach = "|c_j|" if one else "reach_j"
     direction = "direction c (unit norm)" if one else "directions (unit norm; reach_j is the root "
@@ -161,6 +163,7 @@ def _critical_strengths(config: Config) -> str:
             str(entry["count"]),
             f"{entry['already']:.0%}",
             f"{entry['unreachable']:.0%}",
+            # Three of the six that the manifest has: a table that people read.
             *(_strength(entry["quantiles"][level]) for level in ("0.1", "0.5", "0.95")),
         )
         for entry in critical["classes"]
@@ -224,6 +227,7 @@ def _caption(name: str, config: Config) -> str:
         return (
             f"An image made to drive latent {latent} as far as it goes (activation maximization)."
         )
+    # What else people have drawn is called as its file is.
     return " ".join(re.split("[_-]+", name)).strip()
 
 

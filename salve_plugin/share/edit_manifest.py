@@ -123,12 +123,14 @@ class EditManifest(Record):
     evaluation: EvaluationRecord | None
     files: Annotated[
         dict[FileName, FileEntry],
+        # The tensors, and `MAX_PICTURES`.
         Meta(max_length=65, extra_json_schema={"required": [TENSOR_FILE]}),
     ]
     format_version: Version
     labels: Labels | None
     manifest_sha256: Sha256
     merged: (
+        # Both or none: either alone is no model.
         Annotated[dict[Literal["config.json", "model.safetensors"], FileEntry], Meta(min_length=2)]
         | None
     )

@@ -133,6 +133,7 @@ class Recorded(Batches):
     def recording(self) -> str:
         """SHA-256 over the inputs, float32, in order."""
         digest = hashlib.sha256()
+        # In pieces of any size: it is of the bytes, one after the other.
         for rows in self._acts.batches(ROWS):
             digest.update(rows.x.contiguous().numpy().tobytes())
         return digest.hexdigest()

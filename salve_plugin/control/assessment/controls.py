@@ -30,7 +30,7 @@ class Ground:
         norm: Frobenius norm of that change; 0 if it changes none.
         lowest: the least logit of all images before the edit.
         range: the greatest one minus the least.
-        mean: of the classifier's inputs (width,).
+        mean: of the classifier's inputs (width,); None if those of an image are not known.
         difference: mean of the target's inputs (the images with the concept) minus that of the
             others, (width,); None if either has no images, or there is none.
     """
@@ -77,11 +77,14 @@ def ground_of(
     lowest, highest, start = float("inf"), -float("inf"), 0
     sums: dict[bool, Tensor] = {}
     counts = {True: 0, False: 0}
+    is_known = True
     for batch in batches:
         lowest = min(lowest, float(batch.before.min()))
         highest = max(highest, float(batch.before.max()))
         mine = marked(batch.labels, start)
         start += len(batch.labels)
+        # Of images of several sizes a classifier may be pooled behind itself for some only.
+        is_known = is_known and batch.inputs is not None
         if batch.inputs is None:
             continue
         inputs = batch.inputs.double()
@@ -90,7 +93,7 @@ def ground_of(
             counts[side] += len(here)
             sums[side] = sums.get(side, inputs.new_zeros(inputs.shape[1])) + here.sum(0)
     mean = difference = None
-    if sums:
+    if sums and is_known:
         mean = (sums[True] + sums[False]) / (counts[True] + counts[False])
         if all(counts.values()):
             gap = sums[True] / counts[True] - sums[False] / counts[False]

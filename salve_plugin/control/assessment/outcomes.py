@@ -208,6 +208,7 @@ class Prediction(Record):
         Raises:
             InputError: names what contradicts.
         """
+        # Bounds in the types are asked of files only, so that these are asked here, too.
         if not self.latents or len(set(self.latents)) < len(self.latents):
             raise InputError(
                 f"a prediction is of some latents, each once; got {listed(self.latents)}"

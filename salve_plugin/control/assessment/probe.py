@@ -95,6 +95,7 @@ def _told(x: Tensor, marked: Tensor, new: Tensor, seed: int) -> Tensor:
     scores = []
     for choice in CHOICES:
         weight, bias = _ridge(x[~inner], marked[~inner], *choice)
+        # Judged by the balanced accuracy, as the probe itself is.
         told = x[inner] @ weight + bias > 0
         own = marked[inner]
         scores.append(float(told[own].double().mean() + (~told)[~own].double().mean()))

@@ -147,4 +147,5 @@ def _compared(first: Any, second: Any, path: str, tolerance: float) -> Iterator[
 def _same(first: Any, second: Any, tolerance: float) -> bool:
     if isinstance(first, float) and isinstance(second, float):
         return abs(first - second) <= tolerance * max(1.0, abs(first), abs(second))
+    # True is 1 to Python, and a count of 1 no share of 1.0.
     return type(first) is type(second) and bool(first == second)

@@ -86,6 +86,7 @@ def _recorded(
     hooked: HookedModel, edit: Edit, changes: Changes, acts: Activations, mismatch: OnBaseMismatch
 ) -> Recorded:
     reads = hooked.head_sites
+    # Only an edit of the classifier alone leaves its inputs as they were recorded.
     if not changes.is_of_head or reads != (acts.site.name,):
         raise InputError(
             f"a recording of '{acts.site.name}' cannot tell what an edit of "

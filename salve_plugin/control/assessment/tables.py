@@ -38,6 +38,8 @@ def class_rows(assessment: "Assessment", most: int = 12) -> list[tuple[str, ...]
 def _rank(outcome: ClassOutcome, target: int | None) -> tuple[bool, float, float, int]:
     change = 0.0 if outcome.accuracy is None else outcome.accuracy[1] - outcome.accuracy[0]
     touched = -float(outcome.weights_changed) - float(outcome.bias_change != 0)
+    # Ascending: the target, whose answer is False, then the greatest loss, the most weights, the
+    # label.
     return outcome.label != target, min(change, 0.0), touched, outcome.label
 
 

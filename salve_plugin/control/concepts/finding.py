@@ -175,8 +175,8 @@ def direction_concept(
             f"direction {tuple(getattr(direction, 'shape', ()))} is to be a finite tensor of "
             f"({acts.width},) that is not zero, as wide as site '{acts.site.name}'"
         )
-    # On the CPU first: not every device has float64.
-    read = direction.detach().cpu().double()
+    # On the CPU first: not every device has float64. A copy, since a concept is a value.
+    read = direction.detach().cpu().to(torch.float64, copy=True)
     values = torch.cat([batch.x.double() @ read for batch in acts.batches(ROWS)])
     flags, evidence = _given((acts,), values, has, seed)
     return _concept(name, "direction", (acts,), values, flags, read, evidence)

@@ -69,7 +69,8 @@ def _flags(has: object, n_images: int) -> Bool[Tensor, " images"]:
             f"has is {flags.dtype}{list(flags.shape)}; expected one truth value (or 0 and 1) for "
             f"each of the recording's {n_images} images"
         )
-    return flags.bool()
+    # A copy: the caller's own tensor may change, and a concept is a value.
+    return flags.to(torch.bool, copy=True)
 
 
 def check_one_site(

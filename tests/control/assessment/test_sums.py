@@ -1,5 +1,6 @@
 """Streaming sums, ranks and verdicts: invariants on whatever is drawn."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_artifacts import small_assessment
+from torch import Tensor
 
 from salve_plugin import Assessment
+from salve_plugin.control.assessment.batches import Batch, Batches, Head
 from salve_plugin.control.assessment.budget import parameter_budget
+from salve_plugin.control.assessment.controls import controls_of_class, ground_of
 from salve_plugin.control.assessment.tally import Reference, Tally, divergence
 from salve_plugin.control.assessment.verdict import best_control, points
 from salve_plugin.errors import InputError
@@ -146,3 +150,29 @@ def test_parts_that_contradict_each_other_are_refused() -> None:
             replace(base, **change)
     with pytest.raises(InputError, match="has 0 images"):
         replace(base.classes[0], count=0)
+
+
+class Mixed(Batches):
+    """Two batches, of which the second has no one input an image."""
+
+    images = None
+
+    def labels(self) -> Tensor:
+        return torch.arange(8) % 2
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield both."""
+        logits, labels = torch.randn(4, 2, dtype=torch.float64), torch.arange(4) % 2
+        for inputs in (torch.randn(4, 3), None):
+            yield Batch(labels, logits, logits, inputs)
+
+
+def test_where_some_inputs_are_not_known_no_control_is_made_of_them() -> None:
+    head = Head(torch.randn(2, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    edited = Head(head.weight / 2, head.bias)
+    ground = ground_of(Mixed(), head, edited, lambda labels, _: labels == 1)
+    assert (ground.mean, ground.difference) == (None, None)
+    made = controls_of_class(ground, 1, 0, None)
+    assert [control.name for control in made] == ["mask", "zero row"]
+    for batch in Mixed():
+        assert all(control.logits(batch).shape == (4, 2) for control in made)

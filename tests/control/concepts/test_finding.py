@@ -179,3 +179,17 @@ def test_hooked_models_of_another_network_are_refused(
         erase(tiny, concept)
     with pytest.warns(UserWarning, match="network"):
         assert erase(tiny, concept, on_base_mismatch="warn").kind
+
+
+def test_a_concept_stays_what_it_was_when_its_callers_tensors_change(
+    planted: Callable[..., SimpleNamespace],
+) -> None:
+    data = planted()
+    has, direction = data.has.clone(), torch.ones(data.acts.width, dtype=torch.float64)
+    found = find_concept(data.acts, has)
+    given = direction_concept(data.acts, direction)
+    has.zero_()
+    direction.zero_()
+    assert found.has is not None
+    assert found.has.equal(data.has)
+    assert bool((given.read == 1).all())
