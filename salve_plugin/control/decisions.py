@@ -19,6 +19,7 @@ from salve_plugin.control.flips import flip
 from salve_plugin.control.knots import LIMIT
 from salve_plugin.control.layered_head import LayeredHead
 from salve_plugin.control.operators import Gate, LowRankMap
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.solving import solve
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
@@ -142,7 +143,7 @@ def check_threshold(threshold: float, n_logits: int) -> None:
     Raises:
         InputError: with the number of logits.
     """
-    if not isfinite(threshold) or (threshold and n_logits > 1):
+    if not isfinite(real(threshold, "threshold")) or (threshold and n_logits > 1):
         raise InputError(
             f"threshold {threshold} is to be a finite number, and is for a classifier with one "
             f"logit; of the {n_logits} here the largest decides if there are several"

@@ -11,6 +11,7 @@ from torch import nn
 
 from salve_plugin.control.base import bare
 from salve_plugin.control.evaluate import check_logits
+from salve_plugin.control.operators.base import real
 from salve_plugin.discover.recording.labels import Labels
 from salve_plugin.discover.recording.loader import labelled_batches
 from salve_plugin.errors import InputError
@@ -117,7 +118,7 @@ def evaluate_multi_label(
             something else than finite logits (images, classes).
         ReadError: if the data set cannot read an image.
     """
-    if not isfinite(threshold):
+    if not isfinite(real(threshold, "threshold")):
         raise InputError(f"threshold {threshold} is to be a finite number")
     network = bare(model)
     counts: torch.Tensor | None = None

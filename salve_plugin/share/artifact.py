@@ -123,12 +123,13 @@ class EditArtifact(Stored, Tabular):
         """Take over what other parts know, and check that all belong together.
 
         Raises:
-            InputError: if the dictionary or the assessment is not the edit's, pristine rows do not
-                fit the edit's base, a measure is missing before or after, a value is not finite, or
-                a picture is none.
+            InputError: if a part is of another kind, the dictionary or the assessment is not the
+                edit's, pristine rows do not fit the edit's base, a measure is missing before or
+                after, a value is not finite, or a picture is none.
             BaseMismatchError: if the dictionary or the critical strengths are known to be of
                 another network than the edit's base.
         """
+        self._check_kinds()
         # Frozen for everybody else: what one part knows of another is filled in once, here.
         if self.dictionary is not None:
             object.__setattr__(self, "dictionary_learner", self.dictionary.learner)
@@ -155,6 +156,17 @@ class EditArtifact(Stored, Tabular):
         check_pictures(self.pictures or {})
         if self.origin is not None and self.origin.digest != self.digest:
             object.__setattr__(self, "origin", None)  # made from what was read, by `replace`
+
+    def _check_kinds(self) -> None:
+        kinds: dict[str, type] = {
+            "edit": Edit, "dictionary": Dictionary, "alpha_crit": AlphaCrit,
+            "assessment": Assessment,
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            part = getattr(self, name)
+            if not isinstance(part, kind) and (part is not None or name == "edit"):
+                # Critical strengths that were searched for, for example, which are another kind.
+                raise InputError(f"{name} is {part!r:.80}; expected {kind.__name__}")
 
     def _check_dictionary(self) -> None:
         if self.dictionary is not None:
@@ -184,6 +196,8 @@ class EditArtifact(Stored, Tabular):
             InputError: if its weights are not those of the edit's base, or a part does not fit.
         """
         # All parts are checked before a picture of them is drawn.
+        if not isinstance(edit, Edit):
+            raise InputError(f"an edit was expected, got {type(edit).__name__}")
         artifact = cls(edit, pristine=pristine_rows(hooked, edit), **parts)
         critical, pictures = artifact.alpha_crit, dict(artifact.pictures or {})
         if not plot or critical is None or not len(critical.values):

@@ -92,8 +92,8 @@ class EditBundle(Stored, Tabular):
             InputError: naming the part that does not fit.
         """
         # By name, as the files have them: the order of the members has no meaning.
-        object.__setattr__(self, "members", dict(sorted(self.members.items())))
         check_members(self.members)
+        object.__setattr__(self, "members", dict(sorted(self.members.items())))
         check_composition(self.members, self.composition)
         check_measures(self.evaluation)
         if self.origin is not None and self.origin.digest != self.digest:

@@ -107,6 +107,11 @@ def check_members(members: Mapping[str, EditArtifact]) -> None:
     Raises:
         InputError: naming the member that does not fit.
     """
+    known = isinstance(members, Mapping)
+    if not known or not all(isinstance(each, EditArtifact) for each in members.values()):
+        raise InputError(
+            f"members are {members!r:.80}; expected artifacts by their names, {{name: artifact}}"
+        )
     if not 1 <= len(members) <= MAX_MEMBERS:
         raise InputError(f"a bundle has 1 to {MAX_MEMBERS} members; got {len(members)}")
     for name in members:

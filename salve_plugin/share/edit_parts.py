@@ -99,7 +99,8 @@ def check_classes(edit: Edit, labels: Sequence[str] | None, critical: AlphaCrit 
         InputError: names the two that do not.
     """
     count = class_count(edit)
-    if isinstance(labels, str):  # a sequence of texts, too: its letters would pass for names
+    # A text is a sequence of texts, too: its letters would pass for names.
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels or ()):
         raise InputError(f"labels {shortened(labels)} are to be a list of names, one a class")
     if labels is not None and count is not None and len(labels) > count:
         raise InputError(

@@ -32,6 +32,10 @@ def check_pictures(pictures: Mapping[str, bytes]) -> None:
         )
     for name, data in pictures.items():
         check_plain_name(name, "picture")
+        if not isinstance(data, bytes):
+            raise InputError(
+                f"picture '{name}' is a {type(data).__name__}; expected the bytes of a PNG file"
+            )
         # The signature is enough: no picture is decoded here, it is shown by others.
         if not data.startswith(PNG_START) or len(data) > MAX_PICTURE_BYTES:
             raise InputError(

@@ -76,10 +76,10 @@ class Record:
 
 def check_plain_name(name: str, what: str) -> None:
     """Raise InputError unless people may name a part so; `what` says of what kind it is."""
-    if not re.fullmatch(PLAIN_NAME, name):
+    if not isinstance(name, str) or not re.fullmatch(PLAIN_NAME, name):
         raise InputError(
-            f"{what} name {name[:100]!r} is not a plain name; use up to 64 lower-case letters, "
-            "digits, '_' and '-', without the ending of a file"
+            f"{what} name {str(name)[:100]!r} is not a plain name; use up to 64 lower-case "
+            "letters, digits, '_' and '-', without the ending of a file"
         )
 
 

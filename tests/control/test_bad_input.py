@@ -20,6 +20,8 @@ from salve_plugin import (
     alpha_crit,
     direction_concept,
     edit_at,
+    evaluate_multi_label,
+    forgetting,
     joint_map,
     latent_concept,
     search_alpha_crit,
@@ -41,6 +43,8 @@ any_map: Any = LowRankMap
 any_update: Any = LowRankUpdate
 any_joint: Any = joint_map
 any_status: Any = status
+any_multi_label: Any = evaluate_multi_label
+any_forgetting: Any = forgetting
 any_alpha_crit: Any = alpha_crit
 any_search: Any = search_alpha_crit
 any_latent_concept: Any = latent_concept
@@ -159,6 +163,8 @@ WRONG: dict[str, Callable[[HookedModel, Dictionary], object]] = {
     "apply no list": lambda t, d: apply_all_(t, 3),  # type: ignore[arg-type] # wrong on purpose
     "revert no edit": lambda t, d: revert_(t, 3),  # type: ignore[arg-type] # wrong on purpose
     "a way of a goal": lambda t, d: EnhanceClass(1, by="latent"),  # type: ignore[arg-type]
+    "a threshold that is no number": lambda t, d: any_multi_label(t, [], threshold="x"),
+    "what a bare model forgot": lambda t, d: any_forgetting(t.model, "x", [], target=1),
     "no recording of strengths": lambda t, d: any_alpha_crit(
         t, suppress(t, d, latent=0, strength=1.0), "x"
     ),

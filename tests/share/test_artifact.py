@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import config
 from small_artifacts import (
     WEIGHT,
     altered,
@@ -26,6 +28,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.demo import digits
 from salve_plugin.errors import ArtifactError, BaseMismatchError, EditStateError, InputError
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.share.bundle import EditBundle
 
 
 def assert_same(one: EditArtifact, other: EditArtifact) -> None:
@@ -412,3 +415,35 @@ def test_measures_are_finite_numbers(tiny_edit: Edit, value: Any) -> None:
 def test_a_text_is_no_list_of_labels(tiny_edit: Edit) -> None:
     with pytest.raises(InputError, match="a list of names"):
         EditArtifact(tiny_edit, labels="abc")
+
+
+@pytest.fixture
+def _no_types_checked_by_tests() -> Iterator[None]:
+    """What a user without a type checker sees, who has no runtime checks of annotations either."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("_no_types_checked_by_tests")
+def test_parts_of_another_kind_are_refused_in_words(tiny_edit: Edit, tiny: EditArtifact) -> None:
+    kind: Any = EditArtifact
+    searched = salve.SearchedCrit(
+        torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long(), "flip", 0.5, "label",
+        tiny_edit.family, 1.0, 0.1, 0.01,
+    )  # fmt: skip
+    wrong: list[dict[str, Any]] = [
+        {"alpha_crit": searched}, {"assessment": "x"}, {"dictionary": "x"}, {"labels": [1, 2, 3]},
+        {"pictures": {"map": "map.png"}}, {"pictures": {1: b""}},
+    ]  # fmt: skip
+    for parts in wrong:
+        with pytest.raises(InputError):
+            kind(tiny_edit, **parts)
+    with pytest.raises(InputError, match="expected Edit"):
+        kind("x")
+    with pytest.raises(InputError, match="an edit was expected"):
+        kind.of(small_model(), "x")
+    members: list[Any] = [[tiny], tiny, {"one": "x"}, {1: tiny}]
+    for each in members:
+        with pytest.raises(InputError):
+            EditBundle.of(small_model(), each)

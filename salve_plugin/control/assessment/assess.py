@@ -8,7 +8,7 @@ import torch
 
 from salve_plugin.control.assessment.assessment import Assessment
 from salve_plugin.control.assessment.batches import Batches
-from salve_plugin.control.assessment.changes import Changes
+from salve_plugin.control.assessment.changes import Changes, check_subjects
 from salve_plugin.control.assessment.controls import (
     Made,
     controls_of_class,
@@ -94,11 +94,7 @@ def assess(
         BaseMismatchError: if the model is not the edit's base, or the recording not of the model.
         EditStateError: if the edit is on the model already.
     """
-    if not isinstance(hooked, HookedModel) or not isinstance(edit, Edit):
-        raise InputError(
-            f"an attached model and an edit were expected, got {type(hooked).__name__} and "
-            f"{type(edit).__name__}: pass salve.attach(model) and e.g. salve.suppress(...)"
-        )
+    check_subjects(hooked, edit)
     if command not in get_args(Command):
         raise InputError(f"command {command!r:.200} is none of {list(get_args(Command))}")
     seed = seed_number(seed)

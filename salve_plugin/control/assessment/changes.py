@@ -7,8 +7,18 @@ from salve_plugin.control.assessment.budget import budget_of
 from salve_plugin.control.assessment.outcomes import Budget
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
+from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.network import OnBaseMismatch
+
+
+def check_subjects(hooked: object, edit: object) -> None:
+    """Raise InputError unless these are an attached model and an edit."""
+    if not isinstance(hooked, HookedModel) or not isinstance(edit, Edit):
+        raise InputError(
+            f"an attached model and an edit were expected, got {type(hooked).__name__} and "
+            f"{type(edit).__name__}: pass salve.attach(model) and e.g. salve.suppress(...)"
+        )
 
 
 @dataclass(frozen=True, eq=False)

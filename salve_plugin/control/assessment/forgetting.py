@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.assessment.batches import Head
+from salve_plugin.control.assessment.changes import check_subjects
 from salve_plugin.control.assessment.marks import label_of, truth_values
 from salve_plugin.control.assessment.probe import Probed, probe
 from salve_plugin.control.assessment.relearning import relearned
@@ -184,6 +185,7 @@ def forgetting(
         UnknownSiteError: if a site is none of the model's.
         BaseMismatchError: if the model is not the edit's base.
     """
+    check_subjects(hooked, edit)
     if (target is None) == (has is None):
         raise InputError(f"give target or has, one of them; got target={target!r}, has={has!r:.80}")
     numbers = tuple(sorted({whole(step, "a number of steps") for step in steps}))
