@@ -36,6 +36,7 @@ from salve_plugin.share.edit_parts import (
     check_assessment,
     check_classes,
     check_critical,
+    check_kinds,
     check_measures,
     check_networks,
     check_pristine,
@@ -129,7 +130,7 @@ class EditArtifact(Stored, Tabular):
             BaseMismatchError: if the dictionary or the critical strengths are known to be of
                 another network than the edit's base.
         """
-        self._check_kinds()
+        check_kinds(self.edit, self.dictionary, self.alpha_crit, self.assessment)
         # Frozen for everybody else: what one part knows of another is filled in once, here.
         if self.dictionary is not None:
             object.__setattr__(self, "dictionary_learner", self.dictionary.learner)
@@ -137,7 +138,12 @@ class EditArtifact(Stored, Tabular):
                 object.__setattr__(self, "dictionary_at", self.dictionary.origin)
         if self.labels is None and self.alpha_crit is not None:
             object.__setattr__(self, "labels", self.alpha_crit.classes)
-        self._check_dictionary()
+        if self.dictionary is not None:
+            check_source(self.edit, self.dictionary)
+        elif self.embed_dictionary:
+            raise InputError("embed_dictionary=True needs the dictionary itself: pass dictionary=")
+        if self.dictionary_at is not None and self.edit.dictionary_digest is None:
+            raise InputError("dictionary_at is given, but the edit does not come from a dictionary")
         check_classes(self.edit, self.labels, self.alpha_crit)
         if self.alpha_crit is not None:
             check_critical(self.edit, self.alpha_crit)
@@ -156,25 +162,6 @@ class EditArtifact(Stored, Tabular):
         check_pictures(self.pictures or {})
         if self.origin is not None and self.origin.digest != self.digest:
             object.__setattr__(self, "origin", None)  # made from what was read, by `replace`
-
-    def _check_kinds(self) -> None:
-        kinds: dict[str, type] = {
-            "edit": Edit, "dictionary": Dictionary, "alpha_crit": AlphaCrit,
-            "assessment": Assessment,
-        }  # fmt: skip
-        for name, kind in kinds.items():
-            part = getattr(self, name)
-            if not isinstance(part, kind) and (part is not None or name == "edit"):
-                # Critical strengths that were searched for, for example, which are another kind.
-                raise InputError(f"{name} is {part!r:.80}; expected {kind.__name__}")
-
-    def _check_dictionary(self) -> None:
-        if self.dictionary is not None:
-            check_source(self.edit, self.dictionary)
-        elif self.embed_dictionary:
-            raise InputError("embed_dictionary=True needs the dictionary itself: pass dictionary=")
-        if self.dictionary_at is not None and self.edit.dictionary_digest is None:
-            raise InputError("dictionary_at is given, but the edit does not come from a dictionary")
 
     @classmethod
     def of(

@@ -33,6 +33,18 @@ def class_count(edit: Edit) -> int | None:
     return min(target.n_outputs(shapes[target.weight].shape) for target in edit.targets)
 
 
+def check_kinds(edit: object, dictionary: object, critical: object, assessment: object) -> None:
+    """Raise InputError unless each part is of its kind, or None but for the edit."""
+    parts: list[tuple[str, object, type]] = [
+        ("edit", edit, Edit), ("dictionary", dictionary, Dictionary),
+        ("alpha_crit", critical, AlphaCrit), ("assessment", assessment, Assessment),
+    ]  # fmt: skip
+    for name, part, kind in parts:
+        if not isinstance(part, kind) and (part is not None or name == "edit"):
+            # Critical strengths that were searched for, for example, which are another kind.
+            raise InputError(f"{name} is {part!r:.80}; expected {kind.__name__}")
+
+
 def check_source(edit: Edit, dictionary: Dictionary) -> None:
     """Raise unless the edit is what the dictionary makes it: same site, directions its atoms.
 
