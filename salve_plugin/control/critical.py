@@ -248,11 +248,9 @@ def _strengths(
 def _asked(batch: Batch, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the rows that are asked about, and whose logit is for each."""
     if batch.annotation.ndim == 2 and wanted is not None:
+        if not len(wanted):  # it has no row: that no batch has such an image is said at the end
+            return batch.x[:0], wanted
         (label,) = wanted.tolist()
-        if not 0 <= label < batch.annotation.shape[1]:
-            # No rows, as of a label without images: that none of all batches has any is said at the
-            # end.
-            return batch.x[:0], wanted[:0]
         x = batch.x[batch.annotation[:, label].bool()]
         return x, wanted.expand(len(x))
     x, labels = batch.x, batch.labels.long()
