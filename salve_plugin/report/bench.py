@@ -21,6 +21,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import HEAD_INPUT
+from salve_plugin.validate.evidence.head import evenly, rows_of
 
 LIVE = 5 * 10**7
 """Products (images x width x classes) that the page computes while a slider is dragged."""
@@ -73,17 +74,13 @@ class Bench:
                 "that are on it are computed from what it was without them; revert them first, or "
                 "take a model that was saved with them"
             )
-        count = min(n_images, acts.n_images)
+        labels = acts.image_labels().long()
         # Evenly from the images in order of their class: evenly from the recording could miss
         # classes where labels come in turns.
-        by_class = acts.image_labels().long().argsort(stable=True)
-        chosen = by_class[torch.arange(count) * acts.n_images // count].sort().values
-        wanted = torch.zeros(acts.n_images, dtype=torch.bool)
-        wanted[chosen] = True
-        batches = list(acts.batches(1024, keep=lambda images: wanted[images.long()]))
-        x = torch.cat([batch.x for batch in batches])
-        labels = torch.cat([batch.labels for batch in batches]).long()
-        return cls(chosen, x, labels, decisions, edit, dictionary.atoms.detach().cpu())
+        by_class = labels.argsort(stable=True)
+        chosen = by_class[evenly(acts.n_images, n_images)].sort().values
+        atoms = dictionary.atoms.detach().cpu()
+        return cls(chosen, rows_of(acts, chosen), labels[chosen], decisions, edit, atoms)
 
     @property
     def weight(self) -> Float[Tensor, "classes width"]:

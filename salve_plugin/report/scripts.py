@@ -68,4 +68,5 @@ def quantized(values: Tensor) -> tuple[Tensor, float]:
     most = float(values.abs().max()) if values.numel() else 0.0
     if not most:
         return torch.zeros_like(values, dtype=torch.int8), 0.0
-    return (values * (127 / most)).round().to(torch.int8), most / 127
+    # In float64: of a map of tiny values, 127 over the largest is beyond float32.
+    return (values.double() * (127 / most)).round().to(torch.int8), most / 127

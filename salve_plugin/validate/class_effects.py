@@ -71,6 +71,7 @@ class ClassEffects:
         return (first + [latent for latent in rest if latent not in set(first)])[:n]
 
 
+@torch.inference_mode(False)  # there, no gradient could be taken of what the model computes
 @torch.no_grad()
 def class_effects(
     hooked: HookedModel,

@@ -142,8 +142,10 @@ def recorded_values(
     acts: Activations, dictionary: Dictionary, latent: int
 ) -> Float64[Tensor, " images"]:
     """Return a latent's pre-activation for each recorded image, the mean over its positions."""
+    device = dictionary.atoms.device
     values = [
-        dictionary.pre_activation(batch.x)[:, latent].double() for batch in acts.batches(_ROWS)
+        dictionary.pre_activation(batch.x.to(device))[:, latent].double().cpu()
+        for batch in acts.batches(_ROWS)
     ]
     # The rows of an image follow one another, as many for each image.
     return torch.cat(values).reshape(acts.n_images, -1).mean(1)

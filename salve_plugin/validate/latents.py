@@ -50,24 +50,6 @@ def check_encodes(dictionary: object, stage: Stage) -> None:
             )
 
 
-@runtime_checkable
-class Encoder(Encodes, Protocol):
-    """What the rest needs of a dictionary; `salve_plugin.discover.dictionary.Dictionary` has it.
-
-    Both methods take (..., width) and return (..., n_latents).
-    """
-
-    @property
-    def n_latents(self) -> int:
-        """The number of latents."""
-
-    def pre_activation(self, x: Any, /) -> Any:
-        """Return the latents before the learner's activation function."""
-
-    def encode(self, x: Any, /) -> Any:
-        """Return the latents after it: the code."""
-
-
 def image_latents(
     dictionary: Encodes, activation: Tensor, channel_axis: int, stage: Stage
 ) -> Float[Tensor, "batch latents"]:

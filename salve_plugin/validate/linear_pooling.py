@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from salve_plugin.errors import InputError
 from salve_plugin.validate.layout import Tokens, as_map
 from salve_plugin.validate.tracing import GraphSlice, joined, pull_back
 
@@ -24,8 +25,13 @@ def position_weights(graph: GraphSlice, tokens: Tokens, axis: int) -> Float[Tens
         graph: from the layer to the site; it can be used again.
         tokens: the layer's layout.
         axis: of the site's features.
+
+    Raises:
+        InputError: if there is no image, of which nothing could be told.
     """
     site, layer = joined(graph.site), joined(graph.layer)
+    if not len(site):
+        raise InputError("there is no image to explain; pass a batch of at least one")
     width = site.shape[axis]
     if site.numel() != len(site) * width or as_map(layer[:1], tokens).shape[1] != width:
         return None

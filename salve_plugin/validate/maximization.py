@@ -144,6 +144,8 @@ def maximize(
     """
     check_attached(hooked)
     latent = int(latent_index(latent, 1, dictionary.n_latents))
+    if jitter is not None and jitter < 0:
+        raise InputError(f"jitter={jitter} must be a number of pixels, 0 or more")
     if sign not in (1, -1) or steps < 0 or parametrization not in ("fourier", "pixel"):
         raise InputError(
             f"sign={sign}, steps={steps}, parametrization={parametrization!r}: expected 1 or -1, "

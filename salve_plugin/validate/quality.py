@@ -25,6 +25,7 @@ from salve_plugin.network import OnBaseMismatch, check_one_network
 from salve_plugin.site import Rewrite, check_read
 from salve_plugin.validate import quality_report
 from salve_plugin.validate.baselines import CONTROLS, control
+from salve_plugin.validate.evidence.head import reads_nothing_else
 from salve_plugin.validate.held_out import HeldOut
 from salve_plugin.validate.measures import (
     Latents,
@@ -304,7 +305,7 @@ def _splices(
         )
     rewrites = {name: _rewrite(dictionary) for name, dictionary in dictionaries.items()}
     # Where the classifier reads nothing else, the head is all of the model that is left to run.
-    if site.layout == "pooled" and hooked.heads and set(hooked.heads) <= set(site.readers):
+    if reads_nothing_else(hooked, site):
         weight, bias = hooked.unembed(site)
         return splice_head(weight, bias, data.x, data.labels, rewrites, mean=data.mean)
     if loader is None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from salve_plugin.faces.table import Table
-from salve_plugin.validate.reconstruction import BINS_IN_DECADE, DECADES
+from salve_plugin.validate.reconstruction import histogram_edges
 from salve_plugin.validate.stability import SAME
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def figure(quality: "Quality") -> "Drawing":
 
 def _draw_densities(axes: "Axes", quality: "Quality") -> None:
     """Draw which share of the latents has which density, dead ones left out."""
-    edges = [-DECADES + number / BINS_IN_DECADE for number in range(DECADES * BINS_IN_DECADE + 1)]
+    edges = histogram_edges().tolist()
     for number, (name, counts) in enumerate(quality.histograms.items()):
         shares = [count / quality.rows[name].n_latents for count in counts]
         style: dict[str, Any] = {"fill": True, "alpha": 0.35} if number == 0 else {"linewidth": 1.2}

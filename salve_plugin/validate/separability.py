@@ -20,7 +20,7 @@ PAIRS = 200
 """With more pairs of classes than this, so many are drawn."""
 
 _CODES = 2**22
-"""Codes counted at once."""
+"""Codes counted at once, or cells that they are counted in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,8 @@ def separability(
     # One range for all classes and for the shuffled ones, so that bins mean the same everywhere.
     low, high = labelled.amin(0), labelled.amax(0)
     distances, floors = [], []
-    size = max(1, _CODES // len(true.images))
+    # With few images it is the histograms that are large: a row of bins for each group and latent.
+    size = max(1, _CODES // max(len(true.images), true.n * bins))
     for start in range(0, codes.shape[1], size):
         chunk = slice(start, start + size)
         places = _places(codes[:, chunk].double(), low[chunk], high[chunk], bins)

@@ -44,6 +44,12 @@ def test_infinite_strengths_survive() -> None:
     assert back.tolist() == [0.1, float("inf")]
 
 
+def test_tiny_values_are_quantized_too() -> None:
+    whole, unit = quantized(torch.tensor([1e-40, -1e-40, 0.0]))
+    assert whole.tolist() == [127, -127, 0]
+    assert 127 * unit == pytest.approx(1e-40, rel=1e-5)
+
+
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20))
 def test_quantized_values_are_off_by_half_a_unit_at_most(values: list[float]) -> None:
     given_values = torch.tensor(values, dtype=torch.float64)

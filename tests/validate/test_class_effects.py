@@ -53,6 +53,16 @@ def test_contributions_and_falls_by_hand(network: str, name: str) -> None:
     assert plain.falls.isnan().all()
 
 
+def test_it_can_be_called_in_inference_mode() -> None:
+    hooked = attached("test_resnet")
+    sae = dictionary_at(hooked.site("blocks.1.hook_resid_post"), 6, k=4)
+    effects = salve.class_effects(hooked, sae, LOADER, candidates=2)
+    with torch.inference_mode():
+        again = salve.class_effects(hooked, sae, LOADER, candidates=2)
+    torch.testing.assert_close(again.contributions, effects.contributions)
+    torch.testing.assert_close(again.falls, effects.falls, equal_nan=True)
+
+
 def test_what_is_not_there_is_refused() -> None:
     hooked = attached("test_resnet")
     sae = dictionary_at(hooked.site("unembed.hook_in"), 6, k=4)

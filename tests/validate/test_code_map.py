@@ -9,7 +9,7 @@ from latent_networks import attached, dictionary_at
 from torch import Tensor, nn
 
 import salve_plugin as salve
-from salve_plugin.errors import AttributionError
+from salve_plugin.errors import AttributionError, InputError
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
 
@@ -95,6 +95,15 @@ def test_another_pooling_is_refused_with_a_way_out(network: str) -> None:
     sae = dictionary_at(hooked.site(hooked.head_sites[0]), 6)
     with pytest.raises(AttributionError, match=r"no weighted mean.*Use LayerGradFam.*record\("):
         salve.LayerCodeMap.of(hooked, sae).attribute(IMAGES, 0)
+
+
+def test_a_batch_without_images_is_refused() -> None:
+    hooked = attached("test_resnet")
+    sae = dictionary_at(hooked.site("unembed.hook_in"), 6)
+    with pytest.raises(InputError, match="there is no image to explain"):
+        salve.LayerCodeMap.of(hooked, sae).attribute(IMAGES[:0], 0)
+    with pytest.raises(InputError, match="there is no image to explain"):
+        salve.grad_fam_maps(salve.LayerGradFam.of(hooked, sae), IMAGES[:0])
 
 
 def test_a_generalized_mean_is_refused() -> None:

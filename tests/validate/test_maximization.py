@@ -186,6 +186,7 @@ def test_a_latent_without_variance_leaves_a_finite_image(digits_vit: Any) -> Non
     [
         ({"latent": 10}, "the latents are 0 to 9"),
         ({"size": 0}, "must be positive"),
+        ({"jitter": -1}, "jitter=-1 must be a number of pixels"),
         ({"low": 1.0, "high": 1.0}, "below"),
         ({"low": [0.0, 0.0]}, "one for each of 1"),
         ({"steps": -1}, "steps=-1"),

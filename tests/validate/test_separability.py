@@ -113,6 +113,23 @@ def test_of_many_classes_pairs_are_drawn() -> None:
     assert len(module._pairs(30, torch.Generator().manual_seed(0))) == module.PAIRS
 
 
+def test_memory_is_bounded_with_few_images_of_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, codes = torch.arange(60) % 30, draw(60, 50)
+    whole = separability(codes, labels)
+    cells = []
+    counted = torch.bincount
+
+    def noted(values: Tensor, minlength: int = 0) -> Tensor:
+        cells.append(minlength)
+        return counted(values, minlength=minlength)
+
+    monkeypatch.setattr(module, "_CODES", 2**15)
+    monkeypatch.setattr(torch, "bincount", noted)
+    parts = separability(codes, labels)
+    assert max(cells) <= 2**15
+    assert torch.equal(parts.scores, whole.scores)
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     codes = draw(4, 2)
     for labels, complaint in (

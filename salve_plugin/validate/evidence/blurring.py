@@ -20,6 +20,7 @@ from salve_plugin.taps import reading
 from salve_plugin.validate.evidence.permuting import p_values
 from salve_plugin.validate.latents import Stage, image_latents, latent_index
 from salve_plugin.validate.layout import site_axis
+from salve_plugin.validate.reconstruction import check_finite
 
 AREA = 0.2
 """Share of the image that is blurred."""
@@ -115,7 +116,8 @@ def map_check(
         on_base_mismatch: "warn" takes a dictionary of another network too.
 
     Raises:
-        InputError: if an argument is out of range, or the maps are not one for each image.
+        InputError: if an argument is out of range, there is no image, or the maps are not one for
+            each image or not finite.
         SalveError: as `LayerGradFam.of` and its `attribute`.
     """
     if not 0 < area < 1 or regions < 1:
@@ -127,11 +129,12 @@ def map_check(
             hooked, dictionary, stage=stage, on_base_mismatch=on_base_mismatch
         )  # also compares networks
         heat = fam.attribute(images, target=target)
-    if heat.ndim != 4 or len(heat) != len(images) or heat.shape[1] != 1:
+    if heat.ndim != 4 or len(heat) != len(images) or heat.shape[1] != 1 or not len(images):
         raise InputError(
             f"maps of shape {tuple(heat.shape)} for {len(images)} images; expected (images, 1, h, "
-            "w), as LayerGradFam gives them"
+            "w), as LayerGradFam gives them, of at least one image"
         )
+    check_finite(heat, "maps")  # of NaN, the largest values would be anywhere
     index = latent_index(target, len(images), dictionary.n_latents)
     site = hooked.site(dictionary.site.name)
     # Blurred and put together in float32; the model gets the images' own type.

@@ -69,6 +69,7 @@ def class_profile(
         counts = groups.long() @ counts
     of_class = _Standardized(ranks, counts.numpy(), joined)
     z, spread = of_class.z(labels.numpy()), of_class.spread
+    # The mean of a small class varies more by chance: areas would favour it, z does not.
     best = z.argmax(0)
     columns = np.arange(z.shape[1])
     null = torch.from_numpy(np.stack([of_class.z(order).max(0) for order in permuted.numpy()]))
@@ -76,6 +77,7 @@ def class_profile(
     # The area is the rank sum less its least value, in units of the pairs of images.
     pairs = (counts * (len(labels) - counts)).double()[best]
     scale = torch.from_numpy(spread[best, columns]) / pairs
+    # Exact: where all ranks are tied, each is (n + 1) / 2, of which nothing is left below.
     told = torch.from_numpy(spread[best, columns] > 0)
     return ClassProfile(
         torch.where(told, torch.from_numpy(best), NO_CLASS),

@@ -49,6 +49,7 @@ class ClassTree(Tabular):
         """The classes of each join but the last, which has all; by the names that are joined."""
         named = {}
         for (first, second), own in list(zip(self.joined, self.members, strict=True))[:-1]:
+            # By one class of either side: all of them would be a name that nobody reads.
             left, right = (self.classes[self._leaf(node)] for node in (first, second))
             named[f"{left} … {right} ({len(own)})"] = own
         return named
@@ -105,11 +106,12 @@ def class_tree(hooked: HookedModel, classes: Sequence[str] | None = None) -> Cla
     # A row that is the mean row has no direction, and is like no other.
     rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
     distance = (1 - rows @ rows.T).clamp(min=0)
-    # Rounding leaves the product neither symmetric nor 1 on its diagonal.
-    distance = ((distance + distance.T) / 2).fill_diagonal_(0)
+    # Rounding leaves the product neither symmetric nor 1 on its diagonal: unchecked, only what is
+    # above that is read.
     joins = linkage(squareform(distance.numpy(), checks=False), "average").tolist()
     return ClassTree(
         names,
         tuple((int(first), int(second)) for first, second, *_ in joins),
+        # Of average linkage the height is the mean of 1 - cosine over all pairs that are joined.
         tuple(1 - height for _, _, height, _ in joins),
     )

@@ -24,6 +24,7 @@ from salve_plugin.validate.evidence.class_groups import with_single_classes
 from salve_plugin.validate.evidence.class_profile import NO_CLASS, class_profile
 from salve_plugin.validate.evidence.concept_sets import SetProfile, check_concepts, concept_profile
 from salve_plugin.validate.evidence.cooccurrence import partners
+from salve_plugin.validate.evidence.dissection import check_segments, masks_on_grid
 from salve_plugin.validate.evidence.flip_shares import FlipShares, flip_shares, images_to_try
 from salve_plugin.validate.evidence.head import (
     ReadHead,
@@ -106,7 +107,8 @@ def evidence(
 
     Raises:
         InputError: if the dictionary reads another site, labels are not the classifier's, `top` or
-            `permutations` is not positive, or `folder` holds blocks of something else.
+            `permutations` is not positive, groups, images, masks or concepts cannot be used, or
+            `folder` holds blocks of something else.
         BaseMismatchError: if dictionary, recording and model are not of one network.
         ReadError: if a shard, or a block in `folder`, is damaged.
         WriteError: if a block cannot be kept.
@@ -117,20 +119,29 @@ def evidence(
         check_concepts(concepts)
     if images is None and masks is not None:
         raise InputError("masks are compared with maps of the images: pass images= too")
+    if masks is None and segments is not None:
+        raise InputError("segments= names the segments of masks: pass masks= too")
     check_parts(hooked, dictionary, acts, on_base_mismatch)
     pictures = None if images is None else RecordedImages(hooked, acts, images)
+    # What is wrong with the groups or masks is said before the blocks, which may take hours.
+    sets = None if groups is None else with_single_classes(groups, acts)
+    grid = None if masks is None else masks_on_grid(masks, acts.n_images)
+    if grid is not None:
+        check_segments(grid, segments)
     reading = _Reading(hooked, dictionary, acts, top, permutations, seed)
+    # It is part of the digest of what is kept: with other constants, blocks would begin elsewhere.
     size = max(1, min(MOST_LATENTS, MOST_CODES // acts.n_images, dictionary.n_latents))
     kept = Kept(folder, reading.digest(size))
     with bar("evidence", dictionary.n_latents, progress) as update:
         blocks = kept.blocks(dictionary.n_latents, size, reading.block, update)
     # All blocks have the same orders of the labels: the largest over blocks is that of all latents
     # in one order.
+    # They are taken out, for they are of permutations and not of latents, which are joined.
     best = torch.stack([block.pop("maxima") for block in blocks]).amax(0)
     joined: dict[str, Any] = concatenated(blocks)
     further: dict[str, Any] = {"flips": reading.flips(folder)}
-    if groups is not None:
-        names, members = with_single_classes(groups, acts)
+    if sets is not None:
+        names, members = sets
         digest = content_digest({"evidence": reading.digest(size)}, {"members": members})
         kept = Kept(folder, digest, "groups")
         told = kept.blocks(dictionary.n_latents, size, partial(reading.told, members))
@@ -141,7 +152,7 @@ def evidence(
             progress=progress,
         )  # fmt: skip
         further["maps"] = shown.map_falls()
-        further["segments"] = None if masks is None else shown.segments(masks, segments)
+        further["segments"] = None if grid is None else shown.segments(grid, segments)
         further["notes"] = tuple(shown.notes)
         if not reading.reads_head:
             joined |= shown.effects(acts.image_labels().long(), joined["label"])
@@ -186,6 +197,8 @@ class _Reading:
             self._x = rows_of(acts, self._some)
             own = [(self._labels == label).nonzero()[:, 0] for label in range(len(self._counts))]
             self._of_class = [images[evenly(len(images), IMAGES)] for images in own]
+            # Read once for all classes, in ascending order, as `rows_of` returns rows; among them
+            # bisection finds each class's own.
             chosen = torch.cat(self._of_class).sort().values
             logits = self._head.logits(rows_of(acts, chosen))
             self._logits = [logits[torch.searchsorted(chosen, images)] for images in self._of_class]
@@ -204,7 +217,9 @@ class _Reading:
             "images": acts.images_sha256, "labels": acts.labels_sha256, "n_rows": acts.n_rows,
             "model": acts.model_sha256,
         }  # fmt: skip
-        # The recorded inputs of the images that effects are measured on, and what reads them now.
+        # The extremes of all codes tell recordings of the same images apart, such as one in half
+        # precision. At the classifier, also the inputs that effects are measured on and what reads
+        # them now, which the recording does not know.
         tensors = {"least": self.activity.least, "most": self.activity.most}
         if self._head is not None:
             tensors |= {"weight": self._head.weight, "bias": self._head.bias, "x": self._x}
@@ -279,6 +294,7 @@ class _Reading:
         for row, (latent, label) in enumerate(zip(own.tolist(), labels.tolist(), strict=True)):
             drawn = other_latents([latent], [latent], len(head.pull), self._seed)
             others = [other for (other,) in drawn]
+            # At strength 1; up to where a factor reaches 0, the share does not depend on it.
             change = gate_change(head, self._x.double(), Gate(self._atoms[latent, None], 1.0))
             tried = [latent, *others]
             shares = explained(change, some_codes[:, tried], head.pull[tried])

@@ -13,7 +13,7 @@ from salve_plugin.control.concepts.logistic import logistic
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, SiteLike, check_attached
-from salve_plugin.images import as_input
+from salve_plugin.images import as_input, run
 from salve_plugin.modes import evaluating, without_autocast
 from salve_plugin.validate.evidence.permuting import LEVEL
 
@@ -90,7 +90,8 @@ def tcav(
         seed: of the sets.
 
     Raises:
-        InputError: if there is no concept, too few images of something, or `sets` is below 2.
+        InputError: if there is no concept, too few images of something, no such class, or `sets` is
+            below 2.
         UnknownSiteError: if the model has no such site.
     """
     check_attached(hooked)
@@ -105,6 +106,10 @@ def tcav(
             "image; give more images, or ask for fewer sets"
         )
     model = hooked.model
+    with torch.no_grad(), evaluating(model):
+        classes = run(model, images[:1], "the class's images").shape[-1]
+    if not 0 <= target < classes:  # Captum would count a negative one from the end
+        raise InputError(f"there is no class {target}; the model has {classes}, from 0")
     with TemporaryDirectory() as folder, evaluating(model):
         method = TCAV(
             model, [site.module], classifier=_Direction(), save_path=folder,

@@ -99,6 +99,7 @@ def concept_profile(
     Raises:
         InputError: if the model does not take the images.
     """
+    # The sets stand for classes, and the statistics are those of a recording's classes.
     sets = list(concepts.values())
     labels = torch.arange(len(sets)).repeat_interleave(torch.tensor([len(one) for one in sets]))
     codes = torch.cat([_codes(hooked, dictionary, images, signs, tolerance) for images in sets])

@@ -59,12 +59,14 @@ def partners(
 def _partners(
     joint: Tensor, counts: Tensor, own: Tensor, n_images: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # With n images, n_i and n_j of them on, n_ij both: phi = (n n_ij - n_i n_j) over the root of
+    # n_i (n - n_i) n_j (n - n_j), Pearson's correlation of two indicators.
     varied = counts * (n_images - counts)
     spread = (varied[own, None] * varied).sqrt()
     phi = (n_images * joint - counts[own, None] * counts) / spread
     phi = phi.masked_fill(spread == 0, -torch.inf)
     rows = torch.arange(len(own))
-    phi[rows, own] = -torch.inf
+    phi[rows, own] = -torch.inf  # a latent is no partner of itself
     best = phi.argmax(1)
     largest = phi[rows, best]
     has_partner = largest.isfinite()

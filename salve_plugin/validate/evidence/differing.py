@@ -14,10 +14,10 @@ from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
 from salve_plugin.site import check_read
 from salve_plugin.validate.activity import codes_by_image
-from salve_plugin.validate.evidence.permuting import p_values, upper
+from salve_plugin.validate.evidence.permuting import SIGNIFICANT, p_values, upper
 
-SIGNIFICANT = 0.05
 _MOST_CODES = 2**25
+"""Codes of all images that are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,6 +99,7 @@ def compare_recordings(
     # Each order as what it adds to mean(second) - mean(first): the true one first.
     weights = torch.empty(1 + permutations, total, dtype=torch.float64)
     weights[:, : counts[0]], weights[:, counts[0] :] = -1 / counts[0], 1 / counts[1]
+    # The same orders for every block of latents, as maxT needs, without a copy of all codes each.
     for row in weights[1:]:
         row[:] = row[torch.randperm(total, generator=random)]
     size = max(1, _MOST_CODES // total)
@@ -106,6 +107,8 @@ def compare_recordings(
     for start in range(0, dictionary.n_latents, size):
         block = slice(start, start + size)
         codes = torch.cat([image_codes(dictionary, acts, block) for acts in (first, second)])
+        # Equal codes give exactly 0 here, and no spread: a sum of float32 numbers is exact in
+        # float64 up to 2**29 of them, and so is its quotient.
         centred = codes.double() - codes.double().mean(0)
         spread = centred.square().mean(0).sqrt()
         shift = torch.where(spread > 0, weights @ centred / spread.clamp(min=1e-300), 0.0)

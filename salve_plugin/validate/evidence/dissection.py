@@ -73,17 +73,46 @@ def masks_on_grid(masks: Sequence[Any], n_images: int) -> Int[Tensor, "images gr
         raise InputError(f"{len(masks)} masks for {n_images} recorded images; pass one for each")
     grid = torch.empty(n_images, GRID, GRID, dtype=torch.int16)
     for image in range(n_images):
-        mask = torch.as_tensor(masks[image])
-        whole = mask.ndim == 2 and mask.numel() > 0 and not mask.is_floating_point()
-        if not whole or int(mask.min()) < 0 or int(mask.max()) > MOST_SEGMENTS:
-            raise InputError(
-                f"the mask of image {image} is {mask.dtype} {tuple(mask.shape)}; expected (height, "
-                f"width) of whole numbers from 0 (no segment) to {MOST_SEGMENTS}"
-            )
+        mask = _numbers(masks[image], image)
         # The pixels at the centres of the grid's cells.
         down, right = (((torch.arange(GRID) + 0.5) * side / GRID).long() for side in mask.shape)
         grid[image] = mask[down][:, right].to(torch.int16)
     return grid
+
+
+def _numbers(mask: Any, image: int) -> Int64[Tensor, "height width"]:
+    try:
+        numbers = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the mask of image {image} is a {type(mask).__name__}; expected a tensor or an array "
+            "(height, width); make an array of a picture first"
+        ) from error
+    whole = numbers.ndim == 2 and numbers.numel() > 0
+    whole = whole and not (numbers.is_floating_point() or numbers.is_complex())
+    # In int64 before any comparison: torch has none for the 16 bits that masks are often stored in.
+    wide = numbers.long() if whole else numbers
+    if not whole or int(wide.min()) < 0 or int(wide.max()) > MOST_SEGMENTS:
+        raise InputError(
+            f"the mask of image {image} is {numbers.dtype} {tuple(numbers.shape)}; expected "
+            f"(height, width) of whole numbers from 0 (no segment) to {MOST_SEGMENTS}"
+        )
+    return wide
+
+
+def check_segments(masks: Int[Tensor, "images grid grid"], names: Sequence[str] | None) -> int:
+    """Return how many numbers masks have, 0 included.
+
+    Raises:
+        InputError: if there is no segment, or one has no name.
+    """
+    largest = int(masks.max())
+    if largest < 1 or (names is not None and len(names) < largest):
+        raise InputError(
+            f"the masks have segments up to number {largest}, of which {names} are the "
+            "names: expected at least one, and a name for each from number 1 on"
+        )
+    return 1 + largest
 
 
 def dissect(
@@ -108,17 +137,14 @@ def dissect(
     Raises:
         InputError: if there is no segment, or one has no name.
     """
+    n_segments = check_segments(masks, names)
     levels = _levels(maps, len(masks))
     flat = masks.flatten(1).long()
-    n_segments = 1 + int(flat.max())
-    if n_segments < 2 or (names is not None and len(names) < n_segments - 1):
-        raise InputError(
-            f"the masks have segments up to number {n_segments - 1}, of which {names} are the "
-            "names: expected at least one, and a name for each from number 1 on"
-        )
     has = torch.stack([torch.bincount(own, minlength=n_segments) > 0 for own in flat])
     partners = _partners(has, seed)
     n_latents = len(levels)
+    # Counts in half the memory of float64: float32 has every whole number up to 2**24, which the
+    # region of a latent, 0.5 % of all positions, reaches at a million images.
     hits = torch.zeros(1 + SHUFFLES, n_latents * n_segments)
     region = torch.zeros(n_latents)
     for image, values in enumerate(maps()):
@@ -138,6 +164,8 @@ def dissect(
                 others = torch.cat([torch.tensor([image]), orders[:, own == image][:, 0]])
                 inside = (flat[others][:, place] == segment).float()
                 hits.index_add_(1, latent * n_segments + segment, inside)
+    # Number 0 is no segment. The union is region plus segment, less what both have; a segment dealt
+    # out anew keeps its size, so that one union's sum serves all pairings.
     hits = hits.view(1 + SHUFFLES, n_latents, n_segments)[:, :, 1:].double()
     whole = region.double()[:, None] + torch.bincount(flat.flatten(), minlength=n_segments)[1:]
     best, segment = (hits / (whole - hits).clamp(min=1)).max(2)

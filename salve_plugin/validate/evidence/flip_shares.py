@@ -59,6 +59,7 @@ def flip_shares(
         # What is off contributes nothing, and to order it for every rival is most of the work.
         own = active[row].nonzero()[:, 0]
         if len(own):
+            # Without random orders, since what chance gives is known in closed form.
             flip = flip_of(logits, codes[row, own], head.pull[own], None)
             among[row, own[list(flip.latents)]] = True
     chance = among.sum(1, keepdim=True) / active.sum(1, keepdim=True).clamp(min=1).double()
@@ -73,6 +74,8 @@ def _beside_chance(
     # Column n: that n of the images so far have the latent in their set.
     law = torch.zeros(among.shape[1], n_images + 1, dtype=torch.float64)
     law[:, 0] = 1
+    # Each image has another p, so that no binomial law holds: one image at a time, the count is one
+    # more with p and stays with 1 - p.
     for p in chance:
         shifted = torch.cat([law.new_zeros(len(law), 1), law[:, :-1]], 1)
         law = law * (1 - p[:, None]) + shifted * p[:, None]

@@ -16,6 +16,7 @@ from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.images import run
 from salve_plugin.modes import evaluating, without_autocast
 from salve_plugin.taps import reading
+from salve_plugin.validate.evidence.head import reads_nothing_else
 
 _TRIES = 99
 """Random orders in which latents are taken away beside."""
@@ -96,7 +97,7 @@ def fewest_to_flip(
     """
     check_attached(hooked)
     site = hooked.site(dictionary.site.name)
-    if not hooked.heads or not set(hooked.heads) <= set(site.readers) or site.layout != "pooled":
+    if not reads_nothing_else(hooked, site):
         raise InputError(
             f"the dictionary reads '{site.name}', the classifier {list(hooked.head_sites)}; learn "
             "a dictionary of what the classifier reads, and nothing else"

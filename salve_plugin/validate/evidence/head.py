@@ -15,7 +15,7 @@ from salve_plugin.discover.recording.labels import check_of_model
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.network import OnBaseMismatch, check_one_network
-from salve_plugin.site import check_read
+from salve_plugin.site import Site, check_read
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,17 @@ class ReadHead:
         return torch.addmm(self.bias, x.double(), self.weight.T)
 
 
+def reads_nothing_else(hooked: HookedModel, site: Site) -> bool:
+    """Say whether a site is all that the classifier reads, one row an image."""
+    # Distilled models have several heads, of which each may read a site of its own.
+    every_head = bool(hooked.heads) and set(hooked.heads) <= set(site.readers)
+    return every_head and site.layout == "pooled"
+
+
 def is_head_input(hooked: HookedModel, acts: Activations) -> bool:
     """Say whether the recording is all that the classifier reads, one row an image."""
     site = hooked.sites.get(acts.site.name)
-    reads_all = site is not None and bool(hooked.heads) and set(hooked.heads) <= set(site.readers)
-    return reads_all and acts.n_rows == acts.n_images
+    return site is not None and reads_nothing_else(hooked, site) and acts.n_rows == acts.n_images
 
 
 @torch.no_grad()
@@ -61,6 +67,7 @@ def read_head(hooked: HookedModel, dictionary: Dictionary, acts: Activations) ->
             "of it"
         )
     weight, bias = (part.detach().cpu().double() for part in hooked.unembed(acts.site.name))
+    # One logit tells two classes apart.
     check_of_model(acts.classes, max(2, len(bias)))
     check_labels(acts.image_labels(), max(2, len(bias)))
     pull = dictionary.atoms.detach().cpu().double() @ weight.T
@@ -82,6 +89,7 @@ def check_parts(
         {"the recording": acts.network_sha256, "the dictionary": dictionary.network},
         on_base_mismatch,
     )
+    # As it is, edits included: effects are measured on the weights that are there.
     Networks(hooked, on_base_mismatch).check_present("the recording", acts.network_sha256)
 
 

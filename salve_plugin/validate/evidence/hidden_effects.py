@@ -104,6 +104,7 @@ class _Spliced:
         with evaluating(hooked.model), reading(hooked.model, [self._site]) as activations:
             run(hooked.model, images, "images")
         rows = self._site.recorded_rows(activations[self._site.name]).to(dictionary.atoms)
+        # Once, of the model as it is: a scale s then leaves s times what these codes contribute.
         self._codes = dictionary.encode(rows)[:, latent].view(len(images), -1)
 
     def logits(

@@ -99,6 +99,8 @@ def intervened(
     effect = float(curve[SCALES.index(0.0)] - curve[base])
     if not kl > least:  # it is off in all these images, or the classifier does not see it
         return Intervention(tuple(curve.tolist()), max(0.0, kl), effect, 1.0)
+    # At equal strength a latent of large codes would stand out by them alone: at equal KL only the
+    # direction counts.
     factor = at_divergence(logits, controls, n_controls, kl, close)
     moved = two_sided(controls(factor)).softmax(-1)[..., label].mean(1)
     as_much = int((moved - curve[base] <= effect).sum())

@@ -79,6 +79,7 @@ class Kept:
         if path is None or not path.exists():
             return None
         try:
+            # In the file itself, not beside it: no kill can come between numbers and their digest.
             with safe_open(path, framework="pt") as file:
                 digest = (file.metadata() or {}).get("digest")
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}

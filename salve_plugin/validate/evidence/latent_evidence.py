@@ -16,8 +16,7 @@ from salve_plugin.validate.evidence.dissection import SegmentProfile
 from salve_plugin.validate.evidence.flip_shares import FlipShares
 from salve_plugin.validate.evidence.intervention import SCALES
 from salve_plugin.validate.evidence.map_falls import MapFalls
-
-SIGNIFICANT = 0.05
+from salve_plugin.validate.evidence.permuting import SIGNIFICANT
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,7 +130,8 @@ class LatentEvidence(Tabular):
         """Return the same as a table; each null stands in brackets."""
         known = len(self.label)
         if latents is None:
-            # Constant latents, whose area is undefined, come last.
+            # Constant latents, whose area is undefined, come last. By how far the area is beyond
+            # chance, not by its size: of a small class, chance reaches more.
             order = (
                 (self.auc - self.auc_null)
                 .nan_to_num(nan=-1.0)
@@ -163,7 +163,7 @@ class LatentEvidence(Tabular):
 
     def _row(self, latent: int) -> tuple[object, ...]:
         label, partner = int(self.label[latent]), int(self.partner[latent])
-        name = str(label) if self.classes is None else self.classes[label]
+        name = str(label) if self.classes is None or label < 0 else self.classes[label]
         return (
             latent, float(self.density[latent]), float(self.largest[latent]),
             None if label < 0 else name,

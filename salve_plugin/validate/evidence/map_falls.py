@@ -69,10 +69,12 @@ def map_falls(
         # The code is read: it is what top images are told by, and nothing is below "off".
         check = map_check(
             hooked, dictionary, batch, pairs, heat=heat, regions=REGIONS, stage="post",
+            # Other places for each block, and the same again where a block is computed again.
             seed=seed + int(own[0]),
         )  # fmt: skip
         falls = torch.cat([check.fall[:, None], check.falls_elsewhere], 1)
         shares = _shares(check.before, falls, len(own))
+        # Of a latent that is off everywhere nothing can fall: its p is 1.
         return {
             "fall": shares[0], "fall_null": upper(shares[1:]),
             "fall_p": p_values(shares[0].nan_to_num(-torch.inf), shares[1:].nan_to_num(0.0)),

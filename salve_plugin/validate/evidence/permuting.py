@@ -6,6 +6,8 @@ from torch import Tensor
 
 LEVEL = 0.95
 """Nulls are reported as this quantile: chance stays below it in 19 of 20 cases."""
+SIGNIFICANT = 0.05
+"""Largest p that counts as beyond chance where latents or images are counted."""
 _ROUNDING = 1e-9
 """Statistics of equal rankings that differ by less were summed in another order."""
 
@@ -34,10 +36,14 @@ def p_values(
         statistic: of each latent; larger speaks against chance.
         null: of each latent (permutations, latents), or one for all (permutations, 1).
     """
+    # Relative, and absolute near 0. A latent without a statistic has -inf, which every null
+    # reaches: its p is 1.
     as_large = null >= statistic - _ROUNDING * statistic.abs().clamp(min=1)
     return (1 + as_large.sum(0)).double() / (1 + len(null))
 
 
 def upper(null: Float64[Tensor, "permutations columns"]) -> Float64[Tensor, " columns"]:
     """Return what chance stays at or below in 95 % of the permutations."""
+    # A value that was reached, the upper of two: what lies between them, chance may be above more
+    # often than it is said to be. Of 19 draws it is the largest.
     return null.quantile(LEVEL, dim=0, interpolation="higher")

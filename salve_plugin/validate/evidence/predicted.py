@@ -143,6 +143,7 @@ def predicted_effect(
         line = fitted_lines(predicted, change)
         r2.append(line[0])
         slope.append(line[1])
+        # Each other latent predicts, in its place, what the gate of this one does.
         others = [other for (other,) in other_latents([latent], [latent], n_latents, seed)]
         share = explained(change, codes[:, [latent, *others]], head.pull[[latent, *others]])
         shares.append(share[0])
@@ -158,6 +159,7 @@ def gate_change(
 ) -> Float64[Tensor, "images classes"]:
     """Return what the gate on all rows of the classifier adds to the logits."""
     weight = head.gated
+    # Of the weights' difference: that of the logits would lose what a weak gate adds to them.
     return x @ (scaled_rows(weight, gate.factors, None) - weight).T
 
 
@@ -171,6 +173,8 @@ def explained(
     It is the squared cosine of the two, over images and classes; 0 for a latent without effect.
     """
     # <change, z u^T> is z^T (change u): the products are never laid out.
+    # One slope for all classes: with one for each, a latent that moves other logits than the gate
+    # does would be fitted class by class.
     product = (codes * (change @ pulls.T)).sum(0)
     size = change.square().sum() * codes.square().sum(0) * pulls.square().sum(1)
     return torch.where(size > 0, product.square() / size.clamp(min=1e-300), 0.0)

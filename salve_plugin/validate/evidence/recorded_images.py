@@ -60,6 +60,7 @@ class RecordedImages:
             InputError: if a label is not the recorded one, or the images differ in size.
             ReadError: if an image cannot be read.
         """
+        # By a loader of one batch: it collates the items, and they are checked, as in `record`.
         loader: DataLoader[Any] = DataLoader(
             Subset(self._data_set, list(chosen)), batch_size=max(1, len(chosen))
         )

@@ -34,6 +34,7 @@ def precision_by_chance(
     It does not depend on the latent. The latent's own class is one of those, so the null is no
     easier than what the latent was chosen for.
     """
+    # The first k of a random order are k random images.
     chosen = permuted[:, :k]
     counts = torch.zeros(len(chosen), int(permuted.max()) + 1, dtype=torch.float64)
     counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float64))

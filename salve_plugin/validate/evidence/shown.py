@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from salve_plugin.control.base import bare
@@ -14,9 +13,10 @@ from salve_plugin.discover.recording.labels import n_outputs
 from salve_plugin.errors import AttributionError
 from salve_plugin.faces.progress import bar
 from salve_plugin.hooks import HookedModel
+from salve_plugin.network import network_digest
 from salve_plugin.store.digest import content_digest, state_digest
 from salve_plugin.validate.activity import Activity
-from salve_plugin.validate.evidence.dissection import SegmentProfile, dissect, masks_on_grid
+from salve_plugin.validate.evidence.dissection import SegmentProfile, dissect
 from salve_plugin.validate.evidence.hidden_effects import hidden_effects
 from salve_plugin.validate.evidence.kept import Kept
 from salve_plugin.validate.evidence.map_falls import MAPPED, REGIONS, MapFalls, map_falls
@@ -55,7 +55,10 @@ class Shown:
             progress: whether to show bars.
         """
         self._hooked, self._dictionary, self._activity = hooked, dictionary, activity
-        self._images, self._folder, self._digest, self._seed = images, folder, digest, seed
+        # The network that runs the images need not be the recorded one (on_base_mismatch="warn").
+        network = network_digest(hooked)
+        self._digest = content_digest({"evidence": digest, "network": network}, {})
+        self._images, self._folder, self._seed = images, folder, seed
         self._progress = progress
         self.notes: list[str] = []
 
@@ -72,9 +75,16 @@ class Shown:
             self.notes.append(f"no maps: {error}")
             return None
 
-    def segments(self, masks: Sequence[Any], names: Sequence[str] | None) -> SegmentProfile | None:
-        """Return the segments that latents' regions cover; None without codes by position."""
-        grid = masks_on_grid(masks, len(self._images))
+    def segments(
+        self, grid: Int[Tensor, "images grid grid"], names: Sequence[str] | None
+    ) -> SegmentProfile | None:
+        """Return the segments that latents' regions cover; None without codes by position.
+
+        Args:
+            grid: masks from `masks_on_grid`.
+            names: that `check_segments` let pass. They are not kept: others may come with numbers
+                that are.
+        """
         kept = self._kept("segments", {}, {"masks": grid})
         tensors = kept.read(0)
         if tensors is None:
@@ -122,6 +132,4 @@ class Shown:
                 yield codes.float().cpu() * signs
 
     def _kept(self, name: str, parts: dict[str, object], tensors: dict[str, Tensor]) -> Kept:
-        return Kept(
-            self._folder, content_digest({**parts, "evidence": self._digest}, tensors), name
-        )
+        return Kept(self._folder, content_digest({**parts, "shown": self._digest}, tensors), name)

@@ -12,7 +12,8 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
-from salve_plugin.validate.evidence.differing import SIGNIFICANT, check_recordings
+from salve_plugin.validate.evidence.differing import check_recordings
+from salve_plugin.validate.evidence.permuting import SIGNIFICANT
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,6 +92,7 @@ def unfamiliarity(
     spread = (total[1] / rows - mean.square()).clamp(min=0).sqrt()
     # A latent that the even images never switch on would make any code infinitely far.
     spread = spread.clamp(min=1e-3 * float(spread.max()) or 1.0)
+    # Of the other half: an image that took part in the mean is nearer to it than a new one is.
     familiar = _scores(dictionary, acts, mean, spread)[:, 1::2]
     scored = _scores(dictionary, others, mean, spread)
     error_p, code_p = (_conformal(scored[row], familiar[row]) for row in range(2))

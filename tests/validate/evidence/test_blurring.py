@@ -108,6 +108,16 @@ def test_arguments_out_of_range_are_refused(study: tuple[Any, Any, Tensor]) -> N
             lambda: salve.map_check(hooked, dictionary, images, 0, heat=torch.ones(2, 1, 4, 4)),
             "maps of shape",
         ),
+        (
+            lambda: salve.map_check(hooked, dictionary, images[:0], 0, heat=torch.ones(0, 1, 4, 4)),
+            "at least one image",
+        ),
+        (
+            lambda: salve.map_check(
+                hooked, dictionary, images[:1], 0, heat=torch.full((1, 1, 4, 4), torch.nan)
+            ),
+            "maps hold 16 NaN",
+        ),
     ]
     for call, complaint in refused:
         with pytest.raises(InputError, match=complaint):

@@ -83,3 +83,12 @@ def test_too_few_images_are_refused(hooked: Any) -> None:
     ):
         with pytest.raises(InputError, match="expected at least two examples"):
             salve.tcav(hooked, "pool.hook_out", concepts, random, draw(count, 1), target=1)
+
+
+@pytest.mark.parametrize("target", [-1, 2])
+def test_a_class_that_the_model_has_not_is_refused(hooked: Any, target: int) -> None:
+    with pytest.raises(InputError, match=f"no class {target}; the model has 2"):
+        salve.tcav(
+            hooked, "pool.hook_out", {"one": draw(2, 0)}, draw(4, 1), draw(1, 2), target=target,
+            sets=2,
+        )  # fmt: skip

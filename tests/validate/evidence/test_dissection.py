@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -117,11 +119,19 @@ def test_latents_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) 
         ([torch.zeros(4, 4)] * 2, "whole numbers"),
         ([torch.zeros(1, 4, 4).long()] * 2, r"mask of image 0 is torch.int64 \(1, 4, 4\)"),
         ([torch.full((4, 4), -1)] * 2, "from 0"),
+        ([torch.zeros(4, 4, dtype=torch.complex64)] * 2, "whole numbers"),
+        ([Image.new("L", (4, 4))] * 2, "the mask of image 0 is a Image; expected a tensor"),
     ],
 )
 def test_what_is_no_mask_is_refused(masks: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         masks_on_grid(masks, 2)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.int16, np.int64, np.bool_])
+def test_masks_may_be_of_any_whole_numbers(kind: Any) -> None:
+    mask = np.eye(GRID).astype(kind)
+    assert torch.equal(masks_on_grid([mask], 1)[0].long(), torch.eye(GRID).long())
 
 
 def test_masks_without_a_segment_or_a_name_for_one_are_refused() -> None:

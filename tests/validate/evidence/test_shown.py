@@ -145,6 +145,19 @@ def test_what_is_kept_is_not_run_again(study: Study, monkeypatch: pytest.MonkeyP
     assert again.segments.name(2) == study.result.segments.name(2)  # type: ignore[union-attr]
     with pytest.raises(InputError, match="another recording, dictionary, model or setting"):
         study.again(masks=[1 - mask.clamp(max=1) for mask in masks(few)])
+    with pytest.raises(InputError, match="a name for each from number 1 on"):
+        study.again(masks=masks(few), segments=("ink",))
+
+
+def test_what_another_network_gave_is_not_taken_for_this_ones(study: Study) -> None:
+    other = salve.attach(digits.load("resnet", FIXTURES / "digits_resnet.safetensors"))
+    with torch.no_grad():
+        next(iter(other.model.parameters())).mul_(1.5)
+    with (
+        pytest.warns(UserWarning, match="of network"),
+        pytest.raises(InputError, match="another recording, dictionary, model or setting"),
+    ):
+        study._replace(hooked=other).again(on_base_mismatch="warn")
 
 
 def test_other_images_and_half_of_what_is_needed_are_refused(study: Study) -> None:
@@ -158,6 +171,8 @@ def test_other_images_and_half_of_what_is_needed_are_refused(study: Study) -> No
             study.again(images=data_set, folder=None)
     with pytest.raises(InputError, match="pass images= too"):
         study.again(images=None, masks=masks(images))
+    with pytest.raises(InputError, match="pass masks= too"):
+        study.again(segments=("ink", "above"))
     with pytest.raises(InputError, match="at least two sets"):
         study.again(concepts={"threes": images[:3]})
 
