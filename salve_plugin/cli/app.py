@@ -6,8 +6,17 @@ from typing import Annotated
 
 import typer
 
-from salve_plugin.cli import atlas, demo, editing, explaining, measuring, removing, sharing, studies
-from salve_plugin.cli.choosing import Asked, check_alone
+from salve_plugin.cli import (
+    atlas,
+    demo,
+    edits,
+    explaining,
+    measuring,
+    origins,
+    sharing,
+    studies,
+)
+from salve_plugin.cli.choosing import Asked
 from salve_plugin.cli.options import (
     Checkpoint,
     Classes,
@@ -16,14 +25,13 @@ from salve_plugin.cli.options import (
     Json,
     Latent,
     Out,
-    Rows,
     Skip,
     StudyFolder,
     StudyOrArtifact,
 )
 from salve_plugin.cli.output import plain_warnings, show_error, show_json
-from salve_plugin.cli.usage import Once, usage_message
-from salve_plugin.errors import InputError, SalveError
+from salve_plugin.cli.usage import Once, refuse_idle, usage_message
+from salve_plugin.errors import SalveError
 
 app = typer.Typer(
     name="salve",
@@ -70,6 +78,10 @@ def demo_command(
     as_json: Json = False,
 ) -> None:
     """Run the whole method on real networks and real data; writes tables, pictures, artifacts."""
+    if pretrained:
+        refuse_idle("--pretrained has photographs of its own", "model", "data")
+    if pretrained or model is not None or data is not None:
+        refuse_idle("dictionaries of several seeds are of the digits", "seeds")
     demo.run(out, pretrained=pretrained, model=model, data=data, seeds=seeds, as_json=as_json)
 
 
@@ -157,82 +169,6 @@ def explain_command(
     )  # fmt: skip
 
 
-@app.command("alpha-crit")
-def alpha_crit_command(
-    study: StudyOrArtifact,
-    class_name: ClassName = None,
-    latent: Latent = None,
-    rows: Rows = None,
-    target: Annotated[str, typer.Option("--target", help="zero, fraction or flip.")] = "flip",
-    fraction: Annotated[float, typer.Option("--fraction", help="For --target fraction.")] = 0.5,
-    as_json: Json = False,
-) -> None:
-    """Compute the exact strength at which each recorded image's decision breaks."""
-    asked = Asked(class_name, latent, rows)
-    editing.critical(study, asked, target, fraction, as_json=as_json)
-
-
-@app.command("edit")
-def edit_command(
-    study: StudyFolder,
-    out: Out,
-    class_name: ClassName = None,
-    latent: Latent = None,
-    strength: Annotated[
-        float | None, typer.Option("--strength", help="α; by default read off alpha-crit.")
-    ] = None,
-    rows: Rows = None,
-    enhance: Annotated[bool, typer.Option("--enhance", help="Enhance, not suppress.")] = False,
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", help="File of an edit, from the edit bench of an atlas."),
-    ] = None,
-    pictures: Annotated[
-        int,
-        typer.Option(
-            "--pictures",
-            min=0,
-            max=16,
-            help="How many of the study's images travel in the artifact, with Grad-FAM maps.",
-        ),
-    ] = 3,
-    remove: Annotated[
-        Path | None,
-        typer.Option("--remove", help="Images with what shall go, one subfolder a class."),
-    ] = None,
-    without: Annotated[
-        Path | None,
-        typer.Option("--without", help="Images without it; the same names are pairs."),
-    ] = None,
-    hidden: Annotated[
-        bool,
-        typer.Option("--hidden", help="Let --remove edit hidden layers, too: takes far longer."),
-    ] = False,
-    skip_unreadable: Skip = False,
-    max_harm: Annotated[
-        float, typer.Option("--max-harm", min=0, max=1, help="Accuracy that --remove may cost.")
-    ] = 0.01,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Make an edit and save it as an artifact; the model itself is not changed."""
-    if remove is not None or without is not None:
-        if remove is None or without is None:
-            raise InputError("--remove and --without go together: images with and without it")
-        check_alone(
-            "--remove takes out what two folders differ in",
-            **{"class": class_name, "latent": latent, "strength": strength, "rows": rows},
-            enhance=enhance, recipe=recipe,
-        )  # fmt: skip
-        removal = removing.Removal(remove, without, max_harm, hidden, skip_unreadable)
-        removing.remove(study, out, removal, force=force, as_json=as_json)
-        return
-    if hidden:
-        raise InputError("--hidden goes with --remove and --without, whose images it needs")
-    asked = Asked(class_name, latent, rows, strength, enhance, recipe)
-    editing.make(study, out, asked, n_pictures=pictures, force=force, as_json=as_json)
-
-
 @app.command("atlas")
 def atlas_command(
     study: Annotated[
@@ -262,12 +198,17 @@ def atlas_command(
     as_json: Json = False,
 ) -> None:
     """Write a study as pages that open from disk: classes, latents, and a bench for edits."""
+    if origins.is_artifact(study):
+        of_study = ("maps", "maximize", "bench_images", "quality", "evidence")
+        reason = "an artifact's page shows what travels with it; give the study that it is from"
+        refuse_idle(reason, *of_study)
     atlas.make(
         study, out, mapped=maps, maximized=maximize, bench_images=bench_images,
         with_quality=quality, with_evidence=evidence, force=force, as_json=as_json,
     )  # fmt: skip
 
 
+app.add_typer(edits.commands)
 app.add_typer(sharing.commands)
 
 
@@ -285,6 +226,8 @@ def main(arguments: list[str] | None = None) -> None:
     as_json = "--json" in (sys.argv if arguments is None else arguments)
     try:
         with plain_warnings():
+            # With --json, not standalone: typer would print what it refuses itself, and not as
+            # JSON.
             status = app(args=arguments, prog_name="salve", standalone_mode=not as_json)
     except SalveError as error:
         show_error(error, as_json=as_json)

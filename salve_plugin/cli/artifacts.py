@@ -8,7 +8,7 @@ from torch import nn
 
 from salve_plugin.cli.assessments import show_assessment, show_predictions
 from salve_plugin.cli.origins import noted_study
-from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.output import say, show_json, show_table
 from salve_plugin.cli.overwriting import check_file, check_outside
 from salve_plugin.cli.shared import find
 from salve_plugin.cli.studies import left_out_of, model_spec
@@ -136,7 +136,7 @@ def inspect(source: str, where: Where, *, as_json: bool) -> None:
     show_table(f"{item.kind} {source}", ("field", "value"), rows)
     if isinstance(item.shared, EditArtifact) and item.shared.assessment is not None:
         show_predictions(item.shared.assessment)
-    console().print("Verified: every byte is as it was written.", highlight=False)
+    say("Verified: every byte is as it was written.")
 
 
 def edits_at(source: str, where: Where) -> tuple[str, EditArtifact | EditBundle]:
@@ -251,7 +251,7 @@ def _show(result: dict[str, object], match: BaseMatch, title: str, *, as_json: b
         show_json({**result, **match.to_json()})
         return
     show_table(title, ("what", "value"), list(result.items()))
-    console().print(f"Compared: {match}.", highlight=False, soft_wrap=True)
+    say(f"Compared: {match}.")
 
 
 def _flat(value: object, prefix: str = "") -> list[tuple[str, object]]:

@@ -1,6 +1,6 @@
 """How an assessment is shown on a terminal."""
 
-from salve_plugin.cli.output import console, show_table
+from salve_plugin.cli.output import say, show_table
 from salve_plugin.control.assessment.assessment import Assessment
 from salve_plugin.control.assessment.tables import (
     CLASS_COLUMNS,
@@ -11,34 +11,26 @@ from salve_plugin.control.assessment.tables import (
     prediction_lines,
 )
 from salve_plugin.control.choosing.candidate import Choice
-from salve_plugin.errors import printable
 
 
 def show_verdict(choice: Choice) -> None:
     """Print in one line what was chosen, in red and with the word NOT MET if it is not enough."""
     style = "green" if choice.met else "bold red"
-    console().print(choice.verdict, highlight=False, markup=False, soft_wrap=True, style=style)
+    say(choice.verdict, style=style)
 
 
 def show_assessment(assessment: Assessment, title: str) -> None:
     """Print classes, controls, budget, what was predicted, and in one line the verdict."""
     rows = class_rows(assessment)
     show_table(title, CLASS_COLUMNS, rows)
-    out = console()
     if len(rows) < len(assessment.classes):
         left_out = len(assessment.classes) - len(rows)
-        out.print(f"And {left_out} classes more (--json has them).", highlight=False)
+        say(f"And {left_out} classes more (--json has them).")
     columns = control_columns(assessment)
     show_table("beside controls", columns, control_rows(assessment))
-    _print(budget_line(assessment), *prediction_lines(assessment), assessment.verdict)
+    say(budget_line(assessment), *prediction_lines(assessment), assessment.verdict)
 
 
 def show_predictions(assessment: Assessment) -> None:
     """Print in a line or two how far a dictionary's codes predict the edit, if that is known."""
-    _print(*prediction_lines(assessment))
-
-
-def _print(*lines: str) -> None:
-    for line in lines:
-        # Class names are the artifact's, and nothing in them is to move the cursor.
-        console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    say(*prediction_lines(assessment))

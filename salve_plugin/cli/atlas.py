@@ -1,15 +1,16 @@
 """`salve atlas`: a study as a folder of pages."""
 
+import os
 from pathlib import Path
 
 from salve_plugin.cli.images import ImageTree
-from salve_plugin.cli.output import console, show_json
+from salve_plugin.cli.origins import artifact_in
+from salve_plugin.cli.output import say, show_json, show_note
 from salve_plugin.cli.overwriting import check_outside
-from salve_plugin.cli.study import STUDY_FILE, Study
+from salve_plugin.cli.study import Study
 from salve_plugin.errors import InputError, ReadError
 from salve_plugin.report.artifact_page import artifact_page
 from salve_plugin.report.atlas import atlas
-from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.validate.evidence.collect import evidence
 from salve_plugin.validate.quality import quality
 
@@ -37,9 +38,12 @@ def make(
         SalveError: if the study cannot be read, its model is another one by now, or the atlas
             cannot be written.
     """
-    if not (folder / STUDY_FILE).exists() and (folder / EditArtifact.format.manifest).exists():
-        beside = folder.with_name(f"{folder.resolve().name}-atlas")
-        page = artifact_page(EditArtifact.from_pretrained(folder), out or beside, force=force)
+    artifact = artifact_in(folder)
+    if artifact is not None:
+        # By its own name also where it is "." or "..", which have none.
+        here = Path(os.path.abspath(folder))
+        beside = here.with_name(f"{here.name}-atlas")
+        page = artifact_page(artifact, out or beside, force=force)
         _show(page, [], as_json=as_json)
         return
     study = Study.load(folder)
@@ -86,8 +90,5 @@ def _show(page: Path, missing: list[str], *, as_json: bool) -> None:
         )  # fmt: skip
         return
     for note in missing:
-        console(stderr=True).print(note, highlight=False, markup=False)
-    console().print(
-        f"{len(files)} files, {size / 1e6:.1f} MB. Open {address}",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+        show_note(note)
+    say(f"{len(files)} files, {size / 1e6:.1f} MB. Open {address}")

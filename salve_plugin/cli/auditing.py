@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from salve_plugin.cli.artifacts import edits_at
-from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.output import say, show_json, show_table
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.audit import Audit
 from salve_plugin.share.audited_tensor import AuditedTensor
@@ -45,17 +45,15 @@ def _named(source: str, shared: EditArtifact | EditBundle) -> Mapping[str, EditA
 
 
 def _show(result: Audit, *, every: bool) -> None:
-    out = console()
-    out.print(result.sentence, highlight=False, markup=False, soft_wrap=True)
+    say(result.sentence)
     same = [tensor for tensor in result.tensors if tensor.verdict == "identical"]
     shown = [tensor for tensor in result.tensors if every or tensor.verdict != "identical"]
     if shown:
         columns = ("tensor", "verdict", "before", "after", "note")
         show_table("tensors", columns, [_row(tensor) for tensor in shown])
     if same and not every:
-        out.print(f"{len(same)} tensors are identical (--all lists them).", highlight=False)
-    out.print(f"base, all tensors: {result.base_digest}", highlight=False)
-    out.print(f"edited, all tensors: {result.edited_digest}", highlight=False)
+        say(f"{len(same)} tensors are identical (--all lists them).")
+    say(f"base, all tensors: {result.base_digest}", f"edited, all tensors: {result.edited_digest}")
 
 
 def _row(tensor: AuditedTensor) -> tuple[str, ...]:

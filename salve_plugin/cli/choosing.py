@@ -94,6 +94,7 @@ class Evidence:
         self.check(asked)
         label = self.label(asked)
         default = "all" if label is None else "class" if asked.enhancing else "rivals"
+        # Which rivals are needed depends on how far the class is lowered; enhancing lowers none.
         rows = rows_of(asked.rows or default, label)
         if rows == "rivals" and asked.enhancing:
             raise InputError("--rows rivals is for suppressing: give class, all or indices")

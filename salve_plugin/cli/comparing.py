@@ -5,7 +5,7 @@ from pathlib import Path
 
 from salve_plugin.cli.artifacts import base_of, edits_at
 from salve_plugin.cli.origins import note_study, noted_study
-from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.output import say, show_json, show_table
 from salve_plugin.cli.overwriting import check_folder, save
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
@@ -24,7 +24,7 @@ def diff(ours: str, theirs: str, where: Where, *, as_json: bool) -> bool:
     if as_json:
         show_json({"same": not difference, **difference.to_json()})
     else:
-        console().print(str(difference), highlight=False, markup=False, soft_wrap=True)
+        say(*str(difference).splitlines())
     return not difference
 
 
@@ -73,12 +73,13 @@ def bundle(
         return
     rows = [(name, artifact.edit.kind, artifact.digest) for name, artifact in made.members.items()]
     show_table(f"bundle {out}", ("member", "edit", "digest"), rows)
-    console().print(f"Saved in {out} ({made.digest}).", highlight=False)
+    say(f"Saved in {out} ({made.digest}).")
 
 
 def _named(member: str) -> tuple[str, str]:
     """Return a member's name, by default that of its folder, and where it is."""
     name, equals, source = member.partition("=")
+    # A path may have an equals sign of its own, behind a slash.
     if equals and name and source and "/" not in name:
         return name, source
     return Path(member).resolve().name.lower(), member

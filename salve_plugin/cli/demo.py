@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salve_plugin.cli.output import console, show_json
+from salve_plugin.cli.output import console, say, show_json
 from salve_plugin.cli.study import made_folder
 from salve_plugin.demo.progress import Steps
 from salve_plugin.errors import InputError
@@ -47,7 +47,7 @@ def run(
     else:
         _digits(out, seeds, steps, as_json)
     if not as_json:
-        console().print(f"Everything is in {out}/.", highlight=False)
+        say(f"Everything is in {out}/.")
 
 
 def _show_outcomes(outcomes: "list[SubjectOutcome]", as_json: bool) -> None:
@@ -72,4 +72,4 @@ def _digits(out: Path, seeds: int, steps: Steps, as_json: bool) -> None:
     print_summary(results, console())
     for result in results:
         address = (out / result.name / "atlas" / "index.html").resolve().as_uri()
-        console().print(f"Atlas of {result.name}: {address}", highlight=False, soft_wrap=True)
+        say(f"Atlas of {result.name}: {address}")

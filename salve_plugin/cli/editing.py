@@ -6,7 +6,7 @@ from typing import cast
 from salve_plugin.cli.assessments import show_assessment, show_verdict
 from salve_plugin.cli.choosing import Asked, Evidence
 from salve_plugin.cli.origins import artifact_in, check_own, note_study, study_of
-from salve_plugin.cli.output import console, show_json, show_note, show_table
+from salve_plugin.cli.output import say, show_json, show_note, show_table
 from salve_plugin.cli.overwriting import check_folder, check_outside, save
 from salve_plugin.cli.pictures import of_study
 from salve_plugin.cli.study import OpenModel, Study
@@ -152,7 +152,7 @@ def make(
         show_verdict(choice)
     if missing is not None:
         show_note(missing)
-    console().print(f"Saved in {out} ({artifact.digest[:12]}).", highlight=False)
+    say(f"Saved in {out} ({artifact.digest[:12]}).")
 
 
 def _with_strength(evidence: Evidence, edit: Edit, asked: Asked) -> Edit:

@@ -5,7 +5,7 @@ from pathlib import Path
 from salve_plugin.cli.artifacts import base_of, edits_at
 from salve_plugin.cli.assessments import show_assessment
 from salve_plugin.cli.origins import noted_study
-from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.output import say, show_json, show_table
 from salve_plugin.cli.studies import left_out_of
 from salve_plugin.control.assessment.reassess import TOLERANCE, deviations, reassess
 from salve_plugin.discover.dictionary import Dictionary
@@ -65,14 +65,12 @@ def evaluate(
         rows = [(each.field, str(each.stored), str(each.measured)) for each in different]
         show_table("what differs", ("field", "in the artifact", "measured now"), rows)
     if stored.predictions and not measured.predictions:
-        console().print(
+        say(
             "What its dictionary's codes predict was not measured again: the dictionary is neither "
-            "in the artifact nor in a study on this machine.",
-            highlight=False,
-            soft_wrap=True,
+            "in the artifact nor in a study on this machine."
         )
     said = f"{len(different)} values differ" if different else "It is as the artifact says"
-    console().print(f"{said} (tolerance {TOLERANCE:g}).", highlight=False)
+    say(f"{said} (tolerance {TOLERANCE:g}).")
     return not different
 
 

@@ -8,7 +8,7 @@ from salve_plugin.cli.artifacts import base_of
 from salve_plugin.cli.choosing import Asked, Evidence, label_of
 from salve_plugin.cli.images import open_image, unreadable
 from salve_plugin.cli.origins import artifact_in, check_own, noted_study
-from salve_plugin.cli.output import console, show_json, show_note, show_table
+from salve_plugin.cli.output import say, show_json, show_note, show_table
 from salve_plugin.cli.overwriting import check_file, check_folder, check_outside
 from salve_plugin.cli.pictures import strongest
 from salve_plugin.cli.study import OpenModel, Study, made_folder
@@ -74,6 +74,10 @@ def explain(
     if left_out:
         show_note(f"Left out: {len(left_out)} unreadable images ({in_short(left_out)}).")
     paths = [path for path in dict.fromkeys(images) if str(path) not in left_out]
+    if not paths:
+        raise ReadError(
+            f"none of the {len(images)} images can be read ({in_short(left_out)}); give others"
+        )
     # One at a time: they need not be of one size once they are transformed.
     inputs = (opened.transform(open_image(path))[None] for path in paths)
     explained = list(Explained.each(opened.hooked, dictionary, inputs, chosen))
@@ -81,6 +85,7 @@ def explain(
         (None, None) if evidence is None else _shown_most(evidence, asked.class_name, chosen)
     )
     made_folder(out)
+    # All pictures of one command in one scale, or equal colours would mean different numbers.
     maps = [one.maps for one in explained] + ([most.explained.maps] if most else [])
     scale = Scale.of(*maps, signed=True)
     written = []
@@ -113,7 +118,7 @@ def explain(
     columns = ("image", "picture", "latent", "most", "least")
     show_table(f"Grad-FAM of latent {chosen}", columns, rows)
     if note or latent_path:
-        console().print(note or f"{latent_path}: what drives latent {chosen} most", soft_wrap=True)
+        say(note or f"{latent_path}: what drives latent {chosen} most")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from salve_plugin.cli.output import show_json, show_table
-from salve_plugin.cli.overwriting import save
+from salve_plugin.cli.overwriting import check_folder, save
 from salve_plugin.cli.shared import SharedItem, find
 from salve_plugin.store.hub.push import How
 from salve_plugin.store.source import Where
@@ -27,6 +27,7 @@ def verify(source: str, where: Where, *, as_json: bool) -> None:
 
 def pull(repo_id: str, where: Where, out: Path, *, force: bool, as_json: bool) -> None:
     """Get what lies in a repository, verify it and write it into a folder."""
+    check_folder(out)
     with _bars(shown=not as_json):
         item = find(repo_id, **where)
     save(item.shared, out, force=force)

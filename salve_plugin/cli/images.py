@@ -199,6 +199,8 @@ def open_image(path: Path) -> "Image":
         # By a handle: what Pillow maps into memory by its path (a plain TIFF) it reads in the wrong
         # order if the picture lies on its side.
         with path.open("rb") as file, Image.open(file) as image:
+            # Within the context: PIL decodes only here, and a file that is cut off raises only
+            # then.
             upright = ImageOps.exif_transpose(image)
             return (_in_8_bits(upright) if upright.mode in WIDE_MODES else upright).convert("RGB")
     except Exception as error:  # every decoder has errors of its own for what it cannot decode

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from salve_plugin.cli.output import console, show_json
+from salve_plugin.cli.output import say, show_json
 from salve_plugin.cli.overwriting import check_file
 from salve_plugin.cli.study import Study
 from salve_plugin.discover.dictionary import Dictionary
@@ -40,7 +40,7 @@ def measure(
     if as_json:
         show_json({"study": str(folder), **measured.to_json()})
         return
-    console().print(measured.table(), highlight=False, markup=False, soft_wrap=True)
+    say(*measured.table().splitlines())
 
 
 def _check_format(path: Path) -> None:

@@ -33,6 +33,7 @@ def noted_study(source: str | Path, digest: str) -> Study | None:
         if fields["artifact"] != digest:
             return None
         return Study.load(Path(fields["study"]))
+    # It is only a hint: where anything is wrong with it, there is none.
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ReadError):
         return None
 
@@ -52,15 +53,18 @@ def study_of(folder: Path, artifact: EditArtifact) -> Study:
     return study
 
 
+def is_artifact(folder: Path) -> bool:
+    """Tell whether an edit's artifact lies in a folder, and not a study."""
+    return not (folder / STUDY_FILE).exists() and (folder / EditArtifact.format.manifest).exists()
+
+
 def artifact_in(folder: Path) -> EditArtifact | None:
     """Return the artifact in a folder; None if no artifact is there.
 
     Raises:
         ArtifactError: if it is damaged.
     """
-    if (folder / STUDY_FILE).exists() or not (folder / EditArtifact.format.manifest).exists():
-        return None
-    return EditArtifact.from_pretrained(folder)
+    return EditArtifact.from_pretrained(folder) if is_artifact(folder) else None
 
 
 def check_own(artifact: EditArtifact, *given: object) -> None:

@@ -43,12 +43,25 @@ def show_error(error: SalveError, *, as_json: bool) -> None:
 
 def show_note(text: str) -> None:
     """Print a line on standard error: something that people should know of a result."""
-    console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    _print(console(stderr=True), text)
+
+
+def say(*lines: str, style: str | None = None) -> None:
+    """Print lines on standard output, in a style of rich if one is given."""
+    for line in lines:
+        _print(console(), line, style)
+
+
+def _print(to: "Console", line: str, style: str | None = None) -> None:
+    # Paths and names are whoever's: nothing in them is markup to rich, which would end the command
+    # at a "[/x]", or a sign that moves the cursor. Lines stay whole, so that a path can be copied.
+    to.print(printable(line), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
     """Show warnings as people read them: the sentence, without the line of code that it is from."""
+    # How they look and not where they go: that stays the caller's, and the filters with it.
     before = warnings.formatwarning
 
     def sentence(message: Warning | str, *_: object, **__: object) -> str:
@@ -67,6 +80,7 @@ def saying_how_to_go_on() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
+        # `record` notes how many images are kept, and which call to repeat: here it is the command.
         kept = " ".join(getattr(stop, "__notes__", ())).partition(": ")[0]
         said = f"Interrupted; {kept or 'what is done is kept'}. Repeat the command to go on."
         show_note(said)
@@ -90,7 +104,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     table = Table(title=_shown(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(_shown(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_shown(value) for value in row))
     console().print(table)

@@ -88,6 +88,7 @@ def check_file(path: Path, data: bytes | None = None, *, force: bool) -> None:
     """
     if force or not usable(path).is_file():
         return
+    # The same bytes again are no loss: a command can be repeated.
     if data is None or path.stat().st_size != len(data) or path.read_bytes() != data:
         raise _taken(path, "another file")
 

@@ -86,6 +86,7 @@ def _ordered(
         InputError: if the images are not the recorded ones.
     """
     recorded = acts.labels().long()
+    # All images have as many rows, which follow one another: one label of each.
     if not torch.equal(recorded[:: acts.n_rows // acts.n_images], labels):
         raise InputError(
             "the study's images are not the ones that were recorded; put those back, or make a "

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from salve_plugin.cli.assessments import show_assessment, show_verdict
 from salve_plugin.cli.images import ImageTree
 from salve_plugin.cli.origins import note_study
-from salve_plugin.cli.output import console, show_json, show_table
+from salve_plugin.cli.output import say, show_json, show_table
 from salve_plugin.cli.overwriting import check_folder, check_outside, save
 from salve_plugin.cli.studies import left_out_of
 from salve_plugin.cli.study import OpenModel, Study
@@ -86,6 +86,8 @@ def remove(folder: Path, out: Path, removal: Removal, *, force: bool, as_json: b
             )
             for number, tree in enumerate(trees)
         ]  # fmt: skip
+        # Images of one name are a group: held out together, else one of a pair would tell the
+        # other.
         everyone = [*range(len(trees[0])), *range(len(trees[1]))]
         concept = find_concept(
             recordings[0],
@@ -151,6 +153,7 @@ def bundle_of(
         classes: a name for every class of the model.
         data: what the choice was made on.
     """
+    # Members are folders of the bundle, and are called as such may be.
     members = {
         re.sub(r"[^a-z0-9_-]", "-", edit.site.name.lower()): EditArtifact.of(
             hooked, edit, labels=classes
@@ -193,6 +196,6 @@ def _show(
     )
     if assessment is not None:
         show_assessment(assessment, f"chosen: {choice.chosen.method}")
-    console().print(concept.note, highlight=False, markup=False, soft_wrap=True)
+    say(concept.note)
     show_verdict(choice)
-    console().print(f"Saved in {out} ({made.digest[:12]}).", highlight=False)
+    say(f"Saved in {out} ({made.digest[:12]}).")

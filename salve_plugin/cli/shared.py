@@ -75,6 +75,8 @@ def find(source: PathLike, **where: Unpack[Where]) -> SharedItem:
         except (MissingFileError, HubError) as error:
             if isinstance(error, HubError) and error.reason != "not_cached":
                 raise
+            # Another kind may lie there, or be in the cache: only if none does, the first error
+            # counts.
             absent = absent or error
             continue
         reference = None if opened_source.origin is None else opened_source.origin.reference

@@ -24,6 +24,7 @@ from salve_plugin.cli.options import (
     Subfolder,
 )
 from salve_plugin.cli.output import show_error
+from salve_plugin.cli.usage import refuse_idle
 from salve_plugin.errors import SalveError
 from salve_plugin.store.hub.push import How
 from salve_plugin.store.source import Where
@@ -51,6 +52,8 @@ def apply_command(
     as_json: Json = False,
 ) -> None:
     """Apply an edit or a bundle, all of it, to its base model and save the edited weights."""
+    if data is None:
+        refuse_idle("it is about the images of --data", "skip_unreadable")
     where = _where(revision, subfolder, offline)
     options = (model, checkpoint, num_classes)
     artifacts.apply(

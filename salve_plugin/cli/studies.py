@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 
 from salve_plugin.cli.choosing import label_of
 from salve_plugin.cli.images import unusable
-from salve_plugin.cli.output import console, saying_how_to_go_on, show_json, show_note, show_table
+from salve_plugin.cli.output import say, saying_how_to_go_on, show_json, show_note, show_table
 from salve_plugin.cli.overwriting import check_outside, save
 from salve_plugin.cli.study import ModelSpec, Study, made_folder
 from salve_plugin.discover.features import Features, profile
@@ -60,6 +61,8 @@ def discover(
         "target_l0": l0,
         "seed": seed,
     }
+    # Cheapest first: what is wrong with the options shows before an image is looked at, what lies
+    # at --out before the model is built, and what the learner refuses before anything is recorded.
     FitSettings(options={}, **asked).rule()
     left_out = left_out_of(data, skip_unreadable, as_json=as_json)
     study = Study(out, spec.pinned(), str(data.resolve()), tuple(left_out))
@@ -82,6 +85,7 @@ def discover(
     with suppress(OSError):
         study.checkpoint_folder.rmdir()  # empty by now, if it was made
     save(dictionary, study.dictionary_folder, force=force)
+    # Last of all: a folder that is a study has all of its parts.
     study.save()
     class_features = profile(dictionary, acts)
     meta = dictionary.meta
@@ -104,7 +108,7 @@ def discover(
         show_json(summary)
         return
     show_table("discovered", ("what", "value"), [*{**summary, "left_out": len(left_out)}.items()])
-    console().print(f"Next: salve features {out}", highlight=False)
+    say(f"Next: salve features {quote(str(out))}")
 
 
 def left_out_of(folder: Path, skip: bool, *, as_json: bool) -> list[str]:

@@ -107,6 +107,7 @@ class OpenModel:
         """
         names = self.class_names
         if labels is not None and len(labels) == self.n_classes:
+            # Added to the model's own names, not in their place: folders may be called by either.
             known = names or [()] * len(labels)
             names = [(*own, label) for own, label in zip(known, labels, strict=True)]
         return ImageTree(folder, self.transform, names=names, n=self.n_classes, left_out=left_out)
@@ -165,6 +166,7 @@ class Study:
         """Remove what another study in the folder has recorded and begun; see `replaced`."""
         if different:
             shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+        # A recording knows no learner: for another dictionary of the same it is used again.
         if {"model", "data", "site"} & set(different):
             shutil.rmtree(self.activations_folder, ignore_errors=True)
 
@@ -172,6 +174,7 @@ class Study:
         different = []
         if (self.folder / STUDY_FILE).exists():
             before = Study.load(self.folder)
+            # A checkpoint that was not pinned is compared by its path alone.
             pinned = before.spec.checkpoint_sha256 is not None
             spec = self.spec if pinned else replace(self.spec, checkpoint_sha256=None)
             different += ["model"] if before.spec != spec else []
@@ -187,6 +190,8 @@ class Study:
         return different + [
             name
             for name, value in asked.items()
+            # None stands for what `fit` would choose, which nobody knows yet; but no target is a
+            # choice.
             if (value is not None or name == "target_l0") and dictionary.meta.get(name) != value
         ]
 

@@ -1,9 +1,18 @@
 """What the command line itself refuses, in words or as JSON."""
 
 from collections import Counter
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 from typer.core import TyperGroup
+
+from salve_plugin.errors import InputError
+
+# Commands see values alone, and a default looks like what was given. Not by the context that typer
+# hands to commands: its class has no one public name over typer's versions.
+_given: ContextVar[Mapping[str, str]] = ContextVar("given_options", default=MappingProxyType({}))
 
 
 class Once(TyperGroup):
@@ -23,6 +32,7 @@ class Once(TyperGroup):
             return name, command, rest
         own: Any = command.context_class(command, info_name=name, parent=ctx)
         _, _, given = command.make_parser(own).parse_args(args=list(rest))
+        _given.set({each.name: each.opts[0] for each in given})
         counts: Counter[Any] = Counter(given)
         for option, count in counts.items():
             single = option.param_type_name == "option" and not option.multiple
@@ -32,6 +42,21 @@ class Once(TyperGroup):
                     "give it once, or repeat the command for each value."
                 )
         return name, command, rest
+
+
+def refuse_idle(reason: str, *options: str) -> None:
+    """Refuse options that would be passed over without a word.
+
+    Args:
+        reason: why they take no effect here, and what to do.
+        options: names of the command's parameters.
+
+    Raises:
+        InputError: naming the first that is given.
+    """
+    given = [option for name, option in _given.get().items() if name in options]
+    if given:
+        raise InputError(f"{given[0]} takes no effect here: {reason}")
 
 
 def usage_message(error: Exception) -> str | None:

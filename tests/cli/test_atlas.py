@@ -92,7 +92,9 @@ def test_the_line_that_the_bench_writes_makes_the_edit(
     assert (edit.latent, edit.rows, edit.strength) == (2, (3, 5), 6.5)
 
 
-def test_an_artifact_has_a_page_of_its_own(made: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_an_artifact_has_a_page_of_its_own(
+    made: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edit = ("edit", made / "study", "--class=3", "--rows", "class", "--latent", 1, "--strength", 5)
     assert run(capsys, *edit, "--pictures", 1, "--out", tmp_path / "edit")[0] == 0
     status, said = run(capsys, "atlas", tmp_path / "edit")
@@ -110,6 +112,12 @@ def test_an_artifact_has_a_page_of_its_own(made: Path, tmp_path: Path, capsys: C
     assert [each["name"] for each in shown["crit"]] == ["3"]
     assert shown["pictures"][0]["source"].startswith("data:image/png;base64,")
     assert run(capsys, "atlas", tmp_path / "edit")[0] == 0
+    for option in (("--maps", 3), ("--no-quality",), ("--maximize", 1)):
+        status, said = run(capsys, "atlas", tmp_path / "edit", *option)
+        assert (status, said["error"]) == (1, "InputError")
+        assert "takes no effect here: an artifact's page" in said["message"]
+    monkeypatch.chdir(tmp_path / "edit")
+    assert run(capsys, "atlas", ".")[1]["atlas"] == str(page)
 
 
 def test_somebody_elses_files_and_the_images_are_left_alone(

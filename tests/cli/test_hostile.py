@@ -35,6 +35,17 @@ def test_an_artifacts_words_are_shown_and_not_obeyed(
     assert "[link=https://example.org]" in shown.replace("\n", "")
 
 
+def test_a_folders_name_is_shown_and_not_obeyed(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a[/red]\x1b[2J"
+    with pytest.raises(SystemExit) as ended:
+        main(["edit", str(study), "--class", "3", "--pictures", "0", "--out", str(out)])
+    assert not ended.value.code
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"Saved in {tmp_path}/a[/red]\\x1b[2J (")
+
+
 @pytest.mark.parametrize(
     "description",
     [

@@ -60,6 +60,30 @@ def test_an_option_given_twice_is_refused(arguments: tuple[object, ...], capsys:
     assert "2 times" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("demo", "--pretrained", "--seeds", 3), "--seeds takes no effect here"),
+        (("demo", "--pretrained", "--model", "a", "--data", "b"), "--model takes no effect here"),
+        (("demo", "--model", "a", "--data", "b", "--seeds", 3), "--seeds takes no effect here"),
+        (("alpha-crit", "study", "--fraction", 0.3), "--fraction takes no effect here"),
+        (("edit", "study", "--out", "e", "--max-harm", 0.1), "--max-harm takes no effect here"),
+        (("edit", "study", "--out", "e", "--skip-unreadable"), "--skip-unreadable takes no effect"),
+        (
+            ("edit", "s", "--out", "e", "--remove", "a", "--without", "b", "--pictures", 1),
+            "--pictures takes no effect here",
+        ),
+        (("apply", "a", "--out", "b.safetensors", "--skip-unreadable"), "images of --data"),
+    ],
+)
+def test_an_option_is_refused_where_it_would_be_passed_over(
+    arguments: tuple[object, ...], message: str, capsys: Capture
+) -> None:
+    status, told = run(capsys, *arguments)
+    assert (status, told["error"]) == (1, "InputError")
+    assert message in told["message"]
+
+
 def test_arguments_of_several_values_and_flags_may_be_repeated(
     tmp_path: Path, capsys: Capture
 ) -> None:

@@ -143,6 +143,9 @@ def test_one_class_has_one_latent_and_rows(
         capsys, "explain", artifact, image, junk, "--skip-unreadable", "--out", tmp_path / "o"
     )
     assert (told["left_out"], len(told["images"])) == ([str(junk)], 1)
+    assert "none of the 1 images can be read" in refused(
+        capsys, "explain", artifact, junk, "--skip-unreadable", "--out", tmp_path / "o"
+    )
     assert "for another latent, class or rows give the study" in refused(
         capsys, "explain", artifact, image, "--latent", 1, "--out", tmp_path / "overlays"
     )
