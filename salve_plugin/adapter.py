@@ -133,6 +133,8 @@ def _discovered() -> tuple[dict[str, Adapter], dict[str, str]]:
     missing: dict[str, str] = {}
     for name, point in _by_name(list(entry_points(group=ENTRY_POINT_GROUP))).items():
         try:
+            # An adapter whose library is missing is no error here: it is named if nothing else
+            # knows a model.
             loaded[name] = point.load()()
         except ImportError as error:
             missing[name] = str(error)
@@ -184,6 +186,8 @@ def attach(
         >>> hooked = attach(timm.create_model("resnet18"))                      # doctest: +SKIP
         >>> hooked = attach(net, head="fc", blocks=["stem", net.stage1])        # doctest: +SKIP
     """
+    # Paths of sites and heads are those of the bare model: a wrapper would put a prefix before
+    # each.
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
@@ -236,6 +240,7 @@ def unwrapped(model: Any) -> Any:
             model = model.model
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
+        # By the name that torch.compile keeps the model under, as its wrapper has no public class.
         elif isinstance(model, nn.Module) and isinstance(
             inner := model._modules.get("_orig_mod"), nn.Module
         ):
@@ -255,6 +260,7 @@ def _any_adapter(model: nn.Module) -> Adapter:
     ]
     if not knowing and not measuring:
         raise UnsupportedModelError(_nobody_knows(model))
+    # The head is verified on a probe, so that one that claims too much is found out there.
     return (knowing or measuring)[0]
 
 

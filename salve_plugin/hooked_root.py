@@ -116,6 +116,8 @@ class HookedRoot(nn.Module):
             ]
             for name, function, dir in wanted:
                 for point in self._matching(name):
+                    # Removed one by one, since `reset_hooks` would take away what others have added
+                    # meanwhile.
                     handle = point.add_hook(function, dir, owner=owner)
                     if reset_hooks_end:
                         stack.callback(handle.hook.remove)

@@ -70,9 +70,11 @@ def refused_in_words(model: object, images: object, name: str) -> Iterator[None]
     """
     try:
         yield
+    # What is said in words already stays as it is, and memory is no fault of the images.
     except (SalveError, torch.OutOfMemoryError):
         raise
     except COMPLAINTS as error:
+        # torch's own message speaks of tensors that the caller has never seen.
         if isinstance(model, nn.Module) and _is_of_inference_mode(model):
             raise InputError(
                 f"{type(model).__name__} was made in inference mode, so that no gradient goes "

@@ -62,6 +62,7 @@ def check_one_network(
         BaseMismatchError: names the first two that differ and the way out.
     """
     check_choice(on_base_mismatch)
+    # Files of before it was noted say nothing, and are not refused for that.
     known = [(name, network) for name, network in parts.items() if network is not None]
     for name, network in known[1:]:
         if network != known[0][1]:

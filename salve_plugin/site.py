@@ -98,6 +98,7 @@ class Site(Record):
             InputError: as `rows`.
         """
         if self.layout == "tokens":
+            # They are no place in the image: a latent of theirs would have no position to show.
             activation = activation[:, self.prefix_tokens :]
         return self.rows(activation)
 

@@ -90,6 +90,7 @@ class Dictionary(Stored, Tabular, nn.Module):
         self._digest: tuple[tuple[object, ...], str] | None = None
         self.origin = origin
         self.eval()
+        # Last, since it encodes with all that was set above.
         self._check_code()
 
     @property
@@ -218,6 +219,8 @@ class Dictionary(Stored, Tabular, nn.Module):
         computed again only when a tensor was changed (by `half()`, `to()` or in place); writing
         through `Tensor.data` or a NumPy array is something that torch does not tell.
         """
+        # Hashing all tensors takes long for a look-up; whether one was changed is told by its
+        # version.
         state = (self._learner, self.site, *map(_version, self.parameters()))
         if self._digest is None or self._digest[0] != state:
             fields = {"learner": self.learner, "options": self.options, "site": self.site.to_json()}

@@ -187,6 +187,7 @@ def manifest_of(dictionary: "Dictionary") -> tuple[Json, bytes]:
     Raises:
         InputError: if `meta` holds something that JSON cannot.
     """
+    # SAELens' own layout wherever it can hold the dictionary to the bit, ours for the others.
     try:
         fields, weights = exported(dictionary)
     except InputError:
@@ -216,6 +217,7 @@ def check_consistent(config: Mapping[str, Any], weights: Weights, dictionary: "D
     Raises:
         ArtifactError: names what does not follow.
     """
+    # Written again from what was read: each of the two files must be what the dictionary gives.
     written = exported if config["architecture"] in OWN else _by_own_names
     with DICTIONARY.contradictions():
         fields, tensors = written(dictionary)

@@ -91,6 +91,7 @@ def load_saelens(folder: str | os.PathLike[str], site: Site | None = None) -> Di
     architecture = config["architecture"]
     weights = _weights(folder / WEIGHTS_FILE, config)
     norms = torch.linalg.vector_norm(weights["W_dec"].double(), dim=1)
+    # There latents are chosen by size: codes scaled one by one would be other choices.
     if architecture == "topk" and not config.get("rescale_acts_by_decoder_norm"):
         norms = _common(norms, folder)
     tensors = _with_unit_atoms(_as_tensors(weights, config), norms, folder)
@@ -123,6 +124,7 @@ def _config(path: Path) -> dict[str, Any]:
         "reshape_activations": "hook_z" if "hook_z" in hook else "none",
         "metadata": {"hook_name": hook} if hook else {},
     }
+    # A null in the file stands for the default, as in SAELens.
     return {**defaults, **{name: value for name, value in config.items() if value is not None}}
 
 

@@ -108,6 +108,7 @@ def sweep(
     run = shared.get("run")
     shows = isinstance(run, Run) and run.progress
     if isinstance(run, Run):
+        # A bar in each trial would write over the one that counts them.
         shared = {**shared, "run": replace(run, progress=False)}
     with bar("trials", len(combinations), shows) as update:
         for index, (name, arguments) in enumerate(combinations):

@@ -115,6 +115,7 @@ def curves(critical: "AlphaCrit", edit: "Edit | None") -> list[Curve]:
 
 def _most_concerned(values: Tensor, labels: Tensor, edit: "Edit | None") -> list[int]:
     """Return all labels; those of edited rows first, then by the share that the edit moves."""
+    # By their place among the labels that are there, which may be few and far apart.
     classes, index, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     strength = torch.finfo(torch.float64).max if edit is None else edit.strength
     moved = ((values > 0) & (values <= strength)).double()
@@ -166,6 +167,8 @@ class _StrengthSpan:
     """The horizontal axis: from `low` to `high`, with a band on either side for 0 and infinity."""
 
     def __init__(self, low: float, high: float) -> None:
+        # A factor, since the axis is logarithmic: 0 and infinity have no place on it and get a band
+        # each.
         band = math.pow(high / low, _BAND)
         self.low, self.high = low, high
         self.left, self.right = low / band, high * band
@@ -200,6 +203,8 @@ def _legend(line: Curve) -> str:
     parts = [f"{len(line.values)} image{'s' if len(line.values) != 1 else ''}"]
     parts += [f"{line.already:.0%} without any edit"] if line.already else []
     parts += [f"{line.never:.0%} never"] if line.never else []
+    # A hair space in front: matplotlib leaves labels that begin with an underscore out of the
+    # legend.
     return f"\u200a{line.name} ({', '.join(parts)})"
 
 

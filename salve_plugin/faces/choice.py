@@ -36,6 +36,7 @@ def choice_figure(choice: "Choice") -> Drawing:
     )  # fmt: skip
     axes.axvline(choice.enough, color="#555555", linestyle="--", linewidth=1)
     axes.axhline(bound, color="#555555", linestyle="--", linewidth=1)
+    # Read before anything is drawn to the limits: shading would widen them.
     axes.margins(0.08)
     left, right = axes.get_xlim()
     low, high = axes.get_ylim()

@@ -20,6 +20,7 @@ def features_figure(features: "Features") -> Drawing:
     # All first ones, then all second ones: no class is left out for another's third.
     ranked = zip(*(features.ranked(at, 3) for at in classes), strict=True)
     specific = [latent for nth in ranked for latent in nth]
+    # Dominant ones first, so that the cut takes specific ones; then in order, to be found.
     latents = sorted(list(dict.fromkeys([*dominant.values(), *specific]))[:MOST_LATENTS])
     codes = features.means[classes][:, latents]
     figure = Drawing(

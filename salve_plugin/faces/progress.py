@@ -33,6 +33,7 @@ def bar(what: str, total: int | None, show: bool) -> Iterator[Update]:
     if not show:
         yield lambda done, note="", total=None: None
         return
+    # Not by what standard error is: a notebook's is no terminal, and neither is a log.
     with _notebook_line(what, total) if _in_notebook() else _drawn(what, total) as update:
         yield update
 

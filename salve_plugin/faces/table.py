@@ -34,6 +34,7 @@ class Table:
 
     def text(self) -> str:
         """Return the table with aligned columns; numbers stand at the right."""
+        # Only rows that are shown decide how wide a column is.
         lines = [self.head, *self._cells()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = [
@@ -123,6 +124,7 @@ def shown(cell: object) -> str:
     if isinstance(cell, float):
         if cell != cell:
             return "-"
+        # `z`: what rounds to zero is no "-0".
         return f"{cell:z.4g}".replace("inf", "∞")
     return "-" if cell is None else str(cell)
 

@@ -68,6 +68,7 @@ def _name(artifact: EditArtifact, label: int) -> str:
 
 def _assessment(artifact: EditArtifact, assessment: Assessment) -> Mapping[str, Any]:
     seen = [each for each in assessment.classes if each.accuracy is not None]
+    # The label last, so that equal changes come in the same order and give the same bytes.
     seen.sort(
         key=lambda each: (
             each.label != assessment.target,
@@ -114,6 +115,7 @@ def _crit(artifact: EditArtifact) -> list[Mapping[str, Any]]:
     crit = artifact.alpha_crit
     if crit is None:
         return []
+    # The class that the edit is about comes first; sorting is stable, so that the others stay.
     target = None if artifact.assessment is None else artifact.assessment.target
     labels = sorted(torch.unique(crit.labels).tolist(), key=lambda label: label != target)
     return [

@@ -85,6 +85,7 @@ def atlas(
         WriteError: if it cannot be written; what was there is whole.
     """
     check_attached(hooked)
+    # How many, or which: neither may be negative.
     made = maximized if isinstance(maximized, int) else min(maximized, default=0)
     for name, number, fewest in (
         ("top", top, 1), ("bench_images", bench_images, 1), ("mapped", mapped, 0),
@@ -100,6 +101,7 @@ def atlas(
     pictures = None if images is None else Images.of(hooked, acts, images)
     active = activity(dictionary, acts, top)
     if pictures is not None:
+        # Each once, in the order of the latents: what one latent's page shows lies in few files.
         shown = tuple(dict.fromkeys(active.top_images.flatten().tolist()))
         pictures = replace(pictures, shown=shown)
     content = Content(

@@ -98,6 +98,7 @@ class Bench:
 
     def top(self) -> tuple[Int64[Tensor, "images kept"], Float[Tensor, "images kept"]]:
         """Return each image's highest logits and their classes; of equal ones the lower class."""
+        # Stable, which alone keeps the lower class first where logits are equal.
         ordered = self.logits().sort(dim=1, descending=True, stable=True)
         return ordered.indices[:, :KEPT], ordered.values[:, :KEPT]
 
@@ -115,6 +116,8 @@ class Bench:
         self, label: int, latent: int, rows: tuple[int, ...] | None
     ) -> Float64[Tensor, " images"]:
         """Return where the decisions for a class's images break; see `salve.alpha_crit`."""
+        # Of the edit that was built once only operator, rows and source differ: to build one anew
+        # for each class would hash the base's tensors again.
         gate = Gate(self.atoms[latent, None], 0.0)
         edit = replace(
             self.edit, operator=gate, rows=rows,

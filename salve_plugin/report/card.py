@@ -126,9 +126,11 @@ def latent_card(
     active = activity(dictionary, acts, top) if evidence is None else _activity(
         evidence, dictionary, acts
     )  # fmt: skip
+    # Evidence may name more images than are asked for here.
     best = active.top_images[:, :top]
     shown = maps(hooked, dictionary, recorded, best, [latent]).grids.get(latent)
     heats = None if shown is None else shown * float(active.signs[latent])
+    # Of what drives the latent alone: a strong negative part would leave the positive one pale.
     limit = 0.0 if heats is None else float(heats.clamp(min=0).max())
     pictures = []
     for place, image in enumerate(best[latent].tolist()):

@@ -61,6 +61,7 @@ class Content:
         try:
             bench = Bench.of(self.hooked, self.dictionary, self.acts, bench_images)
             evaluation = evaluate_head(bench.decisions.weight, bench.decisions.bias, self.acts)
+        # Without a bench there is still everything to look at; the page says why.
         except InputError as error:
             missing = str(error)
         counts = self.features.counts

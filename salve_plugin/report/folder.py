@@ -58,6 +58,8 @@ def save(
         if not force:
             if before is not None and before["about"] != about:
                 raise _taken(folder, f"the atlas of another study ({_named(before['about'])})")
+            # A file may be as the earlier atlas wrote it, or as this one would; anything else is
+            # somebody's.
             known = {MANIFEST} if before is not None else set()
             for name in (MANIFEST, *digests):
                 if (
@@ -113,6 +115,7 @@ class Pages:
         name = f"data/{key}.js"
         if name not in self.files or not OWN.fullmatch(name):
             raise ArtifactError(f"{self.folder} has no data {key[:80]!r}; write the atlas again")
+        # The key came from a page: by now it is the name of one of the atlas' own files.
         content = ExistingFolder(self.folder).read(name, _MAX_FILE_BYTES)
         if sha256_bytes(content) != self.files[name]:
             raise ArtifactError(

@@ -31,6 +31,7 @@ def array(values: Tensor, dtype: str) -> dict[str, str]:
     {'type': 'i8', 'data': 'Af8='}
     """
     plain = values.detach().cpu().contiguous().to(DTYPES[dtype]).numpy()
+    # Whatever this machine has, the page reads little-endian numbers.
     octets = plain.astype(plain.dtype.newbyteorder("<")).tobytes()
     return {"type": dtype, "data": base64.b64encode(octets).decode()}
 

@@ -52,6 +52,7 @@ def principal_components(atoms: Tensor) -> tuple[Float64[Tensor, "latents two"],
     """
     centred = atoms.detach().cpu().double()
     centred = centred - centred.mean(0)
+    # Of the width's square and not by SVD of the atoms, of which there are many times as many.
     variances, axes = torch.linalg.eigh(centred.T @ centred)
     # eigh sorts ascending: the last two are the main axes.
     axes = axes[:, -2:].flip(1)

@@ -42,6 +42,7 @@ class AtlasWidget(anywidget.AnyWidget):
         """Show pages that have been written."""
         super().__init__()
         self._pages = pages
+        # By messages, on request: synced traits would hold all data at once on both sides.
         self.on_msg(self._heard)
 
     def _heard(self, _: object, said: Mapping[str, Any], data: Sequence[memoryview]) -> None:

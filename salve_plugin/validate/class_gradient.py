@@ -37,6 +37,7 @@ def class_gradient(
         AttributionError: if the class does not depend on the site.
     """
     head = hooked.site(_head_name(hooked))
+    # By module, not by name: the dictionary's site may be another name for the same place.
     modules = [hooked.model.get_submodule(path) for path in {head.module, *head.readers}]
     if site[1] == head.side and any(site[0] is module for module in modules):
         # The classifier is linear in its input, whatever the image: nothing has to run.

@@ -100,6 +100,7 @@ class LayerCodeMap(LayerGradFam):
     ) -> Float[Tensor, "batch positions"]:
         """Return what the codes of the most contributing latents add to the class."""
         gradient = self._class_gradient(trace, target)
+        # With positions, each has a gradient of its own.
         if trace.layer == self.site:
             gradient = as_map(gradient, trace.tokens())
         # A pooled site has one gradient, which is every row's but for its weight in the mean.
@@ -122,6 +123,7 @@ class LayerCodeMap(LayerGradFam):
         pooling = position_weights(trace.graph, tokens, axis)
         if pooling is None:
             raise AttributionError(_not_pooled(trace, self.site[0]))
+        # As if all of the pooled image were this position: then the dictionary's bias suits it.
         return rows * pooling.sum().to(rows)
 
 

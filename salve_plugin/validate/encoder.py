@@ -53,6 +53,7 @@ class CallableEncoder(nn.Module):
         self.owner = owner if isinstance(owner, nn.Module) else None
         self.n_latents = n_latents
         reads = width if site is None else site.width
+        # Absent and not None: Grad-FAM asks by getattr, with the activation's own width as default.
         if reads is not None:
             self.width = reads
         self.site = site

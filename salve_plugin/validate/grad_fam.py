@@ -138,6 +138,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         stage = self.default_stage if stage is None else stage
         if stage not in ("pre", "post"):
             raise InputError(f"stage {stage!r} is unknown; use 'pre' or 'post'")
+        # Before anything is run: what it lacks would show in the middle of a pass.
         check_encodes(dictionary, stage)
         self.dictionary = dictionary
         self.site = as_module_side(site, forward_func, "site")
@@ -279,6 +280,8 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
     def _latent_gradient(self, trace: Trace, target: LatentTarget) -> Tensor:
         """Return the gradient of the target at the site, batch first, in float32 or wider."""
         features, axis = self._features(trace)
+        # Detached, so that the pass's own graph stays for the second half of the chain, in its own
+        # type.
         features.requires_grad_()
         with torch.enable_grad():
             latents = image_latents(self.dictionary, features, axis, self.stage)
@@ -313,6 +316,7 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
             return effects.sum(1) * kept
         if is_weighted(target):
             return latent_weights(target, batch, n_latents)
+        # One-hot weights: then one latent and a weighted sum take the same way.
         index = latent_index(target, batch, n_latents)
         return torch.zeros(batch, n_latents).scatter_(1, index[:, None], 1.0)
 

@@ -88,6 +88,8 @@ def _by_coordinates(inputs: Sequence[object], patches: int) -> Grid | None:
         if value.ndim != 3 or tuple(value.shape[1:]) != (patches, 2):
             continue
         rows, columns = (value.amax((0, 1)) + 1).tolist()
+        # Patch number i must lie at row i // columns: else the tokens are in another order, or
+        # padded.
         numbers = value[..., 0] * columns + value[..., 1]
         if rows * columns != patches or not bool(
             (numbers == numbers.new_tensor(range(patches))).all()
@@ -101,6 +103,7 @@ def _by_coordinates(inputs: Sequence[object], patches: int) -> Grid | None:
 
 
 def _by_maps(inputs: Sequence[object], grids: set[Grid], patches: int, known: Grid) -> Grid | None:
+    # The patch embedding's own map is among them; others of as many cells are rare.
     fitting = {grid for grid in grids if math.prod(grid) == patches}
     if len(fitting) == 1:
         return next(iter(fitting))

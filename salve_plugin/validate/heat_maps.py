@@ -88,6 +88,8 @@ class Explained:
         for images in batches:
             maps = fam.attribute(images, target=target)
             with torch.no_grad(), evaluating(hooked.model), reading(hooked.model, [site]) as seen:
+                # A pass of its own: the map is of the latent's gradient, which does not tell its
+                # value.
                 run(hooked.model, images, "images of this size")
                 latents = image_latents(dictionary, seen[site.name], site.channel_axis, "pre")
             index = latent_index(target, len(images), latents.shape[1])
@@ -198,6 +200,7 @@ def grad_fam_pictures(
         names = [f"image {number}" for number in range(1, len(images) + 1)]
     if len(names) != len(images):
         raise InputError(f"{len(names)} names for {len(images)} images; pass one an image")
+    # All at once, for the one scale that the pictures share.
     explained = Explained.of(hooked, dictionary, images, latent, on_base_mismatch=on_base_mismatch)
     scale = explained.scale
     return {

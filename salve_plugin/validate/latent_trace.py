@@ -70,6 +70,7 @@ def tracing(
         def run() -> None:
             _check_eval_mode(forward_func, layer[0])
             images = arguments[0] if arguments else None
+            # Run again for a class's gradient, the pass sees the same grids: they are a set.
             with watching_grids(models) as seen, refused_in_words(forward_func, images, "inputs"):
                 forward_func(*arguments)
             grids.update(seen)

@@ -82,6 +82,7 @@ def image_latents(
     # A dictionary run in an autocast region would round its latents to half precision.
     with torch.autocast(rows.device.type, enabled=False):
         encode = getattr(dictionary, "pre_activation" if stage == "pre" else "encode")
+        # One axis of positions, whatever the layout: own encoders need to take no more than that.
         given = rows.flatten(1, -2) if rows.ndim > 2 else rows
         latents: Tensor = encode(given)
     if not isinstance(latents, Tensor) or latents.shape[:-1] != given.shape[:-1]:

@@ -161,6 +161,7 @@ def maximize(
         bounds = _bounds(hooked, shape[0], low, high)
         paint = image_of(parametrization, shape)
         measure = stack.enter_context(_measuring(hooked, dictionary, latent, bounds))
+        # Measured first, for the ascent's unit.
         noise = _noise(measure, paint, parametrization, shape)
         # In units of its spread over noise, a latent's scale does not decide against tv_weight.
         unit = float(noise.std()) or 1.0
@@ -290,6 +291,7 @@ def _bounds(
         black, white = -centre / spread, (1 - centre) / spread
     else:
         black, white = torch.tensor(-2.0), torch.tensor(2.0)
+    # A bound of the caller's replaces that side alone: the other keeps what the model describes.
     black = black if low is None else torch.as_tensor(low, dtype=torch.float32)
     white = white if high is None else torch.as_tensor(high, dtype=torch.float32)
     if not all(bound.numel() in (1, channels) for bound in (black, white)):

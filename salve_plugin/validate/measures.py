@@ -190,6 +190,7 @@ def measures(
             monosemanticity=or_none(float(scores.nanmean())),
             monosemantic_latents=int(scores.isfinite().sum()),
         )
+    # One row has no variance that a map could explain.
     if min(len(data.x), len(data.fit_x)) < 2:
         return measured
     chunks = torch.split(data.fit_x, READ_ROWS)
@@ -249,6 +250,7 @@ def with_stability(
 
 def _with_separability(measured: Measures, latents: Latents, data: HeldOut, seed: int) -> Measures:
     """Return the measures with class separability, if there are classes to separate."""
+    # Of a single image a class has no histogram.
     if int((torch.bincount(data.labels) >= 2).sum()) < 2:
         return measured
     apart = separability(latents.by_image, data.labels, seed=seed)
@@ -259,6 +261,7 @@ def _gap(dictionary: Dictionary, data: HeldOut, latents: Latents) -> float | Non
     """Return the amortization gap on some rows, None where codes are no sums of few atoms."""
     if float(latents.l0.mean()) > dictionary.width / 2:
         return None  # with about as many atoms as features, pursuit reaches any row exactly
+    # From all over the rows, whose order is often that of the classes.
     sample = torch.linspace(0, len(data.x) - 1, min(len(data.x), PURSUIT_ROWS)).round().long()
     x = data.x[sample]
     codes, error = coded(dictionary, x)

@@ -148,6 +148,7 @@ def layer_tokens(layer: ActivationLike, tokens: Tokens) -> Tokens:
     if not isinstance(layer, Site):
         return tokens
     known = tokens_of(layer)
+    # None is the default as well as a layout, so that it cannot contradict.
     if tokens not in (None, known):
         raise InputError(
             f"tokens={tokens!r}, but layer is site '{layer.name}', whose layout is {known!r}; "

@@ -82,11 +82,14 @@ def overlay(
     if limit is not None and not 0 <= limit < math.inf:
         raise InputError(f"limit={limit} must be a positive number: the largest value to be shown")
     picture_size = _picture_size(image, size)
+    # Colours are the map's: in those of the image, they would not be told apart.
     grey = _resized(_stretched(_checked(image, "image")).mean(0, keepdim=True), picture_size)
     checked = _checked(heat.reshape(-1, *heat.shape[-2:]), "heat map")[:1]
     if heat.ndim not in (2, 3) or heat.numel() != heat.shape[-2] * heat.shape[-1]:
         raise InputError(f"heat map of shape {tuple(heat.shape)} must be (h, w) or (1, h, w)")
     levels = _resized(checked, picture_size)[0]
+    # Of what is shown: enlarged, a map may lose its peaks, and the brightest colour would stay
+    # unused.
     scale = Scale.of(levels, signed=signed)
     scale = scale if limit is None else replace(scale, limit=limit)
     return to_picture((1 - alpha) * grey.expand(3, -1, -1) + alpha * coloured(levels, scale))
@@ -159,6 +162,7 @@ def _checked(values: Tensor, name: str) -> Tensor:
 
 def _stretched(image: Tensor) -> Tensor:
     """Return the image from 0 to 1; a constant image in middle grey."""
+    # By its own extremes: nobody here knows with which mean and spread it was normalized.
     low, high = image.min(), image.max()
     return (image - low) / (high - low) if high > low else torch.full_like(image, 0.5)
 

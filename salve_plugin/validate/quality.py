@@ -191,9 +191,11 @@ def quality(
     for name in controls:
         dictionaries[name] = control(name, acts, dictionary, k=k, seed=seed)
     splices = {} if hooked is None else _splices(dictionaries, acts, data, hooked, loader)
+    # Of the images measured on; all were checked above, in the recording's order.
     chosen_embeddings = None if embeddings is None else embeddings[data.chosen]
     rows, histograms = {}, {}
     for name, measured_dictionary in dictionaries.items():
+        # Encoded one after the other: the codes of all dictionaries would not fit into memory.
         latents = own_latents if name == OWN else Latents.of(measured_dictionary, data)
         measured = measures(
             measured_dictionary, data, latents, embeddings=chosen_embeddings, seed=seed
@@ -331,6 +333,7 @@ def _chosen(
     loader: Iterable[Any], acts: Activations, data: HeldOut, labels: Labels
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the held-out images of the recorded loader; in the end, raise if it is another one."""
+    # Streamed, not gathered: only the batches with held-out images are run.
     is_chosen = torch.zeros(acts.n_images, dtype=torch.bool)
     is_chosen[data.chosen] = True
     # The same labels in the same order are taken for the same images; pixels were not recorded.

@@ -88,6 +88,7 @@ def density_histogram(densities: Float64[Tensor, " latents"]) -> Int64[Tensor, "
     of the counts is the number of living latents. After Bricken et al. 2023, "Towards
     Monosemanticity", who read two clusters of features off such a histogram.
     """
+    # Rounded up, less one: an upper edge belongs to the bin below it.
     bin_numbers = ((densities[densities > 0].log10() + DECADES) * BINS_IN_DECADE).ceil().long() - 1
     bins = DECADES * BINS_IN_DECADE
     return torch.bincount(bin_numbers.clamp(0, bins - 1), minlength=bins)
@@ -102,6 +103,7 @@ def nearest_cosines(atoms: Float[Tensor, "latents width"]) -> Float64[Tensor, " 
     >>> nearest_cosines(torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, -1.0]]))
     tensor([0., 1., 1.], dtype=torch.float64)
     """
+    # In float64: in float32 twins differ from 1 by as much as near twins do.
     unit = torch.nn.functional.normalize(atoms.double(), dim=1)
     nearest = torch.zeros(len(unit), dtype=torch.float64, device=unit.device)
     for start in range(0, len(unit), _CHUNK):

@@ -108,6 +108,7 @@ def splice_head(
         )
 
     def logits(rewrite: Rewrite) -> Tensor:
+        # In float64, or rounding would decide what an almost perfect reconstruction loses.
         rows = rewrite(x).to(weight.device).double()
         return torch.addmm(bias.double(), rows, weight.double().T).cpu()
 

@@ -64,6 +64,7 @@ def matched_cosines(
         )
     # One to one, since a dictionary in which one atom occurs often would match every other well.
     cosines = _unit(one) @ _unit(other).T
+    # Rounding leaves products of unit vectors just above 1.
     cosines = (cosines if signed else cosines.abs()).clamp(-1, 1).cpu()
     rows, columns = linear_sum_assignment(cosines.numpy(), maximize=True)
     return cosines[torch.from_numpy(rows), torch.from_numpy(columns)]

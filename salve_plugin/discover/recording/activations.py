@@ -270,6 +270,8 @@ class Activations:
         try:
             with safe_open(path, framework="pt") as file:
                 slices = [file.get_slice(name) for name in names]
+                # Shapes are in the file's head: a shard that somebody exchanged is refused before
+                # it is read.
                 columns = {"activations": [self.width]}
                 if self.labelling == "multi-hot":
                     columns["labels"] = [self.n_classes]

@@ -141,6 +141,7 @@ def model_classes(
     indices = match_classes(given, names, n, what=what)
     own = dict(zip(indices, given, strict=True))
     plain = unique_names(names) if names else [str(index) for index in range(n)]
+    # A name that the data set has for another class would stand twice: the model's gets its number.
     taken = set(given)
     classes = tuple(
         own.get(index, name if name not in taken else f"{name} ({index})")

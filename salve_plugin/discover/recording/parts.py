@@ -65,6 +65,7 @@ class Share:
                     yield item
             return
         own = every_nth(self._own, self._team.rank, self._team.size)
+        # Every process compares the first batch, whoever's share it is in: it is read once more.
         batches = self._own.batch_sampler
         assert batches is not None
         indices = next(iter(batches), None)

@@ -125,6 +125,7 @@ def record(
     index = _empty_index(hooked, hooked.site(site), named)
     run = _forward(hooked, index.site, device)
     with _folder(folder) as (target, temporary):
+        # It reads what is there first, and refuses another recording before the model runs.
         recorder = Recorder(target, index, shard_rows)
         with (
             evaluating(hooked.model, keep_autocast=True),
@@ -222,6 +223,7 @@ def _fill(
     ):
         raise InputError(recorder.changed(f"{n_batches} batches", f"the {recorded} recorded"))
     seen = 0
+    # Labels of a data set's own names are checked where they are turned into the model's.
     bound = named.n_classes if named.indices is None else None
     checked = labelled_batches(loader, bound, several_logits=several_logits, labelling=labelling)
     for batch in map(named.of_model, checked):
