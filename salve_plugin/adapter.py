@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from salve_plugin.errors import InputError, UnsupportedModelError
@@ -179,7 +180,8 @@ def attach(
 
     Raises:
         UnsupportedModelError: if no installed adapter knows it, if several do, if it has no
-            editable classifier, or if a block does not run once on every image.
+            editable classifier, if it is TorchScript, or if a block does not run once on every
+            image.
         InputError: if blocks are given without a head.
 
     Example:
@@ -193,6 +195,11 @@ def attach(
         raise UnsupportedModelError(
             f"attach() takes a torch.nn.Module, not {type(model).__name__}; build the model first, "
             "e.g. timm.create_model('resnet18', pretrained=True)"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "TorchScript runs no hooks inside of a model; attach the model that it was made from, "
+            "as it was before torch.jit.trace or torch.jit.script"
         )
     if head is None:
         if blocks is not None:
@@ -241,9 +248,7 @@ def unwrapped(model: Any) -> Any:
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         # By the name that torch.compile keeps the model under, as its wrapper has no public class.
-        elif isinstance(model, nn.Module) and isinstance(
-            inner := model._modules.get("_orig_mod"), nn.Module
-        ):
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner
         else:
             return model

@@ -328,3 +328,16 @@ def test_a_model_that_is_called_otherwise_goes_into_a_module_that_is_not() -> No
             salve.attach(model, head="fc", probe=PROBE)
     hooked = salve.attach(LogitsOf(Keywords()), head="model.fc", probe=PROBE)
     assert hooked.site("unembed.hook_in").readers == ("model.fc",)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_torchscript_is_evaluated_and_refused_where_hooks_are_needed() -> None:
+    model = plain().eval()
+    script = torch.jit.trace(model, PROBE)  # type: ignore[no-untyped-call] # torch leaves it so
+    for head in (None, "fc"):
+        with pytest.raises(UnsupportedModelError, match="TorchScript runs no hooks"):
+            salve.attach(script, head=head)
+    loader = [(PROBE, torch.zeros(len(PROBE), dtype=torch.int64))]
+    evaluated = (salve.evaluate(one, loader) for one in (script, model))
+    assert len({each.overall for each in evaluated}) == 1

@@ -82,7 +82,7 @@ def bare(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, HookedModel):
             model = model.model
-        elif isinstance(model._modules.get("_orig_mod"), nn.Module):
-            model = model.get_submodule("_orig_mod")
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
         else:
             return model
