@@ -241,6 +241,8 @@ def _encoded(model: nn.Module, out: Path, *, force: bool) -> bytes:
 
     # safetensors holds no strides, which a channels_last model has.
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    # In memory before it is written, to be compared with what lies there; the same is written
+    # again.
     data: bytes = save(state, metadata={"format": "pt"})
     check_file(out, data, force=force)
     return data

@@ -30,6 +30,7 @@ def run(
     if (model is None) != (data is None):
         raise InputError("--model and --data go together: a timm model and an image folder")
     made_folder(out)
+    # Standard output is the one JSON object's then.
     steps = Steps(to_stderr=as_json)
     if model is not None and data is not None:
         from salve_plugin.cli.study import ModelSpec

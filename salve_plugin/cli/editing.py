@@ -42,6 +42,7 @@ def critical(folder: Path, asked: Asked, target: str, fraction: float, *, as_jso
         check_own(artifact, asked.latent, asked.rows)
         evidence, edit = Evidence.of(study_of(folder, artifact)), artifact.edit
     label = evidence.label(asked)
+    # An artifact is about the class that it was assessed for.
     if label is None and artifact is not None and artifact.assessment is not None:
         label = artifact.assessment.target
     crit = alpha_crit(
@@ -173,6 +174,7 @@ def _with_strength(evidence: Evidence, edit: Edit, asked: Asked) -> Edit:
 def _evidence(
     opened: OpenModel, edit: Edit, acts: Activations, label: int | None
 ) -> AlphaCrit | None:
+    # What is enhanced loses no decision at any strength; an update has no strength.
     if _enhances(edit) or isinstance(edit.operator, LowRankUpdate):
         return None
     classes = None if label is None else [label]

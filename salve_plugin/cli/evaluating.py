@@ -64,6 +64,7 @@ def evaluate(
     if different:
         rows = [(each.field, str(each.stored), str(each.measured)) for each in different]
         show_table("what differs", ("field", "in the artifact", "measured now"), rows)
+    # Missing is not different: nothing contradicts the artifact, but the user should know.
     if stored.predictions and not measured.predictions:
         say(
             "What its dictionary's codes predict was not measured again: the dictionary is neither "

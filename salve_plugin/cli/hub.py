@@ -75,6 +75,7 @@ def _bars(*, shown: bool) -> Iterator[None]:
         enable_progress_bars,
     )
 
+    # What the user has switched off already must be off afterwards, too.
     if shown or are_progress_bars_disabled():
         yield
         return

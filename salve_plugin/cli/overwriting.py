@@ -65,6 +65,7 @@ def check_free(out: Path, digest: str | None = None, *, force: bool) -> None:
     if force:
         return
     for form in FORMATS:
+        # A dangling link is somebody's, too.
         if not os.path.lexists(usable(out) / form.manifest):
             continue
         config = form.previous(ExistingFolder(out))

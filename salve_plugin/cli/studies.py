@@ -163,7 +163,7 @@ def list_learners(*, as_json: bool) -> None:
 def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -> None:
     """Show dominant and ranked latents of one class or all."""
     study = Study.load(folder)
-    acts, dictionary, class_features = study.parts()
+    acts, _, class_features = study.parts()
     study.check_checkpoint(acts)
     labels = (
         [label_of(class_features, class_name)]
@@ -171,10 +171,7 @@ def features(folder: Path, class_name: str | None, top: int, *, as_json: bool) -
         else [int(label) for label in (class_features.counts > 0).nonzero()[:, 0]]
     )
     images = torch.bincount(acts.image_labels().long(), minlength=len(class_features.counts))
-    summaries = [
-        _class_summary(class_features, label, min(top, dictionary.n_latents), int(images[label]))
-        for label in labels
-    ]
+    summaries = [_class_summary(class_features, label, top, int(images[label])) for label in labels]
     if as_json:
         show_json({"study": str(folder), "classes": summaries})
         return

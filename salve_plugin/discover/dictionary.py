@@ -115,6 +115,7 @@ class Dictionary(Stored, Tabular, nn.Module):
 
         None if it was not, or its tensors were changed since (by `half()`, say).
         """
+        # The digest is kept beside it: only what was pulled or pushed is at that place.
         if self._origin is None or self._origin[1] != self.digest:
             return None
         return self._origin[0]
@@ -265,6 +266,7 @@ class Dictionary(Stored, Tabular, nn.Module):
                 another one.
         """
         try:
+            # Before the dictionary is made, which codes a row to try itself out.
             _check_cost(learner, fields["options"])
             rule = learners.create(learner, fields["options"])
             site = Site.from_json(fields["site"])

@@ -62,6 +62,7 @@ def _facts(config: Config) -> list[tuple[str, str]]:
         *(
             (words, f"{value:.4g}")
             for words, value in numbers.items()
+            # The meta is anybody's: what is no number is left out, not printed.
             if isinstance(value, int | float)
         ),
     ]

@@ -37,6 +37,7 @@ def folds(
         acts: recording of that.
         order: latents, those that matter most first.
     """
+    # Those that classes depend on come first, so that few latents that matter are left out.
     chosen = list(order[: max(1, FOLDS // acts.width)])
     try:
         rows = (batch.x for batch in acts.batches(_ROWS))

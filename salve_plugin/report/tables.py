@@ -9,7 +9,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.evaluate import Evaluation
-from salve_plugin.discover.features import Features, in_spreads
+from salve_plugin.discover.features import Features
+from salve_plugin.discover.selection_score import in_spreads
 from salve_plugin.report.bench import Bench, shared_fields
 from salve_plugin.report.evidence import part
 from salve_plugin.report.gallery import Maps
@@ -77,7 +78,7 @@ def _class(
 ) -> Mapping[str, Any] | None:
     if not int(features.counts[label]):
         return None
-    ranked = features.ranked(label, min(RANKED, features.means.shape[1]))
+    ranked = features.ranked(label, RANKED)
     content: dict[str, Any] = {
         "ranked": ranked,
         "scores": array(features.scores[label, ranked], "f32"),

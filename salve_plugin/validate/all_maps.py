@@ -17,12 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from salve_plugin.errors import AttributionError, InputError
-from salve_plugin.validate.grad_fam import LayerGradFam, finished, no_dependence, no_gradient
+from salve_plugin.validate.grad_fam import LayerGradFam
 from salve_plugin.validate.latent_trace import Trace
 from salve_plugin.validate.latents import image_latents, latent_index
 from salve_plugin.validate.layout import as_map
 from salve_plugin.validate.linear_pooling import position_weights
 from salve_plugin.validate.tracing import joined, pull_back
+from salve_plugin.validate.weighted_maps import finished, no_dependence, no_gradient
 
 MOST_ELEMENTS = 1 << 22
 """Gradients at the layer that are held at once: 16 MiB in float32."""

@@ -26,13 +26,14 @@ from torch import Tensor
 from salve_plugin.errors import AttributionError
 from salve_plugin.validate.contribution import Contribution
 from salve_plugin.validate.effects import effects_of, most_contributing
-from salve_plugin.validate.grad_fam import LayerGradFam, finished
+from salve_plugin.validate.grad_fam import LayerGradFam
 from salve_plugin.validate.latent_trace import Trace
 from salve_plugin.validate.latents import LatentTarget, Stage, image_latents
 from salve_plugin.validate.layout import as_map
 from salve_plugin.validate.linear_pooling import position_weights
 from salve_plugin.validate.module_sides import side_name
 from salve_plugin.validate.tracing import joined
+from salve_plugin.validate.weighted_maps import finished
 
 
 class LayerCodeMap(LayerGradFam):

@@ -88,8 +88,7 @@ class Explained:
         for images in batches:
             maps = fam.attribute(images, target=target)
             with torch.no_grad(), evaluating(hooked.model), reading(hooked.model, [site]) as seen:
-                # A pass of its own: the map is of the latent's gradient, which does not tell its
-                # value.
+                # A pass of its own: an attribution hands out the map alone, not the value.
                 run(hooked.model, images, "images of this size")
                 latents = image_latents(dictionary, seen[site.name], site.channel_axis, "pre")
             index = latent_index(target, len(images), latents.shape[1])

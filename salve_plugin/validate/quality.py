@@ -1,8 +1,7 @@
 """How good a dictionary is: every measure in one call, beside those of its controls."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +13,15 @@ from salve_plugin.control.networks import Networks
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.labels import Labels, n_outputs
-from salve_plugin.discover.recording.loader import labelled_batches
-from salve_plugin.errors import BaseMismatchError, InputError
+from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import shortened
 from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
-from salve_plugin.site import Rewrite, check_read
+from salve_plugin.site import check_read
 from salve_plugin.validate import quality_report
 from salve_plugin.validate.baselines import CONTROLS, control
-from salve_plugin.validate.evidence.head import reads_nothing_else
 from salve_plugin.validate.held_out import HeldOut
 from salve_plugin.validate.measures import (
     Latents,
@@ -36,7 +32,8 @@ from salve_plugin.validate.measures import (
 )
 from salve_plugin.validate.monosemanticity import mean_cosine
 from salve_plugin.validate.reconstruction import check_finite, density_histogram
-from salve_plugin.validate.splicing import Behaviour, Splice, splice_head, splice_images
+from salve_plugin.validate.recorded_splices import recorded_splices
+from salve_plugin.validate.splicing import Behaviour
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,7 +187,7 @@ def quality(
     dictionaries = {OWN: dictionary}
     for name in controls:
         dictionaries[name] = control(name, acts, dictionary, k=k, seed=seed)
-    splices = {} if hooked is None else _splices(dictionaries, acts, data, hooked, loader)
+    splices = {} if hooked is None else recorded_splices(dictionaries, acts, data, hooked, loader)
     # Of the images measured on; all were checked above, in the recording's order.
     chosen_embeddings = None if embeddings is None else embeddings[data.chosen]
     rows, histograms = {}, {}
@@ -256,6 +253,7 @@ def _check(
             "the dictionary is among the others, or one of them is given twice: a dictionary is "
             "as stable as can be beside itself; train the others with other seeds"
         )
+    # Before `frozen`, which is trained, would be made for nothing.
     unknown = sorted(set(controls) - set(CONTROLS))
     if unknown:
         raise InputError(f"no controls {unknown}; choose from {list(CONTROLS)}")
@@ -288,72 +286,6 @@ def _check_networks(
         check_attached(hooked)
         networks = Networks(hooked, on_base_mismatch)
         networks.check_present("the recording", acts.network_sha256)
-
-
-def _splices(
-    dictionaries: Mapping[str, Dictionary],
-    acts: Activations,
-    data: HeldOut,
-    hooked: HookedModel,
-    loader: Iterable[Any] | None,
-) -> dict[str, Splice]:
-    """Splice every dictionary into the model, on the held-out images."""
-    acts.labels()  # cross-entropy and accuracy are of one class an image
-    site = acts.site
-    if hooked.sites.get(site.name) != site:
-        raise BaseMismatchError(
-            f"the model has no site '{site.name}' as it was recorded: it has "
-            f"{hooked.sites.get(site.name, list(hooked.sites))}; attach the recorded model"
-        )
-    rewrites = {name: _rewrite(dictionary) for name, dictionary in dictionaries.items()}
-    # Where the classifier reads nothing else, the head is all of the model that is left to run.
-    if reads_nothing_else(hooked, site):
-        weight, bias = hooked.unembed(site)
-        return splice_head(weight, bias, data.x, data.labels, rewrites, mean=data.mean)
-    if loader is None:
-        raise InputError(
-            f"site '{site.name}' is not all that the classifier reads, so splicing must run the "
-            "model: pass the recorded `loader` too, or leave out `hooked`"
-        )
-    batches = _chosen(loader, acts, data, Labels.of(hooked.model, n_outputs(hooked), loader))
-    return splice_images(hooked, site, batches, rewrites, mean=data.mean)
-
-
-def _rewrite(dictionary: Dictionary) -> Rewrite:
-    """Return the function from rows to their reconstructions, on the rows' device."""
-
-    def rewrite(rows: Tensor) -> Tensor:
-        result: Tensor = dictionary(rows.to(dictionary.atoms.device))
-        return result.to(rows.device)
-
-    return rewrite
-
-
-def _chosen(
-    loader: Iterable[Any], acts: Activations, data: HeldOut, labels: Labels
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the held-out images of the recorded loader; in the end, raise if it is another one."""
-    # Streamed, not gathered: only the batches with held-out images are run.
-    is_chosen = torch.zeros(acts.n_images, dtype=torch.bool)
-    is_chosen[data.chosen] = True
-    # The same labels in the same order are taken for the same images; pixels were not recorded.
-    digest = hashlib.sha256()
-    start = 0
-    for batch in map(labels.of_model, labelled_batches(loader, None)):
-        digest.update(batch.labels.numpy().tobytes())
-        chosen_in_batch = is_chosen[start : start + len(batch.labels)]
-        start += len(batch.labels)
-        # A loader of more images than were recorded runs past the end, which is reported below.
-        if len(chosen_in_batch) == len(batch.labels) and bool(chosen_in_batch.any()):
-            yield (
-                batch.images[chosen_in_batch.to(batch.images.device)],
-                batch.labels[chosen_in_batch],
-            )
-    if start != acts.n_images or digest.hexdigest() != acts.labels_sha256:
-        raise InputError(
-            f"the loader yields {start} images, or other labels in another order, than the "
-            f"{acts.n_images} that were recorded; pass the loader that `record` was given"
-        )
 
 
 def _initialization(dictionary: Dictionary) -> str | None:

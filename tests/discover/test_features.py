@@ -12,9 +12,10 @@ from jaxtyping import config
 from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.features import profile, selection_scores
+from salve_plugin.discover.features import profile
 from salve_plugin.discover.learners.l1 import L1
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.selection_score import selection_scores
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.errors import InputError
 from salve_plugin.site import Site

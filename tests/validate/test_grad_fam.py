@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from salve_plugin.demo.digits import Split
 from salve_plugin.errors import AttributionError, HookNotFiredError, InputError
-from salve_plugin.validate.grad_fam import GradFAM, LayerGradFam, weighted_map
+from salve_plugin.validate.grad_fam import GradFAM, LayerGradFam
 from salve_plugin.validate.layout import Tokens
 from salve_plugin.validate.module_sides import ModuleSide
+from salve_plugin.validate.weighted_maps import weighted_map
 
 
 def seeded(build: Callable[[], Any], dtype: torch.dtype = torch.float64) -> Any:

@@ -24,8 +24,9 @@ from salve_plugin.control.operators import Gate, scaled_rows
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.control.rivals import with_rivals
 from salve_plugin.discover.dictionary import Dictionary
-from salve_plugin.discover.features import Features, selection_scores
+from salve_plugin.discover.features import Features
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.selection_score import selection_scores
 from salve_plugin.hooks import HookedModel
 
 NUDGE = 1e-4

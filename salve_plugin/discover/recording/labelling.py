@@ -74,7 +74,10 @@ def annotations(
     Raises:
         InputError: if they are not what is wanted.
     """
+    # Zeros and ones may be indices of two classes, one logit's answers, or rows of several: the
+    # shape tells which.
     truth = bool(((labels == 0) | (labels == 1)).all())
+    # The form that binary cross-entropy takes.
     if labels.ndim == 2 and labels.shape[1] == 1 and not several_logits:
         labels = labels[:, 0]
     if labels.ndim == 2 and labels.shape[1] > 1 and truth and len(labels) and wanted != "target":
@@ -98,6 +101,7 @@ def annotations(
     indices = truth and not several_logits
     if wanted == "target" or (labels.is_floating_point() and not indices and wanted is None):
         return _targets(labels, number, several_logits)
+    # Cut to whole numbers, a regression's targets would pass for classes.
     if not indices and (labels.is_floating_point() or labels.dtype == torch.bool):
         raise InputError(
             f"labels of batch {number} are {labels.dtype}; class indices are needed here, or 0 and "
