@@ -7,6 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from salve_plugin.control.evaluate import check_logits
+from salve_plugin.control.networks import Networks
 from salve_plugin.control.solving import two_sided
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
@@ -15,6 +16,7 @@ from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.images import run
 from salve_plugin.modes import evaluating, without_autocast
+from salve_plugin.network import OnBaseMismatch
 from salve_plugin.taps import reading
 from salve_plugin.validate.evidence.head import reads_nothing_else
 
@@ -78,6 +80,7 @@ def fewest_to_flip(
     images: Tensor,
     *,
     seed: int = 0,
+    on_base_mismatch: OnBaseMismatch = "error",
 ) -> Flips:
     r"""Return the fewest latents whose contributions $z_l v_l$, taken away, change each decision.
 
@@ -91,9 +94,11 @@ def fewest_to_flip(
         dictionary: of what the classifier reads.
         images: a batch as the model takes it, (images, channels, height, width).
         seed: of the random orders.
+        on_base_mismatch: "warn" takes a dictionary of another network too.
 
     Raises:
         InputError: if the dictionary is of something else than the classifier's input.
+        BaseMismatchError: if it was learned from another network than the model.
     """
     check_attached(hooked)
     site = hooked.site(dictionary.site.name)
@@ -102,6 +107,7 @@ def fewest_to_flip(
             f"the dictionary reads '{site.name}', the classifier {list(hooked.head_sites)}; learn "
             "a dictionary of what the classifier reads, and nothing else"
         )
+    Networks(hooked, on_base_mismatch).check_either("the dictionary", dictionary.network)
     weight, bias = (part.detach().cpu().double() for part in hooked.unembed(site))
     with evaluating(hooked.model), reading(hooked.model, [site]) as activations:
         run(hooked.model, images, "images")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import salve_plugin as salve
 from salve_plugin.control.solving import two_sided
-from salve_plugin.errors import InputError
+from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.validate.evidence.flip_shares import _beside_chance
 from salve_plugin.validate.evidence.flipping import flip_of
 
@@ -69,6 +69,17 @@ def test_a_dictionary_of_another_site_is_refused(make_recorded: Any, known: Any)
     hidden = salve.Dictionary(state, salve.TopK(k=8), tokens.acts.site, {})
     with pytest.raises(InputError, match="what the classifier reads"):
         salve.fewest_to_flip(tokens.hooked, hidden, torch.rand(2, 3, 16))
+
+
+def test_a_dictionary_of_another_network_is_refused(known: Any) -> None:
+    state = dict(known.dictionary.state_dict())
+    other = salve.Dictionary(state, salve.TopK(k=8), known.acts.site, {"network_sha256": "0" * 64})
+    x = known.acts.tensor()[:2]
+    with pytest.raises(BaseMismatchError, match="the dictionary is of network 000000000000"):
+        salve.fewest_to_flip(known.hooked, other, x)
+    with pytest.warns(UserWarning, match="of network"):
+        flips = salve.fewest_to_flip(known.hooked, other, x, on_base_mismatch="warn")
+    assert flips == salve.fewest_to_flip(known.hooked, known.dictionary, x)
 
 
 def test_shares_of_images_are_those_of_single_flips(known: Any) -> None:
