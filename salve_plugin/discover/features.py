@@ -254,8 +254,10 @@ def _profile_of_several(dictionary: Dictionary, acts: Activations) -> Features:
 
 def _attribute(attribute: Sequence[int] | Tensor, n_images: int) -> Int[Tensor, " images"]:
     values = torch.as_tensor(attribute).cpu()
-    usable = values.shape == (n_images,) and not values.is_floating_point()
-    if not usable or int(values.min()) < 0:
+    usable = values.shape == (n_images,)
+    usable = usable and not (values.is_floating_point() or values.is_complex())
+    # In int64: of unsigned numbers of more than 8 bits torch finds no least one.
+    if not usable or int(values.long().min()) < 0:
         raise InputError(
             f"attribute is {values.dtype}{list(values.shape)}; expected an index from 0 for each "
             f"of the recording's {n_images} images"

@@ -217,6 +217,8 @@ def test_an_attribute_is_profiled_beside_the_classes(make_recording: MakeRecordi
     assert by_attribute.of_attribute
     assert by_attribute.ranked("with", 1) == [2]
     torch.testing.assert_close(by_attribute.means[1], x[has == 1].double().mean(0))
+    short = profile(neurons(3), acts, attribute=has.to(torch.uint16))
+    assert torch.equal(short.means, by_attribute.means)
     assert not profile(neurons(3), acts).of_attribute
     with pytest.raises(InputError, match="recording's 40 images"):
         profile(neurons(3), acts, attribute=has[:39])
