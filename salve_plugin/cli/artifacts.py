@@ -201,9 +201,11 @@ def base_of(
                 )
         if checkpoint is None:
             checkpoint = _noted_checkpoint(source, shared, description)
+        # The tag names weights, which are the checkpoint's where there is one.
         model = (
             f"{architecture}.{tag}" if isinstance(tag, str) and checkpoint is None else architecture
         )
+        # The base may have a classifier of another size than its family's.
         recorded = description.get("num_classes")
         if num_classes is None and isinstance(recorded, int):
             num_classes = recorded

@@ -107,6 +107,8 @@ class Evidence:
             return choice.edit, choice
         operator = enhance if asked.enhancing else suppress
         fixed = None if rows == "rivals" else rows
+        # Without a strength it is 0 for now: the caller, or `with_rivals`, finds the one that is
+        # needed.
         edit = operator(
             self.opened.hooked, self.dictionary, latent=latent, strength=asked.strength or 0.0,
             rows=fixed,

@@ -64,6 +64,7 @@ def explain(
         check_outside(out, [study.data])
         if checkpoint is not None:
             raise InputError("--checkpoint is for an artifact; a study knows its own")
+        # Last of what can be refused: it builds the model.
         evidence = Evidence.of(study)
         chosen, opened, dictionary = evidence.latent(asked), evidence.opened, evidence.dictionary
     else:

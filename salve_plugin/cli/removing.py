@@ -100,6 +100,8 @@ def remove(folder: Path, out: Path, removal: Removal, *, force: bool, as_json: b
             if concept.is_paired and paired
             else RemoveShortcut(concept, max_harm=removal.max_harm)
         )
+        # The classifier's edits follow from the recordings; what hidden ones do only the network
+        # tells.
         images = [tree.batches(BATCH) for tree in trees] if removal.hidden else []
         choice = choose(opened.hooked, goal, images=images)
         made = (

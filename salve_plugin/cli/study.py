@@ -286,6 +286,7 @@ class Study:
         Raises:
             SalveError: as for `open`.
         """
+        # A digest of the file first: the model is built only where that is another one.
         checkpoint = self.spec.checkpoint
         if checkpoint is not None and Path(checkpoint).exists() and not self.spec.is_as_pinned:
             self.open(acts)

@@ -126,6 +126,7 @@ def class_effects(
         falls = torch.full_like(contributions, torch.nan)
         if candidates:
             chosen = contributions.topk(min(candidates, dictionary.n_latents), dim=1).indices
+            # A class without images has candidates too, of zeros, which nothing was measured of.
             seen = (counts > 0).nonzero()
             fallen = _falls(hooked, dictionary, loader, chosen) / counts.clamp(min=1)[:, None]
             # A column of classes, each of which goes with all candidates in its row.

@@ -161,7 +161,6 @@ def maximize(
         bounds = _bounds(hooked, shape[0], low, high)
         paint = image_of(parametrization, shape)
         measure = stack.enter_context(_measuring(hooked, dictionary, latent, bounds))
-        # Measured first, for the ascent's unit.
         noise = _noise(measure, paint, parametrization, shape)
         # In units of its spread over noise, a latent's scale does not decide against tv_weight.
         unit = float(noise.std()) or 1.0
@@ -172,6 +171,7 @@ def maximize(
             # Shifted anew in each step: what is tied to one pixel grid gains nothing in the mean.
             activation = measure(shifted(painted, largest_shift, generator)[None])[0]
             activations.append(float(activation.detach()))
+            # The variation of what is shown, not of the shifted image: a cyclic shift adds an edge.
             return sign * activation / unit - tv_weight * total_variation(painted)
 
         parameters = _ascended(gain, start(parametrization, shape, generator), steps)
@@ -224,6 +224,7 @@ def _measuring(
     site = hooked.site(dictionary.site.name)
     low, high = bounds
 
+    # Once for the whole ascent, not in each of its steps.
     with evaluating(hooked.model), reading(hooked.model, [site]) as activations:
 
         def measure(images: Tensor) -> Tensor:

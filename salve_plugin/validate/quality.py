@@ -200,6 +200,8 @@ def quality(
         if name in splices:
             measured = with_splice(measured, splices[name])
         if others:
+            # A control is compared with another draw of itself: beside the dictionary's runs it
+            # would say nothing.
             reruns = others
             if name != OWN:  # the atoms of `frozen` are its initial ones: a step shows them
                 reruns = [control(name, acts, dictionary, k=k, seed=seed + 1, steps=1)]

@@ -37,6 +37,7 @@ def fvu(x: Float[Tensor, "rows width"], error: Float[Tensor, "rows width"]) -> f
     """
     check_finite(x, "activations")
     check_finite(error, "reconstruction errors")
+    # Of equal float32 rows exactly 0, since their sum and its quotient are exact in float64.
     variance = float((x.double() - x.double().mean(0)).square().sum()) if len(x) else 0.0
     if variance == 0:
         raise InputError(
