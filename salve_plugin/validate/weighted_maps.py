@@ -34,6 +34,7 @@ def weighted_map(
 ) -> Float[Tensor, "batch channels h w"]:
     """Return each channel times its gradient's mean over positions; the sum is Grad-FAM's map.
 
+    >>> import torch
     >>> activation = torch.tensor([1.0, 2.0]).reshape(1, 1, 1, 2)
     >>> weighted_map(activation, gradient=torch.tensor([1.0, 3.0]).reshape(1, 1, 1, 2)).tolist()
     [[[[2.0, 4.0]]]]
