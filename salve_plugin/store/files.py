@@ -108,6 +108,9 @@ def usable(path: str | os.PathLike[str]) -> Path:
             f"{shortened(path, 300)} is a {type(path).__name__}; a path was expected: give a str "
             "or a pathlib.Path"
         )
+    if not os.fspath(path):
+        # `Path` takes it for the current folder, which nobody has named: a variable was not set.
+        raise InputError('"" is no path; give one, "." for the current folder')
     try:
         # Asked of the system, since what a name may be is its own affair.
         os.lstat(path)

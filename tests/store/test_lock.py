@@ -242,6 +242,17 @@ def test_the_umask_is_never_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
+def test_an_empty_name_is_not_taken_for_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is no path"):
+        save_into("", lambda _: FileChange({"file": b"x"}))
+    assert not list(tmp_path.iterdir())
+    save_into(".", lambda _: FileChange({"file": b"x"}))
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "x\0y", "x\ud800y"])
 def test_names_that_no_file_can_have_are_refused_in_printable_words(
     tmp_path: Path, name: str

@@ -1,8 +1,10 @@
-"""Which number type training computes dense products in."""
+"""Which number type training computes dense products in; a unit that keeps squares in range."""
 
 import warnings
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from salve_plugin.errors import InputError
 
@@ -39,3 +41,12 @@ def has_bfloat16() -> bool:
     # instructions, which costs speed but never a result.
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def largest(x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows 1"]:
+    """Return each row's largest absolute value, to divide the row by; 1 for a row of zeros.
+
+    No gradient flows through it: it is a unit.
+    """
+    size = x.detach().abs().amax(-1, keepdim=True)
+    return torch.where(size > 0, size, 1.0)

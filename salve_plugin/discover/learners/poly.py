@@ -43,7 +43,9 @@ class Poly(TopK):
     name: ClassVar[str] = "poly"
     summary: ClassVar[str] = "TopK code whose decoder also adds products of active latents"
     source: ClassVar[str] = "Koromilas et al. 2026, PolySAE"
-    extra: ClassVar[Mapping[str, int]] = {"mixing": 0, "pairs": -1, "triples": -2}
+    # What is raised to powers has no unit: cubes of raw activations, and what would take them back,
+    # could leave the range of float32.
+    extra: ClassVar[Mapping[str, int]] = {"mixing": -1, "pairs": 1, "triples": 1}
     rank: int = 64
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.precision import largest
 from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
@@ -60,8 +61,12 @@ class TopAFA(Learner):
     def encode(self, t: Tensors, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows latents"]:
         """Keep the K largest positive pre-activations of each row."""
         pre = self.pre_activation(t, x)
-        norm = torch.linalg.vector_norm(x - t["decoder_bias"], dim=-1)
-        return self.activate(t, pre) * chosen(pre, norm)
+        centred = x - t["decoder_bias"]
+        # How many are kept does not depend on the row's unit, but squares have half of float32's
+        # range: those of raw rows could all be 0 or infinite.
+        size = largest(centred)
+        norm = torch.linalg.vector_norm(centred / size, dim=-1)
+        return self.activate(t, pre) * chosen(pre / size, norm)
 
     def initial_code(self, pre: Float[Tensor, "rows latents"]) -> Float[Tensor, "rows latents"]:
         """Keep what a row of norm 1 would: the rows' mean squared norm."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
+from salve_plugin.discover.kernels.precision import largest
 from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
 from salve_plugin.discover.learners.checks import fits, whole
@@ -123,7 +124,9 @@ def nearness(
     >>> nearness(torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [-5.0, 0.0]])).round()
     tensor([[2., 0.]])
     """
-    return _near(functional.normalize(x, dim=-1) @ functional.normalize(weight, dim=1).T)
+    # Else rows below `normalize`'s floor of 1e-12, or whose square is infinite, lose their way.
+    directions = functional.normalize(x / largest(x), dim=-1)
+    return _near(directions @ functional.normalize(weight, dim=1).T)
 
 
 def _near(cosine: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.learners import LEARNERS
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.training.fit import fit as fit_any
 from salve_plugin.discover.training.rows import Moments, RowReader, held_out
@@ -60,6 +61,22 @@ def test_the_unit_of_the_activations_does_not_matter(factor: float) -> None:
     torch.testing.assert_close(
         other.encode(factor * rows) / factor, one.encode(rows), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.filterwarnings("ignore:the dictionary reconstructs")
+@pytest.mark.parametrize("learner", sorted(LEARNERS))
+def test_no_learner_leaves_the_range_of_numbers_with_units_that_have_a_square_beyond_it(
+    learner: str,
+) -> None:
+    """Powers of two, which change no digit: the same code and reconstruction come out."""
+    rows, _ = planted(rows=300, width=8)
+    options: dict[str, Any] = {"beta": 0.0} if learner == "gradient_topk" else {}
+    one = fit_any(rows, learner, n_latents=32, steps=3, **options)
+    for factor in (2.0**-90, 2.0**90):
+        other = fit_any(factor * rows, learner, n_latents=32, steps=3, **options)
+        code = other.encode(factor * rows)
+        back = other.decode(code) / factor
+        torch.testing.assert_close(back, one.decode(one.encode(rows)), rtol=1e-3, atol=1e-3)
 
 
 def test_a_mean_far_from_zero_costs_no_digits() -> None:
