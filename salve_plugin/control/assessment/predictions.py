@@ -180,15 +180,17 @@ def other_latents(
     """
     random = torch.Generator().manual_seed(seed * n_latents + latents[0])
     drawn: dict[tuple[int, ...], None] = {}  # each set once
+    size = len(latents)
     for _ in range(CONTROLS):
         order = torch.randperm(n_latents, generator=random)
         others = order[~torch.isin(order, torch.tensor(list(excluded)))]
-        for part in torch.split(others, len(latents)):
-            if len(part) == len(latents):
-                drawn[tuple(sorted(part.tolist()))] = None
-        if len(drawn) >= CONTROLS:
-            break
-    return list(drawn)[:CONTROLS]
+        # No further than needed: to cut a dictionary of thousands of latents up takes longer than
+        # all that is done with the sets.
+        for start in range(0, len(others) - size + 1, size):
+            drawn[tuple(sorted(others[start : start + size].tolist()))] = None
+            if len(drawn) == CONTROLS:
+                return list(drawn)
+    return list(drawn)
 
 
 def fitted_lines(
