@@ -95,7 +95,7 @@ class Evidence:
         label = self.label(asked)
         default = "all" if label is None else "class" if asked.enhancing else "rivals"
         # Which rivals are needed depends on how far the class is lowered; enhancing lowers none.
-        rows = rows_of(asked.rows or default, label)
+        rows = rows_of(default if asked.rows is None else asked.rows, label)
         if rows == "rivals" and asked.enhancing:
             raise InputError("--rows rivals is for suppressing: give class, all or indices")
         latent, choice = asked.latent, None

@@ -38,7 +38,7 @@ from salve_plugin.validate.evidence.intervention import SCALES, intervention
 from salve_plugin.validate.evidence.kept import Kept, concatenated
 from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
 from salve_plugin.validate.evidence.permuting import p_values, permuted_labels, upper
-from salve_plugin.validate.evidence.predicted import explained, gate_change
+from salve_plugin.validate.evidence.predicted import gate_shares, products_of
 from salve_plugin.validate.evidence.recorded_images import RecordedImages
 from salve_plugin.validate.evidence.retrieval import precision_at, precision_by_chance
 from salve_plugin.validate.evidence.shown import Shown
@@ -195,6 +195,7 @@ class _Reading:
             self._atoms = dictionary.atoms.detach().cpu()
             self._some = evenly(acts.n_images, 8 * IMAGES)
             self._x = rows_of(acts, self._some)
+            self._products = products_of(self._head, self._x.double())
             own = [(self._labels == label).nonzero()[:, 0] for label in range(len(self._counts))]
             self._of_class = [images[evenly(len(images), IMAGES)] for images in own]
             # Read once for all classes, in ascending order, as `rows_of` returns rows; among them
@@ -295,9 +296,11 @@ class _Reading:
             drawn = other_latents([latent], [latent], len(head.pull), self._seed)
             others = [other for (other,) in drawn]
             # At strength 1; up to where a factor reaches 0, the share does not depend on it.
-            change = gate_change(head, self._x.double(), Gate(self._atoms[latent, None], 1.0))
             tried = [latent, *others]
-            shares = explained(change, some_codes[:, tried], head.pull[tried])
+            shares = gate_shares(
+                head, self._x.double(), self._products, Gate(self._atoms[latent, None], 1.0),
+                some_codes[:, tried], head.pull[tried],
+            )  # fmt: skip
             effects["explained"][row] = shares[0]
             if others:
                 effects["explained_null"][row] = upper(shares[1:, None])[0]

@@ -163,6 +163,44 @@ def gate_change(
     return x @ (scaled_rows(weight, gate.factors, None) - weight).T
 
 
+def gate_shares(
+    head: ReadHead,
+    x: Float64[Tensor, "images width"],
+    products: Float64[Tensor, "width width"],
+    gate: Gate,
+    codes: Float64[Tensor, "images some"],
+    pulls: Float64[Tensor, "some classes"],
+) -> Float64[Tensor, " some"]:
+    """Return `explained` of what `gate_change` returns, without laying a change of logits out.
+
+    The change is X D W^T with D = diag(m - 1), so that <change, z u^T> is the sum over features of
+    d (X^T z)(W^T u), and its sum of squares d^T (X^T X * W^T W) d, elementwise products: of
+    thousands of latents, each costs features times features and not images times features times
+    classes.
+
+    Args:
+        head: the classifier.
+        x: its inputs.
+        products: `products_of` these.
+        gate: on all rows.
+        codes: of the latents that predict.
+        pulls: what one unit of each adds to each logit.
+    """
+    d = gate.factors.double() - 1
+    product = d @ ((x.T @ codes) * (head.gated.T @ pulls.T))
+    # A sum of squares; of a change that is rounding, rounding may be below 0.
+    total = (d @ products @ d).clamp(min=0)
+    size = total * codes.square().sum(0) * pulls.square().sum(1)
+    return torch.where(size > 0, product.square() / size.clamp(min=1e-300), 0.0)
+
+
+def products_of(
+    head: ReadHead, x: Float64[Tensor, "images width"]
+) -> Float64[Tensor, "width width"]:
+    """Return X^T X times W^T W, element by element, for `gate_shares`."""
+    return (x.T @ x) * (head.gated.T @ head.gated)
+
+
 def explained(
     change: Float64[Tensor, "images classes"],
     codes: Float64[Tensor, "images some"],

@@ -1,7 +1,7 @@
 """Predicted and measured effects against the edited model, class by class."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -9,6 +9,13 @@ import torch
 
 import salve_plugin as salve
 from salve_plugin.errors import InputError
+from salve_plugin.validate.evidence.head import read_head
+from salve_plugin.validate.evidence.predicted import (
+    explained,
+    gate_change,
+    gate_shares,
+    products_of,
+)
 
 
 @pytest.mark.parametrize("edited", [False, True])
@@ -22,6 +29,23 @@ def test_r2_and_slope_are_those_of_a_regression_on_the_edited_models_logits(
     # A gate scales what the classifier was without the update.
     with present.applied(hooked) if edited else nullcontext():
         compare(hooked, dictionary, acts)
+
+
+@pytest.mark.parametrize("mode", ["suppress", "enhance"])
+def test_shares_are_those_of_the_change_laid_out(
+    known: Any, mode: Literal["suppress", "enhance"]
+) -> None:
+    hooked, dictionary, acts = known
+    head, x = read_head(hooked, dictionary, acts), acts.tensor().double()
+    codes = dictionary.encode(acts.tensor()).double()
+    for latent in (1, 7):
+        gate = salve.Gate(dictionary.atoms[latent, None].detach(), 0.7, mode)
+        direct = explained(gate_change(head, x, gate), codes, head.pull)
+        assert bool((direct > 0).any())
+        shares = gate_shares(head, x, products_of(head, x), gate, codes, head.pull)
+        torch.testing.assert_close(shares, direct)
+    nothing = salve.Gate(dictionary.atoms[1, None].detach(), 0.0)
+    assert not gate_shares(head, x, products_of(head, x), nothing, codes, head.pull).any()
 
 
 def compare(hooked: Any, dictionary: Any, acts: Any) -> None:
