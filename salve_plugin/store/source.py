@@ -132,9 +132,9 @@ def open_source(source: PathLike, *markers: str, **where: Unpack[Where]) -> Sour
             of the files is there and the Hub does not say in which commit it looked.
         HubError: if the Hub refuses or cannot be reached, and the cache does not help.
     """
-    folder = usable(source)
-    if source == "":  # which a path would take for the current folder
+    if source == "":  # before it is taken for a path: it may be a repository's name, too
         raise InputError("the source is empty; expected a folder or 'user/name'")
+    folder = usable(source)
     if folder.is_dir():
         return _local(folder, where)
     # A path that is mistyped must not become a request: only what can be the name of a repository

@@ -145,7 +145,7 @@ def recorded_values(
     """Return a latent's pre-activation for each recorded image, the mean over its positions."""
     device = dictionary.atoms.device
     values = [
-        dictionary.pre_activation(batch.x.to(device))[:, latent].double().cpu()
+        dictionary.pre_activation(batch.x.to(device))[:, latent].cpu().double()
         for batch in acts.batches(_ROWS)
     ]
     # The rows of an image follow one another, as many for each image.
