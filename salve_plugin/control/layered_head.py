@@ -15,6 +15,7 @@ from salve_plugin.control.base import bare
 from salve_plugin.control.formula import Ledger, at, covered, pieces, put
 from salve_plugin.control.ledger import ledger_of, pristine_of
 from salve_plugin.control.slots import slots_of
+from salve_plugin.errors import UnsupportedModelError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Site
 
@@ -38,7 +39,11 @@ class LayeredHead:
     def of(cls, hooked: HookedModel, site: Site) -> "LayeredHead":
         """Return the weight of the classifier's layers that read the site."""
         paths = [f"{path}.weight" for path in site.readers if path in hooked.heads]
-        slots = slots_of(bare(hooked), paths)
+        try:
+            slots = slots_of(bare(hooked), paths)
+        except UnsupportedModelError:
+            # Quantized, or computed from others: what takes no edit carries none.
+            slots = {}
         ledgers = {path: ledger_of(slot) for path, slot in slots.items()}
         if not any(ledgers.values()):
             weight = hooked.unembed(site, partial=True)[0].cpu().double()

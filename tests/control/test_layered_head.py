@@ -24,6 +24,7 @@ from salve_plugin import (
     record,
 )
 from salve_plugin.control.choosing.head import JudgedHead, edited_head
+from salve_plugin.control.layered_head import LayeredHead
 from salve_plugin.control.operators import Operator
 from salve_plugin.control.strength import critical_strength
 from salve_plugin.discover.learners import create
@@ -186,3 +187,12 @@ def test_a_gate_alone_is_what_the_closed_form_says(tmp_path: Path) -> None:
     mine = acts.tensor()[acts.labels() == 1]
     reach = edit.gate.reach
     assert torch.equal(crit.values, critical_strength(weight[1], float(bias[1]), reach, mine))
+
+
+def test_a_head_that_takes_no_edit_carries_none() -> None:
+    model = Plain(3)
+    nn.utils.parametrizations.weight_norm(model.head)
+    hooked = attach(model.eval(), head="head", probe=torch.randn(2, WIDTH))
+    layers = LayeredHead.of(hooked, hooked.site(HEAD_INPUT))
+    assert layers.is_plain
+    torch.testing.assert_close(layers.scaled, model.head.weight.detach().double())
