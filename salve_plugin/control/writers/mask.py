@@ -158,8 +158,14 @@ def _constant(layer: Layer, x: Float64[Tensor, "images width"]) -> Float64[Tenso
     half = x[::2]
     # The normal equations of gᵀx = 1, with a ridge: (C + ηI) g = E[x].
     moment = second_moment(layer, half.T @ half / len(half))
-    direction = solved(moment, half.mean(0)[:, None], 1e-4)[:, 0]
+    mean = half.mean(0)
+    direction = solved(moment, mean[:, None], 1e-4)[:, 0]
     least = float((x @ direction).min())
+    if least < LEAST_CONSTANT and bool(mean.any()):
+        # Of few images least squares may dip below zero elsewhere. Inputs that are never negative,
+        # as after a ReLU, all lie on one side along their mean, if less evenly.
+        direction = mean / (mean @ mean)
+        least = float((x @ direction).min())
     if least < LEAST_CONSTANT:
         raise UnsupportedModelError(
             f"'{layer.path}' has no bias to lower, and no constant can be read off its inputs: "

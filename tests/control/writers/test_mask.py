@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from layer_updates import draw
 from torch.nn import functional
@@ -52,7 +52,11 @@ def test_the_distance_is_kept_on_images_that_were_not_recorded(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**20), st.sampled_from([1e-3, 1.0, 30.0]), st.booleans(), st.booleans())
+@given(
+    seed=st.integers(0, 2**20), size=st.sampled_from([1e-3, 1.0, 30.0]), has_bias=st.booleans(),
+    two=st.booleans(),
+)  # fmt: skip
+@example(seed=354, size=1e-3, has_bias=False, two=False)  # least squares reads -0.16 on one image
 def test_any_classifier_masks_any_classes(
     with_head: Callable[..., HookedModel], seed: int, size: float, has_bias: bool, two: bool
 ) -> None:
