@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hub_client import LoopbackHub
+from jaxtyping import config
 from torch import nn
 
 from salve_plugin.demo import digits
@@ -22,6 +23,14 @@ collect_ignore = ["hub_server", "tools"]  # imported by tests, not tests themsel
 FIXTURES = Path(__file__).parent / "fixtures"
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """No annotation is checked at run time, as in a program of one's own."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,12 @@
 """Models that no family knows: wrapped ones, and one's own with a linear head."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from jaxtyping import config
 from torch import Tensor, nn
 
 import salve_plugin as salve
@@ -16,14 +15,6 @@ from salve_plugin.errors import InputError, UnsupportedModelError
 IMAGES = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LOADER = [(IMAGES, torch.arange(40) % 3)]
 PROBE = IMAGES[:2]
-
-
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """No annotation is enforced, as in a program of one's own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 class Own(nn.Module):

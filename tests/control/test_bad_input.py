@@ -1,13 +1,12 @@
 """Arguments of the wrong kind raise errors that say what was expected; nothing is written."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config
 
 from salve_plugin import (
     Dictionary,
@@ -32,6 +31,9 @@ from salve_plugin.control.application import apply_, apply_all_, revert_
 from salve_plugin.errors import SalveError
 from salve_plugin.site import HEAD_INPUT
 
+# What a user without a type checker sees, who has no checks of annotations at run time either.
+pytestmark = pytest.mark.usefixtures("untyped")
+
 AXIS = torch.eye(6)[:, :1]
 ORIGIN = torch.zeros(1)
 MAP = LowRankMap(AXIS, AXIS, ORIGIN)
@@ -49,14 +51,6 @@ any_alpha_crit: Any = alpha_crit
 any_search: Any = search_alpha_crit
 any_latent_concept: Any = latent_concept
 any_direction_concept: Any = direction_concept
-
-
-@pytest.fixture(autouse=True)
-def _no_types_checked_by_tests() -> Iterator[None]:
-    """What a user without a type checker sees, who has no runtime checks of annotations either."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 NO_NUMBER = [

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import config
 from recipes import recipe
 from small_network import random_edits, small
 
@@ -67,9 +66,7 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [3, EDITS[0], bytearray(recipe(EDITS[0]))])
-def test_what_is_neither_a_path_nor_bytes_is_refused(
-    other: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+@pytest.mark.usefixtures("untyped")
+def test_what_is_neither_a_path_nor_bytes_is_refused(other: Any) -> None:
     with pytest.raises(InputError, match=f"is a {type(other).__name__}; a path was expected"):
         salve.Edit.from_recipe(other)

@@ -1,6 +1,6 @@
 """Class-conditional means, the paper's dominant latent, and the selection score."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
@@ -137,14 +136,6 @@ def test_an_unknown_class_is_refused_with_the_names_that_exist(
         features.dominant("cat")
     with pytest.raises(InputError, match="n must be at least 1"):
         features.ranked("ant", 0)
-
-
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """No annotation is enforced, as in a program of one's own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("untyped")

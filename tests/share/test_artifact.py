@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from jaxtyping import config
 from small_artifacts import (
     WEIGHT,
     altered,
@@ -417,15 +415,7 @@ def test_a_text_is_no_list_of_labels(tiny_edit: Edit) -> None:
         EditArtifact(tiny_edit, labels="abc")
 
 
-@pytest.fixture
-def _no_types_checked_by_tests() -> Iterator[None]:
-    """What a user without a type checker sees, who has no runtime checks of annotations either."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.usefixtures("_no_types_checked_by_tests")
+@pytest.mark.usefixtures("untyped")
 def test_parts_of_another_kind_are_refused_in_words(tiny_edit: Edit, tiny: EditArtifact) -> None:
     kind: Any = EditArtifact
     searched = salve.SearchedCrit(

@@ -1,6 +1,6 @@
 """Any function is a dictionary, and any way to name an activation is understood."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor, nn
 
 import salve_plugin as salve
@@ -43,14 +42,6 @@ class OwnSAE(nn.Module):
 
     def code(self, x: Tensor) -> Tensor:
         return (x @ self.W).relu()
-
-
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """No annotation is enforced, as in a program of one's own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 def test_the_example_of_the_docs_runs_in_fifteen_lines(

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from jaxtyping import config
 from torch import Tensor, nn
 
 import salve_plugin as salve
@@ -64,14 +63,7 @@ def test_any_module_with_encode_is_explained_after_the_affine_formula() -> None:
     assert salve.LayerGradFam(model, layer, Scored(96), site=(model.fc, "in")).stage == "pre"
 
 
-@pytest.fixture
-def _untyped() -> Any:
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.usefixtures("_untyped")
+@pytest.mark.usefixtures("untyped")
 def test_what_has_not_the_method_is_refused_by_the_constructor() -> None:
     model, hooked = made()
     layer: Any = hooked.attribution_site

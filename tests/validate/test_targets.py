@@ -1,6 +1,5 @@
 """Weighted sums of latents as targets, and the latents that a class's logit is made of."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from latent_networks import attached, dictionary_at
 from torch import Tensor
 
@@ -110,14 +108,6 @@ def test_at_the_head_all_contributions_add_up_to_the_logit(hooked: HookedModel) 
     expected = torch.einsum("k,bkhw->bhw", through, maps)[:, None] / maps[0, 0].numel()
     equal(fam.attribute(IMAGES, salve.contribution(1, top=None)), expected)
     equal(fam.attribute(IMAGES, salve.contribution("1", top=None)), expected)
-
-
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """No annotation is enforced, as in a program of one's own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("untyped")

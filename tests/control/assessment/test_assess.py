@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import recounted
 import torch
-from jaxtyping import config
 from torch import Tensor, nn
 
 import salve_plugin as salve
@@ -269,15 +268,7 @@ def test_classes_that_the_images_lack_are_listed_where_their_rows_were_touched(
     assert "no images" not in found.verdict
 
 
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """What a user has, whose annotations nobody checks at run time."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("untyped")
 def test_what_cannot_be_assessed_is_refused(
     resnet: HookedModel, acts: Activations, atoms: Dictionary, digits_test: digits.Split
 ) -> None:

@@ -1,6 +1,5 @@
 """`choose` with images: it makes edits of hidden sites itself, and judges them on unseen images."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor, nn
 
 from salve_plugin import (
@@ -70,14 +68,6 @@ def barred(digits_test: digits.Split) -> SimpleNamespace:
 def proposer(barred: SimpleNamespace) -> Proposer:
     head = JudgedHead.of(barred.hooked, barred.acts)
     return Proposer.of(head, barred.concept, barred.images, SITES)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """What a user has: no checks of annotations."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 def bits(model: nn.Module) -> dict[str, Tensor]:
@@ -285,7 +275,7 @@ def test_the_model_is_as_it_was_after_an_error(barred: SimpleNamespace, proposer
     assert not status(barred.hooked.model).applied
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -336,14 +326,14 @@ def test_the_default_type_of_tensors_changes_nothing(barred: SimpleNamespace) ->
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("untyped")
 def test_a_layer_names_its_site(barred: SimpleNamespace) -> None:
     head = barred.hooked.site("unembed.hook_in")
     names = [barred.hooked.model.blocks[3].norm2, "blocks.1.norm1"]
     assert named_sites(barred.hooked, names, head) == SITES
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("untyped")
 def test_images_and_edits_that_are_none_are_refused_before_anything_is_tried(
     barred: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,21 +1,12 @@
 """A tiny network with a classifier to set at will, and the images of its classes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-from jaxtyping import config
 from torch import Tensor, nn
 
 from salve_plugin import HookedModel
-
-
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """What a user sees, for whom nothing checks annotations at run time."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
