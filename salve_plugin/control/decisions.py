@@ -54,7 +54,7 @@ class Decisions:
         # In float64, since leads are differences of logits that may be nearly equal.
         weight, bias = (values.cpu().double() for values in hooked.unembed(site))
         check_threshold(threshold, len(weight))
-        layers = LayeredHead.of(hooked, site)
+        layers = LayeredHead.of(hooked, site, weight)
         if len(weight) > 1:
             return cls(weight, bias, 0.0, False, layers)
         # What speaks for class 0 is how far the logit lies below the threshold: two mirrored rows,

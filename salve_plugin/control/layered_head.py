@@ -36,8 +36,14 @@ class LayeredHead:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, hooked: HookedModel, site: Site) -> "LayeredHead":
-        """Return the weight of the classifier's layers that read the site."""
+    def of(cls, hooked: HookedModel, site: Site, weight: Tensor) -> "LayeredHead":
+        """Take apart the weight of the classifier's layers that read the site.
+
+        Args:
+            hooked: the model, with the edits that are on it.
+            site: what the layers read.
+            weight: of all of them together, as `HookedModel.unembed` gives it, in float64.
+        """
         paths = [f"{path}.weight" for path in site.readers if path in hooked.heads]
         try:
             slots = slots_of(bare(hooked), paths)
@@ -46,7 +52,6 @@ class LayeredHead:
             slots = {}
         ledgers = {path: ledger_of(slot) for path, slot in slots.items()}
         if not any(ledgers.values()):
-            weight = hooked.unembed(site, partial=True)[0].cpu().double()
             return cls(weight, weight, None)
         pristine, scaled, current = [], [], []
         for path, slot in slots.items():

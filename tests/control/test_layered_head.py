@@ -193,6 +193,7 @@ def test_a_head_that_takes_no_edit_carries_none() -> None:
     model = Plain(3)
     nn.utils.parametrizations.weight_norm(model.head)
     hooked = attach(model.eval(), head="head", probe=torch.randn(2, WIDTH))
-    layers = LayeredHead.of(hooked, hooked.site(HEAD_INPUT))
+    site = hooked.site(HEAD_INPUT)
+    layers = LayeredHead.of(hooked, site, hooked.unembed(site)[0].double())
     assert layers.is_plain
     torch.testing.assert_close(layers.scaled, model.head.weight.detach().double())

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -195,7 +195,6 @@ class _Reading:
             self._atoms = dictionary.atoms.detach().cpu()
             self._some = evenly(acts.n_images, 8 * IMAGES)
             self._x = rows_of(acts, self._some)
-            self._products = products_of(self._head, self._x.double())
             own = [(self._labels == label).nonzero()[:, 0] for label in range(len(self._counts))]
             self._of_class = [images[evenly(len(images), IMAGES)] for images in own]
             # Read once for all classes, in ascending order, as `rows_of` returns rows; among them
@@ -208,6 +207,12 @@ class _Reading:
     def reads_head(self) -> bool:
         """Whether the recording is all that the classifier reads: then no network has to run."""
         return self._head is not None
+
+    @cached_property
+    def _products(self) -> Tensor:
+        """What `gate_shares` of every latent needs; nothing where all blocks are kept."""
+        assert self._head is not None  # at the classifier alone
+        return products_of(self._head, self._x.double())
 
     def digest(self, size: int) -> str:
         """Return the digest of all that a block depends on."""
@@ -290,6 +295,7 @@ class _Reading:
         head = self._head
         if head is None:
             return effects
+        x = self._x.double()
         some_codes = self._dictionary.encode(self._x.to(self._dictionary.atoms.device))
         some_codes = some_codes.cpu().double()
         for row, (latent, label) in enumerate(zip(own.tolist(), labels.tolist(), strict=True)):
@@ -298,7 +304,7 @@ class _Reading:
             # At strength 1; up to where a factor reaches 0, the share does not depend on it.
             tried = [latent, *others]
             shares = gate_shares(
-                head, self._x.double(), self._products, Gate(self._atoms[latent, None], 1.0),
+                head, x, self._products, Gate(self._atoms[latent, None], 1.0),
                 some_codes[:, tried], head.pull[tried],
             )  # fmt: skip
             effects["explained"][row] = shares[0]

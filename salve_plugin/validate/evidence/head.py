@@ -71,7 +71,8 @@ def read_head(hooked: HookedModel, dictionary: Dictionary, acts: Activations) ->
     check_of_model(acts.classes, max(2, len(bias)))
     check_labels(acts.image_labels(), max(2, len(bias)))
     pull = dictionary.atoms.detach().cpu().double() @ weight.T
-    return ReadHead(weight, bias, pull, LayeredHead.of(hooked, hooked.site(acts.site.name)).scaled)
+    layers = LayeredHead.of(hooked, hooked.site(acts.site.name), weight)
+    return ReadHead(weight, bias, pull, layers.scaled)
 
 
 def check_parts(

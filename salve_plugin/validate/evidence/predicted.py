@@ -190,8 +190,7 @@ def gate_shares(
     product = d @ ((x.T @ codes) * (head.gated.T @ pulls.T))
     # A sum of squares; of a change that is rounding, rounding may be below 0.
     total = (d @ products @ d).clamp(min=0)
-    size = total * codes.square().sum(0) * pulls.square().sum(1)
-    return torch.where(size > 0, product.square() / size.clamp(min=1e-300), 0.0)
+    return _squared_cosine(product, total, codes, pulls)
 
 
 def products_of(
@@ -214,5 +213,10 @@ def explained(
     # One slope for all classes: with one for each, a latent that moves other logits than the gate
     # does would be fitted class by class.
     product = (codes * (change @ pulls.T)).sum(0)
-    size = change.square().sum() * codes.square().sum(0) * pulls.square().sum(1)
+    return _squared_cosine(product, change.square().sum(), codes, pulls)
+
+
+def _squared_cosine(product: Tensor, total: Tensor, codes: Tensor, pulls: Tensor) -> Tensor:
+    """Return the squared cosines of each z u^T and a change with these products and this square."""
+    size = total * codes.square().sum(0) * pulls.square().sum(1)
     return torch.where(size > 0, product.square() / size.clamp(min=1e-300), 0.0)
