@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from salve_plugin.control.base import bare
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.hooks import HookedModel
@@ -242,16 +243,10 @@ def _block_path(model: nn.Module, block: object) -> str:
 
 def unwrapped(model: Any) -> Any:
     """Return what is inside of DataParallel, torch.compile's wrapper and `HookedModel`."""
-    while True:
-        if isinstance(model, HookedModel):
-            model = model.model
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        # By the name that torch.compile keeps the model under, as its wrapper has no public class.
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
+    model = bare(model)
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = bare(model.module)
+    return model
 
 
 def _any_adapter(model: nn.Module) -> Adapter:

@@ -82,6 +82,7 @@ def bare(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, HookedModel):
             model = model.model
+        # By the name that torch.compile keeps the model under, as its wrapper has no public class.
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner
         else:

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 _BATCH = 4096
 
 
+DIGITS = 12
+"""Decimals in which effects and harms are compared. They are differences of shares: to floating
+point one image of a hundred, 1 - 0.99, is more than 0.01, and a bound of 0.01 would refuse what it
+allows."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Tabular):
     """What was predicted for the images of each class.

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.evaluate import accuracies, leads
+from salve_plugin.control.evaluate import DIGITS, accuracies, leads
 from salve_plugin.control.operators import multiplier
 from salve_plugin.errors import InputError
 
@@ -210,5 +210,5 @@ class _Judge:
         if not len(losses):
             return float(after[self.label]), 0.0, 0.0
         # Without the rounding of the differences, which would refuse a loss of just the bound.
-        mean, worst = (round(float(loss), 12) for loss in (losses.mean(), losses.max()))
+        mean, worst = (round(float(loss), DIGITS) for loss in (losses.mean(), losses.max()))
         return float(after[self.label]), max(0.0, mean), worst

@@ -64,17 +64,21 @@ class Recovery:
         Nothing is at most five points above chance. Where the classes told as much before the edit,
         nothing beyond them could have been removed, and chance alone is the measure.
         """
-        return self.after.accuracy <= max(self.chance, 0.5) + POINTS or self.left_to_classes
+        return self._finds_nothing or self.left_to_classes
 
     @property
     def left_to_classes(self) -> bool:
         """Whether what the probe still finds of a concept is what the classes tell of it."""
         # An eraser that keeps the classes cannot take from a probe what they say: where 95 % of one
         # class have the concept and 5 % of another, to know the class is to know it there.
-        told, found = self.of_classes, self.after.accuracy
-        if told is None or found <= max(self.chance, 0.5) + POINTS:
+        told = self.of_classes
+        if told is None or self._finds_nothing:
             return False
-        return found <= told + POINTS < self.before.accuracy
+        return self.after.accuracy <= told + POINTS < self.before.accuracy
+
+    @property
+    def _finds_nothing(self) -> bool:
+        return self.after.accuracy <= max(self.chance, 0.5) + POINTS
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from salve_plugin.control.choosing.goals import DIGITS, Goal
+from salve_plugin.control.choosing.goals import Goal
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import DIGITS
 from salve_plugin.faces.one_line import shortened
 from salve_plugin.faces.table import Table, Tabular, shown
 

@@ -105,7 +105,7 @@ def enhancing(
     """Yield the class's bias raised by what wins more and more of its images."""
     kept = kept_classes(head, label, goal.keep)
     try:
-        constant = _constant(head, acts, label)
+        constant = None if head.has_bias else _masked(head, acts, label)[1]
     except UnsupportedModelError:
         return  # no bias and nothing that could stand for one
     missing = (-leads(head.logits[head.labels == label].double(), label)).sort().values
@@ -131,10 +131,7 @@ def moving(
     raises the target only where the source is seen. The control raises the target's bias instead.
     """
     kept = kept_classes(head, source, goal.keep)
-    masked = mask(head.hooked, source, acts, on_base_mismatch="warn").operator.tensors
-    # Without a bias the mask is one entry of A, and what it reads a constant with is its B.
-    constant = None if head.has_bias else masked["right"][:, 0].double()
-    lowered = float(masked["shift" if constant is None else "left"].flatten()[0])
+    lowered, constant = _masked(head, acts, source)
     own = head.logits[head.labels == source].double()
     rivals = own.clone()
     rivals[:, source] = -torch.inf
@@ -181,16 +178,19 @@ def moving(
         )  # fmt: skip
 
 
-def _constant(head: JudgedHead, acts: Activations, label: int) -> Tensor | None:
-    """Return what reads a constant off the inputs of a head without bias; None if it has one.
+def _masked(head: JudgedHead, acts: Activations, label: int) -> tuple[float, Tensor | None]:
+    """Return what a mask moves a class's logit by, and what reads a constant off the inputs.
+
+    The latter is None if the head has a bias to move.
 
     Raises:
-        UnsupportedModelError: as `mask`, if there is neither.
+        UnsupportedModelError: as `mask`, if it can do neither.
     """
+    tensors = mask(head.hooked, label, acts, on_base_mismatch="warn").operator.tensors
     if head.has_bias:
-        return None
-    masked = mask(head.hooked, label, acts, on_base_mismatch="warn").operator.tensors
-    return masked["right"][:, 0].double()
+        return float(tensors["shift"][0]), None
+    # Without a bias the mask is one entry of A, and what it reads a constant with is its B.
+    return float(tensors["left"][0, 0]), tensors["right"][:, 0].double()
 
 
 def _bias_edit(

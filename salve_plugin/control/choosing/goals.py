@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from salve_plugin.control.concepts.concept import Concept
+from salve_plugin.control.evaluate import DIGITS
 from salve_plugin.control.operators.base import real
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.integers import whole
-
-DIGITS = 12
-"""Decimals of effects and harms. They are differences of shares: to floating point one image of a
-hundred, 1 - 0.99, is more than 0.01, and a bound of 0.01 would refuse what it allows."""
 
 By = Literal["any", "latents"]
 RowChoice = Sequence[int] | Literal["rivals"] | None

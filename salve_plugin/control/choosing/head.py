@@ -147,9 +147,10 @@ def edited_head(head: JudgedHead, edit: Edit) -> tuple[Tensor, Tensor]:
     made: dict[str, Tensor] = {}
     for path, own in entries.items():
         rows = union_of([entry.rows for entry in own])
-        whole = pristine[path].clone()
-        whole[index_of(rows)] = composed(Ledger(tuple(own), rows, take(whole, rows).clone()))
-        made[path] = whole
+        parameter = pristine[path].clone()
+        ledger = Ledger(tuple(own), rows, take(parameter, rows).clone())
+        parameter[index_of(rows)] = composed(ledger)
+        made[path] = parameter
     weight, bias = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
     for path, share in hooked.heads.items():
         if path not in head.site.readers:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.concepts.evidence import ConceptEvidence, over_images
-from salve_plugin.control.erasers import JointMoments, PairMoments
+from salve_plugin.control.erasers import Centre, JointMoments, PairMoments
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations, Batch
 from salve_plugin.errors import InputError
@@ -209,7 +209,7 @@ class Concept:
 
     def pair_moments(
         self, keep: Bool[Tensor, " images"] | None = None,
-        centre: Literal["mean", "origin"] = "mean",
+        centre: Centre = "mean",
     ) -> PairMoments:  # fmt: skip
         """Return the moments of the pairs of rows.
 

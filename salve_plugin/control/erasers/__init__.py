@@ -1,13 +1,12 @@
 """Closed-form erasers: ways to obtain the U, V and c of a low-rank map of a site."""
 
 from salve_plugin.control.erasers.ablation import (
-    Centre,
     directional_ablation,
     inlp,
     safree,
 )
 from salve_plugin.control.erasers.fold import FoldedLatents, fold_latents, fold_posterior
-from salve_plugin.control.erasers.joint_moments import JointMoments, oas_shrinkage
+from salve_plugin.control.erasers.joint_moments import Centre, JointMoments, oas_shrinkage
 from salve_plugin.control.erasers.oblique import leace, splince
 from salve_plugin.control.erasers.repair import PairMoments, repair
 from salve_plugin.control.erasers.wiener import wiener, wieners

@@ -1,16 +1,12 @@
 r"""Directional and mean ablation, INLP and SAFREE: orthogonal projections, $U = V$."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from salve_plugin.control.erasers.joint_moments import JointMoments
+from salve_plugin.control.erasers.joint_moments import Centre, JointMoments
 from salve_plugin.control.operators import LowRankMap
 from salve_plugin.errors import InputError
-
-Centre = Literal["origin", "mean"]
 
 
 def directional_ablation(moments: JointMoments, *, centre: Centre = "mean") -> LowRankMap:

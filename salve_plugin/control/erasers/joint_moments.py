@@ -3,12 +3,16 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from salve_plugin.errors import InputError
+
+Centre = Literal["origin", "mean"]
+"""What a map leaves where it is: the mean, by an offset, or zero, without one."""
 
 
 @dataclass(frozen=True, eq=False)

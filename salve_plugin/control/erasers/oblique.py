@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from salve_plugin.control.erasers.ablation import Centre
-from salve_plugin.control.erasers.joint_moments import JointMoments
+from salve_plugin.control.erasers.joint_moments import Centre, JointMoments
 from salve_plugin.control.operators import LowRankMap
 from salve_plugin.errors import InputError
 

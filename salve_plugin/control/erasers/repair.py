@@ -7,12 +7,12 @@ and leaves $x_c$ where it is. It is no projection ($V^TU \neq I$): it goes as fa
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from salve_plugin.control.erasers.joint_moments import Centre
 from salve_plugin.control.operators import LowRankMap
 from salve_plugin.errors import InputError
 
@@ -39,9 +39,7 @@ class PairMoments:
     cross: Float64[Tensor, "width width"]
 
     @classmethod
-    def of(
-        cls, parts: Iterable[tuple[Tensor, Tensor]], centre: Literal["mean", "origin"] = "mean"
-    ) -> "PairMoments":
+    def of(cls, parts: Iterable[tuple[Tensor, Tensor]], centre: Centre = "mean") -> "PairMoments":
         """Read the pairs once.
 
         Args:

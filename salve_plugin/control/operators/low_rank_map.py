@@ -115,28 +115,22 @@ class LowRankMap(Operator):
 
     def reader_weight(self, weight: Tensor) -> Part:
         r"""Return $W + (\lambda-1)(WU)V^T$; see `Operator.reader_weight`."""
-        if self.scale == 1:
-            return _nothing(weight)
         left = self._read_by(weight)
-        return Part(None, (self.scale - 1) * left, self.read.double(), tuple(weight.shape[1:]))
+        return self._part(left, self.read.double(), tuple(weight.shape[1:]))
 
     def reader_bias(self, weight: Tensor) -> Part:
         r"""Return $b - (\lambda-1)WUc$; see `Operator.reader_bias`.
 
         Exact where every position of a kernel reads the site, never padding.
         """
-        if self.scale == 1:
-            return Part(None, None, None, ())
         # What every output receives of U c is summed over kernel positions: each of them reads the
         # same constant.
         left = self._read_by(weight)
         shift = contracted(left.sum(1) if left.shape[1] > 1 else left[:, 0], self._offset_row())
-        return _vector((1 - self.scale) * shift[:, 0])
+        return self._vector(-shift[:, 0])
 
     def writer_weight(self, weight: Tensor, fold: Fold) -> Part:
         r"""Return $W + (\lambda-1)S^{-1}U (SV)^T W$; see `Operator.writer_weight`."""
-        if self.scale == 1:
-            return _nothing(weight)
         # The site is x = S y + t with y = W u + b from the layer: the map of x is solved for y, so
         # that U is divided by S and V multiplied by it.
         write, read = self._behind(fold)
@@ -144,15 +138,13 @@ class LowRankMap(Operator):
         # together.
         columns = weight.double().reshape(len(weight), -1).T.contiguous()
         right = contracted(columns, read.T.contiguous())
-        return Part(None, (self.scale - 1) * write[:, None], right, tuple(weight.shape[1:]))
+        return self._part(write[:, None], right, tuple(weight.shape[1:]))
 
     def writer_bias(self, bias: Tensor, fold: Fold) -> Part:
         r"""Return $b + (\lambda-1)S^{-1}U(V^T(Sb + t) - c)$; see `Operator.writer_bias`.
 
         With `fold.bias_last`, $b + (\lambda-1)U(V^T(b + t) - c)$.
         """
-        if self.scale == 1:
-            return Part(None, None, None, ())
         # The constant part of the site: a bias behind the affine map (a BatchNorm's own) reaches it
         # as it is, one before the map is scaled on its way.
         constant = bias.double() if fold.bias_last else fold.scale * bias.double()
@@ -160,7 +152,7 @@ class LowRankMap(Operator):
         amount = reading - self.offset.double()
         change = contracted(self.write.double(), amount)[:, 0]
         change = change if fold.bias_last else change / fold.scale
-        return _vector((self.scale - 1) * change)
+        return self._vector(change)
 
     def _read_by(self, weight: Tensor) -> Tensor:
         """Return W U for every row and kernel position, (rows, positions, rank)."""
@@ -169,6 +161,19 @@ class LowRankMap(Operator):
         amounts = contracted(rows, self.write.double().T.contiguous())
         return amounts.reshape(len(weight), -1, self.rank)
 
+    def _part(self, left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Part:
+        r"""Return the part that adds $(\lambda-1)$ times a product; at scale 1, nothing.
+
+        Even a zero that is added would take the sign off a -0.
+        """
+        if self.scale == 1:
+            return Part(None, None, None, shape)
+        return Part(None, (self.scale - 1) * left, right, shape)
+
+    def _vector(self, change: Tensor) -> Part:
+        """Return the same for a bias."""
+        return self._part(change[:, None, None], change.new_ones(1, 1), ())
+
     def _offset_row(self) -> Tensor:
         return self.offset.double()[None]
 
@@ -176,16 +181,6 @@ class LowRankMap(Operator):
         """Return U and V as they act on what the layer itself puts out, before the fold."""
         scale = fold.scale[:, None]
         return self.write.double() / scale, self.read.double() * scale
-
-
-def _nothing(weight: Tensor) -> Part:
-    """Return the part that leaves every bit of a weight: not even a zero is added to a -0."""
-    return Part(None, None, None, tuple(weight.shape[1:]))
-
-
-def _vector(change: Tensor) -> Part:
-    """Return the part that adds a vector to a bias."""
-    return Part(None, change[:, None, None], change.new_ones(1, 1), ())
 
 
 def joint_map(maps: Sequence[LowRankMap]) -> LowRankMap:
