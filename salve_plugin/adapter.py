@@ -243,9 +243,11 @@ def _block_path(model: nn.Module, block: object) -> str:
 
 def unwrapped(model: Any) -> Any:
     """Return what is inside of DataParallel, torch.compile's wrapper and `HookedModel`."""
-    model = bare(model)
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = bare(model.module)
+    while isinstance(model, nn.Module):
+        model = bare(model)
+        if not isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            break
+        model = model.module
     return model
 
 
