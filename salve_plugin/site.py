@@ -41,8 +41,9 @@ class Site(Record):
         grid: for `tokens`, the (height, width) of the patch grid.
         readers: paths of the linear layers (Linear, ungrouped Conv2d) whose input it is.
         writers: paths of the linear layers whose output it is, `affine` applied.
-        affine: paths of the modules that scale or shift each feature on its own between the
-            writer's output and this activation, in order (LayerScale, BatchNorm); all in eval mode.
+        affine: paths of what scales or shifts each feature on its own between the writer's output
+            and this activation, in order: modules (LayerScale, BatchNorm) in eval mode, and
+            parameters that the block multiplies by itself (`gamma` of BEiT and ConvNeXt).
     """
 
     __repr__ = one_line

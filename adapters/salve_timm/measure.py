@@ -6,10 +6,11 @@ it. What modules ran cannot tell: additions, activations and slices are no modul
 
 So it is measured. To first order, x' changes a loss by <A, M> + <b, d>, where A = sum of g x^T and
 b = sum of g over all positions, g the loss's gradient at x. At the layers' own inputs (or, for a
-writer, at its output brought to the site by its LayerScale and BatchNorm) the same A and b must
-come out. A consumer that was not listed adds a term to the site's side only; an addition or an
-activation between writer and site changes x or g. Positions may be rearranged in between, as
-windows are. The test is local to each site: one forward and one backward pass serve all of them.
+writer, at its output brought to the site by LayerScale, BatchNorm or a scale of the block's own)
+the same A and b must come out. A consumer that was not listed adds a term to the site's side only;
+an addition or an activation between writer and site changes x or g. Positions may be rearranged in
+between, as windows are. The test is local to each site: one forward and one backward pass serve all
+of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from salve_plugin.hooks import tapped
 from salve_plugin.site import Side, Site
 from salve_timm.call_log import CallLog
 from salve_timm.points import Point
-from salve_timm.wiring import Wiring, scale_and_shift, widths_of, wirings_of
+from salve_timm.wiring import Wiring, affine_at, widths_of, wirings_of
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 """Largest difference of the two sides, relative to the sum of the terms' sizes at the site.
@@ -203,12 +204,14 @@ def _confirmed(
             site = replace(site, readers=wiring.readers)
     if wiring.writer is not None and ("out", wiring.writer) in rows:
         output, pull = rows["out", wiring.writer]
-        # x = s y + t at the site, so dL/dx = (dL/dy) / s: the same A and b from the writer's side.
-        scale, shift = _composed(model, wiring.affine, output)
-        if bool((scale != 0).all()) and agrees(
-            _effect((output * scale + shift) @ direction, pull / scale)
-        ):
-            site = replace(site, writers=(wiring.writer,), affine=wiring.affine)
+        for chain in wiring.chains:
+            # x = s y + t at the site, so dL/dx = (dL/dy) / s: the same A and b from the writer's
+            # side.
+            scale, shift = _composed(model, chain, output)
+            if bool((scale != 0).all()) and agrees(
+                _effect((output * scale + shift) @ direction, pull / scale)
+            ):
+                return replace(site, writers=(wiring.writer,), affine=chain)
     return site
 
 
@@ -220,10 +223,10 @@ def _effect(along: Tensor, gradient: Tensor) -> Float[Tensor, "2 width"]:
 def _composed(
     model: nn.Module, affine: tuple[str, ...], like: Tensor
 ) -> tuple[Float[Tensor, " width"], Float[Tensor, " width"]]:
-    """Return s and t of all the modules one behind the other."""
+    """Return s and t of all that lies between, one behind the other."""
     scale, shift = like.new_ones(like.shape[1]), like.new_zeros(like.shape[1])
     for path in affine:
-        pair = scale_and_shift(model.get_submodule(path))
+        pair = affine_at(model, path)
         assert pair is not None
         factor, offset = (tensor.to(like) for tensor in pair)
         scale, shift = scale * factor, shift * factor + offset

@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear as CastingLinear
 from torch import Tensor, nn
 
+from salve_plugin.site import Site
 from salve_timm.call_log import Call, CallLog
 from salve_timm.points import Point
 
@@ -23,12 +25,13 @@ class Wiring:
     Attributes:
         readers: paths of the layers that read it.
         writer: path of the layer that made it.
-        affine: paths of the per-feature modules between that layer and the site, in order.
+        chains: what may lie between that layer and the site, each the paths of per-feature modules
+            or scales in order; the likeliest first.
     """
 
     readers: tuple[str, ...] = ()
     writer: str | None = None
-    affine: tuple[str, ...] = ()
+    chains: tuple[tuple[str, ...], ...] = ()
 
 
 def wirings_of(
@@ -37,7 +40,8 @@ def wirings_of(
     """Return what might surround each point; heads belong to their own sites.
 
     Readers are the layers that got the very tensor, else the next layer that ran. The writer is
-    the latest layer that ran before, with everything per-feature since then. Nothing else with
+    the latest layer that ran before, with everything per-feature since then, and perhaps a scale
+    (`gamma`) that no module applies: the block itself multiplies by it. Nothing else with
     parameters may lie between, and no other module may get that tensor (a pooling, LeViT's
     subsampled queries), since its part in the gradient may be tiny. Nor is a shared weight taken,
     which would change another layer with it.
@@ -64,7 +68,7 @@ def wirings_of(
         and uses[id(call.module.get_parameter("weight"))] == 1
     ]
     weighted = [call for call in ran if any(True for _ in call.module.parameters(recurse=False))]
-    return [_wiring(point, log, layers, weighted) for point in points]
+    return [_wiring(model, point, log, layers, weighted) for point in points]
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -74,7 +78,9 @@ def is_plain(module: nn.Module) -> bool:
     return type(module) in LAYERS and has_weight and not grouped
 
 
-def _wiring(point: Point, log: CallLog, layers: list[Call], weighted: list[Call]) -> Wiring:
+def _wiring(
+    model: nn.Module, point: Point, log: CallLog, layers: list[Call], weighted: list[Call]
+) -> Wiring:
     # Two ways to be a reader: the very tensor was passed, or it went through views that made new
     # tensors of it (windows, a transpose), behind which the next layer gets the same features.
     later = [call for call in layers if call.began >= point.at]
@@ -95,7 +101,19 @@ def _wiring(point: Point, log: CallLog, layers: list[Call], weighted: list[Call]
     between = _between(weighted, writer.ended, point.at)
     if any(scale_and_shift(call.module) is None for call in between):
         return wiring
-    return replace(wiring, writer=writer.path, affine=tuple(call.path for call in between))
+    modules = tuple(call.path for call in between)
+    scales = _scales_around(model, writer.path, point.site)
+    chains = (modules, *((*modules, scale) for scale in scales))
+    return replace(wiring, writer=writer.path, chains=chains)
+
+
+def _scales_around(model: nn.Module, writer: str, site: Site) -> list[str]:
+    """Return parameters as wide as the site, of the innermost module around it and its writer."""
+    parts = zip(writer.split("."), site.module.split("."), strict=False)
+    around = ".".join(own for own, other in takewhile(lambda pair: pair[0] == pair[1], parts))
+    prefix = f"{around}." if around else ""
+    own = model.get_submodule(around)._parameters.items()
+    return [prefix + name for name, each in own if each is not None and each.numel() == site.width]
 
 
 def _read_elsewhere(point: Point, log: CallLog, readers: list[Call]) -> bool:
@@ -122,6 +140,15 @@ def widths_of(layer: nn.Module) -> tuple[int, int]:
         return layer.in_features, layer.out_features
     assert isinstance(layer, nn.Conv2d)
     return layer.in_channels, layer.out_channels
+
+
+def affine_at(model: nn.Module, path: str) -> tuple[Tensor, Tensor] | None:
+    """Return s and t of a per-feature module or of a parameter that scales; None of others."""
+    owner, _, name = path.rpartition(".")
+    scale = model.get_submodule(owner)._parameters.get(name)
+    if scale is None:
+        return scale_and_shift(model.get_submodule(path))
+    return scale.detach().flatten(), torch.zeros_like(scale.detach().flatten())
 
 
 def scale_and_shift(module: nn.Module) -> tuple[Tensor, Tensor] | None:

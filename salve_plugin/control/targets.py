@@ -33,7 +33,7 @@ class Target(Record):
         view: how the parameter is a matrix.
         outputs: first and one past the last row of a fused weight (a query, key or value) that
             belong to the site; None means all of them.
-        affine: paths of the per-feature modules between a writer's output and the site.
+        affine: paths of what scales or shifts features between a writer's output and the site.
     """
 
     __repr__ = one_line

@@ -2,13 +2,15 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import timm
 import torch
-from small_network import MAKERS, Small, small
+from small_network import MAKERS, Small, bits, small
 from torch import nn
 
-from salve_plugin import Gate, HookedModel, LowRankMap, Site, edit_at
+from salve_plugin import EditArtifact, Gate, HookedModel, LowRankMap, Site, attach, edit_at
 from salve_plugin.control.folds import fold_of
 from salve_plugin.control.slots import slots_of
 from salve_plugin.control.targets import Target
@@ -144,3 +146,27 @@ def test_slices_are_counted_from_their_first_row() -> None:
     target.check_shape(6, (18, 6))
     with pytest.raises(InputError, match="no linear weight that reads"):
         target.check_shape(6, (10, 6))
+
+
+def test_a_scale_that_no_module_applies_is_folded_and_belongs_to_the_base(tmp_path: Path) -> None:
+    model = timm.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), dims=(8,) * 4)
+    block = model.get_submodule("stages.1.blocks.0")
+    with torch.no_grad():
+        for name, scale in model.named_parameters():
+            if name.endswith("gamma"):
+                scale.copy_(torch.linspace(-0.5, 2, 8))
+    hooked = attach(model.eval(), probe=torch.zeros(1, 3, 64, 64))
+    axis = torch.eye(8)[:, 2:3]
+    edit = edit_at(hooked, "blocks.1.0.hook_mlp_out", LowRankMap(axis, axis, torch.ones(1)))
+    assert edit.targets[0].affine == ("stages.1.blocks.0.gamma",)
+    assert edit.exactness is not None
+    assert edit.exactness.difference <= 1e-6 < 1e-4 < edit.exactness.effect
+    EditArtifact(edit).save_pretrained(tmp_path / "artifact")
+    again = EditArtifact.from_pretrained(tmp_path / "artifact").edit
+    pristine = bits(model)
+    with again.applied(model):
+        assert bits(model) != pristine
+    assert bits(model) == pristine
+    block.get_parameter("gamma").data[0] += 0.25
+    with pytest.raises(BaseMismatchError, match=r"\['stages\.1\.blocks\.0\.gamma'\]"):
+        again.apply_(model)

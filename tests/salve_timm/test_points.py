@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
 
 from salve_plugin.adapter import attach
 from salve_plugin.hooks import HookedModel, reading
@@ -68,15 +67,17 @@ def test_the_branches_add_up_to_the_residual_stream(vit: HookedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "arguments", "scales"),
     [
-        ("beit_base_patch16_224", {"init_values": 0.1}),
-        ("eva02_tiny_patch14_224", {"img_size": 56}),
-        ("deit3_small_patch16_224", {}),
-        ("xcit_nano_12_p16_224", {"embed_dim": 128, "num_heads": 4}),
+        ("beit_base_patch16_224", {"init_values": 0.1}, ("blocks.1.gamma_2",)),
+        ("eva02_tiny_patch14_224", {"img_size": 56}, ()),
+        ("deit3_small_patch16_224", {}, ("blocks.1.ls2",)),
+        ("xcit_nano_12_p16_224", {"embed_dim": 128, "num_heads": 4}, ("blocks.1.gamma2",)),
     ],
 )
-def test_layer_scale_is_part_of_what_a_branch_adds(name: str, arguments: dict[str, Any]) -> None:
+def test_layer_scale_is_part_of_what_a_branch_adds(
+    name: str, arguments: dict[str, Any], scales: tuple[str, ...]
+) -> None:
     sizes = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3}
     hooked = attached(name, **(sizes | arguments))
     side = (sizes | arguments)["img_size"]
@@ -85,13 +86,8 @@ def test_layer_scale_is_part_of_what_a_branch_adds(name: str, arguments: dict[st
         _, cache = hooked.run_with_cache(images)
     total = cache["blocks.1.hook_resid_mid"] + cache["blocks.1.hook_mlp_out"]
     torch.testing.assert_close(total, cache["blocks.1.hook_resid_post"])
-    scaled = isinstance(hooked.model.get_submodule("blocks.1"), nn.Module) and any(
-        "gamma" in key for key, _ in hooked.model.get_submodule("blocks.1").named_parameters()
-    )
     site = hooked.site("blocks.1.hook_mlp_out")
-    by_module = "blocks.1.ls2" in dict(hooked.model.named_modules())
-    assert bool(site.writers) != (scaled and not by_module)
-    assert site.affine == (("blocks.1.ls2",) if by_module and scaled else ())
+    assert (site.writers, site.affine) == (("blocks.1.mlp.fc2",), scales)
 
 
 def test_the_attention_pattern_is_there_only_where_it_is_computed(vit: HookedModel) -> None:

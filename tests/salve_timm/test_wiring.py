@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from salve_plugin.adapter import attach
 from salve_plugin.hooks import HookedModel, tapped
 from salve_plugin.site import HEAD_INPUT, Site
-from salve_timm.wiring import scale_and_shift
+from salve_timm.wiring import affine_at, scale_and_shift
 
 VIT: dict[str, Any] = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3}
 SWIN: dict[str, Any] = {"img_size": 56, "embed_dim": 12, "depths": (2, 1, 1, 1),
@@ -59,7 +59,7 @@ FAMILIES: list[tuple[str, dict[str, Any], int, list[str], list[str]]] = [
         CONVNEXT | {"conv_mlp": False},
         64,
         [f"blocks.{inner}.{name}" for inner in INNER_STAGES for name in MLPS],
-        [],
+        [f"blocks.{inner}.hook_mlp_out" for inner in INNER_STAGES],
     ),
     (
         "ConvNeXt",
@@ -93,10 +93,10 @@ FAMILIES: list[tuple[str, dict[str, Any], int, list[str], list[str]]] = [
     ("deit3_small_patch16_224", VIT, 64, INNER_VIT, BRANCHES),
     (
         "beit_base_patch16_224",
-        VIT,
+        VIT | {"init_values": 0.1},
         64,
         [name for name in INNER_VIT if "ln1" not in name],  # qkv is called as a function
-        [],
+        BRANCHES,
     ),
     (
         "swin_tiny_patch4_window7_224",
@@ -176,7 +176,7 @@ def edited_at_writer(model: nn.Module, site: Site, change: Tensor) -> nn.Module:
     scale = torch.ones(site.width, dtype=torch.float64)
     shift = torch.zeros(site.width, dtype=torch.float64)
     for inner in site.affine:
-        pair = scale_and_shift(model.get_submodule(inner))
+        pair = affine_at(model, inner)
         assert pair is not None
         scale, shift = scale * pair[0], shift * pair[0] + pair[1]
     bias = layer.bias.data if layer.bias is not None else torch.zeros_like(shift)
