@@ -58,7 +58,7 @@ def explain(
     """
     artifact = artifact_in(folder)
     check_folder(out)
-    evidence = None
+    evidence, why = None, ""
     if artifact is None:
         study = Study.load(folder)
         check_outside(out, [study.data])
@@ -67,6 +67,7 @@ def explain(
         # Last of what can be refused: it builds the model.
         evidence = Evidence.of(study)
         chosen, opened, dictionary = evidence.latent(asked), evidence.opened, evidence.dictionary
+        why = _why(evidence, asked, chosen)
     else:
         check_own(artifact, asked.latent, asked.class_name)
         opened, dictionary = _of_artifact(folder, artifact, checkpoint)
@@ -117,9 +118,19 @@ def explain(
         return
     rows = [tuple(each.values()) for each in written]
     columns = ("image", "picture", "latent", "most", "least")
-    show_table(f"Grad-FAM of latent {chosen}", columns, rows)
+    show_table(f"Grad-FAM of latent {chosen}{why}", columns, rows)
     if note or latent_path:
         say(note or f"{latent_path}: what drives latent {chosen} most")
+
+
+def _why(evidence: Evidence, asked: Asked, latent: int) -> str:
+    """Return why it is this latent: `salve features` may show another one first."""
+    label = evidence.label(asked)
+    if label is None or asked.latent is not None:
+        return ""
+    why = f", which `salve edit` takes for {asked.class_name}"
+    dominant = evidence.features.dominant(label)
+    return why if dominant == latent else f"{why} (its dominant latent is {dominant})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -171,19 +171,17 @@ def check_assessment(
             f"about {shortened(edit.latents, 300)}"
         )
     count = class_count(edit)
-    if count is not None and any(each.label >= count for each in assessment.classes):
+    last = max(max(each.label, each.destination or 0) for each in assessment.classes)
+    if count is not None and last >= count:
         raise InputError(
-            f"the assessment has class {assessment.classes[-1].label}, where classes are numbered "
-            f"from 0 to {count - 1}"
+            f"the assessment has class {last}, where classes are numbered from 0 to {count - 1}"
         )
-    for outcome in assessment.classes:
-        # Either may have no name for a class; where both have one it is the same.
-        known = labels is not None and outcome.label < len(labels)
-        name = labels[outcome.label] if labels is not None and known else outcome.name
-        if outcome.name is not None and outcome.name != name:
+    # Either may have no name for a class; where both have one it is the same.
+    for label, name in assessment.names.items():
+        if labels is not None and label < len(labels) and labels[label] != name:
             raise InputError(
-                f"class {outcome.label} is {shortened(outcome.name)} in the assessment, "
-                f"{shortened(name)} among the labels"
+                f"class {label} is {shortened(name)} in the assessment, "
+                f"{shortened(labels[label])} among the labels"
             )
     for moment, measures in assessment.measures.items():
         for name in measures.keys() & evaluation.get(moment, {}).keys():

@@ -163,6 +163,6 @@ def points(difference: float) -> str:
 
 def class_name(assessment: "Assessment", label: int) -> str:
     """Return the name of a class with its row, or the row alone."""
-    name = next((each.name for each in assessment.classes if each.label == label), None)
+    name = assessment.names.get(label)
     # Names come from folders, and in an artifact from anybody: no terminal shall obey them.
     return str(label) if name is None else f"'{printable(name)}' ({label})"
