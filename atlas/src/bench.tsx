@@ -220,7 +220,7 @@ export function Bench() {
           {masked ? null : (
             <div class="field strength">
               <label for="alpha">{folding ? "Amount t: 1 takes all of it out" : "Strength α"}</label>
-              <input id="alpha-number" type="number" min="0" step="any" aria-label="Strength as a number" value={draft ?? alpha} disabled={!data}
+              <input id="alpha-number" type="number" min="0" step="any" aria-label="Strength as a number" value={draft ?? alpha} disabled={!basics}
                 onInput={(event) => setDraft(event.currentTarget.value)}
                 onBlur={() => setDraft(null)}
                 onChange={(event) => {
@@ -230,7 +230,7 @@ export function Bench() {
                   setTyped(value);
                   setShare(Math.min(1, Math.sqrt(value / end)));
                 }} />
-              <input id="alpha" type="range" min="0" max="1000" value={Math.round(1000 * share)} aria-valuetext={amount} disabled={!data}
+              <input id="alpha" type="range" min="0" max="1000" value={Math.round(1000 * share)} aria-valuetext={amount} disabled={!basics}
                 onInput={(event) => {
                   setTyped(null);
                   setShare(Number(event.currentTarget.value) / 1000);

@@ -11,7 +11,7 @@ import { host, standIn } from "./host";
 import { whenIdle } from "./later";
 import { inNotebook, type Widget } from "./notebook";
 import { Overview } from "./overview";
-import { needed } from "./recorded";
+import { loaded, needed } from "./recorded";
 import { route } from "./routes";
 
 /** Given where the script is run by a notebook. */
@@ -69,24 +69,28 @@ function Alone({ title, artifact, about }: OfArtifact) {
   );
 }
 
-/** Loads what the bench needs, a piece whenever there is nothing else to do: in pieces, so that no click waits. */
+/**
+ * Loads what the bench needs, a piece whenever there is nothing else to do: in pieces, so that no click waits. When all
+ * are there they are put together, so that neither does whoever opens the bench.
+ */
 function ahead([key, ...others]: string[]) {
-  whenIdle(() => load(key).then(() => others.length && ahead(others), () => undefined));
+  const next = () => (others.length ? ahead(others) : whenIdle(() => void loaded()));
+  whenIdle(() => load(key).then(next, () => undefined));
 }
 
 const { place } = standIn(typeof atlasWidget === "undefined" ? inFolder() : inNotebook(atlasWidget, () => render(null, place)));
 place.replaceChildren();
 render(<App />, place);
 load<Index | OfArtifact>("index").then(
-  (loaded) => {
-    host.titled?.(`${loaded.title} · Atlas`);
-    if ("artifact" in loaded) {
-      render(<Alone {...loaded} />, place);
+  (whole) => {
+    host.titled?.(`${whole.title} · Atlas`);
+    if ("artifact" in whole) {
+      render(<Alone {...whole} />, place);
       return;
     }
-    index.value = loaded;
+    index.value = whole;
     // Whoever goes on at once is not kept waiting by what may never be needed.
-    if (loaded.bench) setTimeout(() => ahead(needed()), 500);
+    if (whole.bench) setTimeout(() => ahead(needed()), 500);
   },
   (error: Error) => render(<p class="starting error">{error.message}</p>, place),
 );

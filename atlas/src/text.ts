@@ -3,7 +3,7 @@ export function short(value: number, digits = 3): string {
   if (!Number.isFinite(value)) return value > 0 ? "never" : "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("e", " e").replace("-", "−");
+  if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("e", " e").replaceAll("-", "−");
   const text = size >= 10 ** digits ? Math.round(value).toString() : value.toPrecision(digits);
   return text.replace("-", "−");
 }
