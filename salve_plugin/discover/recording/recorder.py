@@ -102,8 +102,7 @@ class Recorder:
         labels = batch.labels.repeat_interleave(per_image, 0)
         images = images.repeat_interleave(per_image)
         self._held.append(_Held(rows, labels, images, (fingerprint,), n_images))
-        n_rows = sum(len(held.rows) for held in self._held)
-        if n_rows >= self._shard_rows or n_rows * rows[0].nbytes >= SHARD_BYTES:
+        if self._is_full():
             self._write_shard()
             self._write_index(self.index)
         elif time.monotonic() - self._kept_at >= KEEP_SECONDS:
@@ -115,6 +114,10 @@ class Recorder:
         Returns:
             The number of images that are on disk.
         """
+        if self._is_full():
+            # An interrupt came before it was written: as a partial shard it would get one more
+            # batch, and the shards that follow would be other ones than without the interrupt.
+            self._write_shard()
         shards = self.index.shards
         if self._held:
             batches = sum(len(held.batches) for held in self._held)
@@ -152,6 +155,11 @@ class Recorder:
         self._kept_at = time.monotonic()
         # In this order: a partial shard may go only once no index on the disk lists it.
         _remove_partials(self.folder, index)
+
+    def _is_full(self) -> bool:
+        n_rows = sum(len(held.rows) for held in self._held)
+        n_bytes = sum(held.rows.nbytes for held in self._held)
+        return n_rows >= self._shard_rows or n_bytes >= SHARD_BYTES
 
     def _write_shard(self) -> None:
         shard = self._written(Shard.name(len(self.index.shards)))

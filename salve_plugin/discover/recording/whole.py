@@ -40,9 +40,14 @@ def whole(loader: Iterable[Any]) -> Iterable[Any]:
     the data first; any other loader comes back as it is.
 
     Raises:
-        InputError: if the loader is split in a way that is not known.
+        InputError: if it is no loader, or is split in a way that is not known.
     """
     if not isinstance(loader, DataLoader):
+        if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+            raise InputError(
+                f"the loader is a {type(loader).__name__}; expected is what yields batches "
+                "(images, labels): a torch DataLoader, a list or a generator"
+            )
         for part in (loader, getattr(loader, "sampler", None), getattr(loader, "dataset", None)):
             _check_whole(part, loader)
         return loader

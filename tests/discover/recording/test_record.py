@@ -1,6 +1,7 @@
 """Recording: the right rows, checked input, the model left alone, and runs that continue."""
 
 import gc
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -323,6 +324,29 @@ def test_any_number_of_interrupts_gives_the_same_files(
     assert len(passes) == 6
     handle.remove()
     record(hooked_resnet, few_batches, folder=whole, shard_rows=rows, progress=False)
+    assert files(folder) == files(whole)
+
+
+def test_an_interrupt_while_a_shard_is_written_gives_the_same_files(
+    hooked_resnet: HookedModel,
+    few_batches: Batches,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, whole = tmp_path / "a", tmp_path / "b"
+    replace = os.replace
+
+    def interrupted_once(old: str, new: str) -> None:
+        if Path(new).name == "shard-00000.safetensors":
+            monkeypatch.setattr(os, "replace", replace)
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        record(hooked_resnet, few_batches, folder=folder, shard_rows=20, progress=False)
+    record(hooked_resnet, few_batches, folder=folder, shard_rows=20, progress=False)
+    record(hooked_resnet, few_batches, folder=whole, shard_rows=20, progress=False)
     assert files(folder) == files(whole)
 
 

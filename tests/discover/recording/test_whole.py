@@ -132,6 +132,12 @@ def test_a_split_that_is_not_known_is_refused() -> None:
             labels(loader)
 
 
+@pytest.mark.usefixtures("untyped")
+def test_what_yields_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="the loader is a NoneType; expected is what yields"):
+        labels(None)
+
+
 def test_what_is_whole_comes_back_as_it_is() -> None:
     for loader in (DataLoader(DATA, 5), DataLoader(DATA, batch_size=None), [1, 2]):
         assert whole(loader) is loader
