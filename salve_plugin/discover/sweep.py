@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from pathlib import Path
 from time import process_time
 from typing import Any
 
@@ -71,7 +72,7 @@ def sweep(
         learners: one learner or several.
         grid: values to try for each argument of `fit`, options of the learner included.
         **shared: arguments of `fit` that all trials share. With `run=Run(progress=True)` one bar
-            counts the trials.
+            counts the trials; with a checkpoint, each trial has its own below that folder.
 
     Raises:
         InputError: if the grid is empty or not of lists, an argument is in it and shared, the data
@@ -109,12 +110,12 @@ def sweep(
     shows = isinstance(run, Run) and run.progress
     if isinstance(run, Run):
         # A bar in each trial would write over the one that counts them.
-        shared = {**shared, "run": replace(run, progress=False)}
+        run = replace(run, progress=False)
     with bar("trials", len(combinations), shows) as update:
         for index, (name, arguments) in enumerate(combinations):
             update(index, name)
             try:
-                trials.append(_trial(acts, name, arguments, shared))
+                trials.append(_trial(acts, name, arguments, {**shared, "run": _run(run, index)}))
             except DivergedError as error:
                 warnings.warn(f"no trial with {arguments}: {error}", UserWarning, stacklevel=2)
                 diverged = error
@@ -162,6 +163,13 @@ def _trial(
             "record more images"
         )
     return Trial(learner, arguments, dictionary, r2, l0, dead, seconds)
+
+
+def _run(run: Run | None, number: int) -> Run | None:
+    """Return how a trial is carried out, with a checkpoint that is not another trial's."""
+    if run is None or run.checkpoint is None:
+        return run
+    return replace(run, checkpoint=Path(run.checkpoint) / f"trial-{number:03d}")
 
 
 def _marked(trials: list[Trial]) -> Iterator[Trial]:

@@ -1,5 +1,6 @@
 """A sweep fits every combination and marks those that nothing beats."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from salve_plugin.discover import sweep as module
 from salve_plugin.discover.sweep import Trial, sweep
 from salve_plugin.discover.training.fit import fit
+from salve_plugin.discover.training.progress import Progress
 from salve_plugin.discover.training.run import Run
 from salve_plugin.errors import InputError
 
@@ -46,6 +48,25 @@ def test_the_front_is_what_no_other_trial_beats() -> None:
     numbers = [(0.5, 2.0), (0.9, 8.0), (0.4, 3.0), (0.9, 9.0), (0.5, 2.0)]
     trials = [Trial("l1", {}, dictionary, r2, l0, 0.0, 0.0) for r2, l0 in numbers]
     assert [trial.front for trial in module._marked(trials)] == [True, True, False, False, True]
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
+    grid, shared = {"seed": [0, 1]}, {"n_latents": 12, "k": 3, "steps": 20, "learning_rate": 0.01}
+    seen: list[int] = []
+
+    def interrupted(progress: Progress) -> None:
+        seen.append(progress.step)
+        if len(seen) == 30:  # in the second trial
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(rows(), "topk", grid, run=Run(tmp_path, 3, callback=interrupted), **shared)
+    del seen[:]
+    run = Run(tmp_path, 3, callback=lambda progress: seen.append(progress.step))
+    trials = sweep(rows(), "topk", grid, run=run, **shared)
+    assert seen == [*range(1, 21), *range(10, 21)]
+    whole = sweep(rows(), "topk", grid, **shared)
+    assert [each.dictionary.digest for each in trials] == [each.dictionary.digest for each in whole]
 
 
 def test_a_trial_that_diverges_does_not_lose_the_others() -> None:

@@ -80,6 +80,7 @@ def fit(
         InputError: if the learner or an option does not exist, a number is out of range, the
             activations are too few, constant, NaN or infinite, or training diverges.
         ReadError: if a shard or the checkpoint is missing or damaged.
+        FolderInUseError: if another fit keeps its checkpoint in the same folder.
         WriteError: if a checkpoint cannot be written.
 
     Warns:

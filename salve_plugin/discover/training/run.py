@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from salve_plugin.discover.learners.checks import whole
 from salve_plugin.discover.training.progress import Progress
 from salve_plugin.faces.one_line import one_line
+from salve_plugin.store.files import usable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,7 +20,7 @@ class Run:
 
     Attributes:
         checkpoint: folder for the state of a running fit; after a kill the same call goes on from
-            there, to the same bits. It is removed at the end.
+            there, to the same bits. It is removed at the end. One fit at a time uses a folder.
         checkpoint_every: steps between two checkpoints.
         precision: `bfloat16` computes dense products in that type where the processor has
             instructions for it (elsewhere it warns, because it would be many times slower).
@@ -38,9 +39,12 @@ class Run:
     accelerator: "Accelerator | None" = None
 
     def __post_init__(self) -> None:
-        """Check the number that is counted with.
+        """Check the folder's name, and the number that is counted with.
 
         Raises:
-            InputError: if `checkpoint_every` is no whole number of at least 1.
+            InputError: if `checkpoint` is no path, or `checkpoint_every` no whole number of at
+                least 1.
         """
+        if self.checkpoint is not None:
+            usable(self.checkpoint)
         whole(checkpoint_every=self.checkpoint_every)

@@ -1,6 +1,8 @@
 """One fit on its way: it reads the rows as its learner sees them, and runs over them."""
 
+import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, islice
@@ -23,6 +25,7 @@ from salve_plugin.discover.training.settings import FitSettings
 from salve_plugin.discover.training.stopping import stop_if_still
 from salve_plugin.errors import InputError, ReadError
 from salve_plugin.faces.progress import bar
+from salve_plugin.store.lock import locked
 
 WATCHED_ROWS = 2048
 """Held-out rows on which a running fit measures R²."""
@@ -73,6 +76,11 @@ class Work:
         """The processes that share each batch."""
         return Team(self.run.accelerator)
 
+    @property
+    def _folder(self) -> Path | None:
+        """Where the run keeps its checkpoint."""
+        return None if self.run.checkpoint is None else Path(self.run.checkpoint)
+
     @cached_property
     def gradient(self) -> Callable[[Tensor], Tensor] | None:
         """From scaled rows to the gradient of the model's loss with respect to them."""
@@ -89,7 +97,11 @@ class Work:
 
     def done(self) -> tuple[Tensors, dict[str, Any]]:
         """Return the tensors found, and what is known only now: the steps, the learning rate."""
-        return self._solved(self.rule) if isinstance(self.rule, Solver) else self._trained()
+        if isinstance(self.rule, Solver):
+            return self._solved(self.rule)
+        # Another run would write its checkpoint over this one's, and remove it when it ends.
+        with locked(self._folder) if self._folder and self.team.rank == 0 else nullcontext():
+            return self._trained()
 
     def _solved(self, rule: Solver) -> tuple[Tensors, dict[str, Any]]:
         """Let a learner without gradients read the rows."""
@@ -104,8 +116,7 @@ class Work:
     def _trained(self) -> tuple[Tensors, dict[str, Any]]:
         """Run the training loop; it goes on from a checkpoint if there is one."""
         state = State.fresh(self._prepared(), self.plan, self.settings.learning_rate or 0.0)
-        identity = self._identity()
-        folder = None if self.run.checkpoint is None else Path(self.run.checkpoint)
+        identity, folder = self._identity(), self._folder
         # A restored state has the learning rate that the first start's range test found.
         resumed = folder is not None and checkpoint.restore(folder, state, identity)
         self._check_together(state.step)
@@ -177,6 +188,8 @@ class Work:
 
     def _identity(self) -> dict[str, Any]:
         """Return what determines the run, as plain JSON values."""
+        # Of a sample: the scale is of all rows, but that of -x, say, is that of x.
+        rows = hashlib.sha256(self.start.rows.contiguous().numpy().tobytes())
         return {
             **self.settings.to_json(),
             # What else numbers depend on: sums of other parts, and products of another precision,
@@ -184,6 +197,7 @@ class Work:
             "processes": self.team.size,
             "precision": self.run.precision,
             "scale": self.moments.scale,
+            "rows": rows.hexdigest(),
             "data": self.data.origin,
         }
 

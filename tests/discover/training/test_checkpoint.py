@@ -18,7 +18,7 @@ from salve_plugin.discover.training.checkpoint import FILE
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.discover.training.progress import Progress
 from salve_plugin.discover.training.run import Run
-from salve_plugin.errors import InputError, ReadError
+from salve_plugin.errors import FolderInUseError, InputError, ReadError, WriteError
 
 NAMES = sorted(name for name, each in LEARNERS.items() if not issubclass(each, Solver))
 
@@ -147,7 +147,35 @@ def test_another_run_may_not_continue_a_checkpoint(tmp_path: Path) -> None:
             fit(rows(), "topk", run=run, **{**again, **change})  # type: ignore[arg-type] # plain arguments
     with pytest.raises(InputError, match="run with other scale"):
         fit(2 * rows(), "topk", run=run, **again)  # type: ignore[arg-type] # plain arguments
+    with pytest.raises(InputError, match="run with other rows"):  # of the same scale
+        fit(-rows(), "topk", run=run, **again)  # type: ignore[arg-type] # plain arguments
     assert (tmp_path / FILE).exists()
+
+
+def test_two_fits_do_not_share_a_folder(tmp_path: Path) -> None:
+    def other(progress: Progress) -> None:
+        if progress.step == 20:
+            with pytest.raises(FolderInUseError, match="choose another folder"):
+                fit(rows(), "l1", n_latents=4, steps=2, run=Run(tmp_path))
+
+    fit(
+        rows(),
+        "topk",
+        n_latents=12,
+        k=3,
+        steps=40,
+        learning_rate=0.01,
+        run=Run(tmp_path, 5, callback=other),
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_the_fit(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no path"):
+        Run(checkpoint="")
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="Not a directory"):
+        fit(rows(), "topk", n_latents=12, k=3, steps=1, run=Run(tmp_path / "file"))
 
 
 def test_no_damage_to_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
