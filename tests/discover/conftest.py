@@ -1,5 +1,6 @@
 """Recordings that several tests of this folder share."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def make_recording(tmp_path: Path) -> MakeRecording:
             )
             (tmp_path / Shard.name(number)).write_bytes(data)
             rows = len(labels[part])
-            shards.append(Shard(Shard.name(number), rows, rows, len(data), "", ()))
+            digest = hashlib.sha256(data).hexdigest()
+            shards.append(Shard(Shard.name(number), rows, rows, len(data), digest, ()))
         site = Site("unembed.hook_in", "fc", "in", "pooled", x.shape[1])
         index = Index(
             site, {}, "", classes, len(classes) if classes else int(labels.max()) + 1,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from salve_plugin.discover.recording.labelling import Labelling, indices_in, tensor_name
-from salve_plugin.discover.recording.shards import Index, Shard
+from salve_plugin.discover.recording.shards import INDEX_FILE, Index, Shard
 from salve_plugin.errors import InputError, ReadError
 from salve_plugin.faces.one_line import shortened
 from salve_plugin.site import Site
@@ -114,6 +115,9 @@ class Activations:
         self.labelling: Labelling = index.labelling or "class"
         self.width = index.site.width
         self._shards = index.shards
+        self._index = _mark(folder)
+        starts = accumulate((shard.images for shard in index.shards), initial=0)
+        self._first = {shard.file: n for shard, n in zip(index.shards, starts, strict=False)}
 
     def __repr__(self) -> str:
         """Say what was recorded and where."""
@@ -265,7 +269,20 @@ class Activations:
             # The numbers in the file count from the start of its part of a joined recording.
             yield batch if keep is None else batch[keep(batch.images)]
 
+    def _check_in_place(self) -> None:
+        """Raise ReadError if another recording has taken this one's folder since it was opened."""
+        mark = _mark(self.folder)
+        if mark == self._index:
+            return
+        if Index.read(self.folder).shards != self._shards:
+            raise ReadError(
+                f"{self.folder} holds another recording than when this one was opened; record each "
+                "into a folder of its own, or open the new one with Activations.load"
+            )
+        self._index = mark
+
     def _part(self, shard: Shard, start: int, stop: int, *names: str) -> list[Tensor]:
+        self._check_in_place()
         path = self.folder / shard.file
         try:
             with safe_open(path, framework="pt") as file:
@@ -282,6 +299,12 @@ class Activations:
                             f"shard {path} holds '{name}' of shape {part.get_shape()}, expected "
                             f"{shape}; delete the folder and record again"
                         )
+                first = int(file.get_slice("images")[:1]) + shard.images_from
+                if first != self._first[shard.file]:
+                    raise ReadError(
+                        f"shard {path} begins with image {first}, not {self._first[shard.file]}: "
+                        "it is another shard's; restore it, or delete the folder and record again"
+                    )
                 # Only these rows are read, whatever the length of the shard.
                 return [part[start:stop] for part in slices]
         except (OSError, SafetensorError) as error:
@@ -291,6 +314,15 @@ class Activations:
                 f"cannot read shard {path}: {error}; restore it, or delete the folder and record "
                 "again"
             ) from error
+
+
+def _mark(folder: Path) -> tuple[int, ...] | None:
+    """Return what changes when a folder's index is written again; None without one."""
+    try:
+        status = (folder / INDEX_FILE).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _cut(parts: Iterable[Batch], size: int) -> Iterator[Batch]:

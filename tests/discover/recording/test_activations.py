@@ -1,6 +1,7 @@
 """Reading a recording: every row once, in bounded memory, and damage is noticed."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,6 +130,35 @@ def test_a_shard_of_another_shape_is_named(make_recording: MakeRecording) -> Non
     path.write_bytes(path.read_bytes().replace(b"[25,3]", b"[3,25]"))
     with pytest.raises(ReadError, match=r"shard-00000\.safetensors holds 'activations' of shape"):
         list(acts.batches(8))
+
+
+def test_shards_in_each_others_place_are_named(make_recording: MakeRecording) -> None:
+    acts = make_recording(*numbered(50), shard_rows=25)
+    one, other = (acts.folder / f"shard-0000{number}.safetensors" for number in (0, 1))
+    one_data, other_data = one.read_bytes(), other.read_bytes()
+    one.write_bytes(other_data)
+    other.write_bytes(one_data)
+    for read in (acts.tensor, acts.labels, acts.image_labels):
+        with pytest.raises(ReadError, match=r"00000\.safetensors begins with image 25, not 0"):
+            read()
+
+
+def test_a_recording_that_took_the_place_of_an_open_one_is_not_read_for_it(
+    make_recording: MakeRecording,
+) -> None:
+    x, labels = numbered(50)
+    acts = make_recording(x, labels)
+    index = acts.folder / "index.json"
+    index.write_bytes(index.read_bytes())  # as a copy that was put back has another time
+    assert torch.equal(acts.tensor(), x)
+    shutil.rmtree(acts.folder)
+    acts.folder.mkdir()
+    with pytest.raises(ReadError, match=r"index\.json is missing"):
+        acts.tensor()
+    make_recording(-x, labels)
+    for read in (acts.tensor, acts.labels):
+        with pytest.raises(ReadError, match="holds another recording than when this one was"):
+            read()
 
 
 @pytest.mark.parametrize(
