@@ -5,6 +5,8 @@ it, and how far it can be off is known: few latents remain that may be among the
 theirs are computed exactly. The result is that of float32 up to its own rounding.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -16,9 +18,6 @@ from salve_plugin.discover.kernels.sparse import Support
 
 FROM_LATENTS = 4096
 """Number of latents from which the product saves more than the candidates cost."""
-
-CANDIDATES = 2
-"""Candidates of a row, relative to k."""
 
 MOST_UNSURE = 0.25
 """Share of the rows whose candidates may turn out too few before screening is a waste of time."""
@@ -34,12 +33,21 @@ WIDEST = 4096
 """Most features for which that holds."""
 
 
+def candidates_for(width: int) -> int:
+    """Return how many candidates a row has for each of its k places: 4 at width 512, 8 at 2048.
+
+    The error is in proportion to the norms of row and weight. Beside these, products with latents
+    of other directions come the closer together the more features there are, by its root.
+    """
+    return max(2, round(math.sqrt(width / 32)))
+
+
 def pays(x: Float[Tensor, "rows width"], n_latents: int, k: int) -> bool:
     """Say whether screening is faster than the product in float32, and allowed."""
     # Where the candidates are more than half of all latents, there is little to rule out; under
     # autocast nobody asks for the result of float32.
     return (
-        n_latents >= max(FROM_LATENTS, 2 * CANDIDATES * k)
+        n_latents >= max(FROM_LATENTS, 2 * candidates_for(x.shape[1]) * k)
         and x.shape[1] <= WIDEST
         and x.dtype == torch.float32
         and x.device.type == "cpu"
@@ -71,10 +79,10 @@ def screened(
     kind = torch.bfloat16
     rough = scratch.take(len(x), len(weight), x, kind)
     torch.addmm(bias.to(kind), x.to(kind), weight.to(kind).T, out=rough)
-    roughly, candidates = largest(rough, min(CANDIDATES * k, len(weight)))
+    roughly, candidates = largest(rough, min(candidates_for(x.shape[1]) * k, len(weight)))
     support = Support.of_indices(candidates, len(weight))
-    # Two candidates for each place leave the error room: the k largest lie among the 2 k roughly
-    # largest unless more than k others come within the error of them.
+    # Several candidates for each place leave the error room: the k largest lie among them unless
+    # more others than there are to spare come within the error of the k.
     exact = support.products(x, weight).add_(bias[candidates.flatten()]).view(candidates.shape)
     values, winners = largest(exact, k)
     latents = candidates.gather(1, winners)

@@ -57,6 +57,14 @@ def test_it_is_worth_it_on_random_data() -> None:
     assert screened(x, weight, 0.1 * bias, 16, Scratch()) is not None
 
 
+def test_it_is_worth_it_on_wide_rows_of_few_atoms() -> None:
+    """Most of the k largest are then next to nothing, and close together."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.nn.functional.normalize(torch.randn(4096, 2048, generator=random), dim=1)
+    x = weight[torch.randint(4096, (32, 2), generator=random)].sum(1)
+    assert screened(x, weight, torch.zeros(4096), 16, Scratch()) is not None
+
+
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("aligned", [False, True], ids=["random", "aligned"])
 def test_the_product_is_as_close_as_the_bound_says(size: float, aligned: bool) -> None:
