@@ -253,7 +253,13 @@ def _profile_of_several(dictionary: Dictionary, acts: Activations) -> Features:
 
 
 def _attribute(attribute: Sequence[int] | Tensor, n_images: int) -> Int[Tensor, " images"]:
-    values = torch.as_tensor(attribute).cpu()
+    try:
+        values = torch.as_tensor(attribute).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"attribute is not numbers ({error}); expected an index from 0 for each of the "
+            f"recording's {n_images} images, and the values' names as names="
+        ) from error
     usable = values.shape == (n_images,)
     usable = usable and not (values.is_floating_point() or values.is_complex())
     # In int64: of unsigned numbers of more than 8 bits torch finds no least one.

@@ -217,6 +217,13 @@ def test_an_attribute_is_profiled_beside_the_classes(make_recording: MakeRecordi
         profile(neurons(3), acts, attribute=has, names=("only",))
 
 
+@pytest.mark.usefixtures("untyped")
+def test_an_attribute_of_words_is_refused(make_recording: MakeRecording) -> None:
+    acts = make_recording(torch.randn(4, 3), torch.arange(4) % 2)
+    with pytest.raises(InputError, match=r"not numbers .* expected an index .* names="):
+        profile(neurons(3), acts, attribute=["dry", "wet", "dry", "wet"])  # type: ignore[list-item]
+
+
 def test_a_large_offset_costs_the_spread_no_digits(make_recording: MakeRecording) -> None:
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)) + 4096
     features = profile(neurons(2), make_recording(x, torch.arange(60) % 2))

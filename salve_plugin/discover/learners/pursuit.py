@@ -15,6 +15,9 @@ from torch.nn import functional
 MAX_GRAM = 8192
 """Atoms up to which the Gram matrix is kept, of then 256 MB; beyond, its rows are recomputed."""
 
+BLOCKS, LEAST_BLOCK = 8, 256
+"""Blocks of rows in which the Gram matrix is computed; smaller ones gain less than they cost."""
+
 GramRows = Callable[[Tensor], Tensor]
 """From atoms' numbers (rows,) to their inner products with all atoms (rows, latents)."""
 
@@ -22,9 +25,21 @@ GramRows = Callable[[Tensor], Tensor]
 def gram_rows(atoms: Float[Tensor, "latents width"], uses: int) -> GramRows:
     """Return what gives rows of V Vᵀ: at once if `uses` of them cost more, else one by one."""
     if len(atoms) <= min(uses, MAX_GRAM):
-        gram = (atoms @ atoms.T).to(atoms.dtype)  # not bfloat16, in which autocast multiplies
+        gram = gram_matrix(atoms)
         return lambda latents: gram.index_select(0, latents)
     return lambda latents: (atoms[latents] @ atoms.T).to(atoms.dtype)
+
+
+def gram_matrix(atoms: Float[Tensor, "latents width"]) -> Float[Tensor, "latents latents"]:
+    """Return V Vᵀ; it is symmetric, so that little more than half of it is computed."""
+    n = len(atoms)
+    gram = atoms.new_empty(n, n)
+    size = max(LEAST_BLOCK, n // BLOCKS)
+    for start in range(0, n, size):
+        block = atoms[start : start + size] @ atoms[start:].T
+        gram[start : start + size, start:] = block
+        gram[start:, start : start + size] = block.T
+    return gram
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from salve_plugin.discover.learners.pursuit import gram_rows, pursue, pursuit_code, solved
+from salve_plugin.discover.learners.pursuit import (
+    gram_matrix,
+    gram_rows,
+    pursue,
+    pursuit_code,
+    solved,
+)
 
 
 def problem(rows: int, latents: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -93,6 +99,12 @@ def test_the_triangular_system_gives_what_the_steps_took() -> None:
     found = pursue(pre, gram_rows(atoms, 999), 6, signed=False)
     values = solved(pre.gather(1, found.latents), found.triangle, found.on)
     torch.testing.assert_close(values, found.values)
+
+
+def test_the_gram_matrix_is_whole_in_as_many_blocks_as_it_takes() -> None:
+    for latents in (1, 256, 257, 700):
+        _, atoms = problem(1, latents, 5, 4)
+        torch.testing.assert_close(gram_matrix(atoms), atoms @ atoms.T)
 
 
 def test_rows_of_the_gram_matrix_are_the_same_whether_it_is_kept_or_not() -> None:
