@@ -108,14 +108,12 @@ def sweep(
     diverged: DivergedError | None = None
     run = shared.get("run")
     shows = isinstance(run, Run) and run.progress
-    if isinstance(run, Run):
-        # A bar in each trial would write over the one that counts them.
-        run = replace(run, progress=False)
     with bar("trials", len(combinations), shows) as update:
         for index, (name, arguments) in enumerate(combinations):
             update(index, name)
+            own = {"run": _of_trial(run, index)} if isinstance(run, Run) else {}
             try:
-                trials.append(_trial(acts, name, arguments, {**shared, "run": _run(run, index)}))
+                trials.append(_trial(acts, name, arguments, {**shared, **own}))
             except DivergedError as error:
                 warnings.warn(f"no trial with {arguments}: {error}", UserWarning, stacklevel=2)
                 diverged = error
@@ -165,11 +163,11 @@ def _trial(
     return Trial(learner, arguments, dictionary, r2, l0, dead, seconds)
 
 
-def _run(run: Run | None, number: int) -> Run | None:
-    """Return how a trial is carried out, with a checkpoint that is not another trial's."""
-    if run is None or run.checkpoint is None:
-        return run
-    return replace(run, checkpoint=Path(run.checkpoint) / f"trial-{number:03d}")
+def _of_trial(run: Run, number: int) -> Run:
+    """Return how one trial is carried out, given how all of them are."""
+    # The checkpoint of one is no other's, and its bar would write over the one that counts them.
+    folder = None if run.checkpoint is None else Path(run.checkpoint) / f"trial-{number:03d}"
+    return replace(run, progress=False, checkpoint=folder)
 
 
 def _marked(trials: list[Trial]) -> Iterator[Trial]:

@@ -34,6 +34,12 @@ def test_every_combination_is_fitted_as_fit_would() -> None:
         assert (trial.r2, trial.l0) == (alone.meta["held_out_r2"], alone.meta["l0"])
 
 
+def test_how_it_is_carried_out_can_be_in_the_grid() -> None:
+    runs = [Run(), Run(checkpoint_every=7)]
+    trials = sweep(rows(), "topk", {"run": runs}, n_latents=12, k=3, steps=2, learning_rate=0.01)
+    assert trials[0].dictionary.digest == trials[1].dictionary.digest
+
+
 def test_more_active_latents_reconstruct_better_and_all_are_on_the_front() -> None:
     trials = sweep(rows(), "topk", {"k": [1, 3, 6]}, n_latents=12, steps=200, learning_rate=0.01)
     assert [trial.arguments["k"] for trial in trials] == [1, 3, 6]
