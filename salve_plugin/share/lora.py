@@ -13,13 +13,24 @@ from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import LowRankUpdate, Role
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
-from salve_plugin.hooks import HookedModel
+from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.store.files import usable
 from salve_plugin.store.folders import save_into
 from salve_plugin.store.place import FileChange
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+_PLAIN = frozenset({
+    "auto_mapping", "base_model_name_or_path", "bias", "eva_config", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_type",
+    "peft_version", "qalora_group_size", "r", "revision", "target_modules", "target_parameters",
+    "task_type", "use_rslora",
+})  # fmt: skip
+"""Fields of PEFT's configuration that leave W + scaling B A as it is, or are read here."""
+_INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
+"""What A and B began as, where that has not changed W; `pissa` and `olora`, for example, have."""
 
 
 def save_lora(edits: Sequence[Edit], folder: str | Path) -> Path:
@@ -83,7 +94,8 @@ def load_lora(hooked: HookedModel, folder: str | Path) -> list[Edit]:
         InputError: if it is another kind of adapter, or does not fit the model.
         UnsupportedModelError: if a layer is at no site of the model.
     """
-    config, tensors = _read(Path(folder))
+    check_attached(hooked)
+    config, tensors = _read(usable(folder))
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         matched = _KEY.fullmatch(name)
@@ -92,8 +104,15 @@ def load_lora(hooked: HookedModel, folder: str | Path) -> list[Edit]:
         parts.setdefault(matched[1], {})[matched[2]] = tensor
     edits = []
     for layer, pair in sorted(parts.items()):
-        if set(pair) != {"A", "B"} or len(pair["A"]) != pair["B"].shape[-1]:
-            raise InputError(f"lora_A and lora_B of '{layer}' are not both there, or do not fit")
+        if (
+            set(pair) != {"A", "B"}
+            or pair["A"].ndim != 2
+            or pair["B"].shape[1:] != (len(pair["A"]),)
+        ):
+            raise InputError(
+                f"lora_A and lora_B of '{layer}' are not both there, or are no matrices that fit, "
+                "as those of a linear layer are"
+            )
         rank = len(pair["A"])
         # PEFT divides by the rank, rank-stabilized LoRA (arXiv:2312.03732) by its root.
         scaling = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
@@ -113,8 +132,8 @@ def _layer_of(edit: Edit) -> str:
 
 
 def _update_of(edit: Edit) -> LowRankUpdate:
-    if not isinstance(edit.operator, LowRankUpdate):
-        raise InputError(f"{edit!r} is no low-rank update; only those are LoRAs")
+    if not isinstance(edit, Edit) or not isinstance(edit.operator, LowRankUpdate):
+        raise InputError(f"{edit!r:.200} is no low-rank update; only those are LoRAs")
     return edit.operator
 
 
@@ -145,12 +164,17 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         and config.get("peft_type") == "LORA"
         and isinstance(config.get("lora_alpha"), int | float)
     )
-    # Each of these changes what A and B stand for, or what else the adapter changes.
-    odd = ["use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication"]
-    used = [name for name in odd if plain and config.get(name)]
+    # Any other field that is set may change what A and B stand for, in a later PEFT, too.
+    used = sorted(name for name in config if config[name] and name not in _PLAIN) if plain else []
     if not plain or used or config.get("bias", "none") != "none":
         raise InputError(
             f"{folder / CONFIG_FILE} is of another kind than a plain LoRA without biases"
             + (f": it uses {used}" if used else "")
+        )
+    if config.get("init_lora_weights") not in _INITIAL:
+        raise InputError(
+            f"{folder / CONFIG_FILE} has init_lora_weights {config['init_lora_weights']!r}, which "
+            "took a part of the weights out of the model that the adapter was trained on; save it "
+            "with PEFT's path_initial_model_for_weight_conversion, as a plain LoRA"
         )
     return config, tensors

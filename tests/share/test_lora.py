@@ -111,6 +111,10 @@ def test_what_no_lora_can_say_is_refused(tmp_path: Path) -> None:
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "another kind"),
         ({"lora_alpha": None}, "another kind"),
+        # Used only after these tokens; what a later PEFT may bring; taken out of the weights first.
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"use_something_new": True}, "use_something_new"),
+        ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
     ],
 )
 def test_other_adapters_are_refused(
@@ -118,6 +122,14 @@ def test_other_adapters_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         load_lora(network(), adapter(tmp_path, LAYERS, **config))
+
+
+def test_the_adapter_of_a_convolution_is_refused_in_words(tmp_path: Path) -> None:
+    name = "base_model.model.patch_embed.proj.lora_{}.weight"
+    tensors = {name.format("A"): draw(0, 1, 3, 16, 16), name.format("B"): draw(1, 64, 1, 1, 1)}
+    safetensors.torch.save_file(tensors, adapter(tmp_path, {}) / WEIGHTS_FILE, {"format": "pt"})
+    with pytest.raises(InputError, match="no matrices that fit"):
+        load_lora(network(), tmp_path)
 
 
 def test_files_and_layers_that_are_not_there_are_named(tmp_path: Path) -> None:
