@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from salve_plugin.errors import InputError
+from salve_plugin.store.json import shortened
 from salve_plugin.store.record import Record
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -54,8 +55,10 @@ class Reference(Record):
         return f"{place}@{self.commit}"
 
 
-def is_repo_id(name: str) -> bool:
+def is_repo_id(name: object) -> bool:
     """Tell whether this is the name of a Hub repository, "user/name"."""
+    if not isinstance(name, str):
+        return False
     # As the Hub itself wants it; a local path such as "../x" is never asked for there.
     return _REPO_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
@@ -64,17 +67,19 @@ def check_repo_id(repo_id: str) -> None:
     """Raise InputError unless this is the name of a Hub repository."""
     if not is_repo_id(repo_id):
         raise InputError(
-            f"{repo_id[:200]!r} is not the name of a Hub repository; expected 'user/name' of "
-            "letters, digits, '-', '_' and '.', without '--' and '..'"
+            f"{shortened(repo_id, 200)} is not the name of a Hub repository; expected 'user/name' "
+            "of letters, digits, '-', '_' and '.', without '--' and '..'"
         )
 
 
 def check_subfolder(subfolder: str | None) -> None:
     """Raise InputError unless this is None or a relative path of plain names."""
     if subfolder is not None and (
-        len(subfolder) > MAX_SUBFOLDER or not _SUBFOLDER.fullmatch(subfolder)
+        not isinstance(subfolder, str)
+        or len(subfolder) > MAX_SUBFOLDER
+        or not _SUBFOLDER.fullmatch(subfolder)
     ):
         raise InputError(
-            f"subfolder {subfolder[:200]!r} is not a path inside the repository; expected names "
-            "of letters, digits, '-', '_' and '.' (not as the first letter), joined by '/'"
+            f"subfolder {shortened(subfolder, 200)} is not a path inside the repository; expected "
+            "names of letters, digits, '-', '_' and '.' (not as the first letter), joined by '/'"
         )

@@ -134,12 +134,23 @@ def open_source(source: PathLike, *markers: str, **where: Unpack[Where]) -> Sour
     """
     if source == "":  # before it is taken for a path: it may be a repository's name, too
         raise InputError("the source is empty; expected a folder or 'user/name'")
+    unknown = sorted(where.keys() - Where.__annotations__.keys())
+    if unknown:
+        raise InputError(
+            f"there is no argument {unknown[0]!r}; those of reading are "
+            f"{list(Where.__annotations__)}"
+        )
     folder = usable(source)
     if folder.is_dir():
         return _local(folder, where)
-    # A path that is mistyped must not become a request: only what can be the name of a repository
-    # goes to a Hub.
-    if isinstance(source, os.PathLike) or source.count("/") != 1 or source[0] in "./~":
+    # A path that is mistyped must not become a request: only what can be the name of a repository,
+    # and is not that of a file, goes to a Hub.
+    if (
+        isinstance(source, os.PathLike)
+        or source.count("/") != 1
+        or source[0] in "./~"
+        or os.path.lexists(folder)
+    ):
         raise ArtifactError(
             f"there is no folder '{os.fspath(source)}'; check the path (the name of a Hub "
             "repository has the form 'user/name')"

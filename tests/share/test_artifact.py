@@ -323,6 +323,20 @@ def test_what_is_no_folder_and_no_repository_is_refused(source: str | Path) -> N
         EditArtifact.from_pretrained(source)
 
 
+def test_a_local_file_is_never_asked_for_on_the_hub(
+    tiny: EditArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.save_pretrained("a")
+    with pytest.raises(ArtifactError, match="no folder"):
+        EditArtifact.from_pretrained("a/edit_config.json")
+
+
+def test_an_argument_that_there_is_not_is_refused_and_never_passed_over(saved: Path) -> None:
+    with pytest.raises(InputError, match="no argument 'subfoldr'"):
+        EditArtifact.from_pretrained(saved, subfoldr="b")  # type: ignore[call-arg] # misspelt
+
+
 def test_a_local_folder_has_no_revision(tiny: EditArtifact, tmp_path: Path) -> None:
     tiny.save_pretrained(tmp_path / "a" / "b")
     assert EditArtifact.verify(tmp_path / "a", subfolder="b") == tiny.digest

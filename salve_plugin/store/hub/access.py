@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from salve_plugin.errors import InputError
+from salve_plugin.store.json import shortened
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -31,17 +32,21 @@ class Access:
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail in the client with the token in the message."""
-        if isinstance(self.token, str) and not re.fullmatch(r"[!-~]+", self.token):
+        token, endpoint = self.token, self.endpoint
+        sendable = isinstance(token, str) and re.fullmatch(r"[!-~]+", token)
+        if token is not None and not isinstance(token, bool) and not sendable:
             raise InputError(
-                "the token is empty or holds spaces, line breaks or letters that cannot be sent; "
-                "pass it exactly as the Hub shows it"
+                "the token is empty or holds spaces, line breaks or letters that cannot be sent, "
+                "or is no text; pass it exactly as the Hub shows it"
             )
-        if self.endpoint is not None and not re.fullmatch(
-            r"https?://[^\s/@]+[^\s@]*", self.endpoint
+        if endpoint is not None and not (
+            isinstance(endpoint, str) and re.fullmatch(r"https?://[^\s/@]+[^\s@]*", endpoint)
         ):
+            # What is in front of an @ may hold a password.
+            shown = shortened(re.sub(r".*@", "...@", str(endpoint), flags=re.DOTALL), 100)
             raise InputError(
-                f"endpoint {self.endpoint[:100]!r} is not an address such as "
-                "'https://huggingface.co' (without user names)"
+                f"endpoint {shown} is not an address such as 'https://huggingface.co' (without "
+                "user names)"
             )
 
     def client(self) -> "HfApi":

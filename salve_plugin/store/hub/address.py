@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from salve_plugin.errors import InputError
+from salve_plugin.store.files import usable
 from salve_plugin.store.hub.access import Access
+from salve_plugin.store.json import shortened
 from salve_plugin.store.reference import Reference, check_repo_id, check_subfolder
 
 Resolved = Literal["pinned", "hub", "cache"]
@@ -66,6 +68,8 @@ class Address(HubFolder):
     def __post_init__(self) -> None:
         """Check the parts."""
         super().__post_init__()
+        if self.cache_dir is not None:
+            usable(self.cache_dir)
         if self.local_files_only and self.force_download:
             raise InputError(
                 "force_download=True needs the network, which local_files_only=True forbids; "
@@ -102,9 +106,12 @@ class Origin:
 def check_revision(revision: str | None) -> None:
     """Raise InputError unless this is None or could be the name of a branch, tag or commit."""
     if revision is not None and (
-        len(revision) > MAX_REVISION or ".." in revision or not _REVISION.fullmatch(revision)
+        not isinstance(revision, str)
+        or len(revision) > MAX_REVISION
+        or ".." in revision
+        or not _REVISION.fullmatch(revision)
     ):
         raise InputError(
-            f"revision {revision[:100]!r} is not the name of a branch or tag, or a commit; "
+            f"revision {shortened(revision, 100)} is not the name of a branch or tag, or a commit; "
             "expected names of letters, digits, '-', '_', '+' and '.', joined by '/'"
         )

@@ -14,6 +14,7 @@ from salve_plugin.store.hub.patience import WAITS, patiently, pause
 from salve_plugin.store.hub.reconcile import Landed, landed, open_pull_request
 from salve_plugin.store.hub.staged import Staged
 from salve_plugin.store.hub.tags import check_tag, set_tag
+from salve_plugin.store.json import shortened
 from salve_plugin.store.place import Existing, FileChange
 from salve_plugin.store.reference import Reference
 
@@ -59,8 +60,12 @@ class Destination(HubFolder):
         """Check the parts before anything is sent."""
         super().__post_init__()
         check_revision(self.tag)
-        if self.commit_message is not None and not self.commit_message.strip():
-            raise InputError("commit_message is empty; leave it out for the default one")
+        message = self.commit_message
+        if message is not None and not (isinstance(message, str) and message.strip()):
+            raise InputError(
+                f"commit_message {shortened(message)} is empty or no text; leave it out for the "
+                "default one"
+            )
         if self.create_pr and self.revision not in (None, DEFAULT_REVISION):
             raise InputError(
                 f"a pull request is made to '{DEFAULT_REVISION}', not to revision "

@@ -286,14 +286,21 @@ def test_each_refusal_keeps_its_cause_and_is_never_answered_from_the_cache(
         ({"endpoint": "ftp://hub"}, "endpoint 'ftp://hub' is not an address"),
         ({"endpoint": "http://user:pass@hub"}, "without user names"),
         ({"local_files_only": True, "force_download": True}, "leave one of them out"),
+        ({"revision": 3}, "revision 3 is not the name"),
+        ({"subfolder": Path("a")}, r"subfolder PosixPath\('a'\) is not a path"),
+        ({"token": b"hf_with"}, "or is no text"),
+        ({"endpoint": 3}, "is not an address"),
+        ({"cache_dir": ""}, '"" is no path'),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_ill_formed_arguments_are_refused_before_anything_is_sent(
     options: dict[str, object], message: str, hf_home: Path
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
         EditArtifact.from_pretrained("alice/edit", **options)  # type: ignore[arg-type] # of all kinds
     assert "hf_with" not in str(caught.value)
+    assert "pass@" not in str(caught.value)
 
 
 def test_a_file_that_is_too_long_is_not_downloaded(

@@ -165,11 +165,14 @@ def test_without_the_right_to_write_nothing_happens(
     [
         ({"create_pr": True, "tag": "v1"}, "leave out tag or create_pr"),
         ({"create_pr": True, "revision": "trial"}, "leave out revision or create_pr"),
-        ({"commit_message": " "}, "commit_message is empty"),
+        ({"commit_message": " "}, "commit_message .* is empty"),
         ({"subfolder": "a//b"}, "not a path inside"),
         ({"tag": "a b"}, "is not the name of a branch or tag"),
+        ({"tag": 3}, "is not the name of a branch or tag"),
+        ({"commit_message": 3}, "commit_message 3 is empty or no text"),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_contradictions_are_refused_before_anything_is_sent(
     push: Push, tiny: EditArtifact, hub: LoopbackHub, options: dict[str, object], message: str
 ) -> None:
@@ -178,10 +181,11 @@ def test_contradictions_are_refused_before_anything_is_sent(
     assert hub.log() == []
 
 
+@pytest.mark.usefixtures("untyped")
 def test_a_name_that_no_repository_can_have_is_refused(tiny: EditArtifact, hf_home: Path) -> None:
-    for name in ("edit", "me/a/b", "me/../a", "me/a--b", "me/" + "a" * 97, "me/a\n"):
+    for name in ("edit", "me/a/b", "me/../a", "me/a--b", "me/" + "a" * 97, "me/a\n", None):
         with pytest.raises(InputError, match="is not the name of a Hub repository"):
-            tiny.push_to_hub(name)
+            tiny.push_to_hub(name)  # type: ignore[arg-type] # None is none
 
 
 # --- others push, too ----------------------------------------------------------------------------
