@@ -242,7 +242,12 @@ class EditArtifact(Stored, Tabular):
         """Return what differs from another artifact, wherever the two are from.
 
         The result is false, with the same digest on both sides, or true and readable: `print` it.
+
+        Raises:
+            InputError: if the other is no artifact.
         """
+        if not isinstance(other, EditArtifact):
+            raise InputError(f"{other!r:.80} is no artifact of an edit; give an EditArtifact")
         return difference(self, other)
 
     def packed(

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from salve_plugin.control.base import same_base
 from salve_plugin.control.rows import same_bits
-from salve_plugin.faces.one_line import one_line
+from salve_plugin.faces.one_line import one_line, shortened
 from salve_plugin.share.edit_manifest import tensors_of
-from salve_plugin.store.json import Json, dump, place_of, shortened
+from salve_plugin.store.json import Json, dump, place_of
 from salve_plugin.store.tensors import describe
 
 if TYPE_CHECKING:
@@ -61,7 +62,12 @@ class FieldDifference:
 
     def __str__(self) -> str:
         """Return the path and both values in one line."""
-        return f"{place_of(self.path)}: {shortened(self.ours)} | {shortened(self.theirs)}"
+        pair = [repr(self.ours), repr(self.theirs)]
+        same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*pair, strict=False)))
+        if same > 60:  # what would be shown of both is the same
+            pair = [f"…{side[same - 20 :]}" for side in pair]
+        ours, theirs = (shortened(side, 80) for side in pair)
+        return f"{place_of(self.path)}: {ours} | {theirs}"
 
 
 @dataclass(frozen=True)

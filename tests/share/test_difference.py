@@ -16,6 +16,7 @@ from torch import nn
 import salve_plugin as salve
 from salve_plugin.control.base import Base, Fingerprint
 from salve_plugin.control.critical import AlphaCrit
+from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.difference import ABSENT, Difference
 
@@ -104,6 +105,19 @@ def test_a_zero_of_the_other_sign_differs_by_nothing_but_differs(tiny: EditArtif
     assert other.digest != tiny.digest
     (found,) = tiny.diff(other).tensors
     assert (found.elements, found.largest) == (8, 0.0)
+
+
+def test_long_texts_are_shown_where_they_differ(tiny: EditArtifact) -> None:
+    ours, theirs = (replace(tiny, data={"command": "x" * 90 + end}) for end in ("1", "2"))
+    shown = str(ours.diff(theirs)).splitlines()[1]
+    assert shown.endswith("xx1' | …" + "x" * 20 + "2'")
+    assert len(shown) < 200
+
+
+@pytest.mark.usefixtures("untyped")
+def test_what_is_no_artifact_is_refused(tiny: EditArtifact) -> None:
+    with pytest.raises(InputError, match="no artifact of an edit"):
+        tiny.diff("no-threes")  # type: ignore[arg-type] # a path is none
 
 
 def test_another_base_is_told_from_another_edit(tiny: EditArtifact) -> None:
