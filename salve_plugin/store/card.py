@@ -5,14 +5,15 @@ edit it, and the Hub's own metadata form does, without making anything invalid. 
 the block of YAML that the Hub reads, are brought up to date.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
 from typing import Any, Literal
 
 from salve_plugin.errors import ArtifactError, HubError, InputError, MissingFileError, WriteError
 from salve_plugin.store.files import FileReader
 from salve_plugin.store.model_index import merged_index
-from salve_plugin.store.owner import scratch
 from salve_plugin.store.place import Existing
 from salve_plugin.store.reference import is_repo_id
 
@@ -42,7 +43,6 @@ class Card:
         """Return a fresh `README.md`."""
         from huggingface_hub import CardData
 
-        # The same bytes as by `with_metadata`, without its detour over a file.
         return f"---\n{CardData(**self.metadata).to_yaml()}\n---\n{self.text}".encode()
 
     def over(self, existing: bytes | None, previous: "Card | None" = None) -> bytes:
@@ -144,31 +144,32 @@ def read_metadata(card: bytes) -> dict[str, Any]:
     Raises:
         InputError: if the file is not UTF-8 or its metadata are not readable YAML.
     """
-    from huggingface_hub.repocard import metadata_load
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    # The Hub client's functions for cards take files only.
-    with scratch("card") as folder:
-        path = folder / CARD_FILE
-        path.write_bytes(card)
-        try:
-            loaded: dict[str, Any] | None = metadata_load(path)
-        except Exception as error:  # YAML's and the Hub client's many kinds
-            raise InputError(
-                f"{CARD_FILE}: its metadata (the block between the '---' lines) cannot be read: "
-                f"{error}; repair the file or move it away, then save again"
-            ) from error
-        return loaded or {}
+    # As the Hub client's `metadata_load`, which takes files only.
+    try:
+        block = REGEX_YAML_BLOCK.search(TextIOWrapper(BytesIO(card), "utf-8-sig").read())
+        loaded = yaml.safe_load(block[2]) if block else None
+        metadata: dict[str, Any] = {} if loaded is None else {**loaded}
+    except Exception as error:  # YAML's many kinds, and a block that is no mapping
+        raise InputError(
+            f"{CARD_FILE}: its metadata (the block between the '---' lines) cannot be read: "
+            f"{error}; repair the file or move it away, then save again"
+        ) from error
+    return metadata
 
 
 def with_metadata(card: bytes, metadata: dict[str, Any]) -> bytes:
     """Return a `README.md` with other metadata and the same text, to the byte."""
-    from huggingface_hub.repocard import metadata_save
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    with scratch("card") as folder:
-        path = folder / CARD_FILE
-        path.write_bytes(card)
-        metadata_save(path, metadata)
-        return path.read_bytes()
+    text = card.decode("utf-8-sig")
+    line_break = re.search("\r\n|\r|\n", text)
+    end = line_break[0] if line_break else "\n"
+    block = yaml.dump(metadata, sort_keys=False, allow_unicode=True, line_break=end)
+    return f"---{end}{block}---{end}{REGEX_YAML_BLOCK.sub('', text, count=1)}".encode()
 
 
 def _body(card: bytes) -> bytes | None:

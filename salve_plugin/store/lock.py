@@ -70,6 +70,9 @@ def _take(folder: Path) -> bytes:
             ) from error
         try:
             os.write(descriptor, text)
+        except OSError:  # a full disk
+            path.unlink()
+            raise
         finally:
             os.close(descriptor)
     return text

@@ -1,5 +1,6 @@
 """The model card: for people, so theirs to edit."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_an_existing_body_is_kept_to_the_byte_and_only_metadata_are_added(
     assert after.pop("model-index", None) == expected
     assert after == {key: value for key, value in data.items() if key != "model-index"}
     assert EditArtifact.inspect(tmp_path)["card"] == "edited"
+
+
+def test_a_text_is_kept_where_there_is_no_place_for_temporary_files(
+    tiny: EditArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    tiny.save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("---\nlicense: mit\n")
+    assert text.endswith("\n---\n# Mine\n")
 
 
 def test_a_text_that_nobody_edited_follows_the_artifact(

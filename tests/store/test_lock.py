@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -50,6 +51,17 @@ def test_a_second_thread_and_a_second_process_are_told_who_writes(tmp_path: Path
 def test_a_folder_that_was_made_for_nothing_is_gone_again(tmp_path: Path) -> None:
     with pytest.raises(InputError), locked(tmp_path / "a" / "b"):
         raise InputError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_in_nobodys_way(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(WriteError, match="File too large"), locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 
