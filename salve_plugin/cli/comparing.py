@@ -73,6 +73,10 @@ def bundle(
         return
     rows = [(name, artifact.edit.kind, artifact.digest) for name, artifact in made.members.items()]
     show_table(f"bundle {out}", ("member", "edit", "digest"), rows)
+    if overlaps:
+        head = ("first", "second", "tensor", "rows", "meeting")
+        same = [[each[name] or "all" for name in head] for each in overlaps]
+        show_table("members that change the same rows", head, same)
     say(f"Saved in {out} ({made.digest}).")
 
 

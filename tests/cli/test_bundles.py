@@ -12,6 +12,7 @@ from small_artifacts import random_dictionary
 from torch import nn
 
 import salve_plugin as salve
+from salve_plugin.cli import main
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
 
@@ -129,3 +130,19 @@ def test_a_dictionary_edits_nothing(
         )
         assert (status, failed["error"]) == (1, "InputError")
         assert "holds a dictionary" in failed["message"]
+
+
+def test_members_that_change_the_same_rows_are_shown_as_they_are_in_json(
+    bundle: EditBundle, checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    places = [each.save_pretrained(tmp_path / name) for name, each in bundle.members.items()]
+    command = ["bundle", *places, "--out", tmp_path / "both", "--checkpoint", checkpoint]
+    with pytest.raises(SystemExit) as stopped:
+        main(list(map(str, command)))
+    assert stopped.value.code == 0
+    table = capsys.readouterr().out.partition("members that change the same rows")[2]
+    (overlap,) = run(capsys, *command)[1]["overlaps"]
+    row = next(line for line in table.splitlines() if "fc.weight" in line)
+    assert [cell.strip() for cell in row.strip("│ ").split("│")] == [
+        str(overlap[name]) for name in ("first", "second", "tensor", "rows", "meeting")
+    ]
