@@ -27,8 +27,11 @@ def own_files(existing: Existing, previous: Previous, kept: set[str]) -> list[st
     """Return the files of an older artifact that nobody changed since, but for those to keep."""
     if previous is None:
         return []
-    own = {**previous["files"], **(previous["merged"] or {})}
-    return [name for name, entry in own.items() if name not in kept and existing.holds(name, entry)]
+    own = [name for name, entry in previous["files"].items() if existing.holds(name, entry)]
+    # A model that somebody trained further needs the configuration that came with it.
+    merged = previous["merged"] or {}
+    own += merged if all(existing.holds(name, entry) for name, entry in merged.items()) else []
+    return [name for name in own if name not in kept]
 
 
 def check_room(existing: Existing, previous: Previous, merged: Mapping[str, Json]) -> None:

@@ -170,6 +170,21 @@ def test_the_model_stays_with_its_edit_and_goes_with_another(
     assert EditArtifact.inspect(tmp_path)["merged"] is None
 
 
+@pytest.mark.parametrize("changed", sorted(MODEL))
+@pytest.mark.parametrize("strength", [1.0, 2.0], ids=["another", "same"])
+def test_of_a_model_that_somebody_changed_no_file_is_removed(
+    small: nn.Module, tmp_path: Path, changed: str, strength: float
+) -> None:
+    salve.save_edited_model(small, artifact_of(small, strength=2.0), tmp_path)
+    (tmp_path / changed).write_bytes((tmp_path / changed).read_bytes() + b" ")
+    before = contents(tmp_path)
+    artifact_of(small, strength=strength).save_pretrained(tmp_path)
+    assert {name: contents(tmp_path)[name] for name in MODEL} == {
+        name: before[name] for name in MODEL
+    }
+    assert EditArtifact.inspect(tmp_path)["merged"] is None
+
+
 def test_pushing_again_makes_no_commit_and_another_edit_replaces_the_model(
     default_hub: LoopbackHub, repo_id: str, small: nn.Module
 ) -> None:
