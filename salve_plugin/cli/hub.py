@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from salve_plugin.cli.output import show_json, show_table
+from salve_plugin.cli.output import show_json, show_note, show_table
 from salve_plugin.cli.overwriting import check_folder, save
 from salve_plugin.cli.shared import SharedItem, find
+from salve_plugin.store.card import CARD_FILE
 from salve_plugin.store.hub.push import How
 from salve_plugin.store.source import Where
 
@@ -35,12 +36,14 @@ def pull(repo_id: str, where: Where, out: Path, *, force: bool, as_json: bool) -
         "kind": item.kind,
         "folder": str(out),
         "digest": item.digest,
+        "card": item.description.get("card"),
         "commit": _commit(item),
     }
     origin = item.source.origin
     if origin is not None:
         result |= {"resolved": origin.resolved, "from_cache": origin.from_cache}
     _show(result, "pulled", as_json=as_json)
+    _say_of_card(item, as_json=as_json)
 
 
 def push(folder: Path, repo_id: str, how: How, *, as_json: bool) -> None:
@@ -51,6 +54,7 @@ def push(folder: Path, repo_id: str, how: How, *, as_json: bool) -> None:
     result: dict[str, object] = {
         "kind": item.kind,
         "digest": item.digest,
+        "card": item.description.get("card"),
         "repo_id": pushed.reference.repo_id,
         "commit": pushed.reference.commit,
         "pull_request": pushed.pull_request,
@@ -59,6 +63,16 @@ def push(folder: Path, repo_id: str, how: How, *, as_json: bool) -> None:
         "url": pushed.url,
     }
     _show(result, "pushed" if pushed.created else "already there", as_json=as_json)
+    _say_of_card(item, as_json=as_json)
+
+
+def _say_of_card(item: SharedItem, *, as_json: bool) -> None:
+    """Say that people's text stays where it is: nobody may think that it came along."""
+    if item.description.get("card") == "edited" and not as_json:
+        show_note(
+            f"{CARD_FILE} of {item.source.name} was edited. Its text stays there: at the other "
+            "place it is written from the manifest, or that which is there is kept."
+        )
 
 
 def _commit(item: SharedItem) -> str | None:

@@ -125,6 +125,27 @@ def test_people_see_a_table_and_a_progress_bar_where_there_is_something_to_wait_
     assert "%" not in capfd.readouterr().err
 
 
+def test_people_are_told_that_an_edited_card_does_not_travel_along(
+    default_hub: LoopbackHub,
+    repo_id: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    assert run(capsys, "push", folder, repo_id)[1]["card"] == "as written"
+    (folder / "README.md").write_text("# Mine\n")
+    assert run(capsys, "push", folder, repo_id)[1]["card"] == "edited"
+    with pytest.raises(SystemExit):
+        main(["push", str(folder), repo_id])
+    assert f"README.md of {folder} was edited" in capsys.readouterr().err
+    assert run(capsys, "pull", repo_id, "--out", tmp_path / "x")[1]["card"] == "as written"
+    with pytest.raises(SystemExit):
+        main(["pull", repo_id, "--out", str(tmp_path / "x")])
+    assert "was edited" not in capsys.readouterr().err
+
+
 def test_bundles_and_dictionaries_are_shared_by_the_same_commands(
     default_hub: LoopbackHub,
     repo_id: str,
