@@ -85,9 +85,9 @@ def card_at(existing: Existing) -> bytes | None:
         return None
     except ArtifactError as error:
         raise WriteError(
-            f"the {CARD_FILE} that is there is a link, no plain file, or longer than "
-            f"{MAX_CARD_BYTES} bytes, so that its text cannot be kept; nothing was written. Move "
-            "it away, then repeat the call"
+            f"the {CARD_FILE} that is there is a link, no plain file, not to be read, or longer "
+            f"than {MAX_CARD_BYTES} bytes, so that its text cannot be kept; nothing was written. "
+            "Move it away, then repeat the call"
         ) from error
 
 
@@ -97,6 +97,8 @@ def state_of_card(read: FileReader, card: Card) -> CardState:
         return card.state(read(CARD_FILE, MAX_CARD_BYTES))
     except MissingFileError:
         return "missing"
+    except ArtifactError:  # a link, too long: no part of the thing, which is none the worse
+        return "unknown"
     except HubError as error:
         if error.reason != "not_cached":
             raise

@@ -144,7 +144,8 @@ def sync_folder(folder: Path) -> None:
 
 def link_on_the_way(folder: Path, name: str) -> Path | None:
     """Return the first link among a file and the subfolders that lead to it; None without one."""
-    return next((place for place in places(folder, name) if place.is_symlink()), None)
+    # Not `Path.is_symlink`, which has an error of its own for a folder that cannot be entered.
+    return next((place for place in places(folder, name) if os.path.islink(place)), None)
 
 
 def places(folder: Path, name: str) -> list[Path]:

@@ -269,7 +269,8 @@ class Stored(ABC):
 
         - `bytes`: the size of its files,
         - `card`: "as written", "edited" (by people: its tables may differ from the manifest),
-          "missing", or "unknown" (not in the cache, and the network is not to be used),
+          "missing", or "unknown" (no plain file, too long, or not in the cache where the network is
+          not to be used),
         - `origin`: repository, commit and subfolder if it is on the Hub, else None.
 
         Args:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from salve_plugin.cli.shared import find
 from salve_plugin.control.base import Base
 from salve_plugin.control.critical import AlphaCrit
 from salve_plugin.control.edit import Edit
@@ -16,7 +17,7 @@ from salve_plugin.control.operators import LowRankMap
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.errors import InputError
 from salve_plugin.share.artifact import EditArtifact
-from salve_plugin.store.card import read_metadata, with_metadata
+from salve_plugin.store.card import MAX_CARD_BYTES, read_metadata, with_metadata
 
 
 def card(folder: Path) -> str:
@@ -374,6 +375,21 @@ def test_a_changed_card_is_reported_and_the_artifact_is_none_the_worse(
         assert EditArtifact.from_pretrained(tmp_path).digest == tiny.digest
     path.write_bytes(fresh)
     assert EditArtifact.inspect(tmp_path)["card"] == "as written"
+
+
+def test_what_cannot_be_read_as_a_card_is_none_of_the_artifacts_business(
+    tiny: EditArtifact, tmp_path: Path
+) -> None:
+    path = tiny.save_pretrained(tmp_path) / "README.md"
+    path.write_bytes(b"x" * (MAX_CARD_BYTES + 1))
+    assert EditArtifact.inspect(tmp_path)["card"] == "unknown"
+    path.unlink()
+    path.symlink_to("edit_config.json")
+    assert EditArtifact.inspect(tmp_path)["card"] == "unknown"
+    path.unlink()
+    path.mkdir()
+    assert EditArtifact.inspect(tmp_path)["card"] == "unknown"
+    assert find(tmp_path).digest == tiny.digest
 
 
 def test_the_card_says_how_to_pull_one_commit_from_the_hub(
