@@ -12,6 +12,7 @@ from salve_plugin.control.base import bare
 from salve_plugin.control.matching import pristine_state
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.store.checkpoint import in_short, load_state
+from salve_plugin.store.files import usable
 
 State = Mapping[str, Tensor]
 StateSource = nn.Module | State | str | Path
@@ -38,17 +39,23 @@ def state_of(source: StateSource, *, pristine: bool = False) -> dict[str, Tensor
         if pristine:
             entries = {**entries, **pristine_state(network)}
     elif isinstance(source, str | Path):
-        entries = load_state(Path(source))
-    else:
+        entries = load_state(usable(source))
+    elif isinstance(source, Mapping):
         entries = source
+    else:
+        raise InputError(f"{source!r:.80} is no model, no state dict and no path of one")
     name = str(source) if isinstance(source, str | Path) else f"the {type(source).__name__}"
     if not entries:
         raise InputError(f"{name} holds no tensors; expected a model's state dict")
-    other = [key for key, value in entries.items() if not isinstance(value, Tensor)]
+    other = [
+        str(key)
+        for key, value in entries.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     if other:
         raise InputError(
-            f"{name} holds entries that are no tensors and so cannot be compared: "
-            f"{in_short(other)}; expected a state dict, of tensors by name"
+            f"{name} holds entries that are no tensors by name and so cannot be compared: "
+            f"{in_short(other)}; expected a state dict"
         )
     odd = [key for key, tensor in entries.items() if not _is_plain(tensor)]
     if odd:

@@ -148,7 +148,7 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _state_in(loaded: Mapping[str, Any], path: Path, *, averaged: bool) -> Mapping[str, Any]:
+def _state_in(loaded: Mapping[Any, Any], path: Path, *, averaged: bool) -> Mapping[str, Any]:
     nested = {key: value for key, value in loaded.items() if _is_state(value)}
     chosen = [key for key in AVERAGED if averaged and key in nested] or list(nested)
     if len(chosen) > 1 and not (averaged and chosen[0] in AVERAGED):
@@ -168,6 +168,12 @@ def _state_in(loaded: Mapping[str, Any], path: Path, *, averaged: bool) -> Mappi
             f"cannot read the weights in {path}, which has pickled objects among them: "
             f"{in_short(objects)}. {ALONE}"
         )
+    numbered = [str(key) for key in loaded if not isinstance(key, str)]
+    if numbered:  # as an optimizer's are
+        raise InputError(
+            f"{path} holds entries without names: {in_short(numbered)}; expected a state dict, "
+            "tensors by name"
+        )
     return loaded
 
 
@@ -175,7 +181,7 @@ def _is_state(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and bool(value)
-        and all(isinstance(entry, Tensor) for entry in value.values())
+        and all(isinstance(key, str) and isinstance(each, Tensor) for key, each in value.items())
     )
 
 

@@ -336,13 +336,29 @@ def test_checkpoints_of_training_scripts_are_read(key: str, tmp_path: Path) -> N
     with pytest.raises(InputError, match="several state dicts"):
         artifact.audit(base, tmp_path / "two.pth")
     torch.save({**edited, "epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="no tensors and so cannot be compared: epoch"):
+    with pytest.raises(InputError, match="no tensors by name and so cannot be compared: epoch"):
         artifact.audit(base, tmp_path / "other.pth")
+    # An optimizer's tensors are numbered: they are no model's.
+    numbered = dict(enumerate(edited.values()))
+    torch.save({"optimizer": numbered, key: edited}, tmp_path / "last.pth")
+    assert artifact.audit(base, tmp_path / "last.pth")
+    torch.save(numbered, tmp_path / "optimizer.pth")
+    with pytest.raises(InputError, match="entries without names: 0, 1, 2"):
+        artifact.audit(base, tmp_path / "optimizer.pth")
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds a list"):
         artifact.audit(base, tmp_path / "list.pth")
     with pytest.raises(ReadError, match="cannot read the weights"):
         artifact.audit(base, tmp_path)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_what_is_no_model_is_refused_in_words() -> None:
+    artifact, base, _ = case("resnet")
+    with pytest.raises(InputError, match="3 is no model, no state dict"):
+        artifact.audit(base, 3)  # type: ignore[arg-type] # as it says
+    with pytest.raises(InputError, match='"" is no path'):
+        artifact.audit(base, "")
 
 
 def test_the_same_edit_twice_is_one_and_none_is_refused() -> None:
