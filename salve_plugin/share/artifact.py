@@ -130,7 +130,7 @@ class EditArtifact(Stored, Tabular):
             BaseMismatchError: if the dictionary or the critical strengths are known to be of
                 another network than the edit's base.
         """
-        check_kinds(self.edit, self.dictionary, self.alpha_crit, self.assessment)
+        check_kinds(self)
         # Frozen for everybody else: what one part knows of another is filled in once, here.
         if self.dictionary is not None:
             object.__setattr__(self, "dictionary_learner", self.dictionary.learner)

@@ -28,7 +28,7 @@ from salve_plugin.share.bundle_manifest import (
 from salve_plugin.share.card_bundle import bundle_card
 from salve_plugin.share.composition import Composition, check_composition
 from salve_plugin.share.edit_manifest import CONFIG_FILE
-from salve_plugin.share.edit_parts import Measures, check_measures
+from salve_plugin.share.edit_parts import Measures, check_kinds, check_measures
 from salve_plugin.share.model_files import own_files
 from salve_plugin.share.model_state import StateSource
 from salve_plugin.store.card import CARD_FILE, card_at
@@ -94,6 +94,11 @@ class EditBundle(Stored, Tabular):
         # By name, as the files have them: the order of the members has no meaning.
         check_members(self.members)
         object.__setattr__(self, "members", dict(sorted(self.members.items())))
+        check_kinds(self)
+        if not isinstance(self.composition, Composition):
+            raise InputError(
+                f"composition is {self.composition!r:.80}; make the bundle with EditBundle.of"
+            )
         check_composition(self.members, self.composition)
         check_measures(self.evaluation)
         if self.origin is not None and self.origin.digest != self.digest:

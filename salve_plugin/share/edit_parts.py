@@ -16,12 +16,23 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.network import check_one_network
 from salve_plugin.share import evidence
+from salve_plugin.share.model_state import is_plain
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import sha256_tensor
+from salve_plugin.store.hub.address import Origin
 from salve_plugin.store.json import shortened
+from salve_plugin.store.reference import Reference
 
 Measures = Mapping[str, Mapping[str, int | float]]
 """Numbers by name, before and after an edit: {"before": {...}, "after": {...}}."""
+
+
+KINDS: Mapping[str, type] = {
+    "edit": Edit, "dictionary": Dictionary, "dictionary_learner": str, "dictionary_at": Reference,
+    "alpha_crit": AlphaCrit, "assessment": Assessment, "evaluation": Mapping, "pristine": Mapping,
+    "pictures": Mapping, "labels": Sequence, "data": Mapping, "origin": Origin,
+}  # fmt: skip
+"""Of what kind a part is, by its name."""
 
 
 def class_count(edit: Edit) -> int | None:
@@ -33,13 +44,10 @@ def class_count(edit: Edit) -> int | None:
     return min(target.n_outputs(shapes[target.weight].shape) for target in edit.targets)
 
 
-def check_kinds(edit: object, dictionary: object, critical: object, assessment: object) -> None:
-    """Raise InputError unless each part is of its kind, or None but for the edit."""
-    parts: list[tuple[str, object, type]] = [
-        ("edit", edit, Edit), ("dictionary", dictionary, Dictionary),
-        ("alpha_crit", critical, AlphaCrit), ("assessment", assessment, Assessment),
-    ]  # fmt: skip
-    for name, part, kind in parts:
+def check_kinds(whole: object) -> None:
+    """Raise InputError unless each part of an artifact or a bundle is of its kind, or None."""
+    for name, part in vars(whole).items():
+        kind = KINDS.get(name, object)
         if not isinstance(part, kind) and (part is not None or name == "edit"):
             # Critical strengths that were searched for, for example, which are another kind.
             raise InputError(f"{name} is {part!r:.80}; expected {kind.__name__}")
@@ -92,11 +100,12 @@ def check_measures(evaluation: Measures | None) -> None:
     """Raise InputError unless the same measures are given before and after, all finite."""
     if evaluation is not None and (
         set(evaluation) != {"before", "after"}
+        or not all(isinstance(measures, Mapping) for measures in evaluation.values())
         or set(evaluation["before"]) != set(evaluation["after"])
     ):
         raise InputError(
             "evaluation must be {'before': {...}, 'after': {...}} with the same measures in both; "
-            f"got { {name: sorted(values) for name, values in evaluation.items()} }"
+            f"got {shortened(evaluation, 300)}"
         )
     for moment, measures in (evaluation or {}).items():
         wrong = {name: value for name, value in measures.items() if not isfinite(real(value, name))}
@@ -230,6 +239,10 @@ def check_pristine(edit: Edit, pristine: Mapping[str, Tensor]) -> None:
             f"{shortened(sorted(edit.base.tensors), 300)}"
         )
     for path, rows in pristine.items():
+        if not is_plain(rows):
+            raise InputError(
+                f"pristine rows of '{path}' are {rows!r:.80}; expected a dense tensor in memory"
+            )
         base, touched = edit.base.tensors[path], touched_rows(edit, path)
         expected = (base.shape[0] if touched is None else len(touched), *base.shape[1:])
         dtype = str(rows.dtype).removeprefix("torch.")

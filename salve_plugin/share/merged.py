@@ -126,6 +126,8 @@ def _exported(
     from safetensors import safe_open
 
     check_choice(on_base_mismatch)
+    if not isinstance(artifact, EditArtifact):
+        raise InputError(f"{artifact!r:.80} is no artifact of an edit; give an EditArtifact")
     edited = _edited(bare(model), artifact)
     state = state_of(edited)
     _check_touched(state, artifact)

@@ -57,7 +57,7 @@ def state_of(source: StateSource, *, pristine: bool = False) -> dict[str, Tensor
             f"{name} holds entries that are no tensors by name and so cannot be compared: "
             f"{in_short(other)}; expected a state dict"
         )
-    odd = [key for key, tensor in entries.items() if not _is_plain(tensor)]
+    odd = [key for key, tensor in entries.items() if not is_plain(tensor)]
     if odd:
         raise UnsupportedModelError(
             f"{name} holds tensors without plain elements (quantized, sparse, on the meta device "
@@ -66,7 +66,10 @@ def state_of(source: StateSource, *, pristine: bool = False) -> dict[str, Tensor
     return {key: tensor.detach() for key, tensor in entries.items()}
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: object) -> bool:
+    """Tell whether this is a tensor whose elements lie in memory, one after the other."""
+    if not isinstance(tensor, Tensor):
+        return False
     dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
     return dense and not is_lazy(tensor)
 

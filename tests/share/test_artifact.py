@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_artifacts import (
@@ -438,7 +439,11 @@ def test_parts_of_another_kind_are_refused_in_words(tiny_edit: Edit, tiny: EditA
     )  # fmt: skip
     wrong: list[dict[str, Any]] = [
         {"alpha_crit": searched}, {"assessment": "x"}, {"dictionary": "x"}, {"labels": [1, 2, 3]},
-        {"pictures": {"map": "map.png"}}, {"pictures": {1: b""}},
+        {"pictures": {"map": "map.png"}}, {"pictures": {1: b""}}, {"pictures": ["map.png"]},
+        {"labels": 3}, {"labels": np.array(["a", "b", "c"])}, {"data": [1]},
+        {"evaluation": []}, {"evaluation": {"before": 3, "after": 3}}, {"pristine": 3},
+        {"pristine": {"fc.weight": WEIGHT[1:].numpy()}}, {"dictionary_at": "me/dictionary"},
+        {"pristine": {"fc.weight": WEIGHT[1:].to_sparse()}}, {"dictionary_learner": 3},
     ]  # fmt: skip
     for parts in wrong:
         with pytest.raises(InputError):
@@ -451,3 +456,9 @@ def test_parts_of_another_kind_are_refused_in_words(tiny_edit: Edit, tiny: EditA
     for each in members:
         with pytest.raises(InputError):
             EditBundle.of(small_model(), each)
+    bundle: Any = EditBundle.of(small_model(), {"one": tiny})
+    for part in ("evaluation", "data", "composition"):
+        with pytest.raises(InputError, match=f"{part} is 3"):
+            replace(bundle, **{part: 3})
+    with pytest.raises(InputError, match="no artifact"):
+        salve.save_edited_model(small_model(), "x", "edited")  # type: ignore[arg-type] # as it says
