@@ -11,6 +11,7 @@ from torch import Tensor
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import LowRankUpdate, Role
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel, check_attached
@@ -107,6 +108,7 @@ def load_lora(hooked: HookedModel, folder: str | Path) -> list[Edit]:
         if (
             set(pair) != {"A", "B"}
             or pair["A"].ndim != 2
+            or not len(pair["A"])
             or pair["B"].shape[1:] != (len(pair["A"]),)
         ):
             raise InputError(
@@ -115,7 +117,9 @@ def load_lora(hooked: HookedModel, folder: str | Path) -> list[Edit]:
             )
         rank = len(pair["A"])
         # PEFT divides by the rank, rank-stabilized LoRA (arXiv:2312.03732) by its root.
-        scaling = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+        scaling = real(config["lora_alpha"], "lora_alpha") / (
+            rank**0.5 if config.get("use_rslora") else rank
+        )
         update = LowRankUpdate.from_lora(pair["A"], pair["B"], scaling)
         site, role = _site_of(hooked, layer)
         note = Provenance("given", note=f"LoRA of rank {rank}")

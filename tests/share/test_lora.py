@@ -111,6 +111,7 @@ def test_what_no_lora_can_say_is_refused(tmp_path: Path) -> None:
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "another kind"),
         ({"lora_alpha": None}, "another kind"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         # Used only after these tokens; what a later PEFT may bring; taken out of the weights first.
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"use_something_new": True}, "use_something_new"),
@@ -124,9 +125,16 @@ def test_other_adapters_are_refused(
         load_lora(network(), adapter(tmp_path, LAYERS, **config))
 
 
-def test_the_adapter_of_a_convolution_is_refused_in_words(tmp_path: Path) -> None:
-    name = "base_model.model.patch_embed.proj.lora_{}.weight"
-    tensors = {name.format("A"): draw(0, 1, 3, 16, 16), name.format("B"): draw(1, 64, 1, 1, 1)}
+@pytest.mark.parametrize(
+    ("layer", "a", "b"),
+    [("patch_embed.proj", (1, 3, 16, 16), (64, 1, 1, 1)), ("head", (0, 64), (7, 0))],
+    ids=["convolution", "rank 0"],
+)
+def test_an_adapter_of_no_linear_layer_is_refused_in_words(
+    tmp_path: Path, layer: str, a: tuple[int, ...], b: tuple[int, ...]
+) -> None:
+    name = f"base_model.model.{layer}.lora_{{}}.weight"
+    tensors = {name.format("A"): draw(0, *a), name.format("B"): draw(1, *b)}
     safetensors.torch.save_file(tensors, adapter(tmp_path, {}) / WEIGHTS_FILE, {"format": "pt"})
     with pytest.raises(InputError, match="no matrices that fit"):
         load_lora(network(), tmp_path)
