@@ -225,20 +225,22 @@ class Recipe:
         return fields
 
     @classmethod
-    def from_json(cls: type[R], fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> R:
-        """Rebuild an edit from `to_json` and its tensors.
+    def from_json(
+        cls: type[R], fields: Mapping[str, Any] | EditFields, tensors: Mapping[str, Tensor]
+    ) -> R:
+        """Rebuild an edit from `to_json`, or what was made of it already, and its tensors.
 
         Raises:
             InputError: if a field is missing, unknown, ill-typed or out of range, or two contradict
                 each other.
         """
-        known = EditFields.from_json(fields)
+        known = fields if isinstance(fields, EditFields) else EditFields.from_json(fields)
         # The operator refuses tensors that it does not know, so those of the fold are taken out
         # first.
         plain = {name: value for name, value in tensors.items() if not name.startswith("fold_")}
         return cls(
             known.site,
-            operator_of(fields["operator"], plain),
+            operator_of(known.operator.to_json(), plain),
             known.targets,
             known.base,
             known.rows,

@@ -236,10 +236,10 @@ class Dictionary(Stored, Tabular, nn.Module):
     @classmethod
     def built(cls, opened: Opened, origin: Origin | None) -> "Dictionary":
         """Return the dictionary from its files; see `Stored.built`."""
-        own = cls.format.own(opened.config)
+        own = opened.record.metadata.salve_plugin
         weights, tensors = files.tensors_of(opened.config, opened.files[WEIGHTS_FILE])
         place = None if origin is None else origin.reference
-        dictionary = cls.rebuilt(own["learner"], own, tensors, own["digest"], place)
+        dictionary = cls.rebuilt(own.learner, own, tensors, own.digest, place)
         files.check_consistent(opened.config, weights, dictionary)
         return dictionary
 
@@ -247,7 +247,7 @@ class Dictionary(Stored, Tabular, nn.Module):
     def rebuilt(
         cls,
         learner: str,
-        fields: Mapping[str, Any],
+        fields: files.DictionaryFields,
         tensors: Mapping[str, Tensor],
         digest: str,
         origin: Reference | None = None,
@@ -256,7 +256,7 @@ class Dictionary(Stored, Tabular, nn.Module):
 
         Args:
             learner: its name.
-            fields: `meta`, `options` and `site`, see `DictionaryFields`.
+            fields: its site, options and meta.
             tensors: by name.
             digest: what it must be.
             origin: where on the Hub it is from.
@@ -267,10 +267,9 @@ class Dictionary(Stored, Tabular, nn.Module):
         """
         try:
             # Before the dictionary is made, which codes a row to try itself out.
-            _check_cost(learner, fields["options"])
-            rule = learners.create(learner, fields["options"])
-            site = Site.from_json(fields["site"])
-            dictionary = cls(tensors, rule, site, fields["meta"], origin=origin)
+            _check_cost(learner, fields.options)
+            rule = learners.create(learner, fields.options)
+            dictionary = cls(tensors, rule, fields.site, fields.meta, origin=origin)
         except (InputError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"this is no dictionary of learner {learner[:100]!r}: {str(error)[:500]}. If the "

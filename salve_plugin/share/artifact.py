@@ -298,7 +298,8 @@ class EditArtifact(Stored, Tabular):
             picture_name(name): data for name, data in opened.files.items() if name != TENSOR_FILE
         }
         with cls.format.contradictions():
-            artifact = cls(**parts_of(config, tensors), pictures=pictures or None, origin=origin)
+            parts = parts_of(opened.record, tensors)
+            artifact = cls(**parts, pictures=pictures or None, origin=origin)
             derived = artifact.manifest
         cls.format.check_derived(derived, config, files=TENSOR_FILE)
         vars(artifact)["digest"] = digest  # of the same fields and tensors, as was just checked

@@ -257,7 +257,7 @@ class EditBundle(Stored, Tabular):
         """Raise ArtifactError unless the manifest fits the members, each read back before."""
         # From the members as they are: reading each of them back from its files was part of
         # planning it.
-        self._assembled(self.format.read(manifest), self.members, None)
+        self._assembled(*self.format.read(manifest), self.members, None)
 
     @classmethod
     def opened(cls, read: FileReader) -> Opened:
@@ -286,15 +286,15 @@ class EditBundle(Stored, Tabular):
             name: EditArtifact.built(part, origin and origin.inside(name, part.config["digest"]))
             for name, part in opened.parts.items()
         }
-        return cls._assembled(opened.config, members, origin)
+        return cls._assembled(opened.config, opened.record, members, origin)
 
     @classmethod
     def _assembled(
-        cls, config: Mapping[str, Any], members: Mapping[str, EditArtifact], origin: Origin | None
-    ) -> "EditBundle":
+        cls, config: Mapping[str, Any], record: BundleManifest,
+        members: Mapping[str, EditArtifact], origin: Origin | None,
+    ) -> "EditBundle":  # fmt: skip
         with cls.format.contradictions():
-            composition = Composition.from_json(config["composition"])
-            evaluation, data = config["evaluation"], config["data"]
+            composition, evaluation, data = record.composition, config["evaluation"], record.data
             bundle = cls(members, composition, evaluation=evaluation, data=data, origin=origin)
             derived = bundle.manifest
         cls.format.check_derived(derived, config, files="its members")

@@ -186,29 +186,27 @@ def tensors_of(artifact: "EditArtifact") -> dict[str, Tensor]:
     }
 
 
-def parts_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of an artifact from a checked manifest and its tensors.
+def parts_of(manifest: EditManifest, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of an artifact from its manifest and tensors.
 
     Raises:
         ArtifactError: if the embedded dictionary is not what it should be.
         InputError: if a part contradicts another.
     """
-    reference, labels = config["dictionary"], config["labels"]
-    at = reference and reference["at"]
+    reference, critical, labels = manifest.dictionary, manifest.alpha_crit, manifest.labels
     dictionary = _dictionary(reference, _part(tensors, "dictionary"))
-    # What is null in the manifest stays None.
     return {
-        "edit": Edit.from_json(config["edit"], _part(tensors, "edit")),
+        "edit": Edit.from_json(manifest.edit, _part(tensors, "edit")),
         "dictionary": dictionary,
         "embed_dictionary": dictionary is not None,
-        "dictionary_learner": reference and reference["learner"],
-        "dictionary_at": at and Reference.from_json(at),
-        "alpha_crit": evidence.rebuild(config["alpha_crit"], _part(tensors, "alpha_crit"), labels),
-        "assessment": config["assessment"] and Assessment.from_json(config["assessment"]),
-        "evaluation": config["evaluation"],
+        "dictionary_learner": reference and reference.learner,
+        "dictionary_at": reference and reference.at,
+        "alpha_crit": evidence.rebuild(critical, _part(tensors, "alpha_crit"), labels),
+        "assessment": manifest.assessment,
+        "evaluation": manifest.evaluation and manifest.evaluation.to_json(),
         "pristine": _part(tensors, "pristine") or None,
         "labels": labels,
-        "data": config["data"],
+        "data": manifest.data,
     }
 
 
@@ -238,13 +236,12 @@ def _dictionary_fields(artifact: "EditArtifact") -> Json | None:
 
 
 def _dictionary(
-    reference: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
+    reference: DictionaryReference | None, tensors: Mapping[str, Tensor]
 ) -> Dictionary | None:
-    if reference is None or reference["fields"] is None:
+    if reference is None or reference.fields is None:
         check_names(tensors, (), "tensors of the dictionary, which is not embedded,")
         return None
-    learner, digest = str(reference["learner"]), str(reference["digest"])
-    return Dictionary.rebuilt(learner, reference["fields"], tensors, digest)
+    return Dictionary.rebuilt(str(reference.learner), reference.fields, tensors, reference.digest)
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

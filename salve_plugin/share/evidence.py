@@ -6,7 +6,7 @@ JSON has no infinity: there a quantile is null, and the share of such images is 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from msgspec import Meta
@@ -115,7 +115,7 @@ def check(values: Mapping[str, Tensor]) -> None:
 
 
 def rebuild(
-    said: Mapping[str, Any] | None, parts: Mapping[str, Tensor], labels: Sequence[str] | None
+    said: CritSummary | None, parts: Mapping[str, Tensor], labels: Sequence[str] | None
 ) -> AlphaCrit | None:
     """Return the critical strengths from the manifest's part, the tensors and the class names.
 
@@ -127,14 +127,13 @@ def rebuild(
     if said is None:
         raise InputError(f"critical strengths {sorted(parts)} have no summary")
     check(parts)
-    fraction = said["fraction"]
     return AlphaCrit(
         **parts,
-        target=said["target"],
-        fraction=_UNUSED_FRACTION if fraction is None else float(fraction),
-        against=said["against"],
-        family=said["family"],
+        target=said.target,
+        fraction=_UNUSED_FRACTION if said.fraction is None else said.fraction,
+        against=said.against,
+        family=said.family,
         classes=None if labels is None else tuple(labels),
-        network=said["network"],
+        network=said.network,
         threshold=0.0,
     )

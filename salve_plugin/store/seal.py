@@ -131,8 +131,8 @@ class Format:
     def _with(self, config: Json, **fields: object) -> Json:
         return _replaced(config, self.inside, {**self.own(config), **fields})
 
-    def read(self, data: bytes) -> dict[str, Any]:
-        """Return a manifest from its bytes, all but what only the other files can show.
+    def read(self, data: bytes) -> tuple[dict[str, Any], Any]:
+        """Return a manifest from its bytes, and its `record`: all but what other files can show.
 
         Raises:
             ArtifactError: if it is of another format or needs an unknown feature, a field is
@@ -145,19 +145,18 @@ class Format:
         self._check_features(own.get("requires"))
         self._check_seal(data, own.get(SEAL))
         try:
-            self.record.from_json(config)
+            return config, self.record.from_json(config)
         except InputError as error:
             raise ArtifactError(
                 f"{self.manifest}: {error}. It is corrupt, was not written by salve_plugin, or "
                 "needs a newer one"
             ) from error
-        return config
 
     def previous(self, existing: Existing) -> dict[str, Any] | None:
         """Return the manifest that a place has already, if it is a valid one."""
         # Damaged, newer or of another program: then nothing there is known to be our own.
         try:
-            return self.read(existing.read(self.manifest, self.max_bytes))
+            return self.read(existing.read(self.manifest, self.max_bytes))[0]
         except ArtifactError:
             return None
 

@@ -46,12 +46,14 @@ class Opened:
 
     Attributes:
         config: the manifest.
+        record: its typed fields.
         files: by name.
         size: bytes of them all.
         parts: of what consists of several things, each opened, by the names of their subfolders.
     """
 
     config: dict[str, Any]
+    record: Any
     files: Mapping[str, bytes]
     size: int
     parts: Mapping[str, "Opened"] = field(default_factory=dict)
@@ -106,9 +108,9 @@ class Stored(ABC):
         """
         # The manifest first: it says which files are to be read, and how long they may be.
         data = read(cls.format.manifest, cls.format.max_bytes)
-        config = cls.format.read(data)
+        config, record = cls.format.read(data)
         files = cls.format.fetch(config, read)
-        return Opened(config, files, len(data) + sum(map(len, files.values())))
+        return Opened(config, record, files, len(data) + sum(map(len, files.values())))
 
     @classmethod
     def beside(cls, opened: Opened) -> Mapping[str, Any]:

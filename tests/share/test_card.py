@@ -355,7 +355,7 @@ def test_any_flipped_bit_of_a_fresh_card_is_reported(
     tiny.save_pretrained(tmp_path)
     fresh = (tmp_path / "README.md").read_bytes()
     form = EditArtifact.format
-    ours = form.card(form.read((tmp_path / "edit_config.json").read_bytes()))
+    ours = form.card(form.read((tmp_path / "edit_config.json").read_bytes())[0])
     assert ours.state(fresh) == "as written"
     for place in range(0, 8 * len(fresh), step):
         flipped = bytearray(fresh)
