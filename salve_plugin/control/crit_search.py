@@ -25,7 +25,7 @@ from salve_plugin.control.locks import locked
 from salve_plugin.control.operators import Gate, LowRankUpdate
 from salve_plugin.control.operators.base import real
 from salve_plugin.control.solving import check_labels
-from salve_plugin.discover.recording.loader import labelled_batches
+from salve_plugin.discover.recording.labels import model_batches
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.images import run
@@ -136,7 +136,7 @@ def search_alpha_crit(
     # Held over the whole search, since between two strengths nobody may edit the model. The lock is
     # re-entrant: applying the edit takes it again.
     with locked(hooked) as model, evaluating(model):
-        for batch in labelled_batches(loader, None):
+        for batch in model_batches(hooked, loader):
             images, labels = batch.images, batch.labels
             name = f"batch {batch.number}"
             search = _Search(model, edit, images, name, target, fraction, threshold)

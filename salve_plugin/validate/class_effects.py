@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from salve_plugin.control.networks import Networks
-from salve_plugin.discover.recording.loader import labelled_batches
+from salve_plugin.discover.recording.labels import model_batches
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, check_attached, evaluating
@@ -111,7 +111,7 @@ def class_effects(
     counts = torch.zeros(n_classes, dtype=torch.long)
     module = hooked.model.get_submodule(site.module), site.side
     with evaluating(hooked.model):
-        for batch in labelled_batches(loader, n_classes):
+        for batch in model_batches(hooked, loader):
             images, labels = as_input(hooked.model, batch.images), batch.labels
             _, cache = hooked.run_with_cache(images, names_filter=site.name)
             features, run = cache[site.name], partial(hooked.model, images)
@@ -143,7 +143,7 @@ def _falls(
     """Return how far the logits of a class's images fall in all without each chosen latent."""
     site = hooked.site(dictionary.site.name)
     sums = torch.zeros(chosen.shape, dtype=torch.float64)
-    for batch in labelled_batches(loader, len(chosen)):
+    for batch in model_batches(hooked, loader):
         images, labels = as_input(hooked.model, batch.images), batch.labels
         whole = _logits(hooked(images), labels)
         for number, latents in enumerate(chosen[labels].T):

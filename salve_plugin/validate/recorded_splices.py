@@ -9,8 +9,8 @@ from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.labels import Labels, n_outputs
-from salve_plugin.discover.recording.loader import labelled_batches
+from salve_plugin.discover.recording.labels import model_batches
+from salve_plugin.discover.recording.loader import LabelledImages
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Rewrite
@@ -58,7 +58,7 @@ def recorded_splices(
             f"site '{site.name}' is not all that the classifier reads, so splicing must run the "
             "model: pass the recorded `loader` too, or leave out `hooked`"
         )
-    batches = _chosen(loader, acts, data, Labels.of(hooked.model, n_outputs(hooked), loader))
+    batches = _chosen(model_batches(hooked, loader), acts, data)
     return splice_images(hooked, site, batches, rewrites, mean=data.mean)
 
 
@@ -73,7 +73,7 @@ def _rewrite(dictionary: Dictionary) -> Rewrite:
 
 
 def _chosen(
-    loader: Iterable[Any], acts: Activations, data: HeldOut, labels: Labels
+    batches: Iterator[LabelledImages], acts: Activations, data: HeldOut
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the held-out images of the recorded loader; in the end, raise if it is another one."""
     # Streamed, not gathered: only the batches with held-out images are run.
@@ -82,7 +82,7 @@ def _chosen(
     # The same labels in the same order are taken for the same images; pixels were not recorded.
     digest = hashlib.sha256()
     start = 0
-    for batch in map(labels.of_model, labelled_batches(loader, None)):
+    for batch in batches:
         digest.update(batch.labels.numpy().tobytes())
         chosen_in_batch = is_chosen[start : start + len(batch.labels)]
         start += len(batch.labels)

@@ -14,8 +14,7 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.operators import LowRankUpdate
 from salve_plugin.control.solving import check_labels, two_sided
-from salve_plugin.discover.recording.labels import Labels, n_outputs
-from salve_plugin.discover.recording.loader import labelled_batches
+from salve_plugin.discover.recording.labels import model_batches
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.images import run
 from salve_plugin.network import OnBaseMismatch
@@ -61,12 +60,11 @@ def site_features(
     reads = [hooked.site(name) for name in hooked.head_sites]
     # Each once: what the classifier reads may be among the chosen.
     sites = list({site.name: site for site in (*chosen, *reads)}.values())
-    names = Labels.of(model, n_outputs(hooked), loader)
     labels: list[Tensor] = []
     parts: tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]] = ({}, {})
     with evaluating(model), evaluating(edited):
-        for batch in labelled_batches(loader, None):
-            labels.append(names.of_model(batch).labels)
+        for batch in model_batches(hooked, loader):
+            labels.append(batch.labels)
             for network, lists in zip((model, edited), parts, strict=True):
                 with reading(network, sites) as activations:
                     logits = run(network, batch.images, f"batch {batch.number}")

@@ -15,7 +15,7 @@ from salve_plugin.control.comparing.multiples import at_multiple, does_nothing
 from salve_plugin.control.comparing.responses import Data, Responses
 from salve_plugin.control.edit import Edit
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.loader import labelled_batches
+from salve_plugin.discover.recording.labels import model_batches
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel
@@ -178,7 +178,7 @@ def fragility(
     by_edit: dict[str, list[SuccessWindow]] = {name: [] for name in edits}
     for context, given in around.items():
         # One context at a time: its images, where a corruption made them, are in memory.
-        responses = Responses.of(hooked, _data_in(given, data))
+        responses = Responses.of(hooked, _data_in(hooked, given, data), by_class=True)
         for name, edit in edits.items():
             results = [
                 judge(
@@ -240,7 +240,7 @@ def _checked(
     return tried
 
 
-def _data_in(given: Context, data: Data) -> Data:
+def _data_in(hooked: HookedModel, given: Context, data: Data) -> Data:
     """Return the data in a context; what a function makes of the images is drawn once."""
     if isinstance(given, Activations) or not callable(given):
         return given
@@ -249,7 +249,7 @@ def _data_in(given: Context, data: Data) -> Data:
             "a corruption acts on images, and the data are recorded activations; give a loader, or "
             "a recording made in that context"
         )
-    return [(given(batch.images), batch.labels) for batch in labelled_batches(data, None)]
+    return [(given(batch.images), batch.labels) for batch in model_batches(hooked, data)]
 
 
 def _longest_run(passing: Sequence[bool]) -> tuple[int, int] | None:

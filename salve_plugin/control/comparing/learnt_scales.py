@@ -23,10 +23,13 @@ from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import Gate
 from salve_plugin.control.provenance import Provenance
-from salve_plugin.discover.recording.loader import LabelledImages, labelled_batches
+from salve_plugin.control.solving import check_labels, two_sided
+from salve_plugin.discover.recording.labels import model_batches
+from salve_plugin.discover.recording.loader import LabelledImages
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating
+from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.integers import whole
 
 STEPS = 200
@@ -93,7 +96,7 @@ def learn_scales(
         raise InputError(f"edits {edits!r:.200} are to be a list of at least one")
     if whole(row_blocks, "row_blocks") < 1 or not 0 < l2 < 1e12:
         raise InputError(f"row_blocks {row_blocks} and l2 {l2!r}: expected at least 1, and above 0")
-    wanted, unwanted = (_held(data) for data in (keep, forget))
+    wanted, unwanted = (_held(hooked, data) for data in (keep, forget))
     if not wanted and not unwanted:
         raise InputError("nothing says what the scales are for: give keep=, forget=, or both")
     changes = [changes_of(hooked.model, edit) for edit in edits]
@@ -103,8 +106,9 @@ def learn_scales(
         without, plain = objective(none)[0], objective(all_of_them)[0]
         if not isfinite(without):
             raise InputError("logits are NaN or infinite; check the images and the model's weights")
-        # Of equally good starts the one without edits: the pull is towards it.
-        learnt, loss = _minimized(objective, none if without <= plain else all_of_them)
+        # Of equally good starts the one without edits: the pull is towards it. So it is where
+        # logits overflow with all of them.
+        learnt, loss = _minimized(objective, all_of_them if plain < without else none)
     scales = objective.by_edit(torch.from_numpy(learnt))
     scaled: list[Edit] = []
     for edit, own, layers in zip(edits, scales, changes, strict=True):
@@ -165,15 +169,14 @@ class _Objective:
 
     def _losses(self, parameters: dict[str, Tensor], batch: LabelledImages) -> Tensor:
         """Return the cross-entropy of each image, float64."""
-        device = next(self.model.parameters()).device
-        logits = functional_call(self.model, parameters, (batch.images.to(device),))
+        images = as_input(self.model, batch.images)
+        with refused_in_words(self.model, images, f"batch {batch.number}"):
+            logits = functional_call(self.model, parameters, (images,))
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise InputError(f"the model returns {type(logits).__name__}, no logits")
+        logits = two_sided(logits)
         self.n_classes = logits.shape[1]
-        if int(batch.labels.max()) >= self.n_classes:
-            raise InputError(
-                f"label {int(batch.labels.max())} is no class of a model with {self.n_classes}"
-            )
+        check_labels(batch.labels, self.n_classes)
         losses: Tensor = functional.cross_entropy(
             logits.cpu().double(), batch.labels, reduction="none"
         )
@@ -191,9 +194,9 @@ def _minimized(objective: _Objective, start: Any) -> tuple[Any, float]:
     return result.x, float(result.fun)
 
 
-def _held(data: Iterable[Any] | None) -> list[LabelledImages]:
+def _held(hooked: HookedModel, data: Iterable[Any] | None) -> list[LabelledImages]:
     """Return all batches: they are few, and every step of the solver needs them all."""
-    return [] if data is None else list(labelled_batches(data, None))
+    return [] if data is None else list(model_batches(hooked, data))
 
 
 def _scaled(

@@ -60,7 +60,7 @@ def with_kl(
     most = _most(edit) if most is None else most
     if not 0 < most < math.inf:
         raise InputError(f"most {most} is no largest multiple; expected a number above 0")
-    responses = Responses.of(hooked, data)
+    responses = Responses.of(hooked, data, by_class=False)
 
     def divergence(multiple: float) -> float:
         return mean_kl(responses.base, responses.after(at_multiple(edit, multiple)))

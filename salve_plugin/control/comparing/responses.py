@@ -1,21 +1,25 @@
 """What a model answers on given images, as it is and with one edit more."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from salve_plugin.control.choosing.head import JudgedHead
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.ledger import ledger_of
 from salve_plugin.control.slots import slots_of
+from salve_plugin.control.solving import two_sided
 from salve_plugin.discover.recording.activations import Activations
-from salve_plugin.discover.recording.loader import labelled_batches
+from salve_plugin.discover.recording.labels import model_batches
+from salve_plugin.discover.recording.loader import LabelledImages, labelled_batches
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating
+from salve_plugin.images import run
 
 Data = Activations | Iterable[Any]
 """Recorded inputs of the classifier, or a loader of (images, labels) that can be read again."""
@@ -36,17 +40,19 @@ class Responses:
     after: Callable[[Edit], Float64[Tensor, "images classes"]]
 
     @classmethod
-    def of(cls, hooked: HookedModel, data: Data) -> "Responses":
+    def of(cls, hooked: HookedModel, data: Data, *, by_class: bool) -> "Responses":
         """Compute the base logits; each later edit costs one more pass over the data.
 
         Args:
             hooked: the attached model.
             data: a recording of the classifier's input, for edits of the classifier, where a pass
                 is one product of matrices; or a loader, for edits of any site.
+            by_class: whether labels count, as the model's class indices; else a loader's own tell
+                only whether it gives the same images again.
 
         Raises:
             InputError: if the data are neither, a loader can be read once only, or gives other
-                images the next time.
+                images the next time; or the model does not take them.
         """
         if isinstance(data, Activations):
             head = JudgedHead.of(hooked, [data])
@@ -57,11 +63,15 @@ class Responses:
                 "batches of (images, labels) that can be read again for every edit: a list, or a "
                 "DataLoader"
             )
-        base, labels = _run(hooked, data)
+
+        def batches() -> Iterator[LabelledImages]:
+            return model_batches(hooked, data) if by_class else labelled_batches(data, None)
+
+        base, labels = _run(hooked.model, batches())
 
         def after(edit: Edit) -> Tensor:
             with edit.applied(hooked.model):
-                logits, again = _run(hooked, data)
+                logits, again = _run(hooked.model, batches())
             if not labels.equal(again):
                 raise InputError(
                     "the loader gave other labels the second time, so that answers cannot be "
@@ -103,19 +113,13 @@ def _at_head(head: JudgedHead, edit: Edit) -> Tensor:
 
 
 @torch.no_grad()
-def _run(hooked: HookedModel, data: Iterable[Any]) -> tuple[Tensor, Tensor]:
-    """Return float64 logits and labels of all images, in eval mode."""
-    model = hooked.model
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+def _run(model: nn.Module, batches: Iterator[LabelledImages]) -> tuple[Tensor, Tensor]:
+    """Return float64 logits and labels of all images, in eval mode; one logit has two sides."""
     logits, labels = [], []
     with evaluating(model):
-        for batch in labelled_batches(data, None):
-            answer = model(batch.images.to(device))
-            if not isinstance(answer, Tensor) or answer.ndim != 2:
-                raise InputError(f"the model returns {type(answer).__name__}, no logits")
-            logits.append(answer.cpu().double())
+        for batch in batches:
+            answer = run(model, batch.images, f"batch {batch.number}")
+            check_logits(answer, len(batch.labels))
+            logits.append(two_sided(answer.cpu().double()))
             labels.append(batch.labels)
-    joined = torch.cat(logits)
-    if not bool(joined.isfinite().all()):
-        raise InputError("logits are NaN or infinite; check the images and the model's weights")
-    return joined, torch.cat(labels)
+    return torch.cat(logits), torch.cat(labels)

@@ -13,6 +13,7 @@ from salve_plugin.control.hooked_change import changed_by_hooks
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating, reading, tapped
+from salve_plugin.images import run
 from salve_plugin.integers import whole
 from salve_plugin.site import Count, Site
 from salve_plugin.store.record import Name, Record
@@ -155,7 +156,7 @@ def _no_path(edit: Edit, source: str | None, sink: str | None) -> UnsupportedMod
 
 def _logits(model: torch.nn.Module, images: Tensor, label: int) -> Tensor:
     """Return the logit of one class for every image, in float64."""
-    output = model(images)
+    output = run(model, images, "images")
     if not isinstance(output, Tensor) or output.ndim != 2 or not 0 <= label < output.shape[1]:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"label {label} is no class of a model that returns {shape}")

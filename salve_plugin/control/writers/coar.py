@@ -20,7 +20,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating
-from salve_plugin.images import as_input
+from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.network import OnBaseMismatch
 
 Effect = Literal["lower", "raise"]
@@ -154,7 +154,8 @@ def _network_margins(layer: Layer, images: Tensor, labels: Tensor) -> Margins:
             path: value * left.view(-1, *[1] * (value.ndim - 1)).to(value)
             for path, value in parameters.items()
         }
-        logits = functional_call(model, ablated, (images,))
+        with refused_in_words(model, images, "images"):
+            logits = functional_call(model, ablated, (images,))
         check_logits(logits, len(images))
         return margins_of(logits.cpu().double(), labels)
 

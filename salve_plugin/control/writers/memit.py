@@ -18,7 +18,7 @@ from salve_plugin.control.writers.layer import Layer, layer_at
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating, reading
-from salve_plugin.images import as_input
+from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 
@@ -161,8 +161,13 @@ class _Reader:
     @torch.no_grad()
     def _means(self, sites: Sequence[Site], images: Tensor) -> dict[str, Tensor]:
         model = self._hooked.model
-        with evaluating(model), reading(model, sites) as activations:
-            functional_call(model, self._weights, (as_input(model, images),))
+        images = as_input(model, images)
+        with (
+            evaluating(model),
+            reading(model, sites) as activations,
+            refused_in_words(model, images, "images"),
+        ):
+            functional_call(model, self._weights, (images,))
         return {
             site.name: site.rows(activations[site.name]).double().mean(0).cpu() for site in sites
         }

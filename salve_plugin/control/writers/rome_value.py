@@ -7,13 +7,14 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from salve_plugin.control.evaluate import check_logits
+from salve_plugin.control.solving import two_sided
 from salve_plugin.control.writers.associations import vectors
 from salve_plugin.control.writers.evidence import RIDGE, second_moment, solved
 from salve_plugin.control.writers.layer import Layer, layer_at
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating
-from salve_plugin.images import as_input
+from salve_plugin.images import as_input, run
 from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 
@@ -97,14 +98,14 @@ def _change(
 ) -> Float64[Tensor, " outputs"]:  # fmt: skip
     model = target.hooked.model
     weight = model.get_submodule(target.path).get_parameter("weight").detach()
-    batches = [as_input(model, batch) for batch in batches]
     read, length = read.to(weight.device), value.norm()
     # In the network as it is, other edits included; the change is added to what they make of it.
     with torch.no_grad():
-        plain = [model(batch) for batch in batches]
+        plain = [run(model, batch, "images") for batch in batches]
+    batches = [as_input(model, batch) for batch in batches]
     for batch, logits_before in zip(batches, plain, strict=True):
         check_logits(logits_before, len(batch))
-    before = [logits_before.log_softmax(1) for logits_before in plain]
+    before = [two_sided(logits_before).log_softmax(1) for logits_before in plain]
     if not 0 <= whole(label, "label") < before[0].shape[1]:
         raise InputError(f"label {label} is no class of the network: it has {before[0].shape[1]}")
     delta = torch.zeros_like(value, device=weight.device, requires_grad=True)
@@ -116,7 +117,8 @@ def _change(
         added = torch.outer(delta, read).reshape(weight.shape)
         # The network with the weight in place, not a hook: a gradient for delta and nothing else.
         edited = {f"{target.path}.weight": weight + added.to(weight)}
-        logits = [functional_call(model, edited, (batch,)).log_softmax(1) for batch in batches]
+        answers = [functional_call(model, edited, (batch,)) for batch in batches]
+        logits = [two_sided(answer).log_softmax(1) for answer in answers]
         loss = -logits[0][:, label].mean() + DECAY * (delta / length).square().sum()
         for base, now in zip(before[1:], logits[1:], strict=True):
             loss = loss + NEUTRAL * functional.kl_div(

@@ -1,7 +1,7 @@
 """Labels of a data set as the class indices of the model: its own, or those of other names."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,11 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from salve_plugin.adapter import adapter_of
-from salve_plugin.discover.recording.loader import LabelledImages, class_names
+from salve_plugin.discover.recording.loader import (
+    LabelledImages,
+    class_names,
+    labelled_batches,
+)
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel
 
@@ -97,6 +101,18 @@ class Labels:
         hot = batch.labels.new_zeros(len(batch.labels), self.n_classes)
         hot[:, self.indices] = batch.labels
         return hot
+
+
+def model_batches(hooked: HookedModel, loader: Iterable[Any]) -> Iterator[LabelledImages]:
+    """Yield a loader's batches with the model's class indices as labels.
+
+    Raises:
+        SalveError: as `Labels.of` and `labelled_batches`.
+    """
+    named = Labels.of(hooked.model, n_outputs(hooked), loader)
+    # Labels of a data set's own names are checked where they are turned into the model's.
+    bound = named.n_classes if named.indices is None else None
+    yield from map(named.of_model, labelled_batches(loader, bound))
 
 
 def n_outputs(hooked: HookedModel) -> int | None:

@@ -54,7 +54,7 @@ def objective(
     hooked: HookedModel, edits: list[Edit], keep: Batches, forget: Batches, blocks: int = 1
 ) -> _Objective:
     changes = [changes_of(hooked.model, edit) for edit in edits]
-    return _Objective(hooked, changes, _held(keep), _held(forget), blocks, 0.1)
+    return _Objective(hooked, changes, _held(hooked, keep), _held(hooked, forget), blocks, 0.1)
 
 
 def loss_with(hooked: HookedModel, applied: list[Edit], keep: Batches, forget: Batches) -> float:

@@ -142,3 +142,14 @@ def test_bad_input_is_named(tiny: HookedModel, untyped: None) -> None:
     for arguments, options, message in cases:
         with pytest.raises(InputError, match=message):
             coar(tiny, *arguments, **{"top": 2, **options})  # type: ignore[arg-type] # what people may give
+
+
+def test_images_that_the_network_does_not_take_are_refused_in_words(
+    digits_test: digits.Split,
+) -> None:
+    hooked = attach(
+        digits.load("vit", Path(__file__).parents[2] / "fixtures/digits_vit.safetensors")
+    )
+    images = digits_test.images[:8].expand(-1, 3, -1, -1)
+    with pytest.raises(InputError, match="does not take"):
+        coar(hooked, (images, torch.arange(8) % 2), 1, top=2, layer="blocks.0.mlp.fc1", masks=20)

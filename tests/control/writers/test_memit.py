@@ -162,6 +162,7 @@ def test_bad_input_is_named(
     for arguments, options, message in [
         (([], keys, values, []), {}, "at least one"),
         ((SITES[:2], images, values[:1], moments), {}, "a second moment each"),
+        ((SITES, [images[0].expand(-1, 3, -1, -1)], values[:1], moments), {}, "does not take"),
         (([SITES[0]] * 2, images, values[:1], moments[:2]), {}, "each once"),
         ((SITES, keys, values, moments), {}, "batch of images for each key"),
         ((SITES[0], keys, values, moments[0]), {"at": AT}, "batch of images for each key"),

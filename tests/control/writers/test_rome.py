@@ -1,5 +1,7 @@
 """ROME at the head and within a network: the key gets its value, and all else changes least."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from layer_updates import draw, weight_after
@@ -152,7 +154,10 @@ def test_bad_input_is_named(
         rome(vit, "nowhere", key, value, hidden)
     with pytest.raises(BaseMismatchError, match=r"blocks\.1\.mlp\.hook_post"):
         rome(vit, "blocks.2.mlp.hook_post", key, value, hidden)
-    for wrong in ({"label": 10}, {"images": images[0]}, {"steps": 0}, {"rate": 0.0}):
+    colour = images.expand(-1, 3, -1, -1)
+    for wrong in (
+        {"label": 10}, {"images": images[0]}, {"images": colour}, {"steps": 0}, {"rate": 0.0}
+    ):  # fmt: skip
         options = {"label": 3, "images": images, **wrong}
         with pytest.raises(InputError):
             rome_value(vit, site, key, hidden, **options)  # type: ignore[arg-type] # as above
@@ -167,3 +172,21 @@ def test_a_class_without_images_has_no_key(tiny: HookedModel) -> None:
     key, value = class_association(tiny, 2, acts)
     torch.testing.assert_close(key, acts[0][4:].mean(0))
     assert float(value[2]) == pytest.approx(float(value[[0, 1, 3]].mean()))
+
+
+def test_one_logit_has_two_sides(digits_test: digits.Split) -> None:
+    model = digits.load("vit", Path(__file__).parents[2] / "fixtures/digits_vit.safetensors")
+    with torch.no_grad():
+        model.head = torch.nn.Linear(64, 1)
+    hooked, images = attach(model), digits_test.images[:4]
+    with torch.no_grad():
+        sign = float(hooked(images).mean().sign())
+    key = draw(0, 256).abs()
+    value = rome_value(
+        hooked, "blocks.3.mlp.hook_post", key, torch.eye(256).double(), images, int(sign < 0)
+    )
+    edit = rome(hooked, "blocks.3.mlp.hook_post", key, value, torch.eye(256).double())
+    with torch.no_grad():
+        before = hooked(images).mean()
+        with edit.applied(hooked):
+            assert sign * float(hooked(images).mean() - before) < 0

@@ -1,5 +1,6 @@
 """Labels of a data set are the model's class indices, are made so by name, or are refused."""
 
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import salve_plugin as salve
 from salve_plugin.adapter import attach
 from salve_plugin.control.evaluate import evaluate
 from salve_plugin.discover.recording.labels import (
@@ -56,6 +58,40 @@ def test_names_of_some_of_the_models_classes_give_its_own_indices() -> None:
     assert acts.classes is not None
     assert acts.classes[497] == "church"
     assert acts.classes[0] == "tench"
+
+
+def gate(model: HookedModel) -> salve.Edit:
+    width = model.sites["unembed.hook_in"].width
+    return salve.edit_at(
+        model, "unembed.hook_in", salve.Gate(torch.ones(1, width) / width**0.5, 3.0)
+    )
+
+
+def dictionary_of(model: HookedModel) -> salve.Dictionary:
+    recorded = record(model, [(torch.rand(8, 3, 64, 64), torch.arange(8) % 4)], progress=False)
+    return salve.fit(recorded, "l1", n_latents=4, batch_size=4, steps=1)
+
+
+MEASURED: dict[str, Callable[[HookedModel, Iterable[Any]], object]] = {
+    "critical strengths": lambda model, images: (
+        salve.search_alpha_crit(model, gate(model), images, steps=2, halvings=0).labels.tolist()
+    ),
+    "windows": lambda model, images: salve.fragility(
+        model, {"gate": gate(model)}, images, multiples=(0.5, 1.0), contexts={"dim": torch.sqrt},
+        judge=lambda before, after, labels: (float(labels.double().mean()) / 4, 0.0),
+    ).windows,
+    "scales": lambda model, images: salve.learn_scales(model, [gate(model)], images).loss_without,
+    "effects": lambda model, images: (
+        salve.class_effects(model, dictionary_of(model), images, candidates=1).counts.tolist()
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("measure", MEASURED)
+def test_whatever_is_measured_takes_them_as_the_models(measure: str) -> None:
+    model, images = hooked(4), loader("2", "0")
+    indices = [(x, torch.where(y == 0, 2, 0)) for x, y in images]
+    assert MEASURED[measure](model, images) == MEASURED[measure](model, indices)
 
 
 @pytest.mark.parametrize("names", [("cat", "dog"), ("church", "dog", "gas pump")])
