@@ -83,7 +83,7 @@ def parameter_at(model: nn.Module, path: str) -> nn.Parameter:
     except AttributeError:
         raise BaseMismatchError(
             f"{type(model).__name__} has no layer '{owner}', where this edit writes; apply it "
-            "to the model it was made for (for a wrapped model: to the model inside)"
+            "to the model it was made for (of DataParallel and the like: to model.module)"
         ) from None
     # Not getattr, which for a parametrized or pruned weight returns a tensor that is computed anew
     # in every pass.

@@ -50,8 +50,8 @@ def judged(
     effect = target if raises else 1 - target
     if toward is not None:
         effect = float((own.argmax(1) == toward).double().mean())
-    # By how much the class leads on its images; of the 95 % quantile, so that of one that is to go
-    # no single odd image speaks for all.
+    # By how much the class leads on its images. The twentieth of them that is furthest from what is
+    # wanted is left out, so that no single odd image speaks for all.
     lead = leads(own, label).sort().values
     figures = {
         "target accuracy before": float(before[label]),
@@ -61,7 +61,7 @@ def judged(
         "worst class": float(loss.argmax()),
     }
     harm = figures["worst loss elsewhere"]
-    level = float(lead[int(0.95 * (len(lead) - 1))])
+    level = float(lead[int((0.05 if raises else 0.95) * (len(lead) - 1))])
     return Candidate(method, edit, effect, harm, figures, is_control, -level if raises else level)
 
 

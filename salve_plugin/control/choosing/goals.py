@@ -46,8 +46,8 @@ class SuppressClass:
         Raises:
             InputError: names the one that is out of range.
         """
-        _share(self.max_accuracy, "max_accuracy", below_one=True)
-        _share(self.max_harm, "max_harm")
+        _share(self, "max_accuracy", below_one=True)
+        _share(self, "max_harm")
         # Of indices only the model knows whether it has so many outputs: that is checked with it.
         if isinstance(self.rows, str) and self.rows != "rivals":
             raise InputError(
@@ -89,8 +89,8 @@ class EnhanceClass:
         Raises:
             InputError: names the one that is out of range.
         """
-        _share(self.min_accuracy, "min_accuracy")
-        _share(self.max_harm, "max_harm")
+        _share(self, "min_accuracy")
+        _share(self, "max_harm")
         _by(self.by)
 
 
@@ -120,8 +120,8 @@ class MoveDecision:
         Raises:
             InputError: names the one that is out of range.
         """
-        _share(self.min_share, "min_share")
-        _share(self.max_harm, "max_harm")
+        _share(self, "min_share")
+        _share(self, "max_harm")
 
 
 # Compared by identity: a concept holds tensors, whose == is no truth value.
@@ -152,8 +152,8 @@ class RemoveConcept:
         Raises:
             InputError: names what cannot be used.
         """
-        _share(self.min_removed, "min_removed")
-        _share(self.max_harm, "max_harm")
+        _share(self, "min_removed")
+        _share(self, "max_harm")
         _concept(self.concept)
 
 
@@ -184,18 +184,21 @@ class RemoveShortcut:
         Raises:
             InputError: names what cannot be used.
         """
-        _share(self.min_gain, "min_gain")
-        _share(self.max_harm, "max_harm")
+        _share(self, "min_gain")
+        _share(self, "max_harm")
         _concept(self.concept)
 
 
 Goal = SuppressClass | EnhanceClass | MoveDecision | RemoveConcept | RemoveShortcut
 
 
-def _share(value: object, name: str, *, below_one: bool = False) -> None:
-    number = real(value, name)
+def _share(goal: object, name: str, *, below_one: bool = False) -> None:
+    """Check a share, and round it as the effects and harms that are compared with it."""
+    number = real(getattr(goal, name), name)
     if not 0 <= number <= 1 or (below_one and number == 1):
-        raise InputError(f"{name} {value} is not a share from 0 to 1{' (less than 1)' * below_one}")
+        limit = " (less than 1)" * below_one
+        raise InputError(f"{name} {number} is not a share from 0 to 1{limit}")
+    object.__setattr__(goal, name, round(number, DIGITS))
 
 
 def _by(by: object) -> None:

@@ -25,6 +25,8 @@ from salve_plugin import (
     record,
 )
 from salve_plugin.control.choosing.candidate import Candidate, best_of
+from salve_plugin.control.choosing.class_edits import judged
+from salve_plugin.control.choosing.head import JudgedHead
 from salve_plugin.control.making import unchanged
 from salve_plugin.demo import digits
 
@@ -167,6 +169,34 @@ def test_a_bound_allows_what_is_just_on_it(
     for share in (0.05, 0.3, 0.7, 0.9):
         reached = Candidate("reached", nothing, 1 - share, 0.0, {})
         assert reached.effect >= SuppressClass(1, max_accuracy=share).enough
+    for count in range(1, 40):  # of so many images
+        for number in range(count + 1):
+            one = Candidate("one", nothing, number / count, 1 - (count - number) / count, {})
+            goal = EnhanceClass(1, min_accuracy=number / count, max_harm=number / count)
+            assert best_of([one], goal.min_accuracy, goal.max_harm)[1]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_ties_are_broken_by_the_images_that_are_furthest_from_the_goal(
+    digits_hooked: HookedModel, digits_acts: Activations, raises: bool
+) -> None:
+    head = JudgedHead.of(digits_hooked, [digits_acts])
+    nothing = unchanged(digits_hooked, digits_acts.site)
+    kept = torch.arange(10) != 3
+
+    def lead(own: torch.Tensor) -> float:
+        logits = torch.zeros_like(head.logits)
+        logits[head.labels == 3, 3] = own
+        return judged(head, nothing, "", 3, kept, logits, raises=raises).lead
+
+    even = torch.full((int((head.labels == 3).sum()),), 100.0)
+    some = even.clone()
+    # A fifth of the images comes nearer to what is not wanted: that makes the candidate worse.
+    some[: len(some) // 5] += -50 if raises else 50
+    assert lead(some) > lead(even)
+    odd = even.clone()
+    odd[0] += -50 if raises else 50
+    assert lead(odd) == lead(even)
 
 
 def test_what_is_no_class_or_no_way_is_refused(
