@@ -22,8 +22,13 @@ def as_input(model: nn.Module, images: Tensor, device: torch.device | None = Non
         device: another device than the model's.
 
     Raises:
-        InputError: if they cannot be moved there.
+        InputError: if they are no tensor, or cannot be moved there.
     """
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"images were expected, a tensor (batch, channels, height, width); got "
+            f"{type(images).__name__}"
+        )
     floating = (weight for weight in model.parameters() if weight.is_floating_point())
     weight = next(floating, next(model.parameters(), None))
     # A model without parameters computes in whatever it is given.

@@ -104,19 +104,6 @@ class Site(Record):
         return self.rows(activation)
 
 
-def check_read(dictionary: Site, recorded: Site) -> None:
-    """Refuse a recording of another site than the one that a dictionary reads.
-
-    Raises:
-        InputError: names both.
-    """
-    if dictionary != recorded:
-        raise InputError(
-            f"the dictionary reads site '{dictionary.name}' ({dictionary.width} features), the "
-            f"recording is of '{recorded.name}' ({recorded.width}); record the dictionary's site"
-        )
-
-
 def replacing(site: Site, rewrite: Rewrite) -> Rewrite:
     """Return the function from the site's activation to the one with rewritten rows.
 

@@ -77,7 +77,15 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the model itself, without what `attach` and `torch.compile` put around it."""
+    """Return the model itself, without what `attach` and `torch.compile` put around it.
+
+    Raises:
+        InputError: if it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"a model was expected, the bare one or the attached one; got {model!r:.200}"
+        )
     # In any order: what is attached may be compiled, and what is compiled attached.
     while True:
         if isinstance(model, HookedModel):

@@ -20,7 +20,7 @@ from salve_plugin.control.applied_edits import status
 from salve_plugin.control.crit_summary import Summarized
 from salve_plugin.control.critical import Against, CritGoal, check_goal
 from salve_plugin.control.decisions import check_threshold
-from salve_plugin.control.edit import Edit
+from salve_plugin.control.edit import Edit, check_edit
 from salve_plugin.control.locks import locked
 from salve_plugin.control.operators import Gate, LowRankUpdate
 from salve_plugin.control.operators.base import real
@@ -129,6 +129,7 @@ def search_alpha_crit(
         BaseMismatchError: if the model is not the one that the edit was made for.
     """
     check_attached(hooked)
+    check_edit(edit)
     check_goal(target, fraction, against)
     grid = _grid(edit, limit, steps, halvings)
     _check_not_applied(hooked, edit)

@@ -15,6 +15,7 @@ from salve_plugin.control.matching import BaseMatch
 from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate
 from salve_plugin.control.recipe import Recipe
 from salve_plugin.control.recipe_file import read_recipe
+from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.network import OnBaseMismatch
@@ -127,3 +128,16 @@ def kind_of(form: str, mode: str | None, latents: Sequence[int]) -> str:
     numbers = ", ".join(map(str, latents))
     about = f" latent{'s' * (len(latents) > 1)} {numbers}" if latents else ""
     return f"{mode}{about or ' a direction'}" if mode else form.replace("_", " ") + about
+
+
+def check_edit(edit: object) -> None:
+    """Refuse what is no edit.
+
+    Raises:
+        InputError: that says how to make one.
+    """
+    if not isinstance(edit, Edit):
+        raise InputError(
+            f"an edit was expected, got {type(edit).__name__}; make one: salve.suppress(...) or "
+            "another of the functions that return an edit"
+        )

@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from salve_plugin.control.base import bare
-from salve_plugin.errors import InputError
 
 # Weak, so that a lock keeps no model alive; and beside the model, not in it, since a lock can be
 # neither copied nor pickled.
@@ -24,10 +23,6 @@ def locked(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         InputError: if it is no model.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"a model was expected, the bare one or the attached one; got {model!r:.200}"
-        )
     # By the bare model: however often it is attached or compiled, its weights are one set.
     network = bare(model)
     with _locks_lock:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.reads import check_read
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.selection_score import selection_scores
 from salve_plugin.errors import InputError
@@ -17,7 +18,6 @@ from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.integers import whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
-from salve_plugin.site import check_read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -177,7 +177,7 @@ def profile(
         BaseMismatchError: if it was learned from another network.
         ReadError: if a shard is missing or damaged.
     """
-    check_read(dictionary.site, acts.site)
+    check_read(dictionary, acts)
     check_one_network(
         {"the dictionary": dictionary.network, "the recording": acts.network_sha256},
         on_base_mismatch,

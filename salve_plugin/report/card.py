@@ -10,6 +10,7 @@ from torch import Tensor
 
 from salve_plugin.control.networks import Networks
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.reads import check_read
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, printable
 from salve_plugin.faces.table import Table, Tabular
@@ -17,7 +18,6 @@ from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.report.evidence import check
 from salve_plugin.report.gallery import Images, maps
 from salve_plugin.report.scripts import data_url
-from salve_plugin.site import check_read
 from salve_plugin.validate.activity import Activity, activity
 from salve_plugin.validate.crops import pointed_at
 from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
@@ -115,7 +115,7 @@ def latent_card(
             of the recording.
     """
     check_attached(hooked)
-    check_read(dictionary.site, acts.site)
+    check_read(dictionary, acts)
     if not 0 <= latent < dictionary.n_latents or top < 1:
         raise InputError(
             f"latent {latent}, top {top}: expected a latent from 0 to {dictionary.n_latents - 1} "

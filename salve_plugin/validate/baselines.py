@@ -10,12 +10,13 @@ from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import LEARNERS, create
+from salve_plugin.discover.reads import check_read
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.training.fit import fit
 from salve_plugin.discover.training.rows import RowReader
 from salve_plugin.discover.training.start import spherical_kmeans
 from salve_plugin.errors import InputError
-from salve_plugin.site import Site, check_read
+from salve_plugin.site import Site
 from salve_plugin.validate.reconstruction import check_finite
 from salve_plugin.validate.stability import SEED_OFFSET, random_atoms
 
@@ -63,7 +64,7 @@ def control(
     """
     if name not in CONTROLS:
         raise InputError(f"no control '{name}'; choose from {list(CONTROLS)}")
-    check_read(dictionary.site, acts.site)
+    check_read(dictionary, acts)
     if not 1 <= k <= dictionary.n_latents:
         raise InputError(f"k={k} must be from 1 to the number of latents, {dictionary.n_latents}")
     meta = {"control": name, "k": k, "seed": seed, "initialization": _INITIALIZATIONS[name]}

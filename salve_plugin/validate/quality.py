@@ -12,6 +12,7 @@ from torch import Tensor
 from salve_plugin.control.networks import Networks
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
+from salve_plugin.discover.reads import check_read
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import shortened
@@ -19,7 +20,6 @@ from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
-from salve_plugin.site import check_read
 from salve_plugin.validate import quality_report
 from salve_plugin.validate.baselines import CONTROLS, control
 from salve_plugin.validate.held_out import HeldOut
@@ -242,7 +242,7 @@ def _check(
 ) -> None:
     """Raise InputError for what can be seen before anything is computed."""
     for checked in (dictionary, *others):
-        check_read(checked.site, acts.site)
+        check_read(checked, acts)
     wrong = [checked.n_latents for checked in others if checked.n_latents != dictionary.n_latents]
     if wrong:
         raise InputError(

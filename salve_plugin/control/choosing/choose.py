@@ -100,7 +100,8 @@ def choose(
         UnsupportedModelError: if no hidden site is exact, or not one that was named.
     """
     check_attached(hooked)
-    if not isinstance(images, Sequence) or not all(isinstance(edit, Edit) for edit in hidden):
+    lists = isinstance(images, Sequence) and isinstance(hidden, Sequence)
+    if not lists or not all(isinstance(edit, Edit) for edit in hidden):
         raise InputError(
             f"images is a {type(images).__name__}, hidden {hidden!r:.200}: expected a list of "
             "loaders, images=[loader, ...], and a list of edits"

@@ -1,7 +1,7 @@
 """How wide a range of strengths an edit works in, and whether that holds in other contexts."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
@@ -14,6 +14,7 @@ from torch import Tensor
 from salve_plugin.control.comparing.multiples import at_multiple, does_nothing
 from salve_plugin.control.comparing.responses import Data, Responses
 from salve_plugin.control.edit import Edit
+from salve_plugin.control.operators.base import real
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import model_batches
 from salve_plugin.errors import InputError
@@ -231,7 +232,8 @@ def _checked(
     for name, edit in edits.items():
         if not isinstance(edit, Edit) or does_nothing(edit.operator):
             raise InputError(f"'{name}' is {edit!r:.200}; an edit that does something is expected")
-    tried = tuple(map(float, multiples))
+    several = multiples if isinstance(multiples, Iterable) else [multiples]
+    tried = tuple(real(each, "a multiple") for each in several)
     ascending = all(a < b for a, b in pairwise(tried))
     if len(tried) < 2 or not ascending or not tried[0] > 0 or not tried[-1] < math.inf:
         raise InputError(f"multiples {tried[:10]} are to be at least two, above 0 and ascending")

@@ -28,7 +28,7 @@ from salve_plugin.discover.recording.labels import model_batches
 from salve_plugin.discover.recording.loader import LabelledImages
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
-from salve_plugin.hooks import HookedModel, evaluating
+from salve_plugin.hooks import HookedModel, check_attached, evaluating
 from salve_plugin.images import as_input, refused_in_words
 from salve_plugin.integers import whole
 
@@ -92,6 +92,7 @@ def learn_scales(
         BaseMismatchError: if an edit was made for another model.
         EditStateError: if other edits are on the same layers.
     """
+    check_attached(hooked)
     if not isinstance(edits, Sequence) or not edits:
         raise InputError(f"edits {edits!r:.200} are to be a list of at least one")
     if whole(row_blocks, "row_blocks") < 1 or not 0 < l2 < 1e12:

@@ -7,6 +7,7 @@ from salve_plugin.control.comparing.multiples import at_multiple, does_nothing
 from salve_plugin.control.comparing.responses import Data, Responses, mean_kl
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import Gate
+from salve_plugin.control.operators.base import real
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 
@@ -48,7 +49,7 @@ def with_kl(
             of low precision jumps across the target; or as for `evaluate`.
         SalveError: as `Edit.apply_`, if the edit is not one of this model.
     """
-    if not 0 < kl < 1e6 or not 0 < tolerance < 1:
+    if not 0 < real(kl, "kl") < 1e6 or not 0 < real(tolerance, "tolerance") < 1:
         raise InputError(
             f"kl {kl} and tolerance {tolerance}: expected kl above 0, tolerance in (0, 1)"
         )

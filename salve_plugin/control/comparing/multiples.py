@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from salve_plugin.control.edit import Edit
+from salve_plugin.control.edit import Edit, check_edit
 from salve_plugin.control.operators import Gate, LowRankMap, LowRankUpdate, Operator
 from salve_plugin.control.operators.base import real
 from salve_plugin.errors import InputError
@@ -24,8 +24,7 @@ def at_multiple(edit: Edit, multiple: float) -> Edit:
         InputError: if the multiple is no finite number, a gate's is negative, or the result is out
             of an operator's range.
     """
-    if not isinstance(edit, Edit):
-        raise InputError(f"multiples are of an edit; got {type(edit).__name__}")
+    check_edit(edit)
     factor = real(multiple, "multiple")
     if not math.isfinite(factor):
         raise InputError(f"multiple {factor} is no finite number; 1 is the edit as it is")

@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from salve_plugin.control.base import Fingerprint
-from salve_plugin.control.edit import Edit
+from salve_plugin.control.edit import Edit, check_edit
 from salve_plugin.control.edited import entries_of, mismatch
 from salve_plugin.control.ledger import ledger_of
 from salve_plugin.control.operators import LowRankUpdate, Part
@@ -64,8 +64,7 @@ def changes_of(model: nn.Module, edit: Edit) -> list[LayerChange]:
         BaseMismatchError: if the model is not the one that it was made for.
         EditStateError: if other edits are on the same parameters.
     """
-    if not isinstance(edit, Edit):
-        raise InputError(f"an edit was expected, got {type(edit).__name__}")
+    check_edit(edit)
     weights = [target.weight for target in edit.targets]
     if len(set(weights)) < len(weights) or any(t.outputs is not None for t in edit.targets):
         raise InputError(

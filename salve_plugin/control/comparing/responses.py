@@ -18,7 +18,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import model_batches
 from salve_plugin.discover.recording.loader import LabelledImages, labelled_batches
 from salve_plugin.errors import InputError
-from salve_plugin.hooks import HookedModel, evaluating
+from salve_plugin.hooks import HookedModel, check_attached, evaluating
 from salve_plugin.images import run
 
 Data = Activations | Iterable[Any]
@@ -54,6 +54,7 @@ class Responses:
             InputError: if the data are neither, a loader can be read once only, or gives other
                 images the next time; or the model does not take them.
         """
+        check_attached(hooked)
         if isinstance(data, Activations):
             head = JudgedHead.of(hooked, [data])
             return cls(head.logits.double(), head.labels, lambda edit: _at_head(head, edit))

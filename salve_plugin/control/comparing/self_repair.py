@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salve_plugin.control.edit import Edit
+from salve_plugin.control.edit import Edit, check_edit
 from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.hooked_change import changed_by_hooks
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.faces.one_line import one_line
-from salve_plugin.hooks import HookedModel, evaluating, reading, tapped
+from salve_plugin.hooks import HookedModel, check_attached, evaluating, reading, tapped
 from salve_plugin.images import run
 from salve_plugin.integers import whole
 from salve_plugin.site import Count, Site
@@ -90,6 +90,8 @@ def self_repair(
             or differ in shape.
         SalveError: as `Edit.apply_`.
     """
+    check_attached(hooked)
+    check_edit(edit)
     model, index = hooked.model, whole(label, "label")
     site = hooked.site(edit.site.name)
     behind = bool(set(site.readers) & set(hooked.heads))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from salve_plugin.control.writers.evidence import solved
 from salve_plugin.errors import InputError
+from salve_plugin.integers import whole
 
 HELD_OUT = 0.1
 """Share of the masks on which the regression is judged."""
@@ -53,7 +54,7 @@ def attribute(
     """
     if not 0 < keep < 1:
         raise InputError(f"keep {keep} is to be between 0 and 1, e.g. 0.95")
-    if masks < 20:
+    if whole(masks, "masks") < 20:
         raise InputError(f"{masks} masks are too few to regress and to judge; give hundreds")
     random = torch.Generator().manual_seed(seed)
     drawn = torch.rand(masks, components, generator=random) < keep

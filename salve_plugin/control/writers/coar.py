@@ -21,6 +21,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating
 from salve_plugin.images import as_input, refused_in_words
+from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 
 Effect = Literal["lower", "raise"]
@@ -102,7 +103,7 @@ def coar(
         own = _layer_of(hooked, layer)
         images, labels = _images(data, len(head.weight))
         components, margins = len(own.weight), _network_margins(own, images, labels)
-    if not 1 <= top < components:
+    if not 1 <= whole(top, "top") < components:
         raise InputError(f"top {top} is to be from 1 to below the {components} components")
     of_target = _of_target(target, labels, head, data)
     # In eval mode, or drop-out and batch statistics would change margins beside the mask.

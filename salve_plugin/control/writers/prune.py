@@ -12,6 +12,7 @@ from salve_plugin.control.writers.layer import head_of
 from salve_plugin.control.writers.zeroing import zeroed_inputs
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 
 
@@ -50,7 +51,7 @@ def prune(
         kind = f"{has.dtype}{list(has.shape)}" if isinstance(has, Tensor) else type(has).__name__
         raise InputError(f"has {kind} is to hold one truth value for each of {len(x)} images")
     width = x.shape[1]
-    if not 1 <= top < width:
+    if not 1 <= whole(top, "top") < width:
         raise InputError(f"top {top} is to be from 1 to below the {width} features")
     ties = shift_over_spread(x, has.cpu())
     chosen = ties.argsort(descending=True, stable=True)[:top].tolist()

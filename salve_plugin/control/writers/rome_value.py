@@ -7,6 +7,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from salve_plugin.control.evaluate import check_logits
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.solving import two_sided
 from salve_plugin.control.writers.associations import vectors
 from salve_plugin.control.writers.evidence import RIDGE, second_moment, solved
@@ -74,7 +75,7 @@ def rome_value(
     batches = [images] if neutral is None else [images, neutral]
     if not all(isinstance(batch, Tensor) and batch.ndim == 4 and len(batch) for batch in batches):
         raise InputError("images and neutral are to be (n, channels, height, width), at least one")
-    if steps < 1 or not rate > 0:
+    if whole(steps, "steps") < 1 or not real(rate, "rate") > 0:
         raise InputError(f"steps {steps} and rate {rate} are to be positive")
     moment = second_moment(target, second_moment_of, on_base_mismatch)
     direction = solved(moment, keys.T, ridge)[:, 0]

@@ -40,13 +40,14 @@ def whole(loader: Iterable[Any]) -> Iterable[Any]:
     the data first; any other loader comes back as it is.
 
     Raises:
-        InputError: if it is no loader, or is split in a way that is not known.
+        InputError: if it is no loader, or split in a way that is not known.
     """
     if not isinstance(loader, DataLoader):
-        if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        # Not `Iterable` alone: what numbers its batches by __getitem__ can be gone through, too.
+        if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
             raise InputError(
-                f"the loader is a {type(loader).__name__}; expected is what yields batches "
-                "(images, labels): a torch DataLoader, a list or a generator"
+                f"a loader was expected, got {type(loader).__name__}: pass batches of (images, "
+                "labels), such as a DataLoader or a list of them"
             )
         for part in (loader, getattr(loader, "sampler", None), getattr(loader, "dataset", None)):
             _check_whole(part, loader)

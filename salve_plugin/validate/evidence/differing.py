@@ -7,12 +7,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.reads import check_read
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
-from salve_plugin.site import check_read
 from salve_plugin.validate.activity import codes_by_image
 from salve_plugin.validate.evidence.permuting import SIGNIFICANT, p_values, upper
 
@@ -145,7 +145,7 @@ def check_recordings(
         BaseMismatchError: if one is of another network.
     """
     for acts in recordings:
-        check_read(dictionary.site, acts.site)
+        check_read(dictionary, acts)
     first, second = recordings
     parts = {"the dictionary": dictionary.network, "the first recording": first.network_sha256}
     check_one_network({**parts, "the second recording": second.network_sha256}, mismatch)

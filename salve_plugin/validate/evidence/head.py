@@ -10,12 +10,13 @@ from salve_plugin.control.layered_head import LayeredHead
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.solving import check_labels
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.reads import check_read
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import check_of_model
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.network import OnBaseMismatch, check_one_network
-from salve_plugin.site import Site, check_read
+from salve_plugin.site import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ def check_parts(
         BaseMismatchError: if one is of another network than the recording.
     """
     check_attached(hooked)
-    check_read(dictionary.site, acts.site)
+    check_read(dictionary, acts)
     check_one_network(
         {"the recording": acts.network_sha256, "the dictionary": dictionary.network},
         on_base_mismatch,
