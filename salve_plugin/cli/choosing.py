@@ -93,7 +93,9 @@ class Evidence:
             return self._given(asked, asked.recipe), None
         self.check(asked)
         label = self.label(asked)
-        default = "all" if label is None else "class" if asked.enhancing else "rivals"
+        # One logit has no rivals: its row is that of both classes.
+        whole = label is None or len(self.opened.hooked.unembed(partial=True)[1]) == 1
+        default = "all" if whole else "class" if asked.enhancing else "rivals"
         # Which rivals are needed depends on how far the class is lowered; enhancing lowers none.
         rows = rows_of(default if asked.rows is None else asked.rows, label)
         if rows == "rivals" and asked.enhancing:

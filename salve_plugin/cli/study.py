@@ -92,8 +92,8 @@ class OpenModel:
 
     @property
     def n_classes(self) -> int:
-        """Number of classes of the classifier."""
-        return len(self.hooked.unembed(partial=True)[1])
+        """Number of classes that the classifier tells apart."""
+        return max(2, len(self.hooked.unembed(partial=True)[1]))  # one logit has two sides
 
     def images(
         self, folder: Path, *, labels: Sequence[str] | None = None, left_out: Collection[str] = ()

@@ -140,6 +140,8 @@ def with_rivals(
     direction = edit.gate.directions[0] if len(edit.gate.directions) == 1 else None
     if direction is None:
         raise InputError("rows of rivals are found for an edit of one latent; name the rows")
+    if len(weight) < 2:
+        raise InputError("a classifier with one logit has no rivals, whose rows could be found")
     weight, bias, direction = (each.float().cpu() for each in (weight, bias, direction))
     rowset = rival_rows(weight, bias, direction, *recorded, label, strengths, max_harm=max_harm)
     return replace(edit, rows=rowset.rows).with_strength(rowset.strength)

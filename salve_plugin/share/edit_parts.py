@@ -41,7 +41,8 @@ def class_count(edit: Edit) -> int | None:
         return None
     # A row number means the same output of every layer that reads the site.
     shapes = edit.base.tensors
-    return min(target.n_outputs(shapes[target.weight].shape) for target in edit.targets)
+    rows = min(target.n_outputs(shapes[target.weight].shape) for target in edit.targets)
+    return max(2, rows)  # one logit has two sides
 
 
 def check_kinds(whole: object) -> None:
@@ -125,7 +126,7 @@ def check_classes(edit: Edit, labels: Sequence[str] | None, critical: AlphaCrit 
         raise InputError(f"labels {shortened(labels)} are to be a list of names, one a class")
     if labels is not None and count is not None and len(labels) > count:
         raise InputError(
-            f"there are {len(labels)} labels for a classifier of {count} rows; give one a row"
+            f"there are {len(labels)} labels for a classifier of {count} classes; give one a class"
         )
     if critical is None:
         return

@@ -1,6 +1,7 @@
 """A classifier with one logit is one of two classes, from its recording to the edited model."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,3 +138,22 @@ def test_one_hot_rows_are_indices() -> None:
         assert torch.equal(acts.multi_hot(), hot.bool())
     with pytest.raises(InputError, match="of the form 'class'"):
         acts.targets()
+
+
+def test_its_artifact_has_both_classes(
+    twins: tuple[salve.HookedModel, salve.HookedModel], tmp_path: Path
+) -> None:
+    acts = salve.record(twins[0], [(IMAGES, LABELS)], progress=False, classes=["healthy", "ill"])
+    sae = salve.fit(acts, "l1", n_latents=6, steps=20, learning_rate=0.01)
+    edit = salve.suppress(twins[0], sae, latent=0, strength=0.5)
+    artifact = salve.EditArtifact.of(
+        twins[0], edit, alpha_crit=salve.alpha_crit(twins[0], edit, acts),
+        assessment=salve.assess(twins[0], edit, acts, target=1),
+    )  # fmt: skip
+    artifact.save_pretrained(tmp_path / "edit")
+    read = salve.EditArtifact.from_pretrained(str(tmp_path / "edit"))
+    assert list(read.labels or ()) == ["healthy", "ill"]
+    with read.edit.applied(twins[0]):
+        assert read.audit(None, twins[0]).proven
+    with pytest.raises(InputError, match="3 labels for a classifier of 2 classes"):
+        salve.EditArtifact.of(twins[0], edit, labels=["a", "b", "c"])

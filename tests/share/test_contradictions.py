@@ -57,7 +57,7 @@ def test_an_edit_that_its_embedded_dictionary_did_not_make_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda config, _: config.update(labels=["x"] * 50), "50 labels .* 3 rows"),
+        (lambda config, _: config.update(labels=["x"] * 50), "50 labels .* 3 classes"),
         (lambda config, _: config.update(labels=["a"]), "labels up to 2"),
         (
             lambda _, tensors: tensors.update({"alpha_crit.predicted": torch.tensor([10**12] * 4)}),
