@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.solving import present
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular, percent, shown
@@ -122,7 +123,7 @@ class Summarized(Tabular):
             InputError: if the class has no image here, or the share is not in (0, 1].
         """
         values = self.values[self.labels == label]
-        if not len(values) or not 0 < share <= 1:
+        if not len(values) or not 0 < real(share, "share") <= 1:
             raise InputError(
                 f"label {label} has {len(values)} images and share is {share}: give one of the "
                 f"labels {present(self.labels)} and a share above 0, at most 1"

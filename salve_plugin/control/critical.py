@@ -206,7 +206,7 @@ def _strengths(
     # All edits are at the head's input, so that any one's site is that of all.
     decisions = Decisions.of(hooked, edits[0].site, threshold)
     # Once: what is given may be a generator, which the message below would find empty.
-    named = None if classes is None else sorted({whole(label, "a class") for label in classes})
+    named = None if classes is None else _labels(classes)
     # No image has a label that the classifier has no row for, and a tensor may not hold it.
     rows = range(len(decisions.weight))
     wanted = None if named is None else torch.tensor([*filter(rows.__contains__, named)]).long()
@@ -243,6 +243,12 @@ def _strengths(
             )
         )  # fmt: skip
     return tuple(crits)
+
+
+def _labels(classes: Iterable[int]) -> list[int]:
+    if not isinstance(classes, Iterable):
+        raise InputError(f"classes {classes!r:.200} are to be a list of class indices, e.g. [3]")
+    return sorted({whole(label, "a class") for label in classes})
 
 
 def _asked(batch: Batch, wanted: Tensor | None) -> tuple[Tensor, Tensor]:

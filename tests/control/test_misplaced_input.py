@@ -43,6 +43,13 @@ def refused(
         "multiples": (lambda: s.fragility(h, {"e": e}, a, label=1, multiples=None), "a multiple"),
         "masks": (lambda: s.coar(h, a, 1, top=2, masks=None), "masks"),
         "top": (lambda: s.coar(h, a, 1, top="2"), "top"),
+        "classes": (lambda: s.alpha_crit(h, e, a, classes=1), "a list of class indices"),
+        "share": (lambda: s.alpha_crit(h, e, a).strength_for(1, "x"), "share is 'x'"),
+        "l2": (lambda: s.learn_scales(h, [e], IMAGES, l2="x"), "l2 is 'x'"),
+        "names": (lambda: s.fragility(h, {3: e}, a, label=1), "3 is no name"),
+        "contexts": (
+            lambda: s.fragility(h, {"e": e}, a, label=1, contexts=[IMAGES]), "by its name"
+        ),
         "hidden": (lambda: s.choose(h, s.SuppressClass(1), a, hidden=None), "a list of edits"),
         "candidates": (lambda: s.class_effects(h, d, IMAGES, candidates=None), "candidates"),
     }  # fmt: skip

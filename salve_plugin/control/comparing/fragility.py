@@ -173,6 +173,10 @@ def fragility(
     """
     judge = _judge(label, judge)
     tried = _checked(edits, multiples, success, collateral)
+    if not isinstance(contexts, Mapping | None):
+        raise InputError(f"contexts {contexts!r:.200} are to be a mapping, each by its name")
+    for name in contexts or {}:
+        _check_name(name)
     around = {CLEAN: data, **(contexts or {})}
     if contexts is not None and CLEAN in contexts:
         raise InputError(f"a context is named '{CLEAN}', as the data themselves are; rename it")
@@ -181,11 +185,9 @@ def fragility(
         # One context at a time: its images, where a corruption made them, are in memory.
         responses = Responses.of(hooked, _data_in(hooked, given, data), by_class=True)
         for name, edit in edits.items():
+            answers = (responses.after(at_multiple(edit, multiple)) for multiple in tried)
             results = [
-                judge(
-                    responses.base, responses.after(at_multiple(edit, multiple)), responses.labels
-                )
-                for multiple in tried
+                _shares(judge(responses.base, answer, responses.labels)) for answer in answers
             ]
             passing = [s >= success and c <= collateral for s, c in results]
             run = _longest_run(passing)
@@ -224,12 +226,26 @@ def _judge(label: int | None, judge: Judge | None) -> Judge:
     return suppressed
 
 
+def _shares(judged: object) -> tuple[float, float]:
+    """Return what a judge says, which a caller may have written."""
+    if not isinstance(judged, tuple) or len(judged) != 2:
+        raise InputError(f"judge returned {judged!r:.200}; expected (success, collateral)")
+    success, collateral = real(judged[0], "success"), real(judged[1], "collateral")
+    if not 0 <= success <= 1 or not 0 <= collateral <= 1:
+        raise InputError(
+            f"judge returned success {success} and collateral {collateral}; both are shares from 0 "
+            "to 1"
+        )
+    return success, collateral
+
+
 def _checked(
     edits: Mapping[str, Edit], multiples: Sequence[float], success: float, collateral: float
 ) -> tuple[float, ...]:
     if not isinstance(edits, Mapping) or not edits:
         raise InputError(f"edits {edits!r:.200} are to be at least one, by name")
     for name, edit in edits.items():
+        _check_name(name)
         if not isinstance(edit, Edit) or does_nothing(edit.operator):
             raise InputError(f"'{name}' is {edit!r:.200}; an edit that does something is expected")
     several = multiples if isinstance(multiples, Iterable) else [multiples]
@@ -240,6 +256,11 @@ def _checked(
     if not 0 <= success <= 1 or not 0 <= collateral <= 1:
         raise InputError(f"success {success} and collateral {collateral} are to be from 0 to 1")
     return tried
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{name!r:.200} is no name of an edit or a context; give a text")
 
 
 def _data_in(hooked: HookedModel, given: Context, data: Data) -> Data:

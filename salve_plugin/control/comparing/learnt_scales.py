@@ -22,6 +22,7 @@ from salve_plugin.control.comparing.parameter_changes import LayerChange, change
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.making import edit_at
 from salve_plugin.control.operators import Gate
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.control.solving import check_labels, two_sided
 from salve_plugin.discover.recording.labels import model_batches
@@ -95,7 +96,7 @@ def learn_scales(
     check_attached(hooked)
     if not isinstance(edits, Sequence) or not edits:
         raise InputError(f"edits {edits!r:.200} are to be a list of at least one")
-    if whole(row_blocks, "row_blocks") < 1 or not 0 < l2 < 1e12:
+    if whole(row_blocks, "row_blocks") < 1 or not 0 < real(l2, "l2") < 1e12:
         raise InputError(f"row_blocks {row_blocks} and l2 {l2!r}: expected at least 1, and above 0")
     wanted, unwanted = (_held(hooked, data) for data in (keep, forget))
     if not wanted and not unwanted:

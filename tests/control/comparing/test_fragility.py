@@ -154,6 +154,14 @@ def test_what_cannot_be_is_named(
     edits = {"a": row_gate}
     with pytest.raises(SalveError, match="either label="):
         fragility(hooked, edits, data)
+    for judged, message in (
+        ((80.0, 0.0), "success 80"), ((0.5, float("nan")), "collateral nan"), (0.5, "0.5"),
+        ((None, 0.0), "success is None"),
+    ):  # fmt: skip
+        with pytest.raises(SalveError, match=message):
+            fragility(hooked, edits, data, judge=lambda *_, says=judged: says)
+    with pytest.raises(SalveError, match="no name"):
+        fragility(hooked, {"": row_gate}, data, label=3)
     with pytest.raises(SalveError, match="ascending"):
         fragility(hooked, edits, data, label=3, multiples=[1.0, 0.5])
     with pytest.raises(SalveError, match="at least one, by name"):
