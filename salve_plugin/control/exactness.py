@@ -26,6 +26,7 @@ from salve_plugin.control.slots import slots_of
 from salve_plugin.control.targets import targets_at
 from salve_plugin.errors import InputError, SalveError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel, reading
+from salve_plugin.modes import without_autocast
 from salve_plugin.site import Site
 
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -235,6 +236,8 @@ def _is_exact(measured: Exactness, kind: torch.dtype) -> bool:
     return small and measured.difference <= LIMIT[kind]
 
 
+# Autocast would compute another type than is noted, and keep the weights of before the edit.
+@without_autocast()
 def _compared(
     hooked: HookedModel, edit: Recipe, site: Site, images: Tensor, kind: torch.dtype
 ) -> list[Exactness]:

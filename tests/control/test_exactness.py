@@ -164,3 +164,10 @@ def like(operator: Operator, site: Site) -> Operator:
     """Return an operator of the same form along another direction of another site."""
     axis = torch.eye(site.width)[:, :1]
     return Gate(axis.T, 1.0) if isinstance(operator, Gate) else LowRankMap(axis, axis, ORIGIN + 1)
+
+
+def test_an_autocast_region_around_it_changes_nothing() -> None:
+    hooked = leaky(0.0)
+    edit = edit_at(hooked, "hidden", LowRankMap(AXIS, AXIS, ORIGIN))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert edit_at(hooked, "hidden", LowRankMap(AXIS, AXIS, ORIGIN)).exactness == edit.exactness

@@ -21,6 +21,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel
 from salve_plugin.integers import whole
+from salve_plugin.modes import without_autocast
 from salve_plugin.store.record import Name, Record
 
 MULTIPLES = tuple(2 ** (step / 2) for step in range(-8, 9))
@@ -134,6 +135,7 @@ class Fragility(Record):
         return "\n".join([*text, "", rule])
 
 
+@without_autocast()
 def fragility(
     hooked: HookedModel,
     edits: Mapping[str, Edit],

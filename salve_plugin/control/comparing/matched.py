@@ -10,11 +10,13 @@ from salve_plugin.control.operators import Gate
 from salve_plugin.control.operators.base import real
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.modes import without_autocast
 
 HALVINGS = 60
 """Bisections after which neighbouring multiples differ by rounding alone."""
 
 
+@without_autocast()
 def with_kl(
     hooked: HookedModel,
     edit: Edit,

@@ -82,3 +82,22 @@ def test_a_budget_needs_no_classes() -> None:
     assert len(Responses.of(hooked, strange, by_class=False).base) == len(IMAGES)
     with pytest.raises(salve.SalveError, match=r"label 7 .* out of range"):
         Responses.of(hooked, strange, by_class=True)
+
+
+def test_a_recording_is_compared_in_its_own_type_in_an_autocast_region() -> None:
+    hooked, edit = attached(torch.float32)
+    acts = salve.record(hooked, batches(IMAGES), progress=False)
+    seen: list[Tensor] = []
+
+    def judge(before: Tensor, after: Tensor, labels: Tensor) -> tuple[float, float]:
+        seen.append(after)
+        return 0.0, 0.0
+
+    def compared() -> salve.Edit:
+        salve.fragility(hooked, {"gate": edit}, acts, judge=judge, multiples=(0.5, 1.0))
+        return salve.with_kl(hooked, edit, acts, 0.01, tolerance=1e-3)
+
+    found = compared()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compared() == found
+    assert torch.equal(torch.stack(seen[:2]), torch.stack(seen[2:]))
