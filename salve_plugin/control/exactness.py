@@ -228,7 +228,8 @@ def _probe(hooked: HookedModel, probe: Tensor | None) -> Tensor:
             "measured; pass probe=images (n, channels, height, width)"
         )
     # A generator of its own: the caller's random numbers stay where they are.
-    return torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(PROBE_IMAGES, *size, generator=random, dtype=torch.float32)
 
 
 def _is_exact(measured: Exactness, kind: torch.dtype) -> bool:

@@ -14,6 +14,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners.base import L0_TOLERANCE
 from salve_plugin.discover.reads import check_read
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.training.settings import check_number_type
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import shortened
 from salve_plugin.faces.table import Table, Tabular, percent
@@ -241,6 +242,7 @@ def _check(
     controls: Sequence[str],
 ) -> None:
     """Raise InputError for what can be seen before anything is computed."""
+    check_number_type()
     for checked in (dictionary, *others):
         check_read(checked, acts)
     wrong = [checked.n_latents for checked in others if checked.n_latents != dictionary.n_latents]

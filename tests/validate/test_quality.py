@@ -387,3 +387,12 @@ def test_dictionaries_have_the_interface_of_visaebench(
     assert (codes.shape, back.shape) == ((7, LATENTS), (7, WIDTH))
     codes.cpu().numpy()  # its metrics take codes as arrays, without detaching them
     assert not back.requires_grad
+
+
+def test_another_default_number_type_is_refused(recorded: Any, dictionary: Dictionary) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(InputError, match="measured in float32; call torch"):
+            quality(dictionary, recorded.acts, controls=())
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -59,6 +59,8 @@ class LearntScales:
     loss_plain: float
 
 
+@torch.inference_mode(False)  # there, no gradient could be taken of what the model computes
+@torch.enable_grad()
 def learn_scales(
     hooked: HookedModel,
     edits: Sequence[Edit],

@@ -57,7 +57,8 @@ def attribute(
     if whole(masks, "masks") < 20:
         raise InputError(f"{masks} masks are too few to regress and to judge; give hundreds")
     random = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(masks, components, generator=random) < keep
+    # Of one type, whatever torch's default is: a seed stands for the same masks everywhere.
+    drawn = torch.rand(masks, components, generator=random, dtype=torch.float32) < keep
     outputs = torch.stack([margins(mask) for mask in drawn])
     # Masks are independent, so that the first tenth is as good a sample as any.
     held_out = max(2, round(HELD_OUT * masks))

@@ -27,6 +27,7 @@ DECAY, NEUTRAL = 0.5, 0.0625
 """Weights of the squared relative change, and of KL on neutral images (the paper's, both)."""
 
 
+@torch.inference_mode(False)  # there, no gradient could be taken of what the network says
 def rome_value(
     hooked: HookedModel,
     site: str,

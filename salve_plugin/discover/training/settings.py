@@ -163,5 +163,5 @@ def check_number_type() -> None:
     if torch.get_default_dtype() != torch.float32:
         raise InputError(
             f"torch's default number type is {torch.get_default_dtype()}, and dictionaries are "
-            "learned in float32; call torch.set_default_dtype(torch.float32) before fit"
+            "learned and measured in float32; call torch.set_default_dtype(torch.float32) before"
         )

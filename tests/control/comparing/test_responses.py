@@ -101,3 +101,12 @@ def test_a_recording_is_compared_in_its_own_type_in_an_autocast_region() -> None
     with torch.autocast("cpu", torch.bfloat16):
         assert compared() == found
     assert torch.equal(torch.stack(seen[:2]), torch.stack(seen[2:]))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_scales_are_learnt_in_any_mode(mode: Callable[[], Any]) -> None:
+    hooked, edit = attached(torch.float32)
+    learnt = salve.learn_scales(hooked, [edit], batches(IMAGES))
+    with mode():
+        again = salve.learn_scales(hooked, [edit], batches(IMAGES))
+    assert torch.equal(learnt.scales[0], again.scales[0])

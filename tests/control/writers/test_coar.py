@@ -153,3 +153,16 @@ def test_images_that_the_network_does_not_take_are_refused_in_words(
     images = digits_test.images[:8].expand(-1, 3, -1, -1)
     with pytest.raises(InputError, match="does not take"):
         coar(hooked, (images, torch.arange(8) % 2), 1, top=2, layer="blocks.0.mlp.fc1", masks=20)
+
+
+def test_a_seed_stands_for_the_same_masks_whatever_the_default_type() -> None:
+    def margins(mask: torch.Tensor) -> torch.Tensor:
+        return mask.double()[:3]
+
+    found = attribute(margins, 8, masks=40, keep=0.5, ridge=1e-3, seed=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = attribute(margins, 8, masks=40, keep=0.5, ridge=1e-3, seed=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.effects, again.effects)

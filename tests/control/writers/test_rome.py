@@ -102,7 +102,7 @@ def test_a_hidden_layer_gives_the_value_and_the_network_says_the_class(
     state = {name: tensor.clone() for name, tensor in vit.model.state_dict().items()}
     value = rome_value(vit, site, key, hidden, eights, 3, neutral=digits_test.images[:20])
     assert all(torch.equal(t, state[n]) for n, t in vit.model.state_dict().items())
-    with torch.no_grad():  # gradients are its own affair
+    with torch.inference_mode():  # gradients are its own affair
         again = rome_value(vit, site, key, hidden, eights, 3, neutral=digits_test.images[:20])
     assert torch.equal(value, again)
     edit = rome(vit, site, key, value, hidden)
