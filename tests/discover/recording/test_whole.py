@@ -134,7 +134,7 @@ def test_a_split_that_is_not_known_is_refused() -> None:
 
 @pytest.mark.usefixtures("untyped")
 def test_what_yields_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match="the loader is a NoneType; expected is what yields"):
+    with pytest.raises(InputError, match="a loader was expected, got NoneType"):
         labels(None)
 
 
