@@ -278,6 +278,44 @@ def test_tokens_of_a_transformer_of_ones_own_lie_where_they_are(
     assert not [name for name in hooked.sites if "hook_resid" in name]
 
 
+class Shortcut(nn.Module):
+    """What it adds is behind its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(x))  # type: ignore[no-any-return] # nn.Module returns Any
+
+
+@pytest.mark.parametrize(
+    ("behind", "deepest"),
+    [
+        ([], "body"),
+        ([nn.Conv2d(8, 8, 1), nn.ReLU()], "body"),  # the norm is shallower
+        ([nn.AdaptiveAvgPool2d(1)], "body.0"),  # its map has one position
+        ([nn.AdaptiveAvgPool2d(1), nn.GroupNorm(1, 8)], "body.0"),
+    ],
+)
+@pytest.mark.parametrize("sides", [(32, 32), (32, 48)])
+def test_maps_of_a_convolutional_network_of_ones_own_are_of_the_deepest_map(
+    behind: list[nn.Module], deepest: str, sides: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    model = Own()
+    model.body = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 4, 4), Shortcut()), *behind)
+    model.fc = nn.Linear(8, 3)
+    images = torch.randn(2, 3, *sides)
+    site = salve.attach(model, head="fc", probe=images).attribution_site
+    assert site is not None
+    shown: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda _, __, out, name=name: shown.update({name: out}))
+    model.eval()(images)
+    assert torch.equal(shown[site.module], shown[deepest])
+
+
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_a_transformer_within_another_module_keeps_its_tokens(pool: str) -> None:
     inner = timm.create_model("test_vit", num_classes=3, img_size=64, global_pool=pool)

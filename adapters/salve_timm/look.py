@@ -1,7 +1,7 @@
 """Where Grad-FAM looks for a latent of the classifier's input."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
@@ -26,7 +26,8 @@ def attribution_point(
     First choice is what `forward_features` returns. If the head reads a class token, patches of
     that activation no longer matter to it (the gradient there is exactly zero), and the last norm
     before that whose patches do is taken: the one that the class token's last attention reads.
-    The gradient decides; on the meta device, which has none, the kind of pooling does.
+    Where there is no `forward_features`, it is the deepest norm or map. The gradient decides; on
+    the meta device, which has none, the kind of pooling does.
 
     Args:
         model: in `quiet`.
@@ -39,9 +40,15 @@ def attribution_point(
     norms = _norms(log, layouts)
     if first is not None and first.site.layout != "tokens":
         return first
-    options = ([first] if first is not None else []) + norms
     if probe.is_meta:
         return _by_pooling(model, first, norms)
+    if first is not None:
+        options = [first, *norms]
+    else:
+        # Of tokens only norms, or the keys of an attention would be deeper than what it reads. A
+        # map behind the last norm is there in a network of convolutions.
+        maps = [each for each in _everything(log, layouts) if each.site.layout != "tokens"]
+        options = sorted([*norms, *maps], key=lambda candidate: -candidate.at)
     chosen = _first_that_matters(model, [candidate.site for candidate in options], heads, probe)
     if chosen is None:  # a family without norms, or with unusual ones
         options = _everything(log, layouts)
@@ -68,13 +75,9 @@ def _features(log: CallLog, layouts: Layouts) -> Point | None:
 
 def _norms(log: CallLog, layouts: Layouts) -> list[Point]:
     """Return the outputs of normalizations, the deepest first."""
-    norms = [
-        candidate
-        for path, call in log.calls.items()
-        if "norm" in type(call.module).__name__.lower() and path
-        if (candidate := point(log, layouts, _norm_name(path), path, "out")) is not None
-    ]
-    return sorted(norms, key=lambda candidate: -candidate.at)[:MOST_CANDIDATES]
+    calls = log.calls.items()
+    norms = [path for path, call in calls if "norm" in type(call.module).__name__.lower()]
+    return _deepest(log, layouts, norms, _norm_name)
 
 
 def _norm_name(path: str) -> str:
@@ -84,13 +87,28 @@ def _norm_name(path: str) -> str:
 
 def _everything(log: CallLog, layouts: Layouts) -> list[Point]:
     """Return the deepest module outputs with positions."""
+    outputs = [path for path, call in log.calls.items() if not _is_pattern(call)]
+    return _deepest(log, layouts, outputs, "{}.hook_out".format)
+
+
+def _deepest(
+    log: CallLog, layouts: Layouts, paths: Sequence[str], name: Callable[[str], str]
+) -> list[Point]:
+    """Return the outputs of modules that have several positions, the deepest first."""
     outputs = [
         candidate
-        for path, call in log.calls.items()
-        if path and not _is_pattern(call)
-        if (candidate := point(log, layouts, f"{path}.hook_out", path, "out")) is not None
+        for path in paths
+        if path and not _is_pooled(log.calls[path])
+        if (candidate := point(log, layouts, name(path), path, "out")) is not None
     ]
     return sorted(outputs, key=lambda candidate: -candidate.at)[:MOST_CANDIDATES]
+
+
+def _is_pooled(call: Call) -> bool:
+    """Say whether this is a map of one position, in which nothing can be shown."""
+    shape = call.result_shape
+    # Whichever side the features are on: of the three, no two are above 1.
+    return len(shape) == 4 and sorted(shape[1:])[1] == 1
 
 
 def _is_pattern(call: Call) -> bool:
