@@ -40,6 +40,16 @@ for (const edit of asked.edits) {
   seen.edits.push(found);
 }
 
+// Rows that are not there, and a mask of all: an edit that Python takes is shown.
+await show("bench?rows=99999&latents=3&class=4");
+await page.waitForSelector("#alpha:not([disabled])");
+seen.unknown = (await outcome()).texts[0];
+await show(`bench?rows=${Object.keys(seen.edits[0].classes).join(",")}&latents=3&class=4`);
+await page.waitForSelector("#alpha:not([disabled])");
+await page.selectOption("form select >> nth=1", "mask");
+await page.waitForTimeout(200);
+seen.masked = (await outcome()).texts[0];
+
 // The strength is dragged with the mouse, then moved with the keys.
 const first = asked.edits[0];
 await show(`bench?latents=${first.latents.join(",")}&rows=${first.rows.join(",")}&class=${first.label}`);

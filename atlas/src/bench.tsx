@@ -55,8 +55,11 @@ export function Bench() {
     return given.length ? given : [Math.max(0, classes.dominant[start])];
   });
   const givenRows = query.get("rows");
-  const [rows, setRows] = useState<Rows>(() =>
-    bench?.binary || givenRows === "all" ? null : numbers(givenRows ?? String(start)).filter((row) => row < classes.names.length));
+  const [rows, setRows] = useState<Rows>(() => {
+    if (bench?.binary || givenRows === "all") return null;
+    const given = numbers(givenRows ?? "").filter((row) => row < classes.names.length);
+    return given.length ? given : [start];
+  });
   const [share, setShare] = useState(0);
   const [typed, setTyped] = useState<number | null>(null);
   // What is being typed, until it is entered: a page drawn again meanwhile must not wipe it out.
@@ -74,7 +77,8 @@ export function Bench() {
   const ahead = !!bench && rows === null && !bench.live && operator === "suppress" && latents.length === 1 && bench.steps.includes(latents[0]);
   const { value: stepData } = useLater(() => (ahead ? load<StepData>(`steps/${latents[0]}`) : Promise.resolve(null)), [ahead, latents[0]]);
   const masked = operator === "mask";
-  const own = masked && !rows ? [label] : rows;
+  // Not all rows can be below all others.
+  const own = masked && (!rows || rows.length === classes.names.length) ? [label] : rows;
   const folding = operator === "fold";
   const { value: folds } = useLater(() => (folding ? Promise.all(latents.map(fold)) : Promise.resolve(null)), [folding, latents.join()]);
   const rest = useMemo(() => (data ? restOf(data.head, data.recorded, own) : null), [data, own?.join(), own === null]);

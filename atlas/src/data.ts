@@ -181,6 +181,12 @@ export async function fold(latent: number): Promise<Fold | null> {
 
 let places: Map<number, number> | null = null;
 
+/** The class that a latent is most specific to; -1 where nothing sets it apart, as with dead ones. */
+export function ofLatent(latent: number): { label: number; name: string } {
+  const label = the().latents.class[latent];
+  return { label, name: the().classes.names[label] ?? "no class" };
+}
+
 /** Where an image's thumbnail is among all; undefined if there is none. */
 export function place(image: number): number | undefined {
   places ??= new Map(Array.from(the().about.images, (each, at) => [each, at]));

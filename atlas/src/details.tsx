@@ -1,11 +1,12 @@
 import uPlot from "uplot";
 import { axis, Chart, colours } from "./chart";
-import { type ClassEntry, classEntry, latentEntry, the } from "./data";
+import { type ClassEntry, classEntry, latentEntry, ofLatent, the } from "./data";
 import { EvidenceSection } from "./evidence";
 import { quantile } from "./edits";
 import { Gallery } from "./gallery";
 import { Key } from "./key";
 import { useLater } from "./later";
+import { ClassOf } from "./lists";
 import { toBench, toClass, toLatent } from "./routes";
 import { count, held, percent, short } from "./text";
 
@@ -134,13 +135,13 @@ export function LatentPage({ latent }: { latent: number }) {
   const { latents, classes, about } = the();
   const { value: entry, error } = useLater(() => latentEntry(latent), [latent]);
   if (latent < 0 || latent >= about.n_latents) return <><h1 tabIndex={-1}>No such latent</h1><p><a href="#/latents">Back to the list</a></p></>;
-  const label = latents.class[latent];
+  const { label } = ofLatent(latent);
   return (
     <>
       <p class="above"><a href="#/latents">Latents</a></p>
       <h1 tabIndex={-1}>Latent {latent}</h1>
       <dl class="facts">
-        <div><dt>most specific to</dt><dd><a href={toClass(label)}>{classes.names[label]}</a></dd></div>
+        <div><dt>most specific to</dt><dd><ClassOf latent={latent} /></dd></div>
         <div><dt>density</dt><dd>{short(latents.density[latent])}</dd></div>
         <div><dt>largest code</dt><dd>{short(latents.largest[latent])}</dd></div>
         {entry ? <div><dt>spread within classes</dt><dd>{short(entry.spread)}</dd></div> : null}
@@ -149,7 +150,7 @@ export function LatentPage({ latent }: { latent: number }) {
       {entry ? (
         <>
           {the().bench ? (
-            <p><a class="button" href={toBench([latent], the().bench!.binary ? null : [label], label)}>Try an edit of this latent</a></p>
+            <p><a class="button" href={toBench([latent], the().bench!.binary ? null : label < 0 ? [] : [label], label)}>Try an edit of this latent</a></p>
           ) : null}
           <section aria-labelledby="top"><h2 id="top">Images it is strongest on</h2><Gallery latent={latent} entry={entry} /></section>
           {entry.made ? (

@@ -1,6 +1,6 @@
 import { signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
-import { the } from "./data";
+import { ofLatent, the } from "./data";
 import { type Column, List } from "./list";
 import { toClass, toLatent } from "./routes";
 import { count, percent, short } from "./text";
@@ -16,6 +16,12 @@ function Search({ value, label, found }: { value: typeof classSearch; label: str
       <span role="status">{found}</span>
     </div>
   );
+}
+
+/** The class that a latent is most specific to. */
+export function ClassOf({ latent }: { latent: number }) {
+  const { label, name } = ofLatent(latent);
+  return label < 0 ? <>{name}</> : <a href={toClass(label)}>{name}</a>;
 }
 
 export function ClassList() {
@@ -43,16 +49,16 @@ export function ClassList() {
 }
 
 export function LatentList() {
-  const { latents, classes, about, evidence } = the();
+  const { latents, about, evidence } = the();
   const wanted = latentSearch.value.trim().toLowerCase();
   const rows = useMemo(
     () => Array.from({ length: about.n_latents }, (_, latent) => latent).filter((latent) =>
-      !wanted || String(latent) === wanted || classes.names[latents.class[latent]].toLowerCase().includes(wanted)),
+      !wanted || String(latent) === wanted || ofLatent(latent).name.toLowerCase().includes(wanted)),
     [wanted],
   );
   const columns: Column[] = [
     { name: "latent", title: "Latent", numeric: true, key: (row) => row, cell: (row) => row },
-    { name: "class", title: "Most specific to", wide: true, key: (row) => classes.names[latents.class[row]].toLowerCase(), cell: (row) => <a href={toClass(latents.class[row])}>{classes.names[latents.class[row]]}</a> },
+    { name: "class", title: "Most specific to", wide: true, key: (row) => ofLatent(row).name.toLowerCase(), cell: (row) => <ClassOf latent={row} /> },
     { name: "score", title: "Score", numeric: true, key: (row) => latents.score[row], cell: (row) => short(latents.score[row]) },
     { name: "density", title: "Density", numeric: true, key: (row) => latents.density[row], cell: (row) => short(latents.density[row]) },
     { name: "largest", title: "Largest code", numeric: true, key: (row) => Math.abs(latents.largest[row]), cell: (row) => short(latents.largest[row]) },

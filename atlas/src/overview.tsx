@@ -1,7 +1,7 @@
 import { useMemo, useState } from "preact/hooks";
 import uPlot from "uplot";
 import { axis, Chart, colours } from "./chart";
-import { the } from "./data";
+import { ofLatent, the } from "./data";
 import { FrontSection } from "./front";
 import { host } from "./host";
 import { ClassList } from "./lists";
@@ -10,7 +10,7 @@ import { count, percent, short } from "./text";
 
 /** All latents as points; the nearest one to the pointer is named, a click opens it. */
 function LatentMap() {
-  const { latents, classes } = the();
+  const { latents } = the();
   const [kind, setKind] = useState<"density" | "atoms">("density");
   const [near, setNear] = useState(-1);
   const density = kind === "density";
@@ -70,7 +70,6 @@ function LatentMap() {
       },
     };
   };
-  const label = near >= 0 ? classes.names[latents.class[near]] : "";
   return (
     <section aria-labelledby="map-title">
       <h2 id="map-title">All latents</h2>
@@ -87,7 +86,7 @@ function LatentMap() {
       </div>
       <p class="note" aria-live="off">
         {near >= 0
-          ? `Latent ${near}: density ${short(latents.density[near])}, largest code ${short(latents.largest[near])}, most specific to ${label}.`
+          ? `Latent ${near}: density ${short(latents.density[near])}, largest code ${short(latents.largest[near])}, most specific to ${ofLatent(near).name}.`
           : density
             ? "Each point is a latent: how often it is active, and how strongly at most. Point at one; click to open it."
             : `The atoms' first two principal components, ${percent(latents.share)} of their variance.`}

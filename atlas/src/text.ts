@@ -4,7 +4,8 @@ export function short(value: number, digits = 3): string {
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("e", " e").replaceAll("-", "−");
-  const text = size >= 10 ** digits ? Math.round(value).toString() : value.toPrecision(digits);
+  // From what rounds to a power of ten on: `toPrecision` writes that with an exponent.
+  const text = size >= 10 ** digits - 0.5 ? Math.round(value).toString() : value.toPrecision(digits);
   return text.replace("-", "−");
 }
 

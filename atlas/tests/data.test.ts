@@ -46,8 +46,8 @@ describe("maps", () => {
 
 describe("text", () => {
   it("shortens numbers", () => {
-    expect([0, 1, 0.12345, 12.345, 123.45, 4567.8, 1e6, 1e-5, -2.5, Infinity].map((value) => short(value))).toEqual(
-      ["0", "1.00", "0.123", "12.3", "123", "4568", "1.0 e+6", "1.0 e−5", "−2.50", "never"]);
+    expect([0, 1, 0.12345, 12.345, 123.45, 999.6, 4567.8, 1e6, 1e-5, -2.5, Infinity].map((value) => short(value))).toEqual(
+      ["0", "1.00", "0.123", "12.3", "123", "1000", "4568", "1.0 e+6", "1.0 e−5", "−2.50", "never"]);
     expect([percent(0.1234), percent(-1), percent(NaN)]).toEqual(["12.3 %", "–", "–"]);
     expect([points(0.01), points(-0.25), points(0)]).toEqual(["+1.0", "−25.0", "±0"]);
     expect([count(1, "class", "classes"), count(1200, "latent")]).toEqual(["1 class", "1,200 latents"]);

@@ -133,8 +133,7 @@ class Content:
     def _classes(
         self, dominant: Sequence[int | None], evaluation: Evaluation | None
     ) -> Mapping[str, Any]:
-        names = self.features.classes
-        numbers = range(len(dominant))
+        names = self.features.classes or [""] * len(dominant)
         accuracy = torch.full((len(dominant),), -1.0)
         content: dict[str, Any] = {}
         if evaluation is not None:
@@ -145,8 +144,9 @@ class Content:
         means = [0.0 if own is None else float(self.features.means[label, own])
                  for label, own in enumerate(dominant)]  # fmt: skip
         return content | {
-            "names": [str(label) if names is None else names[label] for label in numbers],
-            "named": names is not None,
+            # Of a blank name nothing would be left to click on.
+            "names": [name if name.strip() else str(label) for label, name in enumerate(names)],
+            "named": self.features.classes is not None,
             "counts": array(counts, "i32"),
             "accuracy": array(accuracy, "f32"),
             "dominant": array(own_latents, "i32"),

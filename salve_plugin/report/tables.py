@@ -17,6 +17,7 @@ from salve_plugin.report.gallery import Maps
 from salve_plugin.report.scripts import array, quantized
 from salve_plugin.validate.activity import Activity
 from salve_plugin.validate.crops import Box, pointed_at
+from salve_plugin.validate.evidence.class_profile import NO_CLASS
 from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
 
 CLASSES_A_FILE = 64
@@ -224,5 +225,8 @@ def bench_files(bench: Bench, stepped: Sequence[int]) -> dict[str, Mapping[str, 
 
 
 def strongest_classes(features: Features) -> Int64[Tensor, " latents"]:
-    """Return for each latent the class that it is most specific to."""
-    return features.scores.argmax(0)
+    """Return for each latent the class that it is most specific to.
+
+    NO_CLASS where all its scores are 0, as those of a dead latent are: nothing sets it apart.
+    """
+    return torch.where(features.scores.any(0), features.scores.argmax(0), NO_CLASS)

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import timm
 import torch
-from small_study import NAMES, Small
-from torch.utils.data import Subset
+from small_study import NAMES, Numbers, Small
+from torch.utils.data import DataLoader, Subset
 
 import salve_plugin as salve
 from salve_plugin.control.evaluate import evaluate_head
 from salve_plugin.control.operators.gate import scaled_weight
+from salve_plugin.demo import digits
+from salve_plugin.discover.selection_score import selection_scores
 from salve_plugin.errors import BaseMismatchError, InputError
 from salve_plugin.report import bench as bench_module
+from salve_plugin.report import tables
 from salve_plugin.report.bench import Bench
 from salve_plugin.report.front import cut
 from salve_plugin.validate.crops import pointed_at
@@ -96,6 +99,24 @@ def test_a_class_has_its_critical_strengths_and_its_row_of_the_confusion(
         int(each): int(row[each]) for each in row.nonzero()[:, 0]
     }
     assert entry["ranked"] == features.ranked(label, 12)
+
+
+def test_a_latent_that_is_alike_in_all_classes_is_specific_to_none() -> None:
+    means = torch.tensor([[0, 0.5, 0, 1], [0, 0.5, 2, 0], [0, 0.5, 0, 0]]).double()
+    counts = torch.tensor([4, 4, 4])
+    scores = selection_scores(means, counts)
+    features = salve.Features(means, torch.ones(4).double(), counts, None, scores)
+    assert tables.strongest_classes(features).tolist() == [-1, -1, 1, 0]
+
+
+def test_a_class_with_a_blank_name_is_shown_by_its_number(small: Small, tmp_path: Path) -> None:
+    names = ["", *NAMES[1:5], " \n", *NAMES[6:]]
+    images = Numbers(digits.Split(small.images.images[:40], small.images.labels[:40]), names)
+    loader = DataLoader(images, batch_size=40)
+    acts = salve.record(small.hooked, loader, folder=tmp_path / "acts", progress=False)
+    salve.atlas(small.hooked, small.dictionary, acts, tmp_path / "atlas")
+    shown = piece(tmp_path / "atlas", "index")["classes"]["names"]
+    assert shown == ["0", *NAMES[1:5], "5", *NAMES[6:]]
 
 
 def test_a_latent_has_a_gallery_with_maps(small: Small, folder: Path) -> None:

@@ -148,6 +148,11 @@ def test_the_python_and_the_recipe_make_the_very_edit(walk: dict[str, Any], smal
             torch.testing.assert_close(scope["edit"].tensors[name], tensor)
 
 
+def test_rows_that_no_edit_can_have_are_the_class_s_own(walk: dict[str, Any]) -> None:
+    assert "rows=[4]" in walk["unknown"]
+    assert "salve.mask(hooked, 4, acts)" in walk["masked"]
+
+
 def test_the_command_is_one_that_a_shell_takes_apart_rightly(walk: dict[str, Any]) -> None:
     words = shlex.split(walk["edits"][0]["texts"][1])
     assert words == [
