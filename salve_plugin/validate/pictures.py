@@ -64,7 +64,7 @@ def overlay(
     is a plain one.
 
     Args:
-        image: one or three channels in any range; it is stretched to its own extremes.
+        image: in any range; it is stretched to its own extremes.
         heat: (h, w) or (1, h, w), as `LayerGradFam.attribute(...)[i]`.
         alpha: opacity of the heat map, 0 to 1.
         size: of the picture, side or (height, width); by default the image's.
@@ -117,18 +117,18 @@ def stretched(image: Float[Tensor, "channels height width"]) -> "Image":
 
 
 def to_picture(image: Float[Tensor, "channels height width"]) -> "Image":
-    """Return an image with values in [0, 1] and one or three channels; values beyond are clipped.
+    """Return an image with values in [0, 1]; values beyond are clipped.
+
+    Of other than one or three channels no colours can be made: their mean is shown, in grey.
 
     Raises:
-        InputError: if it has another number of channels or a value is not finite.
+        InputError: if a value is not finite.
     """
     from PIL import Image
 
     image = _checked(image, "image")
-    if image.shape[0] not in (1, 3):
-        raise InputError(
-            f"an image of {image.shape[0]} channels has no colours; choose one channel or three"
-        )
+    if image.shape[0] != 3:
+        image = image.mean(0, keepdim=True)
     levels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(levels[..., 0] if image.shape[0] == 1 else levels)
 

@@ -1,5 +1,8 @@
 """Maps of galleries, where images are not alike."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -23,9 +26,9 @@ class Mixed(Dataset[tuple[Tensor, int]]):
 class Net(nn.Module):
     """Takes images of any size."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:
         super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 6, 4, 4), nn.Linear(6, 3)
+        self.conv, self.fc = nn.Conv2d(channels, 6, 4, 4), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
@@ -44,3 +47,16 @@ def test_images_of_several_sizes_have_no_maps_and_the_reason_is_said() -> None:
     ]
     assert all(len(card.images) == 12 for card in cards)
     assert all(card.maps is None for card in cards)
+
+
+def test_images_of_more_than_three_channels_are_shown(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = [(torch.rand(4, 8, 12), number % 3) for number in range(24)]
+    loader: DataLoader[Any] = DataLoader(images, 8)  # type: ignore[arg-type] # a list is one
+    hooked = salve.attach(Net(4).eval(), head="fc", probe=torch.rand(2, 4, 8, 12))
+    acts = salve.record(hooked, loader, progress=False)
+    dictionary = salve.fit(acts, "itda", n_latents=4)
+    card = salve.latent_card(hooked, dictionary, acts, 0, images=images, top=2)
+    assert card.maps is not None
+    salve.atlas(hooked, dictionary, acts, tmp_path / "atlas", images=images, maximized=[0])
+    assert list((tmp_path / "atlas" / "data" / "images").iterdir())

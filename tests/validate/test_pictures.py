@@ -9,7 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from salve_plugin.errors import InputError
-from salve_plugin.validate.pictures import Scale, coloured, overlay, png_bytes, to_picture
+from salve_plugin.validate.pictures import (
+    Scale,
+    coloured,
+    overlay,
+    png_bytes,
+    stretched,
+    to_picture,
+)
 
 
 def pixels(picture: Image.Image) -> Tensor:
@@ -92,6 +99,14 @@ def test_a_png_can_be_read_back_and_is_the_same_every_time() -> None:
     assert pixels(coloured_one).tolist() == [[[255, 0, 51]]]
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_of_other_numbers_of_channels_the_mean_is_shown(channels: int) -> None:
+    image = torch.zeros(channels, 1, 2)
+    image[-1, 0, 1] = 1
+    assert pixels(to_picture(image)).tolist() == [[0, round(255 / channels)]]
+    assert pixels(stretched(image)).tolist() == [[0, round(255 / channels)]]
+
+
 def test_what_cannot_be_shown_has_a_typed_error() -> None:
     image, heat = torch.rand(1, 4, 4), torch.rand(2, 2)
     with pytest.raises(InputError, match="heat map has 1 NaN or infinite of 4"):
@@ -106,5 +121,3 @@ def test_what_cannot_be_shown_has_a_typed_error() -> None:
         overlay(image, heat, size=0)
     with pytest.raises(InputError, match=r"\(3, 2, 2\) must be \(h, w\)"):
         overlay(image, torch.rand(3, 2, 2))
-    with pytest.raises(InputError, match="2 channels"):
-        to_picture(torch.rand(2, 4, 4))
