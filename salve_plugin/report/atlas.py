@@ -15,7 +15,7 @@ from salve_plugin.discover.sweep import Trial
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.report.content import Content
-from salve_plugin.report.evidence import check
+from salve_plugin.report.evidence import check, check_own
 from salve_plugin.report.folder import page_files, save
 from salve_plugin.report.gallery import Images
 from salve_plugin.report.scripts import script
@@ -80,8 +80,9 @@ def atlas(
 
     Raises:
         BaseMismatchError: if model, dictionary and recording are not of one network.
-        InputError: if they are not of one site, the images are not the recorded ones, a number is
-            out of range, or something else lies in the folder.
+        InputError: if they are not of one site, quality or evidence are of another dictionary, the
+            images are not the recorded ones, a number is out of range, or something else lies in
+            the folder.
         WriteError: if it cannot be written; what was there is whole.
     """
     check_attached(hooked)
@@ -97,7 +98,9 @@ def atlas(
     features = profile(dictionary, acts)
     check_of_model(acts.classes, len(features.counts))
     if evidence is not None:
-        check(evidence, dictionary.n_latents, len(features.counts))
+        check(evidence, dictionary, len(features.counts))
+    if quality is not None:
+        check_own("quality", quality, dictionary)
     pictures = None if images is None else Images.of(hooked, acts, images)
     active = activity(dictionary, acts, top)
     if pictures is not None:

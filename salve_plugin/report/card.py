@@ -153,7 +153,7 @@ def latent_card(
 
 
 def _activity(evidence: LatentEvidence, dictionary: Dictionary, acts: Activations) -> Activity:
-    check(evidence, dictionary.n_latents, acts.n_classes)
+    check(evidence, dictionary, acts.n_classes)
     if evidence.n_images != acts.n_images:
         raise InputError(
             f"the evidence is of {evidence.n_images} images, the recording has {acts.n_images}: "

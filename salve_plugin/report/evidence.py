@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.report.scripts import array
 from salve_plugin.validate.evidence.intervention import SCALES
 from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
+from salve_plugin.validate.quality import Quality
 
 LABELS = ("label", "partner")
 NUMBERS = (
@@ -16,17 +18,30 @@ NUMBERS = (
 """Fields of the evidence that the page shows, each beside its null or p."""
 
 
-def check(evidence: LatentEvidence, n_latents: int, n_classes: int) -> None:
-    """Refuse evidence of another dictionary, as far as its shapes tell.
+def check(evidence: LatentEvidence, dictionary: Dictionary, n_classes: int) -> None:
+    """Refuse evidence of another dictionary or of classes that the model does not have.
 
     Raises:
-        InputError: with the two sizes.
+        InputError: with what was found.
     """
-    if len(evidence.label) != n_latents or int(evidence.label.max()) >= n_classes:
+    check_own("evidence", evidence, dictionary)
+    if int(evidence.label.max()) >= n_classes:
         raise InputError(
-            f"the evidence is of {len(evidence.label)} latents and {int(evidence.label.max()) + 1} "
-            f"classes or more; the dictionary has {n_latents} latents, the model {n_classes} "
-            "classes: pass salve.evidence(hooked, dictionary, acts) of this dictionary"
+            f"the evidence is of {int(evidence.label.max()) + 1} classes or more, the model has "
+            f"{n_classes}: pass salve.evidence(hooked, dictionary, acts) of this recording"
+        )
+
+
+def check_own(name: str, measured: LatentEvidence | Quality, dictionary: Dictionary) -> None:
+    """Refuse what was measured of another dictionary.
+
+    Raises:
+        InputError: with both digests.
+    """
+    if measured.dictionary_digest != dictionary.digest:
+        raise InputError(
+            f"the {name} is of dictionary {measured.dictionary_digest[:12]}, the one given is "
+            f"{dictionary.digest[:12]}: pass salve.{name}(...) of this one"
         )
 
 

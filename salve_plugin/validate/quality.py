@@ -55,6 +55,7 @@ class Quality(Tabular):
         n_held_out: held-out images of the recording, of which these are all or some.
         site: name of the site.
         learner: of the dictionary.
+        dictionary_digest: its digest.
         k: active latents of a row that the TopK controls have.
         l0_tolerance: |z| above this share of the data's root mean squared distance from their mean
             counts as active.
@@ -75,6 +76,7 @@ class Quality(Tabular):
     n_held_out: int
     site: str
     learner: str
+    dictionary_digest: str
     k: int
     l0_tolerance: float
     seed: int
@@ -219,6 +221,7 @@ def quality(
         n_held_out=data.n_held_out,
         site=acts.site.name,
         learner=dictionary.learner,
+        dictionary_digest=dictionary.digest,
         k=k,
         l0_tolerance=L0_TOLERANCE,
         seed=seed,

@@ -261,9 +261,21 @@ def test_a_latent_has_its_evidence_beside_chance(small: Small, tmp_path: Path) -
     index = piece(tmp_path, "index")["evidence"]
     assert (index["k"], index["images"], index["permutations"]) == (10, 300, 20)
     np.testing.assert_allclose(index["auc"], evidence.auc.float())
-    other = salve.fit(small.acts, "itda", n_latents=8)
-    with pytest.raises(InputError, match=r"evidence is of \d+ latents"):
-        salve.atlas(small.hooked, other, small.acts, tmp_path / "other", evidence=evidence)
+
+
+def test_what_was_measured_of_another_dictionary_is_refused(small: Small, tmp_path: Path) -> None:
+    parts = (small.hooked, small.dictionary, small.acts)
+    other = salve.fit(small.acts, "l1", n_latents=small.dictionary.n_latents, steps=1)
+    evidence = salve.evidence(small.hooked, other, small.acts, permutations=1)
+    quality = salve.quality(other, small.acts, controls=())
+    of = f"is of dictionary {other.digest[:12]}, the one given is {small.dictionary.digest[:12]}"
+    with pytest.raises(InputError, match=f"the evidence {of}: pass salve.evidence"):
+        salve.atlas(*parts, tmp_path / "atlas", evidence=evidence)
+    with pytest.raises(InputError, match=f"the quality {of}: pass salve.quality"):
+        salve.atlas(*parts, tmp_path / "atlas", quality=quality)
+    with pytest.raises(InputError, match="the evidence is of dictionary"):
+        salve.latent_card(*parts, 0, images=small.images, evidence=evidence)
+    assert not (tmp_path / "atlas").exists()
 
 
 @pytest.mark.slow

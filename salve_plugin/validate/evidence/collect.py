@@ -164,8 +164,8 @@ def evidence(
     return LatentEvidence(
         activity=reading.activity,
         auc_p_all=p_values(joined.pop("z").nan_to_num(nan=-torch.inf), best[:, None]),
-        **joined, k=reading.k, n_images=acts.n_images, permutations=permutations,
-        classes=acts.classes, **further,
+        **joined, dictionary_digest=dictionary.digest, k=reading.k, n_images=acts.n_images,
+        permutations=permutations, classes=acts.classes, **further,
     )  # fmt: skip
 
 

@@ -51,6 +51,7 @@ class LatentEvidence(Tabular):
         effect_p: share of other latents that lower it as much at the same KL.
         explained: see `PredictedEffect.explained`.
         explained_null: see there.
+        dictionary_digest: of the dictionary.
         k: of the precision.
         n_images: of the recording.
         permutations: of the labels.
@@ -84,6 +85,7 @@ class LatentEvidence(Tabular):
     effect_p: Float64[Tensor, " latents"]
     explained: Float64[Tensor, " latents"]
     explained_null: Float64[Tensor, " latents"]
+    dictionary_digest: str
     k: int
     n_images: int
     permutations: int
