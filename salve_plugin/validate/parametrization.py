@@ -87,7 +87,8 @@ def total_variation(image: Float[Tensor, "channels h w"]) -> Float[Tensor, ""]:
     """
     down = (image[:, 1:] - image[:, :-1]).abs()
     across = (image[:, :, 1:] - image[:, :, :-1]).abs()
-    return down.mean() + across.mean()
+    # Of an image that is one pixel high, there is no mean of what is below one another.
+    return sum((part.mean() for part in (down, across) if part.numel()), image.new_zeros(()))
 
 
 def shifted(

@@ -27,7 +27,7 @@ def product_map(
     >>> product_map(coarse, fine=torch.tensor([[[[1.0, 3.0]]]])).tolist()
     [[[[2.0, 0.0]]]]
     """
-    if coarse.ndim != 4 or coarse.shape[:2] != fine.shape[:2]:
+    if coarse.ndim != 4 or fine.ndim != 4 or coarse.shape[:2] != fine.shape[:2]:
         raise InputError(
             f"maps of shape {tuple(coarse.shape)} and {tuple(fine.shape)} are not of the same "
             "images; pass two attributions of them, (batch, 1, h, w)"

@@ -254,3 +254,12 @@ def test_the_colours_of_an_image_of_three_channels_vary_together() -> None:
     paint = image_of("fourier", (3, 32, 32))
     rgb = torch.cat([paint(start("fourier", (3, 32, 32), generator)).flatten(1)] * 1, 1).logit()
     assert torch.corrcoef(rgb)[0, 1] > 0.5
+
+
+def test_images_of_one_row_are_made_too() -> None:
+    random = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 1, 5, generator=random)
+    expected = image.diff(dim=2).abs().mean()
+    torch.testing.assert_close(total_variation(image), expected)
+    torch.testing.assert_close(total_variation(image.movedim(2, 1)), expected)
+    assert total_variation(image[:, :, :1]) == 0

@@ -28,6 +28,9 @@ def test_it_is_where_both_are_positive_and_scales_with_each(seed: int, factor: f
     torch.testing.assert_close(salve.product_map(coarse * 0 + 1, fine), fine.clamp(min=0))
 
 
+@pytest.mark.usefixtures("untyped")
 def test_maps_of_other_images_are_refused() -> None:
+    with pytest.raises(InputError, match=r"\(2, 1, 3, 3\) and \(2, 1\) are not of the same"):
+        salve.product_map(maps(0, 3), maps(1, 6)[..., 0, 0])
     with pytest.raises(InputError, match=r"\(2, 1, 3, 3\) and \(1, 1, 6, 6\) are not of the same"):
         salve.product_map(maps(0, 3), maps(1, 6)[:1])
