@@ -153,6 +153,8 @@ def test_its_artifact_has_both_classes(
     artifact.save_pretrained(tmp_path / "edit")
     read = salve.EditArtifact.from_pretrained(str(tmp_path / "edit"))
     assert list(read.labels or ()) == ["healthy", "ill"]
+    assert read.alpha_crit is not None
+    assert read.assessment == artifact.assessment
     with read.edit.applied(twins[0]):
         assert read.audit(None, twins[0]).proven
     with pytest.raises(InputError, match="3 labels for a classifier of 2 classes"):
