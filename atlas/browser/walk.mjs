@@ -120,6 +120,14 @@ await page.waitForTimeout(80);
 seen.searched = await page.evaluate(() => document.querySelectorAll('.list .body [role="row"]').length);
 await page.emulateMedia({ media: "print" });
 seen.printed = await page.evaluate(() => getComputedStyle(document.querySelector(".top nav")).display);
+await page.emulateMedia({ media: "screen" });
+await show("latents");
+const listed = async (event) => {
+  await page.evaluate((name) => dispatchEvent(new Event(name)), event);
+  return page.evaluate(() => document.querySelectorAll('.list .body [role="row"]').length);
+};
+seen.onPaper = await listed("beforeprint");
+seen.onScreen = await listed("afterprint");
 seen.requests = [...new Set(requests)].filter((address) => !address.startsWith("data:") && !address.startsWith("blob:"));
 seen.faults = faults;
 console.log(JSON.stringify(seen));

@@ -44,10 +44,16 @@ export function List({ label, rows, columns, href, sorted }: {
     const look = () => setView({ top: own.scrollTop, height: own.clientHeight });
     look();
     own.addEventListener("scroll", look, { passive: true });
+    // On paper all is in sight.
+    const whole = () => setView({ top: 0, height: Infinity });
+    addEventListener("beforeprint", whole);
+    addEventListener("afterprint", look);
     const sized = new ResizeObserver(look);
     sized.observe(own);
     return () => {
       own.removeEventListener("scroll", look);
+      removeEventListener("beforeprint", whole);
+      removeEventListener("afterprint", look);
       sized.disconnect();
     };
   }, []);

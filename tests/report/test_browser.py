@@ -193,8 +193,9 @@ def test_axe_finds_nothing_serious(walk: dict[str, Any]) -> None:
         assert not serious, (page, serious)
 
 
-def test_prints_leave_the_navigation_out(walk: dict[str, Any]) -> None:
+def test_prints_leave_the_navigation_out_and_no_row(walk: dict[str, Any], small: Small) -> None:
     assert walk["printed"] == "none"
+    assert walk["onPaper"] == small.dictionary.n_latents > walk["onScreen"]
 
 
 def test_the_page_of_an_artifact_opens_alone(small: Small, tmp_path: Path) -> None:
