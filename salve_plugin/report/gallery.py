@@ -54,9 +54,7 @@ class Images:
         Raises:
             InputError: if it has no length or another one than the recording.
         """
-        samples = getattr(data_set, "samples", None)
-        files = None if samples is None else [Path(str(sample[0])).name for sample in samples]
-        return cls(RecordedImages(hooked, acts, data_set), files)
+        return cls(RecordedImages(hooked, acts, data_set), _files(data_set))
 
     def read(self, index: int) -> Float[Tensor, "channels height width"]:
         """Return an image as the model takes it.
@@ -182,6 +180,16 @@ def maximizations(
             "noise": float(best.noise.mean()), "spread": float(best.noise.std()),
         }  # fmt: skip
     return made
+
+
+def _files(data_set: Any) -> list[str] | None:
+    """Return the names of the files of an image folder; None of what is none."""
+    samples = getattr(data_set, "samples", None)
+    # Data sets of one's own keep all sorts of things under this name.
+    listed = samples if isinstance(samples, list | tuple) else ()
+    paths = [sample[0] for sample in listed if isinstance(sample, list | tuple) and sample]
+    named = [Path(path).name for path in paths if isinstance(path, str | Path)]
+    return named if len(named) == len(data_set) else None
 
 
 def _batched(images: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -12,6 +13,8 @@ import salve_plugin as salve
 
 class Mixed(Dataset[tuple[Tensor, int]]):
     """Every second image is wider."""
+
+    samples: Any = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -60,3 +63,25 @@ def test_images_of_more_than_three_channels_are_shown(tmp_path: Path) -> None:
     assert card.maps is not None
     salve.atlas(hooked, dictionary, acts, tmp_path / "atlas", images=images, maximized=[0])
     assert list((tmp_path / "atlas" / "data" / "images").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("samples", "captions"),
+    [
+        ([(f"/a/{number}.png", number % 3) for number in range(24)], ["0.png", "1.png"]),
+        ([(Path(f"/a/{number}.png"),) for number in range(24)], ["0.png", "1.png"]),
+        ([{"path": "a.png", "label": 0}] * 24, ["image 0", "image 1"]),
+        ([("a.png", 0)] * 23, ["image 0", "image 1"]),
+        (torch.rand(24, 3, 8, 8), ["image 0", "image 1"]),
+    ],
+)
+def test_files_are_named_where_samples_are_those_of_an_image_folder(
+    samples: Any, captions: list[str]
+) -> None:
+    images = Mixed()
+    images.samples = samples
+    hooked = salve.attach(Net().eval(), head="fc", probe=images[0][0][None])
+    acts = salve.record(hooked, DataLoader(images, 1), progress=False)
+    dictionary = salve.fit(acts, "itda", n_latents=4)
+    card = salve.latent_card(hooked, dictionary, acts, 0, images=images, top=24)
+    assert {caption.partition(", ")[2] for caption in card.captions} >= set(captions)
