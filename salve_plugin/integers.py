@@ -22,6 +22,18 @@ def whole(value: object, name: str) -> int:
     raise InputError(f"{name} is {value!r:.200}; expected an integer")
 
 
+def at_least(least: int, value: object, name: str) -> int:
+    """Return an integer from `least` on.
+
+    Raises:
+        InputError: if it is none.
+    """
+    number = whole(value, name)
+    if number < least:
+        raise InputError(f"{name} is {number}; at least {least} was expected")
+    return number
+
+
 def seed_number(value: object) -> int:
     """Return a seed that every generator of random numbers takes.
 

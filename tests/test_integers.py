@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from salve_plugin.errors import InputError
-from salve_plugin.integers import whole
+from salve_plugin.integers import at_least, whole
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,9 @@ def test_an_integer_is_one_wherever_it_is_from(value: Any) -> None:
 def test_nothing_else_is(value: Any) -> None:
     with pytest.raises(InputError, match=r"^label is .*; expected an integer"):
         whole(value, "label")
+
+
+def test_one_that_is_too_small_is_none() -> None:
+    assert [at_least(1, value, "top") for value in (1, np.int64(2))] == [1, 2]
+    with pytest.raises(InputError, match=r"^top is 0; at least 1 was expected$"):
+        at_least(1, 0, "top")

@@ -12,6 +12,7 @@ from salve_plugin.control.assessment.outcomes import Effect
 from salve_plugin.report.folder import page_files, save
 from salve_plugin.report.scripts import array, data_url, script
 from salve_plugin.share.artifact import EditArtifact
+from salve_plugin.store.files import usable
 from salve_plugin.store.producer import producer
 from salve_plugin.validate.plots import ALPHA_CRIT
 
@@ -59,7 +60,7 @@ def artifact_page(
         },
     }
     files = {"data/index.js": script("index", content), **page_files()}
-    return save(Path(folder), files, {"artifact": artifact.digest}, force=force) / "index.html"
+    return save(usable(folder), files, {"artifact": artifact.digest}, force=force) / "index.html"
 
 
 def _name(artifact: EditArtifact, label: int) -> str:

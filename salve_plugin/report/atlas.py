@@ -12,13 +12,14 @@ from salve_plugin.discover.features import profile
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import check_of_model
 from salve_plugin.discover.sweep import Trial
-from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.integers import at_least
 from salve_plugin.report.content import Content
 from salve_plugin.report.evidence import check, check_own
 from salve_plugin.report.folder import page_files, save
 from salve_plugin.report.gallery import Images
 from salve_plugin.report.scripts import script
+from salve_plugin.store.files import usable
 from salve_plugin.validate.activity import activity
 from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
 from salve_plugin.validate.quality import Quality
@@ -86,14 +87,14 @@ def atlas(
         WriteError: if it cannot be written; what was there is whole.
     """
     check_attached(hooked)
-    # How many, or which: neither may be negative.
-    made = maximized if isinstance(maximized, int) else min(maximized, default=0)
-    for name, number, fewest in (
-        ("top", top, 1), ("bench_images", bench_images, 1), ("mapped", mapped, 0),
-        ("maximized", made, 0), ("stepped", stepped, 0),
-    ):  # fmt: skip
-        if number < fewest:
-            raise InputError(f"{name} is {number}; at least {fewest} was expected")
+    place = usable(folder)
+    top, bench_images = at_least(1, top, "top"), at_least(1, bench_images, "bench_images")
+    mapped, stepped = at_least(0, mapped, "mapped"), at_least(0, stepped, "stepped")
+    # Which, or else how many.
+    if isinstance(maximized, Sequence) and not isinstance(maximized, str):
+        maximized = [at_least(0, latent, "maximized") for latent in maximized]
+    else:
+        maximized = at_least(0, maximized, "maximized")
     Networks(hooked).check_present("the recording", acts.network_sha256)
     features = profile(dictionary, acts)
     check_of_model(acts.classes, len(features.counts))
@@ -119,4 +120,4 @@ def atlas(
         "dictionary": dictionary.digest, "network": acts.network_sha256,
         "labels": acts.labels_sha256, "images": acts.n_images,
     }  # fmt: skip
-    return save(Path(folder), written, about, force=force) / "index.html"
+    return save(place, written, about, force=force) / "index.html"

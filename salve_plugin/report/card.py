@@ -15,6 +15,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, printable
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.integers import at_least
 from salve_plugin.report.evidence import check
 from salve_plugin.report.gallery import Images, maps
 from salve_plugin.report.scripts import data_url
@@ -116,10 +117,10 @@ def latent_card(
     """
     check_attached(hooked)
     check_read(dictionary, acts)
-    if not 0 <= latent < dictionary.n_latents or top < 1:
+    latent, top = at_least(0, latent, "latent"), at_least(1, top, "top")
+    if latent >= dictionary.n_latents:
         raise InputError(
-            f"latent {latent}, top {top}: expected a latent from 0 to {dictionary.n_latents - 1} "
-            "and at least 1 image"
+            f"there is no latent {latent}; the latents are 0 to {dictionary.n_latents - 1}"
         )
     Networks(hooked).check_present("the recording", acts.network_sha256)
     recorded = Images.of(hooked, acts, images)

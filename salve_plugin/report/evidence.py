@@ -38,6 +38,8 @@ def check_own(name: str, measured: LatentEvidence | Quality, dictionary: Diction
     Raises:
         InputError: with both digests.
     """
+    if not isinstance(measured, {"evidence": LatentEvidence, "quality": Quality}[name]):
+        raise InputError(f"{name} is {measured!r:.80}; pass what salve.{name}(...) returns")
     if measured.dictionary_digest != dictionary.digest:
         raise InputError(
             f"the {name} is of dictionary {measured.dictionary_digest[:12]}, the one given is "

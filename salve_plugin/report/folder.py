@@ -11,7 +11,6 @@ from typing import Any
 from salve_plugin.errors import ArtifactError, InputError, MissingFileError
 from salve_plugin.report.scripts import provided
 from salve_plugin.store.digest import sha256_bytes
-from salve_plugin.store.files import usable
 from salve_plugin.store.folders import save_into
 from salve_plugin.store.place import Existing, ExistingFolder, FileChange
 
@@ -76,7 +75,7 @@ def save(
         ]
         return FileChange({**contents, MANIFEST: content}, obsolete)
 
-    return save_into(usable(folder), planned)
+    return save_into(folder, planned)
 
 
 @dataclass(frozen=True)

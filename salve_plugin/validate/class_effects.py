@@ -21,7 +21,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, check_attached, evaluating
 from salve_plugin.images import as_input
-from salve_plugin.integers import whole
+from salve_plugin.integers import at_least
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.class_gradient import class_gradient, class_rows
 from salve_plugin.validate.effects import effects_of
@@ -100,8 +100,7 @@ def class_effects(
         AttributionError: if no class depends on the site.
     """
     check_attached(hooked)
-    if whole(candidates, "candidates") < 0:
-        raise InputError(f"candidates must not be negative, got {candidates}")
+    candidates = at_least(0, candidates, "candidates")
     site = readable(hooked.site(dictionary.site.name), dictionary)
     Networks(hooked, on_base_mismatch).check_either(
         "the dictionary", getattr(dictionary, "network", None)

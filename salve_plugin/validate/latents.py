@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from salve_plugin.control.operators.base import real
 from salve_plugin.errors import InputError
 from salve_plugin.validate.contribution import Contribution
 
@@ -120,7 +121,8 @@ def latent_weights(
             raise InputError("the target is an empty dict; name at least one latent")
         index = latent_index(list(target), len(target), n_latents)
         weights = torch.zeros(n_latents, dtype=torch.float64)
-        weights[index] = torch.tensor(list(target.values()), dtype=torch.float64)
+        numbers = [real(value, "a weight of the target") for value in target.values()]
+        weights[index] = torch.tensor(numbers, dtype=torch.float64)
     else:
         weights = target.detach()
     if weights.shape not in ((n_latents,), (1, n_latents), (batch, n_latents)):

@@ -14,6 +14,7 @@ from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.hooks import check_attached, evaluating, reading
 from salve_plugin.images import run
+from salve_plugin.integers import at_least
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.latents import image_latents, latent_index
 from salve_plugin.validate.parametrization import (
@@ -144,16 +145,15 @@ def maximize(
     """
     check_attached(hooked)
     latent = int(latent_index(latent, 1, dictionary.n_latents))
-    if jitter is not None and jitter < 0:
-        raise InputError(f"jitter={jitter} must be a number of pixels, 0 or more")
-    if sign not in (1, -1) or steps < 0 or parametrization not in ("fourier", "pixel"):
+    steps = at_least(0, steps, "steps")
+    if sign not in (1, -1) or parametrization not in ("fourier", "pixel"):
         raise InputError(
-            f"sign={sign}, steps={steps}, parametrization={parametrization!r}: expected 1 or -1, "
-            "0 or more, and 'fourier' or 'pixel'"
+            f"sign={sign}, parametrization={parametrization!r}: expected 1 or -1, and 'fourier' or "
+            "'pixel'"
         )
     Networks(hooked, on_base_mismatch).check_either("the dictionary", dictionary.network)
     shape = _shape(hooked, size)
-    largest_shift = max(shape[1:]) // 16 if jitter is None else jitter
+    largest_shift = max(shape[1:]) // 16 if jitter is None else at_least(0, jitter, "jitter")
     generator = torch.Generator().manual_seed(seed)
     with ExitStack() as stack:
         # First of all, since autograd refuses every constant that is made in inference mode.
@@ -259,13 +259,15 @@ def _shape(
             "the model's description has no input size; pass size=, the side of its images, "
             "(height, width) or (channels, height, width)"
         )
-    wanted = described if size is None else (size, size) if isinstance(size, int) else size
-    assert isinstance(wanted, Sequence)
-    sides = tuple(int(side) for side in wanted)
-    shape = sides if len(sides) == 3 else (_channels(hooked), *sides)
-    if min(shape) < 1:
-        raise InputError(f"size {size} must be positive")
-    channels, height, width = shape
+    wanted = described if size is None else size
+    if not isinstance(wanted, list | tuple):
+        wanted = (wanted, wanted)
+    sides = tuple(at_least(1, side, "a side of size") for side in wanted)
+    if len(sides) not in (2, 3):
+        raise InputError(
+            f"size {wanted} must be the side, (height, width) or (channels, height, width)"
+        )
+    channels, height, width = sides if len(sides) == 3 else (_channels(hooked), *sides)
     return channels, height, width
 
 

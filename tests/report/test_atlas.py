@@ -263,6 +263,26 @@ def test_a_latent_has_its_evidence_beside_chance(small: Small, tmp_path: Path) -
     np.testing.assert_allclose(index["auc"], evidence.auc.float())
 
 
+@pytest.mark.usefixtures("untyped")
+def test_arguments_that_are_none_are_refused_and_nothing_is_written(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = (small.hooked, small.dictionary, small.acts)
+    quality: Any = salve.quality(small.dictionary, small.acts, controls=())
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"folder": ""}, '"" is no path'), ({"folder": None}, "None is a NoneType; a path"),
+        ({"top": 2.5}, "top is 2.5; expected an integer"), ({"mapped": -1}, "mapped is -1; at"),
+        ({"maximized": "3"}, "maximized is '3'; expected an integer"),
+        ({"maximized": [0, -1]}, "maximized is -1; at least 0"),
+        ({"evidence": quality}, r"evidence is <Quality.*; pass what salve.evidence\(...\) returns"),
+    ]  # fmt: skip
+    for arguments, message in wrong:
+        with pytest.raises(InputError, match=message):
+            salve.atlas(*parts, **({"folder": tmp_path / "atlas"} | arguments))
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_was_measured_of_another_dictionary_is_refused(small: Small, tmp_path: Path) -> None:
     parts = (small.hooked, small.dictionary, small.acts)
     other = salve.fit(small.acts, "l1", n_latents=small.dictionary.n_latents, steps=1)

@@ -85,7 +85,7 @@ def test_names_of_classes_and_files_are_text(small: Small, evidence: salve.Laten
 
 def test_what_is_of_something_else_is_refused(small: Small, evidence: salve.LatentEvidence) -> None:
     parts = (small.hooked, small.dictionary, small.acts)
-    with pytest.raises(InputError, match="latent 99, top 6: expected a latent from 0"):
+    with pytest.raises(InputError, match="no latent 99; the latents are 0 to"):
         salve.latent_card(*parts, 99, images=small.images)
     other = replace(evidence, n_images=10)
     with pytest.raises(InputError, match="evidence is of 10 images, the recording has 300"):

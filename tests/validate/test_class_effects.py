@@ -66,7 +66,7 @@ def test_it_can_be_called_in_inference_mode() -> None:
 def test_what_is_not_there_is_refused() -> None:
     hooked = attached("test_resnet")
     sae = dictionary_at(hooked.site("unembed.hook_in"), 6, k=4)
-    with pytest.raises(InputError, match="candidates must not be negative"):
+    with pytest.raises(InputError, match="candidates is -1; at least 0"):
         salve.class_effects(hooked, sae, LOADER, candidates=-1)
     effects = salve.class_effects(hooked, sae, LOADER)
     with pytest.raises(

@@ -185,13 +185,18 @@ def test_a_latent_without_variance_leaves_a_finite_image(digits_vit: Any) -> Non
     ("options", "message"),
     [
         ({"latent": 10}, "the latents are 0 to 9"),
-        ({"size": 0}, "must be positive"),
-        ({"jitter": -1}, "jitter=-1 must be a number of pixels"),
+        ({"size": 0}, "a side of size is 0; at least 1"),
+        ({"size": "a"}, "a side of size is 'a'; expected an integer"),
+        ({"size": (1, 2, 3, 4)}, r"size \(1, 2, 3, 4\) must be the side, \(height, width\) or"),
+        ({"jitter": -1}, "jitter is -1; at least 0"),
+        ({"jitter": 0.5}, "jitter is 0.5; expected an integer"),
         ({"low": 1.0, "high": 1.0}, "below"),
         ({"low": [0.0, 0.0]}, "one for each of 1"),
-        ({"steps": -1}, "steps=-1"),
+        ({"steps": -1}, "steps is -1; at least 0"),
+        ({"steps": 1.5}, "steps is 1.5; expected an integer"),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_an_argument_that_cannot_be_used_is_named(
     digits_vit: Any, options: dict[str, Any], message: str
 ) -> None:

@@ -16,6 +16,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.progress import bar
 from salve_plugin.hooks import HookedModel
+from salve_plugin.integers import at_least, whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.store.digest import content_digest
@@ -113,8 +114,8 @@ def evidence(
         ReadError: if a shard, or a block in `folder`, is damaged.
         WriteError: if a block cannot be kept.
     """
-    if top < 1 or permutations < 1:
-        raise InputError(f"top {top} and permutations {permutations}: expected at least 1 of each")
+    top, permutations = at_least(1, top, "top"), at_least(1, permutations, "permutations")
+    seed = whole(seed, "seed")
     if concepts is not None:
         check_concepts(concepts)
     if images is None and masks is not None:

@@ -14,6 +14,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, SiteLike, check_attached
 from salve_plugin.images import as_input, run
+from salve_plugin.integers import whole
 from salve_plugin.modes import evaluating, without_autocast
 from salve_plugin.validate.evidence.permuting import LEVEL
 
@@ -96,6 +97,7 @@ def tcav(
     """
     check_attached(hooked)
     site = hooked.site(at)
+    sets, target = whole(sets, "sets"), whole(target, "target")
     fewest = min((len(examples) for examples in concepts.values()), default=0)
     most = max((len(examples) for examples in concepts.values()), default=0)
     if fewest < 2 or len(random_images) < sets * most or not len(images) or sets < 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from salve_plugin.errors import InputError, ReadError
 from salve_plugin.faces.progress import Update
-from salve_plugin.store.files import usable, write_atomically
+from salve_plugin.store.files import no_such_write, usable, write_atomically
 
 
 def concatenated(blocks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -102,7 +102,10 @@ class Kept:
         """
         path = self._path(start)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:  # such as a file that is called like the folder
+                raise no_such_write(path.parent, error) from error
             write_atomically(path, save(tensors, {"digest": self._digest}))
 
     def _path(self, start: int) -> Path | None:

@@ -19,6 +19,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel
+from salve_plugin.integers import at_least, whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.evidence.head import (
@@ -126,12 +127,13 @@ def predicted_effect(
     """
     check_parts(hooked, dictionary, acts, on_base_mismatch)
     n_latents = dictionary.n_latents
-    chosen = list(range(n_latents)) if latents is None else list(latents)
+    chosen = [*range(n_latents)] if latents is None else [whole(each, "latent") for each in latents]
     unknown = [latent for latent in chosen if not 0 <= latent < n_latents]
     if unknown or not chosen:
         raise InputError(f"latents {unknown or chosen}: expected some of 0 to {n_latents - 1}")
-    if not strength > 0 or images < 1:
-        raise InputError(f"strength {strength} and images {images}: expected both above 0")
+    images = at_least(1, images, "images")
+    if not strength > 0:
+        raise InputError(f"strength {strength}: expected one above 0")
     head = read_head(hooked, dictionary, acts)
     x = rows_of(acts, evenly(acts.n_images, images))
     codes = dictionary.encode(x.to(dictionary.atoms.device)).cpu().double()

@@ -102,7 +102,10 @@ def test_arguments_out_of_range_are_refused(study: tuple[Any, Any, Tensor]) -> N
     hooked, dictionary, images = study
     refused: list[tuple[Callable[[], Any], str]] = [
         (lambda: salve.map_check(hooked, dictionary, images, 0, area=1.0), "area 1"),
-        (lambda: salve.map_check(hooked, dictionary, images, 0, regions=0), "regions 0"),
+        (
+            lambda: salve.map_check(hooked, dictionary, images, 0, regions=0),
+            "regions is 0; at least 1",
+        ),
         (lambda: salve.map_check(hooked, dictionary, images[:2], 99), "out of range"),
         (
             lambda: salve.map_check(hooked, dictionary, images, 0, heat=torch.ones(2, 1, 4, 4)),

@@ -8,7 +8,7 @@ import torch
 
 import salve_plugin as salve
 from salve_plugin.discover.learners.l1 import L1
-from salve_plugin.errors import InputError, ReadError
+from salve_plugin.errors import InputError, ReadError, WriteError
 from salve_plugin.validate.evidence import collect
 from salve_plugin.validate.evidence.latent_evidence import LatentEvidence
 
@@ -105,10 +105,20 @@ def test_it_shows_itself_in_a_line_a_table_and_a_notebook(known: Any) -> None:
         result.table([16])
 
 
-def test_parts_that_do_not_belong_together_are_refused(known: Any, make_recorded: Any) -> None:
+@pytest.mark.usefixtures("untyped")
+def test_parts_that_do_not_belong_together_are_refused(
+    known: Any, make_recorded: Any, tmp_path: Path
+) -> None:
     hooked, dictionary, acts = known
-    with pytest.raises(InputError, match="top 0"):
-        salve.evidence(hooked, dictionary, acts, top=0)
+    for wrong, message in (
+        ({"top": 0}, "top is 0; at least 1"), ({"top": "3"}, "top is '3'; expected an integer"),
+        ({"permutations": 2.5}, "permutations is 2.5"), ({"seed": None}, "seed is None"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            salve.evidence(hooked, dictionary, acts, **wrong)
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="File exists"):
+        salve.evidence(hooked, dictionary, acts, permutations=1, folder=tmp_path / "file")
     tokens = make_recorded(torch.rand(12, 3, 16), torch.arange(12) % 2)
     with pytest.raises(InputError, match="record the dictionary's site"):
         salve.evidence(tokens.hooked, dictionary, tokens.acts)

@@ -109,7 +109,7 @@ def test_recordings_of_something_else_are_refused(recorder: Any, make_recorded: 
         salve.compare_recordings(dictionary, acts, tokens)
     with pytest.raises(InputError, match="record the dictionary's site"):
         salve.unfamiliarity(dictionary, tokens, acts)
-    with pytest.raises(InputError, match="permutations 0"):
+    with pytest.raises(InputError, match="permutations is 0"):
         salve.compare_recordings(dictionary, acts, acts, permutations=0)
     with pytest.raises(InputError, match="at least four"):
         salve.unfamiliarity(dictionary, again(draw(3, 6), "three"), acts)
