@@ -1,5 +1,6 @@
 """Integers as people have them: Python's, NumPy's and torch's."""
 
+from contextlib import suppress
 from operator import index
 
 from salve_plugin.errors import InputError
@@ -7,29 +8,21 @@ from salve_plugin.errors import InputError
 LARGEST_SEED = 2**40
 
 
-def whole(value: object, name: str) -> int:
+def whole(value: object, name: str, *, least: int | None = None) -> int:
     """Return a single integer, of Python, NumPy or torch.
 
     Raises:
-        InputError: if it is something else: a truth value, a fraction, several integers.
+        InputError: if it is something else: a truth value, a fraction, several integers; or below
+            `least`.
     """
     kind = str(getattr(value, "dtype", type(value).__name__))
+    number = None
     if "bool" not in kind and not getattr(value, "ndim", 0):
-        try:
-            return index(value)  # type: ignore[arg-type] # what is none raises
-        except (TypeError, RuntimeError):
-            pass
-    raise InputError(f"{name} is {value!r:.200}; expected an integer")
-
-
-def at_least(least: int, value: object, name: str) -> int:
-    """Return an integer from `least` on.
-
-    Raises:
-        InputError: if it is none.
-    """
-    number = whole(value, name)
-    if number < least:
+        with suppress(TypeError, RuntimeError):
+            number = index(value)  # type: ignore[arg-type] # what is none raises
+    if number is None:
+        raise InputError(f"{name} is {value!r:.200}; expected an integer")
+    if least is not None and number < least:
         raise InputError(f"{name} is {number}; at least {least} was expected")
     return number
 

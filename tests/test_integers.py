@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from salve_plugin.errors import InputError
-from salve_plugin.integers import at_least, whole
+from salve_plugin.integers import whole
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,6 @@ def test_nothing_else_is(value: Any) -> None:
 
 
 def test_one_that_is_too_small_is_none() -> None:
-    assert [at_least(1, value, "top") for value in (1, np.int64(2))] == [1, 2]
+    assert [whole(value, "top", least=1) for value in (1, np.int64(2))] == [1, 2]
     with pytest.raises(InputError, match=r"^top is 0; at least 1 was expected$"):
-        at_least(1, 0, "top")
+        whole(0, "top", least=1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from salve_plugin.control.knots import Knots
 from salve_plugin.control.operators import Mode
 from salve_plugin.errors import InputError
+from salve_plugin.integers import whole
 
 CHUNK = 2048
 """Images solved at once."""
@@ -65,8 +66,8 @@ def _check_shapes(
             f"widths do not fit: weight {weight.shape[1]}, direction {len(direction)}, activations "
             f"{tuple(activations.shape)}"
         )
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk must be at least 1, got {chunk}")
+    if chunk is not None:
+        whole(chunk, "chunk", least=1)
     if not bool(direction.isfinite().all()):
         raise InputError("the direction is not finite")
 

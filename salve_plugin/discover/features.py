@@ -140,8 +140,7 @@ class Features(Tabular):
         Raises:
             InputError: as for `class_index`, or if `n` is less than 1.
         """
-        if whole(n, "n") < 1:
-            raise InputError(f"n must be at least 1, got {n}")
+        n = whole(n, "n", least=1)
         scores = self.scores[self.class_index(label)]
         return scores.argsort(descending=True, stable=True)[:n].tolist()
 

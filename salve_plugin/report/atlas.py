@@ -13,7 +13,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import check_of_model
 from salve_plugin.discover.sweep import Trial
 from salve_plugin.hooks import HookedModel, check_attached
-from salve_plugin.integers import at_least
+from salve_plugin.integers import whole
 from salve_plugin.report.content import Content
 from salve_plugin.report.evidence import check, check_own
 from salve_plugin.report.folder import page_files, save
@@ -88,13 +88,13 @@ def atlas(
     """
     check_attached(hooked)
     place = usable(folder)
-    top, bench_images = at_least(1, top, "top"), at_least(1, bench_images, "bench_images")
-    mapped, stepped = at_least(0, mapped, "mapped"), at_least(0, stepped, "stepped")
+    top, bench_images = whole(top, "top", least=1), whole(bench_images, "bench_images", least=1)
+    mapped, stepped = whole(mapped, "mapped", least=0), whole(stepped, "stepped", least=0)
     # Which, or else how many.
     if isinstance(maximized, Sequence) and not isinstance(maximized, str):
-        maximized = [at_least(0, latent, "maximized") for latent in maximized]
+        maximized = [whole(latent, "maximized", least=0) for latent in maximized]
     else:
-        maximized = at_least(0, maximized, "maximized")
+        maximized = whole(maximized, "maximized", least=0)
     Networks(hooked).check_present("the recording", acts.network_sha256)
     features = profile(dictionary, acts)
     check_of_model(acts.classes, len(features.counts))

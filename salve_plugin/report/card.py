@@ -15,7 +15,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, printable
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, check_attached
-from salve_plugin.integers import at_least
+from salve_plugin.integers import whole
 from salve_plugin.report.evidence import check
 from salve_plugin.report.gallery import Images, maps
 from salve_plugin.report.scripts import data_url
@@ -117,7 +117,7 @@ def latent_card(
     """
     check_attached(hooked)
     check_read(dictionary, acts)
-    latent, top = at_least(0, latent, "latent"), at_least(1, top, "top")
+    latent, top = whole(latent, "latent", least=0), whole(top, "top", least=1)
     if latent >= dictionary.n_latents:
         raise InputError(
             f"there is no latent {latent}; the latents are 0 to {dictionary.n_latents - 1}"

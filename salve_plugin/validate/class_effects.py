@@ -21,7 +21,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, check_attached, evaluating
 from salve_plugin.images import as_input
-from salve_plugin.integers import at_least
+from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.class_gradient import class_gradient, class_rows
 from salve_plugin.validate.effects import effects_of
@@ -63,8 +63,7 @@ class ClassEffects:
                 f"class {label} has no image here; those that have are "
                 f"{self.counts.nonzero()[:, 0].tolist()[:20]}"
             )
-        if n < 1:
-            raise InputError(f"n must be at least 1, got {n}")
+        n = whole(n, "n", least=1)
         falls = self.falls[label]
         by_fall = falls.nan_to_num(-torch.inf).argsort(descending=True, stable=True)
         first = by_fall[: int(falls.isfinite().sum())].tolist()
@@ -100,7 +99,7 @@ def class_effects(
         AttributionError: if no class depends on the site.
     """
     check_attached(hooked)
-    candidates = at_least(0, candidates, "candidates")
+    candidates = whole(candidates, "candidates", least=0)
     site = readable(hooked.site(dictionary.site.name), dictionary)
     Networks(hooked, on_base_mismatch).check_either(
         "the dictionary", getattr(dictionary, "network", None)

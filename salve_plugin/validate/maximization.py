@@ -14,7 +14,7 @@ from salve_plugin.control.networks import Networks
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.hooks import check_attached, evaluating, reading
 from salve_plugin.images import run
-from salve_plugin.integers import at_least
+from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.latents import image_latents, latent_index
 from salve_plugin.validate.parametrization import (
@@ -145,7 +145,7 @@ def maximize(
     """
     check_attached(hooked)
     latent = int(latent_index(latent, 1, dictionary.n_latents))
-    steps = at_least(0, steps, "steps")
+    steps = whole(steps, "steps", least=0)
     if sign not in (1, -1) or parametrization not in ("fourier", "pixel"):
         raise InputError(
             f"sign={sign}, parametrization={parametrization!r}: expected 1 or -1, and 'fourier' or "
@@ -153,7 +153,7 @@ def maximize(
         )
     Networks(hooked, on_base_mismatch).check_either("the dictionary", dictionary.network)
     shape = _shape(hooked, size)
-    largest_shift = max(shape[1:]) // 16 if jitter is None else at_least(0, jitter, "jitter")
+    largest_shift = max(shape[1:]) // 16 if jitter is None else whole(jitter, "jitter", least=0)
     generator = torch.Generator().manual_seed(seed)
     with ExitStack() as stack:
         # First of all, since autograd refuses every constant that is made in inference mode.
@@ -262,7 +262,7 @@ def _shape(
     wanted = described if size is None else size
     if not isinstance(wanted, list | tuple):
         wanted = (wanted, wanted)
-    sides = tuple(at_least(1, side, "a side of size") for side in wanted)
+    sides = tuple(whole(side, "a side of size", least=1) for side in wanted)
     if len(sides) not in (2, 3):
         raise InputError(
             f"size {wanted} must be the side, (height, width) or (channels, height, width)"

@@ -134,7 +134,7 @@ def test_an_unknown_class_is_refused_with_the_names_that_exist(
         features.ranked(-1)
     with pytest.raises(InputError, match=r"class 2 \('cat'\) has no example"):
         features.dominant("cat")
-    with pytest.raises(InputError, match="n must be at least 1"):
+    with pytest.raises(InputError, match="at least 1 was expected"):
         features.ranked("ant", 0)
 
 

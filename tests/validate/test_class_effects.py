@@ -73,5 +73,5 @@ def test_what_is_not_there_is_refused() -> None:
         InputError, match=r"class 0 has no image here; those that have are \[1, 3\]"
     ):
         effects.ranked(0)
-    with pytest.raises(InputError, match="n must be at least 1"):
+    with pytest.raises(InputError, match="at least 1 was expected"):
         effects.ranked(1, 0)

@@ -54,8 +54,7 @@ class SuppressClass:
                 f"rows {self.rows!r} is unknown; give indices, None for all, or 'rivals'"
             )
         _by(self.by)
-        if whole(self.tries, "tries") < 1:
-            raise InputError(f"tries is {self.tries}; at least 1 was expected")
+        whole(self.tries, "tries", least=1)
 
     @property
     def enough(self) -> float:

@@ -68,8 +68,7 @@ def find_concept(
         ReadError: if a shard is missing or damaged.
     """
     recordings, flags = checked_recordings(acts, has, without, on_base_mismatch, dictionary)
-    if whole(n_latents, "n_latents") < 1:
-        raise InputError(f"n_latents is {n_latents}; a sparse probe uses at least one latent")
+    n_latents = whole(n_latents, "n_latents", least=1)
     grouped = group_indices(groups, len(flags), paired=without is not None)
     split = Split.of(flags, grouped, seed)
     x_probe = Probing(recordings, split, lambda x: x)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Architecture, Outcome, Start, Step, Tensors
-from salve_plugin.discover.learners.checks import at_least, whole
+from salve_plugin.discover.learners.checks import at_least, at_least_one
 from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
 from salve_plugin.errors import InputError
@@ -58,7 +58,7 @@ class Archetypal(TopK):
         """
         super().__post_init__()
         at_least(0, delta=self.delta)
-        whole(points=1 if self.points is None else self.points)
+        at_least_one(points=1 if self.points is None else self.points)
 
     def prepare(self, start: Start) -> Tensors:
         """Return encoder and biases, and A, Λ and C; A and Λ are trained in the atoms' place.

@@ -41,7 +41,7 @@ def between(low: float | int, high: float | int, **options: object) -> None:
             raise InputError(f"{name} must lie between {low:g} and {high:g}, got {value}")
 
 
-def whole(**options: object) -> None:
+def at_least_one(**options: object) -> None:
     """Check that options are whole numbers of at least 1.
 
     Raises:

@@ -13,7 +13,7 @@ from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
 from salve_plugin.discover.kernels.sparse import Code
 from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.base import Architecture, Learner, Outcome, Start, Step, Tensors
-from salve_plugin.discover.learners.checks import above, between, whole
+from salve_plugin.discover.learners.checks import above, at_least_one, between
 from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.recording.team import Team
 from salve_plugin.errors import InputError
@@ -68,7 +68,7 @@ class GBA(Learner):
             InputError: if one is out of range.
         """
         between(1e-5, 1, highest=self.highest, lowest=self.lowest)
-        whole(groups=self.groups, window=self.window)
+        at_least_one(groups=self.groups, window=self.window)
         above(0, rate=self.rate)
         if self.lowest > self.highest:
             raise InputError(f"lowest = {self.lowest:g} must not exceed highest = {self.highest:g}")

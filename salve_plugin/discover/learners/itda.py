@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from salve_plugin.discover.learners.base import Solver, Start, Tensors
-from salve_plugin.discover.learners.checks import between, fits, whole
+from salve_plugin.discover.learners.checks import at_least_one, between, fits
 from salve_plugin.discover.learners.growing import GrowingAtoms
 from salve_plugin.discover.learners.pursuit import pursuit_code
 from salve_plugin.discover.learners.registry import register
@@ -53,7 +53,7 @@ class Itda(Solver):
         Raises:
             InputError: if one is out of range.
         """
-        whole(k=self.k)
+        at_least_one(k=self.k)
         between(0, 1, tau=self.tau)
 
     def activate(

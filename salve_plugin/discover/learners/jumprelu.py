@@ -12,7 +12,7 @@ from salve_plugin.discover.kernels.encoder import encode_above, pre_activations
 from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Architecture, Learner, Outcome, Start, Step, Tensors
-from salve_plugin.discover.learners.checks import above, at_least, whole
+from salve_plugin.discover.learners.checks import above, at_least, at_least_one
 from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.relu_l1 import SPARSITY_WARM_UP
 
@@ -68,7 +68,7 @@ class JumpReLU(Learner):
         at_least(0, l0=self.l0, aux=self.aux)
         above(0, aim=1 if self.aim is None else self.aim)
         above(0, bandwidth=self.bandwidth)
-        whole(initial_l0=self.initial_l0)
+        at_least_one(initial_l0=self.initial_l0)
 
     def activate(
         self, t: Tensors, pre: Float[Tensor, "*rows latents"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
-from salve_plugin.discover.learners.checks import at_least, fits, flag, whole
+from salve_plugin.discover.learners.checks import at_least, at_least_one, fits, flag
 from salve_plugin.discover.learners.pursuit import (
     Pursuit,
     gram_rows,
@@ -58,7 +58,7 @@ class MatchingPursuit(Learner):
             InputError: if one is out of range.
         """
         flag(signed=self.signed)
-        whole(k=self.k, k_aux=1 if self.k_aux is None else self.k_aux)
+        at_least_one(k=self.k, k_aux=1 if self.k_aux is None else self.k_aux)
         at_least(0, aux=self.aux)
 
     def activate(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from salve_plugin.discover.kernels.sparse import Code
 from salve_plugin.discover.learners.base import COMMON, Outcome, Start, Step, Tensors
-from salve_plugin.discover.learners.checks import whole
+from salve_plugin.discover.learners.checks import at_least_one
 from salve_plugin.discover.learners.registry import register
 from salve_plugin.discover.learners.topk import TopK
 
@@ -55,7 +55,7 @@ class Poly(TopK):
             InputError: if one is out of range.
         """
         super().__post_init__()
-        whole(rank=self.rank)
+        at_least_one(rank=self.rank)
 
     def decode(self, t: Tensors, z: Float[Tensor, "*rows latents"]) -> Float[Tensor, "*rows width"]:
         """Return y + b_d + a² pairs + a³ triples with y = z V and a = y · mixing."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.discover.learners.base import Solver, Start, Tensors
-from salve_plugin.discover.learners.checks import between, whole
+from salve_plugin.discover.learners.checks import at_least_one, between
 from salve_plugin.discover.learners.registry import register
 
 MAX_ROWS = 20_000
@@ -60,7 +60,7 @@ class Snmf(Solver):
         Raises:
             InputError: if one is out of range.
         """
-        whole(iterations=self.iterations, updates=self.updates)
+        at_least_one(iterations=self.iterations, updates=self.updates)
         between(0, 1, rho=self.rho)
 
     def activate(

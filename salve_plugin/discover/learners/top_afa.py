@@ -13,7 +13,7 @@ from salve_plugin.discover.kernels.precision import largest
 from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
-from salve_plugin.discover.learners.checks import at_least, whole
+from salve_plugin.discover.learners.checks import at_least, at_least_one
 from salve_plugin.discover.learners.registry import register
 
 
@@ -50,7 +50,7 @@ class TopAFA(Learner):
             InputError: if one is out of range.
         """
         at_least(0, afa=self.afa, aux=self.aux)
-        whole(k_aux=1 if self.k_aux is None else self.k_aux)
+        at_least_one(k_aux=1 if self.k_aux is None else self.k_aux)
 
     def activate(
         self, t: Tensors, pre: Float[Tensor, "*rows latents"]

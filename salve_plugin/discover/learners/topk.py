@@ -15,7 +15,7 @@ from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.kernels.squared_error import misfit
 from salve_plugin.discover.learners.auxiliary import apart, dead_loss
 from salve_plugin.discover.learners.base import Architecture, Learner, Outcome, Start, Step, Tensors
-from salve_plugin.discover.learners.checks import at_least, fits, whole
+from salve_plugin.discover.learners.checks import at_least, at_least_one, fits
 from salve_plugin.discover.learners.registry import register
 
 
@@ -50,7 +50,7 @@ class TopK(Learner):
         Raises:
             InputError: if one is out of range.
         """
-        whole(k=self.k, k_aux=1 if self.k_aux is None else self.k_aux)
+        at_least_one(k=self.k, k_aux=1 if self.k_aux is None else self.k_aux)
         at_least(0, aux=self.aux)
 
     def activate(

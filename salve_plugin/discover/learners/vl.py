@@ -13,7 +13,7 @@ from salve_plugin.discover.kernels.encoder import encode_at, pre_activations
 from salve_plugin.discover.kernels.precision import largest
 from salve_plugin.discover.kernels.sparse import Code, Support
 from salve_plugin.discover.learners.base import Learner, Outcome, Start, Step, Tensors
-from salve_plugin.discover.learners.checks import fits, whole
+from salve_plugin.discover.learners.checks import at_least_one, fits
 from salve_plugin.discover.learners.registry import register
 
 SMALLEST = 1e-8
@@ -52,7 +52,7 @@ class VL(Learner):
         Raises:
             InputError: if k is not a whole number of at least 1.
         """
-        whole(k=self.k)
+        at_least_one(k=self.k)
 
     def pre_activation(
         self, t: Tensors, x: Float[Tensor, "*rows width"]

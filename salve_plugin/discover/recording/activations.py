@@ -15,6 +15,7 @@ from salve_plugin.discover.recording.labelling import Labelling, indices_in, ten
 from salve_plugin.discover.recording.shards import INDEX_FILE, Index, Shard
 from salve_plugin.errors import InputError, ReadError
 from salve_plugin.faces.one_line import shortened
+from salve_plugin.integers import whole
 from salve_plugin.site import Site
 from salve_plugin.store.digest import sha256_file
 from salve_plugin.store.files import usable
@@ -173,8 +174,7 @@ class Activations:
             InputError: if `size` is not positive.
             ReadError: if a shard is missing or damaged; it is named.
         """
-        if size < 1:
-            raise InputError(f"batch size must be at least 1, got {size}")
+        size = whole(size, "batch size", least=1)
         blocks = [
             (shard, start, min(start + BLOCK_ROWS, shard.rows))
             for shard in self._shards

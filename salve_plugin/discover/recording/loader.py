@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from salve_plugin.discover.recording.labelling import Labelling, annotations, labelling_of
-from salve_plugin.discover.recording.whole import check_count, whole
+from salve_plugin.discover.recording.unsplit import check_count, unsplit
 from salve_plugin.errors import InputError, ReadError, SalveError
 
 SAMPLED_VALUES = 1024
@@ -102,7 +102,7 @@ def labelled_batches(
     Warns:
         UserWarning: if images of the data set were left out.
     """
-    loader = whole(loader)
+    loader = unsplit(loader)
     workers = getattr(loader, "num_workers", 0)
     iterable = isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset)
     batches = _read(loader, n_classes, several_logits, labelling)

@@ -15,7 +15,7 @@ from salve_plugin.discover.recording.labelling import tensor_name
 from salve_plugin.discover.recording.loader import checked, length
 from salve_plugin.discover.recording.shards import Index, Shard
 from salve_plugin.discover.recording.team import Team
-from salve_plugin.discover.recording.whole import every_nth, expected_images
+from salve_plugin.discover.recording.unsplit import every_nth, expected_images
 from salve_plugin.errors import InputError, ReadError
 
 

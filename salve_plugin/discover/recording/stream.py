@@ -23,12 +23,13 @@ from salve_plugin.discover.recording.parts import Share, check_together, join, p
 from salve_plugin.discover.recording.recorder import Recorder
 from salve_plugin.discover.recording.shards import Index
 from salve_plugin.discover.recording.team import Team
-from salve_plugin.discover.recording.whole import whole
+from salve_plugin.discover.recording.unsplit import unsplit
 from salve_plugin.errors import InputError, ReadError, SalveError, WriteError
 from salve_plugin.faces.progress import Update, bar
 from salve_plugin.hooks import HookedModel, SiteLike, check_attached, evaluating, reading
 from salve_plugin.images import run as run_images
 from salve_plugin.images import usable_device
+from salve_plugin.integers import whole
 from salve_plugin.network import network_digest
 from salve_plugin.site import HEAD_INPUT, Site
 from salve_plugin.store.digest import fingerprints, state_digest
@@ -111,10 +112,9 @@ def record(
     """
     check_attached(hooked)
     check_labelling(labels)
-    if shard_rows < 1:
-        raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
+    shard_rows = whole(shard_rows, "shard_rows", least=1)
     team = Team(accelerator)
-    loader = whole(loader)
+    loader = unsplit(loader)
     if team.size > 1:
         return _record_together(
             team, hooked, loader, site, folder,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salve_plugin.discover.learners.checks import whole
+from salve_plugin.discover.learners.checks import at_least_one
 from salve_plugin.discover.training.progress import Progress
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.store.files import usable
@@ -47,4 +47,4 @@ class Run:
         """
         if self.checkpoint is not None:
             usable(self.checkpoint)
-        whole(checkpoint_every=self.checkpoint_every)
+        at_least_one(checkpoint_every=self.checkpoint_every)

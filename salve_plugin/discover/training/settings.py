@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from salve_plugin.discover.learners.base import Learner, Solver
-from salve_plugin.discover.learners.checks import above, flag, whole
+from salve_plugin.discover.learners.checks import above, at_least_one, flag
 from salve_plugin.discover.learners.registry import create
 from salve_plugin.discover.training.rows import Moments
 from salve_plugin.errors import InputError
@@ -73,7 +73,7 @@ class FitSettings(Record):
                 f"{seed!r}"
             )
         counts = {name: getattr(self, name) for name in COUNTS}
-        whole(**{name: count for name, count in counts.items() if count is not None})
+        at_least_one(**{name: count for name, count in counts.items() if count is not None})
         if self.learning_rate is not None:
             above(0, learning_rate=self.learning_rate)
         if self.target_l0 is not None:

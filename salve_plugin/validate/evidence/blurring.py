@@ -13,7 +13,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel
 from salve_plugin.images import run
-from salve_plugin.integers import at_least
+from salve_plugin.integers import whole
 from salve_plugin.modes import evaluating, without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
@@ -121,7 +121,7 @@ def map_check(
             each image or not finite.
         SalveError: as `LayerGradFam.of` and its `attribute`.
     """
-    regions = at_least(1, regions, "regions")
+    regions = whole(regions, "regions", least=1)
     if not 0 < area < 1:
         raise InputError(f"area {area}: expected a share of the image between 0 and 1")
     from salve_plugin.validate.grad_fam import LayerGradFam  # imports captum

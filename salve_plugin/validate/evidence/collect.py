@@ -16,7 +16,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.progress import bar
 from salve_plugin.hooks import HookedModel
-from salve_plugin.integers import at_least, whole
+from salve_plugin.integers import whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.store.digest import content_digest
@@ -114,7 +114,7 @@ def evidence(
         ReadError: if a shard, or a block in `folder`, is damaged.
         WriteError: if a block cannot be kept.
     """
-    top, permutations = at_least(1, top, "top"), at_least(1, permutations, "permutations")
+    top, permutations = whole(top, "top", least=1), whole(permutations, "permutations", least=1)
     seed = whole(seed, "seed")
     if concepts is not None:
         check_concepts(concepts)

@@ -19,7 +19,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel
-from salve_plugin.integers import at_least, whole
+from salve_plugin.integers import whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.evidence.head import (
@@ -131,7 +131,7 @@ def predicted_effect(
     unknown = [latent for latent in chosen if not 0 <= latent < n_latents]
     if unknown or not chosen:
         raise InputError(f"latents {unknown or chosen}: expected some of 0 to {n_latents - 1}")
-    images = at_least(1, images, "images")
+    images = whole(images, "images", least=1)
     if not strength > 0:
         raise InputError(f"strength {strength}: expected one above 0")
     head = read_head(hooked, dictionary, acts)

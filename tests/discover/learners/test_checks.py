@@ -2,7 +2,7 @@
 
 import pytest
 
-from salve_plugin.discover.learners.checks import above, at_least, between, fits, whole
+from salve_plugin.discover.learners.checks import above, at_least, at_least_one, between, fits
 from salve_plugin.errors import InputError
 
 NOT_NUMBERS = [float("nan"), float("inf"), -float("inf"), "0.5", None, True]
@@ -12,7 +12,7 @@ def test_values_at_the_bounds_pass() -> None:
     at_least(0, weight=0)
     above(0, width=1e-9)
     between(0, 1, share=0, other=1.0)
-    whole(k=1)
+    at_least_one(k=1)
     fits(4, 4)
 
 
@@ -37,7 +37,7 @@ def test_what_lies_outside_of_two_bounds_is_refused(value: object) -> None:
 @pytest.mark.parametrize("value", [0, -3, 2.0, *NOT_NUMBERS])
 def test_what_is_not_a_count_is_refused(value: object) -> None:
     with pytest.raises(InputError, match=r"k must be a whole number of at least 1, got"):
-        whole(k=value)
+        at_least_one(k=value)
 
 
 def test_more_active_latents_than_there_are_is_refused_with_what_would_fit() -> None:

@@ -99,7 +99,7 @@ def test_tensor_and_labels_are_in_the_loaders_order(make_recording: MakeRecordin
 
 
 def test_a_batch_size_below_one_is_refused(make_recording: MakeRecording) -> None:
-    with pytest.raises(InputError, match="at least 1, got 0"):
+    with pytest.raises(InputError, match="batch size is 0; at least 1 was"):
         make_recording(*numbered(5)).batches(0)
 
 

@@ -276,7 +276,7 @@ def test_an_empty_loader_and_an_unknown_site_are_refused(
         record(hooked_resnet, [], progress=False)
     with pytest.raises(UnknownSiteError, match=r"unembed\.hook_in"):
         record(hooked_resnet, few_batches, "blocks.99", progress=False)
-    with pytest.raises(InputError, match="shard_rows must be at least 1"):
+    with pytest.raises(InputError, match="at least 1 was expected"):
         record(hooked_resnet, few_batches, shard_rows=0, progress=False)
 
 

@@ -33,7 +33,7 @@ class EveryNth(Sampler[list[int]]):
         return len(range(self._first, len(self.batches), self._n))
 
 
-def whole(loader: Iterable[Any]) -> Iterable[Any]:
+def unsplit(loader: Iterable[Any]) -> Iterable[Any]:
     """Return a loader of all images of the data set, in its order.
 
     What `accelerator.prepare()` did and what a `DistributedSampler` does is undone, whoever split

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from salve_plugin.discover.recording.loader import labelled_batches
-from salve_plugin.discover.recording.whole import whole
+from salve_plugin.discover.recording.unsplit import unsplit
 from salve_plugin.errors import InputError
 
 DATA = TensorDataset(torch.rand(23, 3, 4, 4, generator=torch.Generator()), torch.arange(23))
@@ -140,4 +140,4 @@ def test_what_yields_nothing_is_refused() -> None:
 
 def test_what_is_whole_comes_back_as_it_is() -> None:
     for loader in (DataLoader(DATA, 5), DataLoader(DATA, batch_size=None), [1, 2]):
-        assert whole(loader) is loader
+        assert unsplit(loader) is loader
