@@ -86,7 +86,7 @@ def apply(
     if assessment is not None and as_json:
         result |= {"assessment": assessment.to_json(), "verdict": assessment.verdict}
     elif assessment is not None:
-        show_assessment(assessment, f"edit of {source} on {data}")
+        show_assessment(assessment, f"edit of {source} on {data}", labels_of(shared))
     _show(result, match, "applied", as_json=as_json)
 
 

@@ -1,5 +1,7 @@
 """How an assessment is shown on a terminal."""
 
+from collections.abc import Sequence
+
 from salve_plugin.cli.output import say, show_table
 from salve_plugin.control.assessment.assessment import Assessment
 from salve_plugin.control.assessment.tables import (
@@ -19,9 +21,15 @@ def show_verdict(choice: Choice) -> None:
     say(choice.verdict, style=style)
 
 
-def show_assessment(assessment: Assessment, title: str) -> None:
-    """Print classes, controls, budget, what was predicted, and in one line the verdict."""
-    rows = class_rows(assessment)
+def show_assessment(assessment: Assessment, title: str, names: Sequence[str] | None) -> None:
+    """Print classes, controls, budget, what was predicted, and in one line the verdict.
+
+    Args:
+        assessment: to print.
+        title: of the table.
+        names: of all the model's classes, if they are known.
+    """
+    rows = class_rows(assessment, names=names)
     show_table(title, CLASS_COLUMNS, rows)
     if len(rows) < len(assessment.classes):
         left_out = len(assessment.classes) - len(rows)

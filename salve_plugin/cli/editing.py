@@ -148,6 +148,7 @@ def make(
     show_assessment(
         assessment,
         f"{edit.kind}: {edit.amount}, rows {'all' if edit.rows is None else list(edit.rows)}",
+        acts.classes,
     )
     if choice is not None:
         show_verdict(choice)

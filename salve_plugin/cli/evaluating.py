@@ -60,7 +60,7 @@ def evaluate(
             }
         )
         return not different
-    show_assessment(measured, f"edit of {source}, measured again")
+    show_assessment(measured, f"edit of {source}, measured again", shared.labels)
     if different:
         rows = [(each.field, str(each.stored), str(each.measured)) for each in different]
         show_table("what differs", ("field", "in the artifact", "measured now"), rows)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
+from salve_plugin.cli.artifacts import labels_of
 from salve_plugin.cli.assessments import show_assessment, show_verdict
 from salve_plugin.cli.images import ImageTree
 from salve_plugin.cli.origins import note_study
@@ -197,7 +198,7 @@ def _show(
         [(one.method, one.effect, one.harm, *one.figures.values()) for one in best],
     )
     if assessment is not None:
-        show_assessment(assessment, f"chosen: {choice.chosen.method}")
+        show_assessment(assessment, f"chosen: {choice.chosen.method}", labels_of(made))
     say(concept.note)
     show_verdict(choice)
     say(f"Saved in {out} ({made.digest[:12]}).")

@@ -186,12 +186,14 @@ def check_assessment(
         raise InputError(
             f"the assessment has class {last}, where classes are numbered from 0 to {count - 1}"
         )
-    # Either may have no name for a class; where both have one it is the same.
-    for label, name in assessment.names.items():
-        if labels is not None and label < len(labels) and labels[label] != name:
+    for outcome in assessment.classes:
+        # Either may have no name for a class; where both have one it is the same.
+        known = labels is not None and outcome.label < len(labels)
+        name = labels[outcome.label] if labels is not None and known else outcome.name
+        if outcome.name is not None and outcome.name != name:
             raise InputError(
-                f"class {label} is {shortened(name)} in the assessment, "
-                f"{shortened(labels[label])} among the labels"
+                f"class {outcome.label} is {shortened(outcome.name)} in the assessment, "
+                f"{shortened(name)} among the labels"
             )
     for moment, measures in assessment.measures.items():
         for name in measures.keys() & evaluation.get(moment, {}).keys():

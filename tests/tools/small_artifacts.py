@@ -124,13 +124,11 @@ def small_assessment() -> Assessment:
     )  # fmt: skip
     masked = replace(effect, accuracy=0.5, others=0.0, worst=0.0)
     target = ClassOutcome(
-        accuracy=(1.0, 0.0), bias_change=0.0, count=2, destination=2, destination_name="<b>",
-        destination_share=1.0, label=1, name="ü|x", probability=(0.75, 0.125), spread=(2.0, 0.5),
-        weights_changed=2, weights_zeroed=1,
+        accuracy=(1.0, 0.0), bias_change=0.0, count=2, destination=2, destination_share=1.0,
+        label=1, name="ü|x", probability=(0.75, 0.125), spread=(2.0, 0.5), weights_changed=2,
+        weights_zeroed=1,
     )  # fmt: skip
-    other = replace(
-        target, accuracy=(0.5, 0.0), label=2, name="<b>", destination=None, destination_name=None,
-    )  # fmt: skip
+    other = replace(target, accuracy=(0.5, 0.0), label=2, name="<b>", destination=None)
     return Assessment(
         accuracy=0.75,
         budget=Budget(16, (ParameterBudget(4, 4.5, "fc.weight", 1, 0.25),)),

@@ -216,8 +216,6 @@ def _outcomes(
         zeroed = ((old.weight != 0) & (new.weight == 0)).sum(1)
         bias = new.bias - old.bias
     listed = (count > 0) | (changed > 0) | (bias != 0)
-    known = () if names is None else names
-    named = [*known, *[None] * (len(count) - len(known))]
     accuracies = [tally.evaluation.accuracy.tolist() for tally in (before, after)]
     spreads = [tally.spread.tolist() for tally in (before, after)]
     outcomes = []
@@ -226,18 +224,17 @@ def _outcomes(
         # A copy: the row is a view of the tally's own counts.
         elsewhere = after.confusion[label].clone()
         elsewhere[label] = 0
-        most, destination = int(elsewhere.max()), int(elsewhere.argmax())
+        most = int(elsewhere.max())
         own = [float(tally.probability[label]) / max(images, 1) for tally in (before, after)]
         outcomes.append(
             ClassOutcome(
                 accuracy=(accuracies[0][label], accuracies[1][label]) if images else None,
                 bias_change=float(bias[label]),
                 count=images,
-                destination=destination if most else None,
-                destination_name=named[destination] if most else None,
+                destination=int(elsewhere.argmax()) if most else None,
                 destination_share=most / images if images else 0.0,
                 label=label,
-                name=named[label],
+                name=names[label] if names is not None and label < len(names) else None,
                 # Rounding may leave a mean of probabilities just above 1, which the record refuses.
                 probability=(min(own[0], 1.0), min(own[1], 1.0)) if images else None,
                 spread=(spreads[0][label], spreads[1][label]),

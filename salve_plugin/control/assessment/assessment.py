@@ -1,5 +1,6 @@
 """The assessment of an edit: one record, its table, and its verdict in words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -80,10 +81,6 @@ class Assessment(Record):
                 f"an assessment lists at most {MAX_CLASSES} classes, each once, by label; got "
                 f"{len(labels)}, the first {labels[:10]}"
             )
-        names = self.names
-        for label, name in self._named:
-            if names[label] != name:
-                raise InputError(f"class {label} is named {name!r:.200} and {names[label]!r:.200}")
         if sum(outcome.count for outcome in self.classes) != self.images:
             raise InputError(f"the classes' images are not the {self.images} that were assessed")
         # What is said of a target or a concept stands in several fields: in all of them or in none.
@@ -155,21 +152,6 @@ class Assessment(Record):
                 f"worst {self.effect.worst}"
             )
 
-    @property
-    def names(self) -> dict[int, str]:
-        """What classes are called by label, as far as it is known; also those that images go to."""
-        return dict(self._named)
-
-    @property
-    def _named(self) -> list[tuple[int, str]]:
-        said = [(each.label, each.name) for each in self.classes]
-        said += [
-            (each.destination, each.destination_name)
-            for each in self.classes
-            if each.destination is not None
-        ]
-        return [(label, name) for label, name in said if name is not None]
-
     def outcome(self, label: int) -> ClassOutcome:
         """Return what became of a class.
 
@@ -226,6 +208,12 @@ class Assessment(Record):
         # The verdict is what matters, to its end, where a control may do better.
         return shortened(f"<Assessment: {self.verdict}>")
 
-    def table(self, most: int = 12) -> str:
-        """Return the classes (at most so many), the controls, budget and verdict as plain text."""
-        return text_of(self, most)
+    def table(self, most: int = 12, names: Sequence[str] | None = None) -> str:
+        """Return the classes (at most so many), the controls, budget and verdict as plain text.
+
+        Args:
+            most: classes to list.
+            names: of all the model's classes, such as `Activations.classes`, for those without
+                images that images go to.
+        """
+        return text_of(self, most, names)

@@ -10,7 +10,6 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import listed, one_line
 from salve_plugin.store.record import Index, ParameterPath, Record, Sha256
 
-Name = Annotated[str, Meta(max_length=1000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Shares = tuple[Share, Share]
 """Before and after the edit."""
@@ -38,7 +37,6 @@ class ClassOutcome(Record):
         count: number of its images.
         destination: the other class that most of its images are labelled as after the edit; null
             if none is labelled as another.
-        destination_name: its name, if known.
         destination_share: the share of its images that are.
         label: the class.
         name: of the class, if known.
@@ -54,10 +52,9 @@ class ClassOutcome(Record):
     bias_change: float
     count: Index
     destination: Index | None
-    destination_name: Name | None
     destination_share: Share
     label: Index
-    name: Name | None
+    name: Annotated[str, Meta(max_length=1000)] | None
     probability: Shares | None
     spread: tuple[Amount, Amount]
     weights_changed: Index
@@ -75,11 +72,6 @@ class ClassOutcome(Record):
             raise InputError(
                 f"class {self.label} has {self.count} images, accuracy {self.accuracy} and "
                 f"probability {self.probability}; both are for classes with images, and only those"
-            )
-        if self.destination is None and self.destination_name is not None:
-            raise InputError(
-                f"class {self.label}'s images go nowhere, but the class that most go to is named "
-                f"{self.destination_name!r:.200}"
             )
 
 

@@ -84,7 +84,7 @@ def reassess(
 
 def _names(hooked: HookedModel, stored: Assessment) -> list[str]:
     """Return the names that the classes had, so that those of the new data do not count."""
-    names = stored.names
+    names = {each.label: each.name for each in stored.classes if each.name is not None}
     if not names:
         return []  # none, and not those of the new data, which None would ask for
     # Classes that were not listed are not compared: what they are called here does not matter.

@@ -1,6 +1,6 @@
 """An assessment as rows of short texts, for terminals and cards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from salve_plugin.control.assessment.outcomes import MOST_RUN, ClassOutcome, Effect
@@ -25,14 +25,18 @@ CONCEPT_COLUMNS = (
 NOTHING = "—"
 
 
-def class_rows(assessment: "Assessment", most: int = 12) -> list[tuple[str, ...]]:
+def class_rows(
+    assessment: "Assessment", most: int = 12, names: Sequence[str] | None = None
+) -> list[tuple[str, ...]]:
     """Return one row a class, under `CLASS_COLUMNS`: before → after.
 
     Where there are more than `most`: the target, then those with the greatest loss, then those
-    whose rows changed, then the others.
+    whose rows changed, then the others. An assessment has the names of its own classes: those of
+    all are given, for images that go to others.
     """
     kept = sorted(assessment.classes, key=lambda each: _rank(each, assessment.target))[:most]
-    return [_class_row(each, assessment) for each in sorted(kept, key=lambda each: each.label)]
+    kept.sort(key=lambda each: each.label)
+    return [_class_row(each, assessment, names or ()) for each in kept]
 
 
 def _rank(outcome: ClassOutcome, target: int | None) -> tuple[bool, float, float, int]:
@@ -43,10 +47,12 @@ def _rank(outcome: ClassOutcome, target: int | None) -> tuple[bool, float, float
     return outcome.label != target, min(change, 0.0), touched, outcome.label
 
 
-def _class_row(outcome: ClassOutcome, assessment: "Assessment") -> tuple[str, ...]:
+def _class_row(
+    outcome: ClassOutcome, assessment: "Assessment", names: Sequence[str]
+) -> tuple[str, ...]:
     where = NOTHING
     if outcome.destination is not None:
-        named = class_name(assessment, outcome.destination)
+        named = class_name(assessment, outcome.destination, names)
         where = f"{named} {percent(outcome.destination_share)}"
     return (
         class_name(assessment, outcome.label),
@@ -147,9 +153,9 @@ def prediction_lines(assessment: "Assessment") -> list[str]:
     return lines
 
 
-def text_of(assessment: "Assessment", most: int) -> str:
+def text_of(assessment: "Assessment", most: int, names: Sequence[str] | None) -> str:
     """Return all of an assessment as plain text: classes, controls, budget and verdict."""
-    rows = class_rows(assessment, most)
+    rows = class_rows(assessment, most, names)
     left_out = len(assessment.classes) - len(rows)
     parts = [aligned([CLASS_COLUMNS, *rows])]
     parts += [f"and {left_out} classes more"] if left_out else []

@@ -1,5 +1,6 @@
 """The verdict: one sentence that says what an edit does, and when a control would have done."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from salve_plugin.control.assessment.outcomes import ConceptOutcome, ControlName, Effect
@@ -161,8 +162,15 @@ def points(difference: float) -> str:
     return f"{round(100 * difference, 1) + 0.0:+.1f} points"
 
 
-def class_name(assessment: "Assessment", label: int) -> str:
-    """Return the name of a class with its row, or the row alone."""
-    name = assessment.names.get(label)
+def class_name(assessment: "Assessment", label: int, names: Sequence[str] = ()) -> str:
+    """Return the name of a class with its row, or the row alone.
+
+    Args:
+        assessment: has names of its own classes.
+        label: of any class.
+        names: of all classes, if they are known.
+    """
+    known = names[label] if label < len(names) else None
+    name = next((each.name for each in assessment.classes if each.label == label), known)
     # Names come from folders, and in an artifact from anybody: no terminal shall obey them.
     return str(label) if name is None else f"'{printable(name)}' ({label})"
