@@ -1,6 +1,7 @@
 """The way through the commands, on a real timm model and a real image folder."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,19 +104,15 @@ def test_each_image_stands_beside_its_map_and_the_latent_has_a_picture_of_its_ow
 def test_a_latent_that_was_not_named_is_explained_with_the_reason(
     study: Path, image_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    image = next((image_folder / "3").iterdir())
-    explain = ["explain", str(study), str(image), "--force", "--out", str(tmp_path / "out")]
-    latent = _run(capsys, *explain, "--class", "3")["latent"]
     (features,) = _run(capsys, "features", study, "--class", "3")["classes"]
     dominant = features["dominant"]["latent"]
-    capsys.readouterr()
-    for named, why in ((["--class", "3"], True), (["--latent", str(latent)], False)):
-        with pytest.raises(SystemExit, match="0"):
-            main([*explain, *named])
-        shown = " ".join(capsys.readouterr().out.split())
-        assert f"Grad-FAM of latent {latent}" in shown
-        assert ("which `salve edit` takes for 3" in shown) == why
-        assert (f"(its dominant latent is {dominant})" in shown) == (why and dominant != latent)
+    image = next((image_folder / "3").iterdir())
+    with pytest.raises(SystemExit, match="0"):
+        main(["explain", str(study), str(image), "--class", "3", "--out", str(tmp_path / "out")])
+    shown = " ".join(capsys.readouterr().out.split())
+    found = re.search(r"Grad-FAM of latent (\d+), which `salve edit` takes for 3", shown)
+    assert found is not None
+    assert (f"(its dominant latent is {dominant})" in shown) == (int(found[1]) != dominant)
 
 
 def test_images_that_are_gone_are_no_reason_not_to_explain(
