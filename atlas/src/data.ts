@@ -55,6 +55,8 @@ export type Index = {
 export type ClassEntry = {
   ranked: number[]; scores: Float32Array; means: Float32Array; shifts: Float32Array;
   predicted?: { classes: Int32Array; images: Int32Array };
+  /** The same of the bench's images, after an edit of the class's own row and its dominant latent. */
+  after?: { strength: number; classes: Int32Array; images: Int32Array };
   crit?: { own: Float64Array; all: Float64Array };
 } | null;
 export type LatentEntry = {

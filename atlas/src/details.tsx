@@ -51,6 +51,38 @@ function CritChart({ crit }: { crit: NonNullable<NonNullable<ClassEntry>["crit"]
   );
 }
 
+type Counted = { classes: Int32Array; images: Int32Array };
+
+/** What a class's images are labelled as, before and after the edit that changes all that ever change. */
+function Flows({ label, before, after, tested }: {
+  label: number; before: Counted; after?: Counted & { strength: number }; tested: number;
+}) {
+  const { classes } = the();
+  const images = ({ classes: labels, images }: Counted, each: number) => {
+    const at = labels.indexOf(each);
+    return at < 0 ? 0 : images[at];
+  };
+  const shown = [...new Set([...before.classes, ...(after?.classes ?? [])])];
+  return (
+    <section aria-labelledby="flows">
+      <h2 id="flows">Where its images go</h2>
+      <table>
+        <thead><tr><th scope="col">predicted</th><th scope="col" class="number">images</th><th scope="col" class="number">share</th>{after ? <th scope="col" class="number">after α = {short(after.strength)}</th> : null}</tr></thead>
+        <tbody>
+          {shown.map((each) => (
+            <tr key={each}>
+              <th scope="row"><a href={toClass(each)}>{classes.names[each]}</a></th>
+              <td class="number">{images(before, each)}</td><td class="number">{percent(images(before, each) / classes.counts[label])}</td>
+              {after ? <td class="number" data-after={each}>{percent(images(after, each) / tested)}</td> : null}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      {after ? <p class="note">After: the dominant latent is suppressed in the class's own row, just beyond the strength at which the last of {count(tested, "image")} on the bench changes that ever does.</p> : null}
+    </section>
+  );
+}
+
 export function ClassPage({ label }: { label: number }) {
   const { classes } = the();
   const name = classes.names[label];
@@ -91,22 +123,7 @@ export function ClassPage({ label }: { label: number }) {
               </table>
               <p class="note">Most specific first. Shift / spread: how far the mean is from that of the other classes, in standard deviations within classes.</p>
             </section>
-            {entry.predicted ? (
-              <section aria-labelledby="flows">
-                <h2 id="flows">Where its images go</h2>
-                <table>
-                  <thead><tr><th scope="col">predicted</th><th scope="col" class="number">images</th><th scope="col" class="number">share</th></tr></thead>
-                  <tbody>
-                    {Array.from(entry.predicted.classes).map((each, at) => (
-                      <tr key={each}>
-                        <th scope="row"><a href={toClass(each)}>{classes.names[each]}</a></th>
-                        <td class="number">{entry.predicted!.images[at]}</td><td class="number">{percent(entry.predicted!.images[at] / classes.counts[label])}</td>
-                      </tr>
-                    ))}
-                  </tbody>
-                </table>
-              </section>
-            ) : null}
+            {entry.predicted ? <Flows label={label} before={entry.predicted} after={entry.after} tested={entry.crit?.own.length ?? 0} /> : null}
           </div>
           {latent && dominant >= 0 ? <section aria-labelledby="images"><h2 id="images">What latent {dominant} is strongest on</h2><Gallery latent={dominant} entry={latent} limit={6} /></section> : null}
         </>

@@ -128,6 +128,15 @@ class Bench:
         values, _ = self.decisions.flips(edit, x, self.decisions.logits(x), labels)
         return values
 
+    def flows(self, label: int, latent: int, strength: float) -> Int64[Tensor, " classes"]:
+        """Return where a class's images go when a latent is suppressed in the class's own row."""
+        x = self.x[self.labels == label]
+        logits = self.decisions.logits(x)
+        factors = Gate(self.atoms[latent, None], strength).factors.double().flatten()
+        row = self.decisions.weight[label] * factors
+        logits[:, label] = x.double() @ row + self.decisions.bias[label]
+        return logits.argmax(1).bincount(minlength=logits.shape[1])
+
     def steps(self, latent: int) -> Steps:
         """Return the predictions at every strength of the latent's suppression on all rows."""
         head = self.decisions

@@ -1,6 +1,7 @@
 """What the pages show of classes and latents, in pieces that are loaded when they are looked at."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,25 @@ PROFILE = 48
 FLOWS = 24
 """Classes that a class's page lists as predictions for its images."""
 
-Crits = Mapping[int, tuple[Float64[Tensor, " images"], Float64[Tensor, " images"]]]
+
+@dataclass(frozen=True, eq=False)
+class Crit:
+    """Where the decisions for a class break under its dominant latent, and where its images go.
+
+    Attributes:
+        own: critical strengths on the class's own row, (images,).
+        every: on all rows, (images,).
+        strength: of an edit of the own row, beyond all of its finite ones.
+        flows: images by class after that edit; None if there is no such strength.
+    """
+
+    own: Float64[Tensor, " images"]
+    every: Float64[Tensor, " images"]
+    strength: float
+    flows: Int64[Tensor, " classes"] | None
+
+
+Crits = Mapping[int, Crit]
 """By class: critical strengths of its images for the dominant latent, on its own row and on all."""
 
 
@@ -87,18 +106,23 @@ def _class(
         "shifts": array(shift[label, ranked], "f32"),
     }
     if evaluation is not None:
-        row = evaluation.confusion[label]
-        order = row.argsort(descending=True, stable=True)[:FLOWS]
-        flows = order[row[order] > 0]
-        content["predicted"] = {
-            "classes": array(flows, "i32"), "images": array(row[flows], "i32"),
-        }  # fmt: skip
+        content["predicted"] = _most(evaluation.confusion[label])
     if label in crits:
-        own, every = crits[label]
+        crit = crits[label]
         content["crit"] = {
-            "own": array(own.sort().values, "f64"), "all": array(every.sort().values, "f64"),
-        }  # fmt: skip
+            "own": array(crit.own.sort().values, "f64"),
+            "all": array(crit.every.sort().values, "f64"),
+        }
+        if crit.flows is not None:
+            content["after"] = {"strength": crit.strength, **_most(crit.flows)}
     return content
+
+
+def _most(row: Int64[Tensor, " classes"]) -> Mapping[str, Any]:
+    """Return the classes that most images go to, with how many do."""
+    order = row.argsort(descending=True, stable=True)[:FLOWS]
+    flows = order[row[order] > 0]
+    return {"classes": array(flows, "i32"), "images": array(row[flows], "i32")}
 
 
 def latent_files(

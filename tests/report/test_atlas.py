@@ -99,6 +99,18 @@ def test_a_class_has_its_critical_strengths_and_its_row_of_the_confusion(
         int(each): int(row[each]) for each in row.nonzero()[:, 0]
     }
     assert entry["ranked"] == features.ranked(label, 12)
+    after = entry["after"]
+    edit = salve.suppress(
+        small.hooked, small.dictionary, latent=features.dominant(label),
+        strength=after["strength"], rows=[label],
+    )  # fmt: skip
+    with edit.applied(small.hooked):
+        confusion = evaluate_head(*small.hooked.unembed(), small.acts).confusion[label]
+    assert dict(zip(after["classes"], after["images"], strict=True)) == {
+        int(each): int(confusion[each]) for each in confusion.nonzero()[:, 0]
+    }
+    finite = entry["crit"]["own"][np.isfinite(entry["crit"]["own"])]
+    assert after["strength"] == pytest.approx(finite.max(), rel=1e-5)
 
 
 def test_a_latent_that_is_alike_in_all_classes_is_specific_to_none() -> None:
