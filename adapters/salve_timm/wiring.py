@@ -146,9 +146,12 @@ def affine_at(model: nn.Module, path: str) -> tuple[Tensor, Tensor] | None:
     """Return s and t of a per-feature module or of a parameter that scales; None of others."""
     owner, _, name = path.rpartition(".")
     scale = model.get_submodule(owner)._parameters.get(name)
-    if scale is None:
-        return scale_and_shift(model.get_submodule(path))
-    return scale.detach().flatten(), torch.zeros_like(scale.detach().flatten())
+    return scale_and_shift(model.get_submodule(path)) if scale is None else _scaling(scale)
+
+
+def _scaling(scale: Tensor) -> tuple[Tensor, Tensor]:
+    features = scale.detach().flatten()
+    return features, torch.zeros_like(features)
 
 
 def scale_and_shift(module: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -158,8 +161,7 @@ def scale_and_shift(module: nn.Module) -> tuple[Tensor, Tensor] | None:
     activation is part of it.
     """
     if type(module).__name__ in ("LayerScale", "LayerScale2d"):
-        scale = module.get_parameter("gamma").detach().flatten()
-        return scale, torch.zeros_like(scale)
+        return _scaling(module.get_parameter("gamma"))
     if not isinstance(module, nn.modules.batchnorm._BatchNorm):
         return None
     for inner in module.children():

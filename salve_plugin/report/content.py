@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from salve_plugin.control.evaluate import Evaluation, evaluate_head
 from salve_plugin.discover.dictionary import Dictionary
@@ -213,20 +212,13 @@ class Content:
             rows = None if bench.decisions.is_binary else (label,)
             every = bench.alpha_crit(label, latent, None)
             own = every if rows is None else bench.alpha_crit(label, latent, rows)
-            crits[label] = tables.Crit(own, every, *_flows(bench, label, latent, own, rows))
+            finite, after = own[own.isfinite()], None
+            if rows is not None and len(finite):
+                # At the root itself two logits are equal.
+                strength = float(finite.max()) * (1 + 1e-6)
+                after = strength, bench.flows(label, latent, strength)
+            crits[label] = tables.Crit(own, every, after)
         return crits
-
-
-def _flows(
-    bench: Bench, label: int, latent: int, own: Tensor, rows: tuple[int, ...] | None
-) -> tuple[float, Tensor | None]:
-    """Return just beyond what strength all images have changed that ever do, and where all go."""
-    finite = own[own.isfinite()]
-    if rows is None or not len(finite):
-        return 0.0, None
-    # At the root itself two logits are equal.
-    strength = float(finite.max()) * (1 + 1e-6)
-    return strength, bench.flows(label, latent, strength)
 
 
 def _palette() -> list[list[int]]:

@@ -40,14 +40,13 @@ class Crit:
     Attributes:
         own: critical strengths on the class's own row, (images,).
         every: on all rows, (images,).
-        strength: of an edit of the own row, beyond all of its finite ones.
-        flows: images by class after that edit; None if there is no such strength.
+        after: of an edit of the own row the strength, just beyond all that are finite there, and
+            the number of images by class (classes,); None if none is.
     """
 
     own: Float64[Tensor, " images"]
     every: Float64[Tensor, " images"]
-    strength: float
-    flows: Int64[Tensor, " classes"] | None
+    after: tuple[float, Int64[Tensor, " classes"]] | None
 
 
 Crits = Mapping[int, Crit]
@@ -113,8 +112,9 @@ def _class(
             "own": array(crit.own.sort().values, "f64"),
             "all": array(crit.every.sort().values, "f64"),
         }
-        if crit.flows is not None:
-            content["after"] = {"strength": crit.strength, **_most(crit.flows)}
+        if crit.after is not None:
+            strength, flows = crit.after
+            content["after"] = {"strength": strength, **_most(flows)}
     return content
 
 
