@@ -1,4 +1,5 @@
 /** Opens a notebook in JupyterLab as people do, and works with the atlas that its cells show. */
+import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 
 const [, , address, folder, downloads, picture] = process.argv;
@@ -56,13 +57,13 @@ seen.names = await output.locator(".list .body .row > :first-child").allInnerTex
 await output.locator('[data-place="6"]').click();
 await output.locator("a.button").click();
 await output.locator("#alpha:not([disabled])").waitFor();
+await output.locator("#outcome[aria-busy=false]").waitFor(); // before that the slider has another end
 await output.locator("#alpha").scrollIntoViewIfNeeded();
 const box = await output.locator("#alpha").boundingBox();
 await page.mouse.move(box.x + 8, box.y + box.height / 2);
 await page.mouse.down();
 for (const share of [0.2, 0.35, 0.5]) await page.mouse.move(box.x + share * box.width, box.y + box.height / 2, { steps: 4 });
 await page.mouse.up();
-await page.waitForTimeout(500);
 if (picture) await page.screenshot({ path: picture });
 
 // What is typed on the bench is no command to the notebook: "d d" would delete the cell.
@@ -74,7 +75,6 @@ await output.locator('.chips li:has-text("latent 5")').waitFor();
 seen.left = await page.locator(".jp-Notebook .jp-Cell").count();
 seen.alpha = Number(await output.locator("#alpha-number").inputValue());
 seen.latents = await output.locator(".chips").first().locator("li").allInnerTexts();
-await page.waitForTimeout(500);
 seen.other = [await cell(2).locator("h1").innerText(), await cell(3).locator("h1").innerText()];
 const file = async (place, click) => {
   const waiting = place.waitForEvent("download");
@@ -84,7 +84,12 @@ const file = async (place, click) => {
   return name;
 };
 seen.files = [await file(page, () => output.locator("#download").click())];
-await run(4);
+// What the bench holds comes to Python a moment later.
+for (let attempt = 0; attempt < 40; attempt++) {
+  await run(4);
+  if (readFileSync(`${downloads}/recipe`).equals(readFileSync(seen.files[0]))) break;
+  await page.waitForTimeout(250);
+}
 seen.said = await said(4);
 
 // The same edit on the page that opens from disk.

@@ -54,6 +54,7 @@ seen.masked = (await outcome()).texts[0];
 const first = asked.edits[0];
 await show(`bench?latents=${first.latents.join(",")}&rows=${first.rows.join(",")}&class=${first.label}`);
 await page.waitForSelector("#alpha:not([disabled])");
+await page.waitForSelector("#outcome[aria-busy=false]"); // before that the slider has another end
 await page.locator("#alpha").scrollIntoViewIfNeeded();
 const box = await page.locator("#alpha").boundingBox();
 await page.mouse.move(box.x + 8, box.y + box.height / 2);
@@ -69,6 +70,13 @@ await page.focus("#alpha");
 for (let press = 0; press < 20; press++) await page.keyboard.press("ArrowRight");
 await page.waitForTimeout(60);
 seen.keyed = await outcome();
+
+// Another latent has another slider, and what was set is still set: at once and when all has arrived.
+await page.fill('input[aria-label="Add a latent by its number"]', String(first.latents[0] ? 0 : 1));
+await page.keyboard.press("Enter");
+seen.kept = [await outcome()];
+await page.waitForTimeout(300);
+seen.kept.push(await outcome());
 
 for (const route of ["", "classes", "latents", `class/${first.label}`, `latent/${first.latents[0]}`, `bench?latents=${first.latents[0]}&rows=${first.rows[0]}&class=${first.label}`]) {
   await show(route);

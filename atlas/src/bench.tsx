@@ -12,7 +12,7 @@ import { useLater, usePainted } from "./later";
 import { Matrix } from "./matrix";
 import { type Known, known, loaded } from "./recorded";
 import { route, toClass, toLatent } from "./routes";
-import { Spread, strengthAt } from "./spread";
+import { shareOf, Spread, strengthAt } from "./spread";
 import { count, percent, points, short } from "./text";
 import { command, type Described, script } from "./words";
 
@@ -60,8 +60,8 @@ export function Bench() {
     const given = numbers(givenRows ?? "").filter((row) => row < classes.names.length);
     return given.length ? given : [start];
   });
-  const [share, setShare] = useState(0);
-  const [typed, setTyped] = useState<number | null>(null);
+  // The strength itself, not the slider's place: where the slider ends follows from what arrives later.
+  const [alpha, setAlpha] = useState(0);
   // What is being typed, until it is entered: a page drawn again meanwhile must not wipe it out.
   const [draft, setDraft] = useState<string | null>(null);
   const [kept, setKept] = useState<Kept | null>(null);
@@ -106,7 +106,6 @@ export function Bench() {
     return criticalStrengths(data.head, data.recorded, rest, reach!, operator, label, images);
   }, [data, rest, ready, operator, label, images, steps]);
   const end = useMemo(() => (folding ? limit : sliderEnd(crits, limit)), [crits, limit, folding]);
-  const alpha = typed ?? strengthAt(share, end);
   const possible = !!bench && !unfolded && (masked || rows !== null || bench.live || (ahead && alpha <= limit));
   const predicted = useMemo(() => {
     if (!basics || !possible) return null;
@@ -118,15 +117,10 @@ export function Bench() {
   }, [basics, data, rest, moved, alpha, possible, steps, masked]);
   const before = useMemo(() => (basics ? counted(bench!.labels, basics.base, classes.names.length) : null), [basics]);
   const after = useMemo(() => (basics && predicted ? counted(bench!.labels, predicted, classes.names.length) : null), [basics, predicted]);
-  // What was typed belongs to the edit it was typed for.
-  const chooseLatents = (next: number[]) => {
-    setLatents(next);
-    setTyped(null);
-  };
   const chosenClass = (next: number) => {
     setLabel(next);
     if (rows?.length === 1 && rows[0] === label) setRows([next]);
-    if (latents.length === 1 && latents[0] === classes.dominant[label]) chooseLatents([Math.max(0, classes.dominant[next])]);
+    if (latents.length === 1 && latents[0] === classes.dominant[label]) setLatents([Math.max(0, classes.dominant[next])]);
   };
   const described: Described = { operator, latents, rows: own, alpha };
   const amount = folding ? `t = ${short(alpha, 4)}` : `α = ${short(alpha, 4)}`;
@@ -177,8 +171,10 @@ export function Bench() {
           </label>
           <label class="field"><span>Operator</span>
             <select value={operator} onChange={(event) => {
-              setOperator(event.currentTarget.value as Operator);
-              setTyped(null);
+              const chosen = event.currentTarget.value as Operator;
+              // An amount is no strength.
+              if ((chosen === "fold") !== folding) setAlpha(0);
+              setOperator(chosen);
             }}>
               <option value="suppress">suppress a latent</option>
               <option value="enhance">enhance a latent</option>
@@ -188,15 +184,15 @@ export function Bench() {
           </label>
           {masked ? <p class="note">The rows' biases are lowered until they are below every other class: no strength to choose.</p> : (
             <div class="field" role="group" aria-labelledby="latents-label"><span id="latents-label">Latents</span>
-              <Picked values={latents} named={(latent) => `latent ${latent}`} remove={(latent) => latents.length > 1 && chooseLatents(latents.filter((each) => each !== latent))} />
+              <Picked values={latents} named={(latent) => `latent ${latent}`} remove={(latent) => latents.length > 1 && setLatents(latents.filter((each) => each !== latent))} />
               <input type="text" inputMode="numeric" aria-label="Add a latent by its number" placeholder="add by number"
                 onChange={(event) => {
                   const added = numbers(event.currentTarget.value).filter((latent) => latent < about.n_latents && !latents.includes(latent));
-                  if (added.length) chooseLatents([...latents, ...added]);
+                  if (added.length) setLatents([...latents, ...added]);
                   event.currentTarget.value = "";
                 }} />
               {entry ? <p class="hints">{[...new Set([classes.dominant[label], ...entry.ranked.slice(0, 4)])].filter((latent) => latent >= 0 && !(latents.length === 1 && latents[0] === latent)).map((latent) => (
-                <button type="button" key={latent} onClick={() => chooseLatents([latent])}>{latent}{latent === classes.dominant[label] ? " (dominant)" : ""}</button>
+                <button type="button" key={latent} onClick={() => setLatents([latent])}>{latent}{latent === classes.dominant[label] ? " (dominant)" : ""}</button>
               ))}</p> : null}
             </div>
           )}
@@ -231,14 +227,10 @@ export function Bench() {
                   const value = Number(event.currentTarget.value);
                   setDraft(null);
                   if (!(value >= 0) || !Number.isFinite(value)) return;
-                  setTyped(value);
-                  setShare(Math.min(1, Math.sqrt(value / end)));
+                  setAlpha(value);
                 }} />
-              <input id="alpha" type="range" min="0" max="1000" value={Math.round(1000 * share)} aria-valuetext={amount} disabled={!basics}
-                onInput={(event) => {
-                  setTyped(null);
-                  setShare(Number(event.currentTarget.value) / 1000);
-                }} />
+              <input id="alpha" type="range" min="0" max="1000" value={Math.round(1000 * shareOf(alpha, end))} aria-valuetext={amount} disabled={!basics || !(folding || reach)}
+                onInput={(event) => setAlpha(strengthAt(Number(event.currentTarget.value) / 1000, end))} />
               {sorted?.length ? (
                 <p class="hints" aria-label="Strengths at which decisions for the class's images break">
                   {[0.5, 0.95].map((part) => {
@@ -246,10 +238,7 @@ export function Bench() {
                     // Just beyond: at the root itself two logits are equal.
                     const value = Number((at * 1.0001).toPrecision(6));
                     return (
-                      <button type="button" key={part} disabled={!Number.isFinite(at)} onClick={() => {
-                        setTyped(value);
-                        setShare(Math.min(1, Math.sqrt(value / end)));
-                      }}>{Math.round(100 * part)} % of images: {short(at)}</button>
+                      <button type="button" key={part} disabled={!Number.isFinite(at)} onClick={() => setAlpha(value)}>{Math.round(100 * part)} % of images: {short(at)}</button>
                     );
                   })}
                 </p>

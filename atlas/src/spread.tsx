@@ -13,6 +13,8 @@ const DASHES = [[9, 4], [2, 3], [9, 3, 2, 3], [4, 4]];
 
 /** Strengths of the slider and the charts: fine near zero, where edits begin to act. */
 export const strengthAt = (share: number, limit: number) => Number((limit * share * share).toPrecision(4));
+/** The slider's share for a strength. */
+export const shareOf = (strength: number, limit: number) => Math.min(1, Math.sqrt(strength / limit));
 
 /** Logits of a class's images over the strength: their own class's and its rivals'. */
 export function Spread({ data, rest, moved, strength, label, images, limit, alpha, crits }: {

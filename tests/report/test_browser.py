@@ -114,6 +114,7 @@ def test_dragging_shows_what_each_strength_does(walk: dict[str, Any], small: Sma
     assert strengths == sorted(set(strengths))
     for found in (*walk["dragged"], walk["keyed"]):
         check_accuracies(found, evaluated(small, made(small, EDITS[0], found["alpha"])))
+    assert [found["alpha"] for found in walk["kept"]] == [walk["keyed"]["alpha"]] * 2
 
 
 def test_a_crop_is_what_the_map_points_at(walk: dict[str, Any], small: Small) -> None:
