@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,18 +83,49 @@ def rows(activation: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Blends:
+    """Means of two crops each: pictures of more kinds, without new ones.
+
+    Attributes:
+        recorded: of the means, with overlays and without.
+        crops: which two crops each is the mean of, (blends, 2).
+    """
+
+    recorded: Recorded
+    crops: Tensor
+
+    @classmethod
+    def of(cls, hooked: HookedModel, images: Tensor, draws: int) -> "Blends":
+        """Blend every crop with as many others as there are draws."""
+        own = torch.arange(len(images))
+        crops = torch.cat(
+            [
+                torch.stack((own, torch.randperm(len(images), generator=generator)), 1)
+                for generator in (torch.Generator().manual_seed(seed) for seed in range(draws))
+            ]
+        )
+        return cls(recorded(hooked, images[crops].mean(1), PHRASES), crops)
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What an edit may be fitted on: recorded crops, which of them, and with which phrases."""
 
     recorded: Recorded
     chosen: Tensor
     phrases: Sequence[str]
+    blends: Blends | None = None
 
     def pairs(self, site: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield rows with a phrase and the same rows without one."""
-        without = rows(self.recorded["clean"][site][self.chosen])
-        for phrase in self.phrases:
-            yield rows(self.recorded[phrase][site][self.chosen]), without
+        parts = [(self.recorded, self.chosen)]
+        if self.blends is not None:
+            # A blend shows both its crops: neither may be held out.
+            parts.append((self.blends.recorded, self.chosen[self.blends.crops].all(1)))
+        for recorded_, chosen in parts:
+            without = rows(recorded_["clean"][site][chosen])
+            for phrase in self.phrases:
+                yield rows(recorded_[phrase][site][chosen]), without
 
     def labelled(self, site: str) -> JointMoments:
         """Return the moments of rows and of whether they are of a marked crop."""
@@ -215,6 +246,11 @@ def of_colour(method: Method, photograph: Tensor) -> Method:
         return method(Evidence(evidence.recorded, chosen, evidence.phrases))
 
     return fitted
+
+
+def blended(method: Method, blends: Blends) -> Method:
+    """Fit on blends of the crops, too."""
+    return lambda evidence: method(replace(evidence, blends=blends))
 
 
 GRID = tuple((site, rank) for site in (LAST, BEFORE) for rank in (1, 2, 3))
@@ -375,6 +411,7 @@ def main() -> None:
         "paired repair, rank 2, blocks.6": repaired(LAST, 2),
         "paired repair, rank 1, blocks.5": repaired(BEFORE, 1),
         "paired repair, rank 2, blocks.5": repaired(BEFORE, 2),
+        "paired repair, rank 3, blocks.5": repaired(BEFORE, 3),
         "paired repair, rank 2, blocks.5 and 6 in turn": repaired_in_turn(hooked, 2, 2),
         "paired repair, site and rank by inner folds": chosen_inside(
             hooked, pictures.photograph, carton
@@ -388,6 +425,11 @@ def main() -> None:
         methods[f"{name}, of colour photographs alone"] = of_colour(
             methods[name], pictures.photograph
         )
+    blends = Blends.of(hooked, pictures.images, 2) if not quick else None
+    for name in ("rank 1, blocks.6", "rank 2, blocks.6", "rank 3, blocks.5"):
+        if blends is not None:
+            name = f"paired repair, {name}"
+            methods[f"{name}, blends too"] = blended(methods[name], blends)
     methods = {name: method for name, method in methods.items() if arguments.only in name}
     folds = len(COLOUR)
     if quick:
