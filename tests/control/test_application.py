@@ -362,6 +362,8 @@ def test_weights_that_somebody_changed_are_never_overwritten(
         edit.revert_(tiny)
     with pytest.raises(EditStateError, match="were changed"):
         suppress(tiny, atoms, latent=1, strength=1.0).apply_(tiny)
+    with pytest.raises(EditStateError, match="were changed"):
+        edit.apply_(tiny)  # not "already applied": the weights are not what it made of them
     assert state(tiny.model) == changed
     if how == "training":
         edit.revert_(tiny, on_changed="discard")
