@@ -104,8 +104,12 @@ seen.files.push(await file(alone, () => alone.click("#download")));
 const shadow = await output.locator("[data-lm-suppress-shortcuts]").elementHandle();
 await output.locator(".jp-InputPrompt").click();
 await command("notebook:clear-cell-output");
-await page.waitForTimeout(300);
-seen.cleared = await shadow.evaluate((each) => [each.isConnected, each.shadowRoot.lastChild.childNodes.length]);
+const left = () => shadow.evaluate((each) => [each.isConnected, each.shadowRoot.lastChild.childNodes.length]);
+for (let attempt = 0; attempt < 40; attempt++) {
+  seen.cleared = await left();
+  if (!seen.cleared.some(Boolean)) break;
+  await page.waitForTimeout(100);
+}
 await run(1);
 await output.locator("h1").waitFor();
 seen.again = await output.locator("h1").innerText();

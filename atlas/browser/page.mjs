@@ -32,6 +32,22 @@ export async function opened(folder, options = {}) {
   return { browser, page, faults, requests, address, show };
 }
 
+/** Waits until the page has changed nothing for a while and says nowhere that it is at work. */
+export const settled = (page) => page.evaluate(() => new Promise((resolve) => {
+  let timer;
+  const wait = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      if (document.querySelector('[aria-busy="true"], p[role="status"]')) return wait();
+      changes.disconnect();
+      return resolve();
+    }, 60);
+  };
+  const changes = new MutationObserver(wait);
+  changes.observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+  wait();
+}));
+
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
 /** What axe finds on the page as it is. */

@@ -1,6 +1,6 @@
 /** Walks through an atlas as people do; reads what to try from standard input, prints what it saw. */
 import { readFileSync } from "node:fs";
-import { findings, opened } from "./page.mjs";
+import { findings, opened, settled } from "./page.mjs";
 
 const [, , folder, downloads] = process.argv;
 const asked = JSON.parse(readFileSync(0, "utf8"));
@@ -28,7 +28,7 @@ for (const edit of asked.edits) {
     await page.press("#alpha-number", "Enter");
     await page.waitForFunction((strength) => Number(document.querySelector("#alpha-number").value) === strength, edit.strength);
   }
-  await page.waitForTimeout(200);
+  await settled(page);
   const found = await outcome();
   if (edit.download) {
     const waiting = page.waitForEvent("download");
@@ -47,14 +47,14 @@ seen.unknown = (await outcome()).texts[0];
 await show(`bench?rows=${Object.keys(seen.edits[0].classes).join(",")}&latents=3&class=4`);
 await page.waitForSelector("#alpha:not([disabled])");
 await page.selectOption("form select >> nth=1", "mask");
-await page.waitForTimeout(200);
+await settled(page);
 seen.masked = (await outcome()).texts[0];
 
 // The strength is dragged with the mouse, then moved with the keys.
 const first = asked.edits[0];
 await show(`bench?latents=${first.latents.join(",")}&rows=${first.rows.join(",")}&class=${first.label}`);
 await page.waitForSelector("#alpha:not([disabled])");
-await page.waitForSelector("#outcome[aria-busy=false]"); // before that the slider has another end
+await settled(page); // before that the slider has another end
 await page.locator("#alpha").scrollIntoViewIfNeeded();
 const box = await page.locator("#alpha").boundingBox();
 await page.mouse.move(box.x + 8, box.y + box.height / 2);
@@ -62,25 +62,25 @@ await page.mouse.down();
 seen.dragged = [];
 for (const share of [0.2, 0.35, 0.5]) {
   await page.mouse.move(box.x + share * box.width, box.y + box.height / 2, { steps: 3 });
-  await page.waitForTimeout(40);
+  await settled(page);
   seen.dragged.push(await outcome());
 }
 await page.mouse.up();
 await page.focus("#alpha");
 for (let press = 0; press < 20; press++) await page.keyboard.press("ArrowRight");
-await page.waitForTimeout(60);
+await settled(page);
 seen.keyed = await outcome();
 
 // Another latent has another slider, and what was set is still set: at once and when all has arrived.
 await page.fill('input[aria-label="Add a latent by its number"]', String(first.latents[0] ? 0 : 1));
 await page.keyboard.press("Enter");
 seen.kept = [await outcome()];
-await page.waitForTimeout(300);
+await settled(page);
 seen.kept.push(await outcome());
 
 for (const route of ["", "classes", "latents", `class/${first.label}`, `latent/${first.latents[0]}`, `bench?latents=${first.latents[0]}&rows=${first.rows[0]}&class=${first.label}`]) {
   await show(route);
-  await page.waitForTimeout(250);
+  await settled(page);
   await checked(route || "overview");
 }
 
@@ -112,10 +112,10 @@ for (let press = 0; press < 40; press++) {
 }
 for (let press = 0; press < 5; press++) {
   await page.keyboard.press("ArrowDown");
-  await page.waitForTimeout(50);
+  await settled(page);
 }
 await page.keyboard.press("Enter");
-await page.waitForTimeout(150);
+await settled(page);
 seen.arrived = await page.evaluate(() => ({ hash: location.hash, title: document.querySelector("main h1")?.textContent, focused: document.activeElement?.tagName }));
 await page.keyboard.press("Tab");
 seen.next = await page.evaluate(() => document.activeElement?.tagName);
@@ -124,7 +124,7 @@ await page.waitForSelector(".list .body .row");
 seen.names = await page.evaluate(() => Array.from(document.querySelectorAll('.list .body [role="row"] > :first-child'), (cell) => cell.textContent));
 seen.scripts = await page.evaluate(() => Array.from(document.querySelectorAll("script, img[src='x']"), (each) => each.outerHTML.slice(0, 100)));
 await page.fill(".search input", "script");
-await page.waitForTimeout(80);
+await settled(page);
 seen.searched = await page.evaluate(() => document.querySelectorAll('.list .body [role="row"]').length);
 await page.emulateMedia({ media: "print" });
 seen.printed = await page.evaluate(() => getComputedStyle(document.querySelector(".top nav")).display);
