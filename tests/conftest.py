@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import annotation_checks  # noqa: F401 # before what it decorates is imported
 import pytest
 import torch
 from hub_client import LoopbackHub

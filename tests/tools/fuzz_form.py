@@ -85,9 +85,11 @@ def member_files(files: Files, name: str) -> Files:
     return {path.removeprefix(start): files[path] for path in files if path.startswith(start)}
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def _canonical(value: object) -> bytes:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def _block(data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -88,39 +89,40 @@ def _header(rng: Random, files: Files) -> Mutant:
     nothing = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     offset = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
     deep = b"[" * rng.choice((17, 1_000, 500_000))
-    variants: list[bytes] = [
-        _joined(text, data, length=length)
+    # Made when chosen: some are large.
+    variants: list[Callable[[], bytes]] = [
+        partial(_joined, text, data, length=length)
         for length in (0, 1, 7, len(text) - 1, len(text) + 1, 2**20, 2**31, 2**32, 2**63, 2**64 - 1)
     ] + [
-        _joined({**header, "__metadata__": metadata}, data)
+        partial(_joined, {**header, "__metadata__": metadata}, data)
         for metadata in (
             {}, None, {"format": "tf"}, {"format": "pt", "more": "1"}, "pt", {"format": ["pt"]},
             {"Format": "pt"}, {"format": "pt\0"},
         )
     ] + [
-        _joined({name: header[name] for name in names}, data),
-        _joined({**header, **{f"x{at}": nothing for at in range(100_000)}}, data),
-        _joined({**header, **{f"dictionary.x{at}": nothing for at in range(5_000)}}, data),
-        _joined({**header, **{f"pristine.x{at}": nothing for at in range(1_000)}}, data),
-        _joined({**header, "edit.direction\n": nothing}, data),
-        _joined({**header, "../x": offset}, data + b"\0\0\0\0"),
-        _joined({**header, "alpha_crit.__class__": offset}, data + b"\0\0\0\0"),
-        _joined({**header, "x" * 900_000: nothing}, data),
-        _joined({**header, "dictionary.alias": one}, data),
-        _joined(text[:-1] + f', "{names[0]}": {json.dumps(one)}}}'.encode(), data),
-        _joined(text[:-1] + b', "x": ' + deep, data),
-        _joined(text[:-1] + b', "x": NaN}', data),
-        _joined(b"\xef\xbb\xbf" + text, data),
-        _joined(b"[" + text + b"]", data),
-        _joined(b"null", data),
-        _joined(b"", data),
-        _joined(text, data + b"\0"),
-        _joined(text, data[:-1]),
-        _joined(text, b""),
-        _joined(text + b"{}", data),
-        _joined(b"\0" * 1_000, data),
+        partial(_joined, {name: header[name] for name in names}, data),
+        lambda: _joined({**header, **{f"x{at}": nothing for at in range(100_000)}}, data),
+        lambda: _joined({**header, **{f"dictionary.x{at}": nothing for at in range(5_000)}}, data),
+        lambda: _joined({**header, **{f"pristine.x{at}": nothing for at in range(1_000)}}, data),
+        partial(_joined, {**header, "edit.direction\n": nothing}, data),
+        partial(_joined, {**header, "../x": offset}, data + b"\0\0\0\0"),
+        partial(_joined, {**header, "alpha_crit.__class__": offset}, data + b"\0\0\0\0"),
+        partial(_joined, {**header, "x" * 900_000: nothing}, data),
+        partial(_joined, {**header, "dictionary.alias": one}, data),
+        partial(_joined, text[:-1] + f', "{names[0]}": {json.dumps(one)}}}'.encode(), data),
+        partial(_joined, text[:-1] + b', "x": ' + deep, data),
+        partial(_joined, text[:-1] + b', "x": NaN}', data),
+        partial(_joined, b"\xef\xbb\xbf" + text, data),
+        partial(_joined, b"[" + text + b"]", data),
+        partial(_joined, b"null", data),
+        partial(_joined, b"", data),
+        partial(_joined, text, data + b"\0"),
+        partial(_joined, text, data[:-1]),
+        partial(_joined, text, b""),
+        partial(_joined, text + b"{}", data),
+        partial(_joined, b"\0" * 1_000, data),
     ]  # fmt: skip
-    return Mutant(_with(files, rng.choice(variants)), "refused")
+    return Mutant(_with(files, rng.choice(variants)()), "refused")
 
 
 def _layout(rng: Random, files: Files) -> Mutant:
