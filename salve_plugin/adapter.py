@@ -15,6 +15,7 @@ from salve_plugin.control.base import bare
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.faces.one_line import listed, shortened
 from salve_plugin.hooks import HookedModel
+from salve_plugin.kinds import of_kind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -202,6 +203,8 @@ def attach(
             "TorchScript runs no hooks inside of a model; attach the model that it was made from, "
             "as it was before torch.jit.trace or torch.jit.script"
         )
+    if probe is not None:
+        of_kind(probe, torch.Tensor, "probe", "images (n, channels, height, width)")
     if head is None:
         if blocks is not None:
             raise InputError(

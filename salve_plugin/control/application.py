@@ -108,7 +108,7 @@ def _with_room(slot: Slot, plan: Mapping[int, Planned], edit: Recipe) -> Ledger 
     planned = plan.get(id(slot.parameter))
     present = ledger_of(slot) if planned is None else planned.present
     coming = present if planned is None else planned.coming
-    # First: where other weights were loaded meanwhile, no edit is on them, whatever the ledger says.
+    # First: where other weights were loaded meanwhile, no edit is on them, whatever is noted.
     if planned is None and present is not None:
         check_unchanged(slot, present)
     if coming is not None and edit in coming.edits:

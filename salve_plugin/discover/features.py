@@ -16,6 +16,7 @@ from salve_plugin.discover.selection_score import selection_scores
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.integers import whole
+from salve_plugin.kinds import several
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
 
@@ -183,6 +184,7 @@ def profile(
     )
     if attribute is None and acts.labelling == "multi-hot":
         return _profile_of_several(dictionary, acts)
+    names = None if names is None else several(names, "names", "one for each value")
     values = None if attribute is None else _attribute(attribute, acts.n_images)
     n_classes = acts.n_classes if values is None else int(values.max()) + 1
     if names is not None and (values is None or len(names) != n_classes):

@@ -20,6 +20,7 @@ from salve_plugin.discover.training.settings import FitSettings, check_number_ty
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.faces.progress import bar
+from salve_plugin.kinds import of_kind, several
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,10 @@ def sweep(
     Warns:
         UserWarning: of each trial that diverges; the others are returned without it.
     """
-    names = [learners] if isinstance(learners, str) else list(learners)
+    names = several(
+        [learners] if isinstance(learners, str) else learners, "learners", "names of learners"
+    )
+    of_kind(grid, Mapping, "grid", "lists of values to try by the name of an argument")
     single = [
         name
         for name, values in grid.items()

@@ -15,6 +15,7 @@ from salve_plugin.control.operators.base import real
 from salve_plugin.control.provenance import Provenance
 from salve_plugin.errors import InputError, ReadError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.kinds import several
 from salve_plugin.store.files import usable
 from salve_plugin.store.folders import save_into
 from salve_plugin.store.place import FileChange
@@ -52,6 +53,7 @@ def save_lora(edits: Sequence[Edit], folder: str | Path) -> Path:
     import safetensors.torch
 
     # The update first: a change of a site has as many targets as the site has readers.
+    edits = several(edits, "edits", "a list of edits")
     updates = [(edit, _update_of(edit).lora()) for edit in edits]
     layers = {_layer_of(edit): pair for edit, pair in updates}
     if not layers or len(layers) < len(edits):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from salve_plugin.composed import plain
 from salve_plugin.errors import UnsupportedModelError
+from salve_plugin.kinds import of_kind
 from salve_plugin.store.json import dump
 from salve_plugin.store.record import Index, Record, Sha256
 
@@ -121,11 +122,13 @@ def state_digest(state: nn.Module | Mapping[str, Tensor | Fingerprint]) -> str:
             dict, or its `fingerprints`, where those are known: then nothing is hashed again.
 
     Raises:
+        InputError: if it is neither a model nor a state dict.
         UnsupportedModelError: if an entry is no tensor, or one without plain elements: quantized,
             sparse, on the meta device, not yet initialized.
     """
     if isinstance(state, nn.Module):
         state = fingerprints(state)
+    of_kind(state, Mapping, "state", "a model or a state dict")
     known = {name: each for name, each in state.items() if isinstance(each, Fingerprint)}
     prints = known | fingerprints({n: each for n, each in state.items() if n not in known})
     return content_digest({name: each.to_json() for name, each in prints.items()}, {})

@@ -25,6 +25,7 @@ from salve_plugin.integers import whole
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.class_gradient import class_gradient, class_rows
 from salve_plugin.validate.effects import effects_of
+from salve_plugin.validate.latents import check_encodes
 from salve_plugin.validate.module_sides import readable
 from salve_plugin.validate.reconstruction import check_finite
 
@@ -99,6 +100,7 @@ def class_effects(
         AttributionError: if no class depends on the site.
     """
     check_attached(hooked)
+    check_encodes(dictionary, "post")
     candidates = whole(candidates, "candidates", least=0)
     site = readable(hooked.site(dictionary.site.name), dictionary)
     Networks(hooked, on_base_mismatch).check_either(

@@ -11,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from salve_plugin.control.networks import Networks
+from salve_plugin.control.operators.base import real
+from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.hooks import check_attached, evaluating, reading
 from salve_plugin.images import run
-from salve_plugin.integers import whole
+from salve_plugin.integers import seed_number, whole
+from salve_plugin.kinds import of_kind
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.latents import image_latents, latent_index
 from salve_plugin.validate.parametrization import (
@@ -28,7 +31,6 @@ from salve_plugin.validate.parametrization import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from salve_plugin.discover.dictionary import Dictionary
     from salve_plugin.hooks import HookedModel
 
 LEARNING_RATE = 0.05
@@ -96,7 +98,7 @@ class Maximization:
 
 def maximize(
     hooked: "HookedModel",
-    dictionary: "Dictionary",
+    dictionary: Dictionary,
     latent: int,
     *,
     sign: Literal[1, -1] = 1,
@@ -144,6 +146,8 @@ def maximize(
         AttributionError: if the latent or its gradient is not finite.
     """
     check_attached(hooked)
+    of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
+    seed, tv_weight = seed_number(seed), real(tv_weight, "tv_weight")
     latent = int(latent_index(latent, 1, dictionary.n_latents))
     steps = whole(steps, "steps", least=0)
     if sign not in (1, -1) or parametrization not in ("fourier", "pixel"):
@@ -218,7 +222,7 @@ def _ascended(gain: Callable[[Tensor], Tensor], parameters: Tensor, steps: int) 
 
 @contextmanager
 def _measuring(
-    hooked: "HookedModel", dictionary: "Dictionary", latent: int, bounds: tuple[Tensor, Tensor]
+    hooked: "HookedModel", dictionary: Dictionary, latent: int, bounds: tuple[Tensor, Tensor]
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """Give the function from images (batch, channels, h, w) in [0, 1] to the latent of each."""
     site = hooked.site(dictionary.site.name)

@@ -19,6 +19,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import shortened
 from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.kinds import of_kind, several
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
 from salve_plugin.validate import quality_report
@@ -246,6 +247,8 @@ def _check(
 ) -> None:
     """Raise InputError for what can be seen before anything is computed."""
     check_number_type()
+    several(others, "others", "dictionaries of other seeds")
+    several(controls, "controls", f"some of {list(CONTROLS)}")
     for checked in (dictionary, *others):
         check_read(checked, acts)
     wrong = [checked.n_latents for checked in others if checked.n_latents != dictionary.n_latents]
@@ -266,6 +269,7 @@ def _check(
         raise InputError(f"no controls {unknown}; choose from {list(CONTROLS)}")
     if embeddings is None:
         return
+    of_kind(embeddings, Tensor, "embeddings", "a tensor (images, dim)")
     if embeddings.ndim != 2 or len(embeddings) != acts.n_images:
         raise InputError(
             f"embeddings of shape {tuple(embeddings.shape)} do not fit the recording's "

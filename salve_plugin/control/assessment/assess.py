@@ -40,6 +40,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.integers import seed_number
+from salve_plugin.kinds import of_kind
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.store.digest import state_digest
 
@@ -98,6 +99,8 @@ def assess(
     if command not in get_args(Command):
         raise InputError(f"command {command!r:.200} is none of {list(get_args(Command))}")
     seed = seed_number(seed)
+    if dictionary is not None:
+        of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
     concept = has is not None or counterparts is not None
     if concept and target is not None:
         raise InputError(

@@ -13,6 +13,7 @@ from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel
+from salve_plugin.kinds import of_kind
 
 TOLERANCE = 1e-6
 """How far a number may be off, relative to itself where it is beyond 1.
@@ -63,6 +64,7 @@ def reassess(
         InputError: if the assessment is about a concept, whose images a loader does not tell.
         SalveError: as `assess`.
     """
+    of_kind(stored, Assessment, "stored", "an Assessment, such as an artifact's")
     if stored.concept is not None:
         raise InputError(
             "the assessment is about a concept: only with it is it known which images have it. "

@@ -17,6 +17,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels, check_of_model, n_outputs
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
+from salve_plugin.kinds import several
 from salve_plugin.network import OnBaseMismatch
 
 Data = Activations | Iterable[Any]
@@ -42,7 +43,7 @@ def given_names(classes: Sequence[str], hooked: HookedModel) -> tuple[str, ...] 
         InputError: if they are not one for each class of the model.
     """
     # A text is a sequence of texts, too: its letters would pass for names.
-    names = () if isinstance(classes, str) else tuple(classes)
+    names = () if isinstance(classes, str) else several(classes, "classes", "names of classes")
     expected = n_outputs(hooked) or len(names)
     if isinstance(classes, str) or (names and len(names) != expected):
         raise InputError(

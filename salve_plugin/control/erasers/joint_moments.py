@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from salve_plugin.control.operators.base import real
 from salve_plugin.errors import InputError
 
 Centre = Literal["origin", "mean"]
@@ -143,7 +144,10 @@ class JointMoments:
         Raises:
             InputError: if it is out of range.
         """
-        amount = oas_shrinkage(self.xx, self.n_rows) if shrinkage is None else float(shrinkage)
+        if shrinkage is None:
+            amount = oas_shrinkage(self.xx, self.n_rows)
+        else:
+            amount = real(shrinkage, "shrinkage")
         if not 0 <= amount <= 1:
             raise InputError(f"shrinkage {shrinkage} is not from 0 to 1; None estimates it")
         width = len(self.xx)

@@ -13,6 +13,7 @@ from salve_plugin.control.writers.zeroing import zeroed_inputs
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.integers import whole
+from salve_plugin.kinds import several
 from salve_plugin.network import OnBaseMismatch
 
 
@@ -55,6 +56,7 @@ def prune(
         raise InputError(f"top {top} is to be from 1 to below the {width} features")
     ties = shift_over_spread(x, has.cpu())
     chosen = ties.argsort(descending=True, stable=True)[:top].tolist()
+    rows = None if rows is None else several(rows, "rows", "rows of the classifier")
     everywhere = rows is None or sorted(rows) == list(range(len(layer.weight)))
     own = None if everywhere else class_indices(rows or (), layer)
     note = (

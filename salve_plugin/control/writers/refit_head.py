@@ -8,6 +8,7 @@ from torch import Tensor
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import LowRankUpdate
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.writers.evidence import Recorded, head_inputs
 from salve_plugin.control.writers.head_fit import STEPS, fitted_head, flip_shares
 from salve_plugin.control.writers.layer import head_of
@@ -68,7 +69,8 @@ def refit_head(
     """
     layer = head_of(hooked)
     x, labels = head_inputs(layer, acts, on_base_mismatch)
-    if not 0 < l2 < 1e12:  # also refuses NaN; without a pull separable images have no optimum
+    # This also refuses NaN; without a pull separable images have no optimum.
+    if not 0 < real(l2, "l2") < 1e12:
         raise InputError(f"l2 {l2!r} is to be a number above 0, e.g. the default 0.001")
     shares, pairs = _shares(weights, groups, len(x)), None
     base = layer.output(x)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from salve_plugin.control.edit import Edit
 from salve_plugin.control.operators import LowRankUpdate
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.writers.associations import check_new, vectors, written_update
 from salve_plugin.control.writers.evidence import (
     RIDGE,
@@ -108,7 +109,7 @@ def class_association(
     value = layer.output(key[None])[0]
     # The other logits are taken from the layer itself, so that nothing is written for them.
     others = torch.cat([value[:index], value[index + 1 :]])
-    value[index] = others.mean() if logit is None else logit
+    value[index] = others.mean() if logit is None else real(logit, "logit")
     if not bool(value.isfinite().all()):
         raise InputError(f"logit {logit!r} is to be a finite number")
     return key, value

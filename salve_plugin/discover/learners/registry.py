@@ -8,6 +8,7 @@ from salve_plugin.discover.learners.base import Learner
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.faces.table import Table, Tabular
+from salve_plugin.kinds import of_kind
 
 L = TypeVar("L", bound=Learner)
 
@@ -45,8 +46,10 @@ def register(learner: type[L]) -> type[L]:
     The same class defined once more, as when the cell of a notebook is run again, takes its place.
 
     Raises:
-        InputError: if another learner has that name.
+        InputError: if it is no class of a learner, or another one has that name.
     """
+    if not isinstance(learner, type) or not issubclass(learner, Learner):
+        raise InputError(f"learner is {learner!r:.80}; expected a subclass of salve.Learner")
     known = LEARNERS.setdefault(learner.name, learner)
     if (known.__module__, known.__qualname__) != (learner.__module__, learner.__qualname__):
         raise InputError(
@@ -63,6 +66,7 @@ def create(name: str, options: Mapping[str, Any]) -> Learner:
     Raises:
         InputError: if there is no such learner or hyper-parameter; those that exist are listed.
     """
+    of_kind(name, str, "learner", f"one of {sorted(LEARNERS)}")
     if name not in LEARNERS:
         raise InputError(f"no learner '{name}'; choose one of {sorted(LEARNERS)}")
     learner = LEARNERS[name]

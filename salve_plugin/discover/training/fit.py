@@ -17,6 +17,8 @@ from salve_plugin.discover.training.run import Run
 from salve_plugin.discover.training.settings import FitSettings, check_number_type
 from salve_plugin.discover.training.start import start_of
 from salve_plugin.discover.training.work import Work
+from salve_plugin.errors import InputError
+from salve_plugin.kinds import of_kind
 from salve_plugin.modes import without_autocast
 from salve_plugin.site import Site
 
@@ -128,6 +130,9 @@ def work_of(
         SalveError: as `fit`, but for what only training can show.
     """
     rule = asked.rule()
+    of_kind(run, Run, "run", "a salve.Run")
+    if gradient is not None and not callable(gradient):
+        raise InputError(f"gradient is {gradient!r:.80}; expected a function of rows")
     data = RowReader(acts, site)
     moments = Moments.of(data)
     n_latents = asked.latents_of(rule, moments)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.errors import InputError
+from salve_plugin.kinds import of_kind
 from salve_plugin.site import HEAD_INPUT, Site
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def head_gradient(
             of each image, or has a single class.
     """
     site = hooked.site(site) if isinstance(site, str) else site
+    of_kind(site, Site, "site", "a Site or its name")
     if site.layout != "pooled":
         raise InputError(
             f"site '{site.name}' has layout '{site.layout}': the head reads no single row of it; "

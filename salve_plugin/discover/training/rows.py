@@ -10,6 +10,7 @@ from torch import Tensor
 
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
+from salve_plugin.kinds import of_kind
 from salve_plugin.site import Site
 
 READ_ROWS = 4096
@@ -45,6 +46,8 @@ class RowReader:
         Raises:
             InputError: if the rows are not a dense matrix of real numbers, or do not fit `site`.
         """
+        if site is not None:
+            of_kind(site, Site, "site", "a Site, such as hooked.site(name)")
         self._acts = acts if isinstance(acts, Activations) else _matrix(acts)
         if isinstance(acts, Activations):
             self.site = acts.site

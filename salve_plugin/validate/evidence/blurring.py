@@ -8,12 +8,14 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.control.operators.base import real
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel
 from salve_plugin.images import run
-from salve_plugin.integers import whole
+from salve_plugin.integers import seed_number, whole
+from salve_plugin.kinds import of_kind
 from salve_plugin.modes import evaluating, without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
@@ -121,8 +123,8 @@ def map_check(
             each image or not finite.
         SalveError: as `LayerGradFam.of` and its `attribute`.
     """
-    regions = whole(regions, "regions", least=1)
-    if not 0 < area < 1:
+    regions, seed = whole(regions, "regions", least=1), seed_number(seed)
+    if not 0 < real(area, "area") < 1:
         raise InputError(f"area {area}: expected a share of the image between 0 and 1")
     from salve_plugin.validate.grad_fam import LayerGradFam  # imports captum
 
@@ -131,6 +133,7 @@ def map_check(
             hooked, dictionary, stage=stage, on_base_mismatch=on_base_mismatch
         )  # also compares networks
         heat = fam.attribute(images, target=target)
+    of_kind(heat, Tensor, "heat", "maps (images, 1, h, w), as LayerGradFam gives them")
     if heat.ndim != 4 or len(heat) != len(images) or heat.shape[1] != 1 or not len(images):
         raise InputError(
             f"maps of shape {tuple(heat.shape)} for {len(images)} images; expected (images, 1, h, "

@@ -9,6 +9,7 @@ from torch import Tensor
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import listed
+from salve_plugin.kinds import of_kind
 
 
 def with_single_classes(
@@ -25,6 +26,7 @@ def with_single_classes(
     Raises:
         InputError: if there is no group, or one is empty or has another class.
     """
+    of_kind(groups, Mapping, "groups", "class indices by the name of a group")
     names = acts.classes or tuple(map(str, range(acts.n_classes)))
     count = len(names)
     wrong = [name for name, own in groups.items() if not own or not set(own) <= set(range(count))]

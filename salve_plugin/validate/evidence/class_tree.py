@@ -12,6 +12,7 @@ from salve_plugin.control.assessment.batches import Head
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.kinds import several
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +97,8 @@ def class_tree(hooked: HookedModel, classes: Sequence[str] | None = None) -> Cla
     check_attached(hooked)
     head = Head.of(hooked)
     count = 0 if head is None else len(head.bias)
-    names = tuple(map(str, range(count))) if classes is None else tuple(classes)
+    own = map(str, range(count))
+    names = several(own if classes is None else classes, "classes", "names of classes")
     if head is None or count < 3 or len(names) != count:
         raise InputError(
             f"a classifier of {count} known classes with {len(names)} names makes no tree; "

@@ -12,6 +12,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.images import run
+from salve_plugin.kinds import of_kind
 from salve_plugin.validate.evidence.class_profile import NO_CLASS, class_profile
 from salve_plugin.validate.evidence.permuting import p_values, permuted_labels
 from salve_plugin.validate.evidence.recorded_images import BATCH
@@ -62,6 +63,7 @@ def check_concepts(concepts: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: if there are fewer than two, or one has fewer than two images.
     """
+    of_kind(concepts, Mapping, "concepts", "images by the name of a concept")
     counts = {name: len(images) for name, images in concepts.items()}
     if len(counts) < 2 or min(counts.values()) < 2:
         raise InputError(

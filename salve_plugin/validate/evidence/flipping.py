@@ -15,6 +15,8 @@ from salve_plugin.faces.one_line import one_line
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.images import run
+from salve_plugin.integers import seed_number
+from salve_plugin.kinds import of_kind
 from salve_plugin.modes import evaluating, without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.taps import reading
@@ -101,6 +103,8 @@ def fewest_to_flip(
         BaseMismatchError: if it was learned from another network than the model.
     """
     check_attached(hooked)
+    of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
+    random = torch.Generator().manual_seed(seed_number(seed))
     site = hooked.site(dictionary.site.name)
     if not reads_nothing_else(hooked, site):
         raise InputError(
@@ -116,7 +120,6 @@ def fewest_to_flip(
     pull = dictionary.atoms.detach().cpu().double() @ weight.T
     logits = torch.addmm(bias, x.cpu().double(), weight.T)
     check_logits(logits, len(x))
-    random = torch.Generator().manual_seed(seed)
     return Flips(tuple(flip_of(*each, pull, random) for each in zip(logits, codes, strict=True)))
 
 

@@ -13,13 +13,15 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.assessment.predictions import fitted_lines, other_latents
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.operators.gate import Gate, scaled_rows
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel
-from salve_plugin.integers import whole
+from salve_plugin.integers import seed_number, whole
+from salve_plugin.kinds import several
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.evidence.head import (
@@ -127,12 +129,13 @@ def predicted_effect(
     """
     check_parts(hooked, dictionary, acts, on_base_mismatch)
     n_latents = dictionary.n_latents
-    chosen = [*range(n_latents)] if latents is None else [whole(each, "latent") for each in latents]
+    given = several(range(n_latents) if latents is None else latents, "latents", "their numbers")
+    chosen = [whole(each, "latent") for each in given]
     unknown = [latent for latent in chosen if not 0 <= latent < n_latents]
     if unknown or not chosen:
         raise InputError(f"latents {unknown or chosen}: expected some of 0 to {n_latents - 1}")
-    images = whole(images, "images", least=1)
-    if not strength > 0:
+    images, seed = whole(images, "images", least=1), seed_number(seed)
+    if not real(strength, "strength") > 0:
         raise InputError(f"strength {strength}: expected one above 0")
     head = read_head(hooked, dictionary, acts)
     x = rows_of(acts, evenly(acts.n_images, images))

@@ -1,0 +1,99 @@
+"""Public functions refuse what is of another kind, and name it, before they compute anything."""
+
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import salve_plugin as salve
+from salve_plugin.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("untyped")
+Call = Callable[[Any, Any], object]
+
+
+@pytest.fixture(scope="module")
+def parts() -> SimpleNamespace:
+    """A small network, what was recorded of it, and what was learned from that."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=4).eval()
+        images = torch.randn(60, 3, 32, 32)
+    hooked, labels = salve.attach(model), torch.arange(60) % 4
+    acts = salve.record(hooked, [(images, labels)], "unembed.hook_in", progress=False)
+    dictionary = salve.fit(acts, "topk", n_latents=8, steps=2, run=salve.Run(progress=False))
+    return SimpleNamespace(
+        model=model, hooked=hooked, images=images, acts=acts, dictionary=dictionary,
+        edit=salve.suppress(hooked, dictionary, latent=1, strength=1.0), has=labels % 2 == 0,
+    )  # fmt: skip
+
+
+CALLS: dict[str, tuple[Call, Any]] = {
+    "assess dictionary": (
+        lambda p, x: salve.assess(p.hooked, p.edit, p.acts, dictionary=x), "mine"),
+    "assess classes": (lambda p, x: salve.assess(p.hooked, p.edit, p.acts, classes=x), 4),
+    "attach probe": (lambda p, x: salve.attach(p.model, probe=x), 224),
+    "class_association logit": (
+        lambda p, x: salve.class_association(p.hooked, 1, p.acts, logit=x), "high"),
+    "class_tree classes": (lambda p, x: salve.class_tree(p.hooked, x), 4),
+    "erase shrinkage": (
+        lambda p, x: salve.erase(
+            p.hooked, salve.find_concept(p.acts, p.has), shrinkage=x), "strong"),
+    "evidence concepts": (
+        lambda p, x: salve.evidence(
+            p.hooked, p.dictionary, p.acts, images=p.images, concepts=x), [1]),
+    "evidence groups": (
+        lambda p, x: salve.evidence(p.hooked, p.dictionary, p.acts, groups=x), [[0, 1]]),
+    "fewest_to_flip dictionary": (lambda p, x: salve.fewest_to_flip(p.hooked, x, p.images), None),
+    "fewest_to_flip seed": (
+        lambda p, x: salve.fewest_to_flip(p.hooked, p.dictionary, p.images, seed=x), None),
+    "fit gradient": (lambda p, x: salve.fit(p.acts, "topk", gradient=x), 3),
+    "fit learner": (lambda p, x: salve.fit(p.acts, x), ["topk"]),
+    "fit run": (lambda p, x: salve.fit(p.acts, "topk", run=x), True),
+    "fit site": (lambda p, x: salve.fit(p.acts.tensor(), "topk", site=x), "unembed.hook_in"),
+    "head_gradient site": (lambda p, x: salve.head_gradient(p.hooked, x), None),
+    "latent_concept dictionary": (lambda p, x: salve.latent_concept(x, p.acts, 1), None),
+    "map_check area": (lambda p, x: salve.map_check(
+        p.hooked, p.dictionary, p.images, 1, area=x), "half"),
+    "map_check heat": (lambda p, x: salve.map_check(
+        p.hooked, p.dictionary, p.images, 1, heat=x), [[1.0]]),
+    "map_check seed": (lambda p, x: salve.map_check(
+        p.hooked, p.dictionary, p.images, 1, seed=x), None),
+    "maximize dictionary": (lambda p, x: salve.maximize(p.hooked, x, 1), None),
+    "maximize seed": (lambda p, x: salve.maximize(p.hooked, p.dictionary, 1, seed=x), None),
+    "maximize tv_weight": (
+        lambda p, x: salve.maximize(p.hooked, p.dictionary, 1, tv_weight=x), None),
+    "predicted_effect latents": (
+        lambda p, x: salve.predicted_effect(p.hooked, p.dictionary, p.acts, latents=x), 3),
+    "predicted_effect seed": (
+        lambda p, x: salve.predicted_effect(p.hooked, p.dictionary, p.acts, seed=x), None),
+    "predicted_effect strength": (
+        lambda p, x: salve.predicted_effect(p.hooked, p.dictionary, p.acts, strength=x), None),
+    "profile names": (lambda p, x: salve.profile(p.dictionary, p.acts, names=x), 4),
+    "prune rows": (lambda p, x: salve.prune(p.hooked, p.acts, p.has, top=2, rows=x), 3),
+    "quality controls": (lambda p, x: salve.quality(p.dictionary, p.acts, controls=x), None),
+    "quality embeddings": (lambda p, x: salve.quality(p.dictionary, p.acts, embeddings=x), 3),
+    "quality others": (lambda p, x: salve.quality(p.dictionary, p.acts, others=x), None),
+    "reassess stored": (
+        lambda p, x: salve.reassess(p.hooked, p.edit, x, [(p.images, p.has)]), None),
+    "refit_head l2": (lambda p, x: salve.refit_head(p.hooked, p.acts, l2=x), "weak"),
+    "register learner": (lambda p, x: salve.register(x), "topk"),
+    "save_lora edits": (lambda p, x: salve.save_lora(x, "nowhere"), None),
+    "save_saelens dictionary": (lambda p, x: salve.save_saelens(x, "nowhere"), None),
+    "state_digest state": (lambda p, x: salve.state_digest(x), "model.safetensors"),
+    "sweep grid": (lambda p, x: salve.sweep(p.acts, "topk", x), ["n_latents"]),
+    "sweep learners": (lambda p, x: salve.sweep(p.acts, x, {"n_latents": [8]}), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_another_kind_is_refused_by_name(parts: SimpleNamespace, name: str) -> None:
+    call, value = CALLS[name]
+    with pytest.raises(InputError, match=re.escape(repr(value)[:60])) as caught:
+        call(parts, value)
+    assert name.split()[1] in str(caught.value)
+    assert "expected" in str(caught.value)
