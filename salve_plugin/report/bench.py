@@ -21,7 +21,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import HEAD_INPUT
-from salve_plugin.validate.evidence.head import evenly, rows_of
+from salve_plugin.validate.evidence.head import over_classes, rows_of
 
 LIVE = 5 * 10**7
 """Products (images x width x classes) that the page computes while a slider is dragged."""
@@ -75,10 +75,7 @@ class Bench:
                 "take a model that was saved with them"
             )
         labels = acts.image_labels().long()
-        # Evenly from the images in order of their class: evenly from the recording could miss
-        # classes where labels come in turns.
-        by_class = labels.argsort(stable=True)
-        chosen = by_class[evenly(acts.n_images, n_images)].sort().values
+        chosen = over_classes(labels, n_images)
         atoms = dictionary.atoms.detach().cpu()
         return cls(chosen, rows_of(acts, chosen), labels[chosen], decisions, edit, atoms)
 

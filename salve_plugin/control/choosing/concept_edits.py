@@ -123,8 +123,20 @@ def removing(
 
 
 def folds(concept: Concept) -> list[Bool[Tensor, " images"]]:
-    """Return the parts of the images that are unseen at once: those that belong together are."""
-    return [concept.groups % FOLDS == part for part in range(FOLDS)]
+    """Return the parts of the images that are unseen at once: those that belong together are.
+
+    Each part has as many images of every class, with and without the concept, as can be: dealt in
+    the recorded order, images that come in turns would be unseen class by class.
+    """
+    groups = concept.groups
+    kind = torch.zeros(int(groups.max()) + 1, dtype=torch.int64)
+    # Groups of several kinds, such as pairs, are of the last of theirs.
+    kind.scatter_reduce_(0, groups, 2 * concept.labels() + concept.flags().long(), "amax")
+    mixed = torch.randperm(len(kind), generator=torch.Generator().manual_seed(0))
+    part_of = torch.empty_like(kind)
+    # On and on from kind to kind, so that kinds of few groups do not all come to the first part.
+    part_of[mixed[kind[mixed].argsort(stable=True)]] = torch.arange(len(kind)) % FOLDS
+    return [part_of[groups] == part for part in range(FOLDS)]
 
 
 def _gathered(parts: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:

@@ -52,6 +52,8 @@ class Split:
         for value in (0, 1):
             members = (kind == value).nonzero()[:, 0]
             order = torch.empty_like(kind)
+            # In random order: images that come in turns would be dealt out class by class.
+            members = members[torch.randperm(len(members), generator=random)]
             order[members] = torch.arange(len(members)) % BLOCKS
             mine = kind[groups] == value
             block[mine] = order[groups[mine]]

@@ -17,8 +17,8 @@ READ_ROWS = 4096
 """Rows at a time in passes where the batch size does not matter."""
 
 
-def held_out(images: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-    """Say which images are kept from training: one in ten, and always the same ones.
+def held_out(images: Int[Tensor, " rows"], share: float = 0.1) -> Bool[Tensor, " rows"]:
+    """Say which images are kept apart: one in ten from training, and always the same ones.
 
     Multiples of the golden ratio spread them evenly over the recording, whatever the order of its
     classes is: taking the last tenth would drop whole classes from a sorted data set, and every
@@ -26,10 +26,14 @@ def held_out(images: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
 
     >>> held_out(torch.arange(40)).nonzero().flatten().tolist()
     [8, 21, 29]
+
+    Args:
+        images: numbers of images in their recording.
+        share: of the images that is kept apart.
     """
     # In float64: at 10⁵ images the products in float32 lie 0.004 apart, too coarse for their
     # fractions to be spread evenly.
-    return (images.double() * ((math.sqrt(5) - 1) / 2)) % 1 >= 0.9
+    return (images.double() * ((math.sqrt(5) - 1) / 2)) % 1 >= 1 - share
 
 
 class RowReader:

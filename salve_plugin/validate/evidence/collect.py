@@ -32,6 +32,7 @@ from salve_plugin.validate.evidence.head import (
     check_parts,
     evenly,
     is_head_input,
+    over_classes,
     read_head,
     rows_of,
 )
@@ -194,7 +195,7 @@ class _Reading:
         if is_head_input(hooked, acts):
             self._head = read_head(hooked, dictionary, acts)
             self._atoms = dictionary.atoms.detach().cpu()
-            self._some = evenly(acts.n_images, 8 * IMAGES)
+            self._some = over_classes(self._labels, 8 * IMAGES)
             self._x = rows_of(acts, self._some)
             own = [(self._labels == label).nonzero()[:, 0] for label in range(len(self._counts))]
             self._of_class = [images[evenly(len(images), IMAGES)] for images in own]
@@ -237,7 +238,8 @@ class _Reading:
         head = self._head
         if head is None:
             return None
-        x = self._x[evenly(len(self._x), images_to_try(head, len(self._x)))]
+        labels = self._labels[self._some]
+        x = self._x[over_classes(labels, images_to_try(head, len(labels)))]
         kept = Kept(folder, content_digest({"of": self.digest(0), "images": len(x)}, {}), "flips")
         tensors = kept.read(0)
         if tensors is None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.layered_head import LayeredHead
@@ -100,6 +100,12 @@ def evenly(count: int, most: int) -> Tensor:
     few = min(count, most)
     # In whole numbers, which are exact for any count.
     return torch.arange(few) * count // max(1, few)
+
+
+def over_classes(labels: Int64[Tensor, " images"], most: int) -> Int64[Tensor, " chosen"]:
+    """Return up to `most` images, ascending, evenly spaced among them in order of their class."""
+    # Evenly from the recording could fall in step with labels that come in turns, and miss classes.
+    return labels.argsort(stable=True)[evenly(len(labels), most)].sort().values
 
 
 def rows_of(acts: Activations, chosen: Tensor) -> Float[Tensor, "images width"]:

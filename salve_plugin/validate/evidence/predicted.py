@@ -27,7 +27,7 @@ from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.evidence.head import (
     ReadHead,
     check_parts,
-    evenly,
+    over_classes,
     read_head,
     rows_of,
 )
@@ -118,7 +118,7 @@ def predicted_effect(
         acts: recording of that.
         latents: which to compare; None for all.
         strength: of the gates.
-        images: at most so many of the recording, evenly spaced.
+        images: at most so many of the recording, evenly from all its classes.
         seed: of the choice of other latents.
         on_base_mismatch: "warn" goes on with parts of another network.
 
@@ -138,7 +138,7 @@ def predicted_effect(
     if not real(strength, "strength") > 0:
         raise InputError(f"strength {strength}: expected one above 0")
     head = read_head(hooked, dictionary, acts)
-    x = rows_of(acts, evenly(acts.n_images, images))
+    x = rows_of(acts, over_classes(acts.image_labels().long(), images))
     codes = dictionary.encode(x.to(dictionary.atoms.device)).cpu().double()
     atoms = dictionary.atoms.detach().cpu()
     r2, slope, shares, nulls = [], [], [], []

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
+from salve_plugin.discover.training.rows import held_out
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.modes import without_autocast
@@ -63,10 +64,11 @@ def unfamiliarity(
 ) -> Unfamiliarity:
     """Score how far images are from a recording's, as conformal p-values.
 
-    Mean and spread of the codes are those of the recording's even images, and scores are ranked
-    among its odd ones, so that an image of the same kind is as likely at any rank. That holds where
-    the dictionary has not been fitted to those images either: give a held-out recording. Conformal
-    p-values are after Vovk et al. 2005; both scores are plain ones, not the best detectors.
+    Mean and spread of the codes are those of one half of the recording's images, drawn from all of
+    it whatever their order is, and scores are ranked among the other half, so that an image of the
+    same kind is as likely at any rank. That holds where the dictionary has not been fitted to those
+    images either: give a held-out recording. Conformal p-values are after Vovk et al. 2005; both
+    scores are plain ones, not the best detectors.
 
     Args:
         dictionary: of the recordings' site.
@@ -84,16 +86,17 @@ def unfamiliarity(
         raise InputError(f"{acts.n_images} images make no distribution; record at least four")
     total = torch.zeros(2, dictionary.n_latents, dtype=torch.float64)
     rows = 0
-    for batch in acts.batches(1024, keep=lambda images: images % 2 == 0):
+    for batch in acts.batches(1024, keep=lambda images: ~held_out(images, 0.5)):
         codes = dictionary.encode(batch.x.to(dictionary.atoms.device)).cpu().double()
         total += torch.stack([codes.sum(0), codes.square().sum(0)])
         rows += len(codes)
     mean = total[0] / rows
     spread = (total[1] / rows - mean.square()).clamp(min=0).sqrt()
-    # A latent that the even images never switch on would make any code infinitely far.
+    # A latent that one half never switch on would make any code infinitely far.
     spread = spread.clamp(min=1e-3 * float(spread.max()) or 1.0)
     # Of the other half: an image that took part in the mean is nearer to it than a new one is.
-    familiar = _scores(dictionary, acts, mean, spread)[:, 1::2]
+    familiar = _scores(dictionary, acts, mean, spread)
+    familiar = familiar[:, held_out(torch.arange(acts.n_images), 0.5)]
     scored = _scores(dictionary, others, mean, spread)
     error_p, code_p = (_conformal(scored[row], familiar[row]) for row in range(2))
     return Unfamiliarity(error_p, code_p)

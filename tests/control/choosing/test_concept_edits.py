@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from salve_plugin import (
     Concept,
+    HookedModel,
     RemoveConcept,
     RemoveShortcut,
     SalveError,
@@ -22,6 +24,7 @@ from salve_plugin import (
 )
 from salve_plugin.control.choosing.balanced_head import refitted_biases
 from salve_plugin.control.choosing.candidate import best_of
+from salve_plugin.control.choosing.concept_edits import folds
 from salve_plugin.control.choosing.groups import Groups
 
 
@@ -155,6 +158,21 @@ def test_groups_are_guessed_from_scores_where_nobody_has_said(patched: SimpleNam
         for one, two in [(scores[scores < level], scores[scores >= level])]
     )
     assert float(cut) == brute[1]
+
+
+def test_images_that_come_in_turns_are_judged_as_in_any_order(
+    tiny: HookedModel, tmp_path: Path
+) -> None:
+    # Turns as long as there are folds: dealt in order, each fold would be all of one group.
+    labels, has = torch.arange(160) % 2, (torch.arange(160) // 2) % 2 == 1
+    images = torch.randn(160, 3, generator=torch.Generator().manual_seed(0))
+    acts = record(tiny, [(images, labels)], folder=tmp_path / "acts", progress=False)
+    concept = find_concept(acts, has)
+    for part in folds(concept):
+        assert torch.bincount((2 * labels + has)[part]).tolist() == [10] * 4
+    alone = torch.arange(160) // 4  # one group has images of every kind, and is unseen as a whole
+    for part in folds(find_concept(acts, has, groups=alone)):
+        assert set(torch.bincount(alone[part]).tolist()) == {0, 4}
 
 
 def test_a_hidden_concept_or_one_that_is_the_class_is_refused(patched: SimpleNamespace) -> None:

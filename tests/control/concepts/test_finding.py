@@ -87,6 +87,18 @@ def test_groups_are_never_on_both_sides() -> None:
         assert bool((members == members[0]).all())
 
 
+def test_images_that_come_in_turns_are_in_every_block() -> None:
+    has = torch.arange(240) % 3 == 0
+    turn = torch.arange(240) % 8
+    split = Split.of(has, torch.arange(240), 0)
+    for kind in (has, ~has):
+        sizes = split.block[kind].bincount()
+        assert int(sizes.max()) - int(sizes.min()) <= 1
+        for block in range(split.n_blocks):
+            seen = turn[kind & (split.block == block)]
+            assert len(seen.unique()) > 1  # type: ignore[no-untyped-call] # torch leaves it untyped
+
+
 def test_a_sparse_probe_names_its_latents(
     planted: Callable[..., SimpleNamespace], atoms: Dictionary
 ) -> None:

@@ -48,6 +48,17 @@ def test_shares_are_those_of_the_change_laid_out(
     assert not gate_shares(head, x, products_of(head, x), nothing, codes, head.pull).any()
 
 
+def test_images_of_every_class_are_compared_where_classes_come_in_turns(known: Any) -> None:
+    hooked, dictionary, acts = known
+    # Every third image is of one class: fifty evenly spaced ones would all be of class 0.
+    assert set(acts.labels()[::3].tolist()) == {0}
+    some = salve.predicted_effect(hooked, dictionary, acts, latents=[1], images=50)
+    every = salve.predicted_effect(hooked, dictionary, acts, latents=[1])
+    assert some.n_images == 50
+    # The latent of class 1 is off in images of class 0, and a line through those says anything.
+    torch.testing.assert_close(some.slope, every.slope, rtol=0.0, atol=0.5)
+
+
 def compare(hooked: Any, dictionary: Any, acts: Any) -> None:
     result = salve.predicted_effect(hooked, dictionary, acts, latents=[1, 7], strength=0.7)
     x = acts.tensor()

@@ -101,6 +101,17 @@ def test_what_cannot_be_rebuilt_is_unfamiliar_by_its_error(recorder: Any) -> Non
     assert float(result.code_p.mean()) > 0.2
 
 
+def test_images_that_come_in_turns_are_familiar_both(recorder: Any) -> None:
+    again, dictionary = recorder
+    x = draw(400, 6)
+    x[::2, 1] += 6.0  # two kinds of images, by turns
+    others = draw(200, 6, seed=1)
+    others[::2, 1] += 6.0
+    same = salve.unfamiliarity(dictionary, again(x, "known"), again(others, "others")).code_p
+    for kind in (same[::2], same[1::2]):
+        assert float(kind.mean()) == pytest.approx(0.5, abs=0.1)
+
+
 def test_recordings_of_something_else_are_refused(recorder: Any, make_recorded: Any) -> None:
     again, dictionary = recorder
     acts = again(draw(9, 6), "acts")
