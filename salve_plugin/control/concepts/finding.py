@@ -64,7 +64,7 @@ def find_concept(
 
     Raises:
         InputError: if fewer than four images have the concept or lack it, lengths differ, the sites
-            differ, or `n_latents` is not positive.
+            differ, `n_latents` is not positive, or no latent's code varies with the concept.
         BaseMismatchError: if recordings and dictionary are not of one network.
         ReadError: if a shard is missing or damaged.
     """

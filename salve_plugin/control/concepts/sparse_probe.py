@@ -7,6 +7,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.erasers.joint_moments import JointMoments
+from salve_plugin.errors import InputError
 
 RIDGE = 1e-3
 """Added to the correlation matrix of the chosen codes: two latents may be nearly the same."""
@@ -72,6 +73,9 @@ def stable_selection(
     Args:
         blocks: moments of codes and the concept's value on disjoint sets of images.
         count: latents to choose.
+
+    Raises:
+        InputError: if no latent's code goes with the concept at all.
     """
     halves = list(combinations(range(len(blocks)), len(blocks) // 2))
     # Spread over the list, in which neighbouring halves have most blocks in common.
@@ -89,7 +93,15 @@ def stable_selection(
     # Among those chosen equally often, the one that correlates more; only then the lower index.
     order = sorted(range(len(times)), key=lambda i: (-float(times[i]), -float(correlation[i]), i))
     kept = torch.tensor([i for i in order[:count] if float(times[i]) > 0], dtype=torch.int64)
-    latents, weights = forward_selection(_part(everything, kept), len(kept))
+    latents, weights = kept, everything.xz.new_zeros(0)
+    if len(kept):
+        latents, weights = forward_selection(_part(everything, kept), len(kept))
+    if not bool(weights.any()):
+        raise InputError(
+            f"none of {len(times)} latents has a code that varies with the concept, so that there "
+            "is nothing to read it from: use a dictionary that was learned from such images, or "
+            "leave dictionary out"
+        )
     return kept[latents], weights, times[kept[latents]]
 
 

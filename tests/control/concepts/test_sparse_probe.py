@@ -10,6 +10,7 @@ from sklearn.linear_model import OrthogonalMatchingPursuit
 from salve_plugin.control.concepts import sparse_probe
 from salve_plugin.control.concepts.sparse_probe import forward_selection, stable_selection
 from salve_plugin.control.erasers import JointMoments
+from salve_plugin.errors import InputError
 
 
 @settings(deadline=None, max_examples=25)
@@ -36,6 +37,16 @@ def test_latents_that_never_vary_are_not_taken() -> None:
     codes[:, 1:] = 1.0
     latents, _ = forward_selection(JointMoments.of([(codes, codes[:, :1])]), 3)
     assert latents.tolist() == [0]
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_codes_that_do_not_go_with_the_concept_are_refused(varies: bool) -> None:
+    codes = torch.zeros(16, 3).double()
+    codes[::2, 0] = float(varies)
+    target = (torch.arange(16) // 2 % 2).double()  # half of either kind have the code
+    blocks = JointMoments.of_blocks([(codes, target[:, None], torch.arange(16) // 8)], 2)
+    with pytest.raises(InputError, match="none of 3 latents has a code that varies with the"):
+        stable_selection(blocks, 2)
 
 
 def test_a_stable_selection_finds_the_planted_latents_and_says_how_often() -> None:
