@@ -98,18 +98,25 @@ def coar(
     if layer is None:
         own = head
         x, labels = head_inputs(head, data, on_base_mismatch)
-        components, margins = own.weight.shape[1], _head_margins(own, x, labels)
+        margins = _head_margins(own, x, labels)
+        # A neuron that every class reads alike moves no margin, and one that is never on nothing.
+        adds = x.any(0) & (own.weight != own.weight[0]).any(0)
     else:
         own = _layer_of(hooked, layer)
         images, labels = _images(data, len(head.weight))
-        components, margins = len(own.weight), _network_margins(own, images, labels)
+        margins, adds = _network_margins(own, images, labels), own.weight.any(1)
+        adds = adds if own.bias is None else adds | own.bias.bool()
+    components = len(adds)
     if not 1 <= whole(top, "top") < components:
         raise InputError(f"top {top} is to be from 1 to below the {components} components")
     of_target = _of_target(target, labels, head, data)
     # In eval mode, or drop-out and batch statistics would change margins beside the mask.
     with evaluating(hooked.model):
         attribution = attribute(margins, components, masks=masks, keep=keep, ridge=ridge, seed=seed)
-    scores = separation(attribution.effects, of_target)
+    # What is known to add nothing adds 0: what the regression leaves to it is chance, but chance
+    # that all images share, which a t-score takes for a difference.
+    effects = torch.where(adds[:, None], attribution.effects, 0.0)
+    scores = separation(effects, of_target)
     # Stable, so that equal scores give the same edit everywhere.
     order = scores.argsort(descending=effect == "lower", stable=True)
     chosen = order[:top].tolist()

@@ -105,6 +105,21 @@ def test_it_lowers_the_margins_of_a_class_more_than_others(
     assert float(change[labels == 3].mean()) < float(change[labels != 3].mean()) - 1
 
 
+def test_a_component_that_adds_nothing_tells_nothing(
+    planted: tuple[HookedModel, torch.Tensor],
+) -> None:
+    hooked, _ = planted
+    (head,) = hooked.heads
+    weight = hooked.model.get_parameter(f"{head}.weight").detach()
+    classes, width = weight.shape
+    x = draw(1, 60, width).float()
+    labels = torch.arange(60) % classes
+    x[:, 1] = 0.0  # never on
+    for masks in (40, 400):
+        scores = coar(hooked, (x, labels), 0, top=1, masks=masks, keep=0.7).scores
+        assert (scores == 0).nonzero()[:, 0].tolist() == [1]
+
+
 def test_filters_within_the_network(digits_test: digits.Split) -> None:
     path = Path(__file__).parents[2] / "fixtures" / "digits_resnet.safetensors"
     hooked = attach(digits.load("resnet", path))
