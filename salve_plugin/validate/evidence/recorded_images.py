@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.labels import Labels, n_outputs
@@ -62,7 +62,7 @@ class RecordedImages:
         """
         # By a loader of one batch: it collates the items, and they are checked, as in `record`.
         loader: DataLoader[Any] = DataLoader(
-            Subset(self._data_set, list(chosen)), batch_size=max(1, len(chosen))
+            Subset(self._data_set, list(chosen)), batch_size=max(1, len(chosen)), collate_fn=_batch
         )
         (batch,) = labelled_batches(loader, None)
         labels = self._names.of_model(batch).labels.long()
@@ -75,3 +75,19 @@ class RecordedImages:
                 "recorded, in its order"
             )
         return batch.images
+
+
+def _batch(items: list[Any]) -> Any:
+    """Return items as one batch, as a loader does that is given nothing to do so.
+
+    Raises:
+        InputError: if the images differ in size.
+    """
+    pairs = [item for item in items if isinstance(item, (tuple, list)) and len(item)]
+    sizes = {tuple(pair[0].shape) for pair in pairs if isinstance(pair[0], Tensor)}
+    if len(sizes) > 1:
+        raise InputError(
+            f"images have the sizes {sorted(sizes)[:5]}, and a latent's are run together: let the "
+            "data set bring them to one size, or leave images out"
+        )
+    return default_collate(items)

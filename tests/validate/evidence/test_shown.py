@@ -163,9 +163,11 @@ def test_what_another_network_gave_is_not_taken_for_this_ones(study: Study) -> N
 def test_other_images_and_half_of_what_is_needed_are_refused(study: Study) -> None:
     images, labels = study.images.tensors
     moved = TensorDataset(images, labels.roll(1))
+    pairs = zip(images, labels, strict=True)
+    uneven = [(image[:, number % 2 :], label) for number, (image, label) in enumerate(pairs)]
     for data_set, message in (
         (moved, "was recorded in its place"), (TensorDataset(images[:5], labels[:5]), "5 items"),
-        (iter(study.images), "data set with a length"),
+        (iter(study.images), "data set with a length"), (uneven, "images have the sizes"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             study.again(images=data_set, folder=None)
