@@ -109,10 +109,9 @@ def enhancing(
     except UnsupportedModelError:
         return  # no bias and nothing that could stand for one
     missing = (-leads(head.logits[head.labels == label].double(), label)).sort().values
+    unit = _spread(head)
     for share in SHARES:
-        # Just beyond the order statistic: at it the image is a tie.
-        needed = float(missing[order_statistic(len(missing), share)])
-        raised = needed + 1e-3 * (1 + abs(needed))
+        raised = _just_beyond(float(missing[order_statistic(len(missing), share)]), unit)
         if raised <= 0:
             continue
         edit = _bias_edit(head, {label: raised}, base, constant)
@@ -139,12 +138,11 @@ def moving(
     centre = float(head.logits[head.labels != source][:, source].double().mean())
     # How much of the source's logit, above what it is elsewhere, the target needs.
     above = own[:, source] - centre
-    ratios = torch.where(above > 0, missing / above.clamp(min=1e-9), torch.inf).sort().values
-    missing = missing.sort().values
+    ratios = torch.where(above > 0, missing / above, torch.inf).sort().values
+    missing, unit = missing.sort().values, _spread(head)
     for share in SHARES:
         at = order_statistic(len(own), share)
-        raised = float(missing[at])
-        raised += 1e-3 * (1 + abs(raised))
+        raised = _just_beyond(float(missing[at]), unit)
         if raised > 0:
             edit = _bias_edit(head, {source: lowered, target: raised}, base, constant)
             yield judged(
@@ -176,6 +174,17 @@ def moving(
             head, edit, f"mask and {factor:.3g} of the row", source, kept, head.after(edit),
             toward=target,
         )  # fmt: skip
+
+
+def _spread(head: JudgedHead) -> float:
+    """Return how far an image's logits lie from their mean: the unit in which they are compared."""
+    logits = head.logits.double()
+    return float((logits - logits.mean(1, keepdim=True)).square().mean().sqrt())
+
+
+def _just_beyond(needed: float, unit: float) -> float:
+    """Return a bit more than what an image's logit needs, for at it the image is a tie."""
+    return needed + 1e-3 * abs(needed) + 1e-4 * unit
 
 
 def _masked(head: JudgedHead, acts: Activations, label: int) -> tuple[float, Tensor | None]:

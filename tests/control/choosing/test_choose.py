@@ -124,6 +124,27 @@ def test_images_of_one_class_become_another(
     assert share > 0.5
 
 
+@pytest.mark.parametrize("goal", [EnhanceClass(1, max_harm=0.1), MoveDecision(1, 2, max_harm=0.1)])
+def test_the_unit_of_the_logits_does_not_matter(
+    tiny: HookedModel, tmp_path: Path, goal: EnhanceClass | MoveDecision
+) -> None:
+    images = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+    loader = [(images, torch.arange(200) % 4)]
+    effects = []
+    for unit in (1.0, 2.0**-30, 2.0**30):  # powers of two, which round nothing
+        with torch.no_grad():
+            for parameter in tiny.model.get_submodule("head").parameters():
+                parameter.mul_(unit)
+        acts = record(tiny, loader, folder=tmp_path / f"{unit}", progress=False)
+        tried = choose(tiny, goal, acts).tried
+        effects.append([(one.effect, one.harm) for one in tried])
+        with torch.no_grad():
+            for parameter in tiny.model.get_submodule("head").parameters():
+                parameter.div_(unit)
+    assert len(effects[0]) > 2
+    assert effects[0] == effects[1] == effects[2]
+
+
 def test_labels_that_are_no_classes_of_the_model_are_refused(
     digits_hooked: HookedModel, digits_test: digits.Split, tmp_path: Path
 ) -> None:
