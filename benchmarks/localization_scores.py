@@ -47,7 +47,7 @@ def scores(heat: Tensor, masks: Tensor) -> Tensor:
     first = torch.arange(flat.shape[1])[None] < area[:, None]
     hit = (inside.gather(1, order) & first).sum(1)
     positive = flat.clamp(min=0)
-    energy = (positive * inside).sum(1) / positive.sum(1).clamp(min=1e-12)
+    energy = (positive * inside).sum(1) / positive.sum(1).clamp(min=torch.finfo(heat.dtype).tiny)
     pointing = inside.gather(1, order[:, :1])[:, 0].float()
     return torch.stack([pointing, hit / (2 * area - hit), energy, hit / area], 1)
 

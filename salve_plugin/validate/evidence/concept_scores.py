@@ -170,7 +170,7 @@ class _Direction(Classifier):  # type: ignore[misc] # captum is untyped
         self._ids = ids.unique().tolist()  # type: ignore[no-untyped-call] # torch leaves it untyped
         # Centred and of one scale, so that the pull to zero means the same at every site.
         x = x - x.mean(0)
-        x = x / x.square().mean().sqrt().clamp(min=1e-12)
+        x = x / x.square().mean().sqrt().clamp(min=torch.finfo(x.dtype).tiny)
         weight = logistic(x, ids == self._ids[1], 1.0)[:-1]
         self._weights = torch.stack([-weight, weight]).float()
 

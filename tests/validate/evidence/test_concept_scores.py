@@ -10,6 +10,7 @@ import salve_plugin as salve
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.site import Site
+from salve_plugin.validate.evidence.concept_scores import _Direction
 
 
 class Bright(nn.Module):
@@ -72,6 +73,18 @@ def test_random_examples_are_as_far_from_a_half_as_random_sets(hooked: Any) -> N
     shares = torch.tensor(p)
     assert float((shares <= 0.2).double().mean()) <= 0.5
     assert float(shares.min()) >= 0.2 - 1e-9
+
+
+def test_the_unit_of_the_activations_does_not_matter() -> None:
+    rows, ids = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
+    told = []
+    for unit in (1.0, 2.0**-60, 2.0**60):
+        direction = _Direction()
+        direction.train_and_eval([(unit * rows, ids)])
+        told.append(direction.weights())
+    assert bool(told[0].any())
+    torch.testing.assert_close(told[1], told[0])
+    torch.testing.assert_close(told[2], told[0])
 
 
 def test_too_few_images_are_refused(hooked: Any) -> None:
