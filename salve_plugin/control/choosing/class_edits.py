@@ -69,11 +69,11 @@ def kept_classes(head: JudgedHead, label: int, keep: tuple[int, ...] | None) -> 
     """Return which classes count as others, (classes,).
 
     Raises:
-        InputError: if one is no class of the head, or is the class itself.
+        InputError: if one is no class of the head, has no images, or is the class itself.
     """
     others = torch.ones(head.n_classes, dtype=torch.bool)
     if keep is not None:
-        head.check_classes(keep, "keep")
+        head.check_kept(keep)
         if label in keep:
             raise InputError(
                 f"keep {list(keep)} holds class {label}, which the edit is about: what becomes of "

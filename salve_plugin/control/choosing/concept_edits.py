@@ -57,7 +57,7 @@ def removing(
             changed is no class.
     """
     head, concept = view.head, view.concept
-    head.check_classes(goal.keep, "keep")
+    head.check_kept(goal.keep)
     if goal.rows is not None:
         head.check_classes(goal.rows, "rows")
         if not goal.rows:

@@ -113,6 +113,17 @@ class JudgedHead:
                 f"{self.n_classes - 1}"
             )
 
+    def check_kept(self, keep: Sequence[int]) -> None:
+        """Raise InputError unless these are classes with images: of others no loss is known."""
+        self.check_classes(keep, "keep")
+        unseen = [label for label in keep if not bool((self.labels == label).any())]
+        if unseen:
+            raise InputError(
+                f"keep {list(keep)[:10]} holds classes {unseen[:10]}, of which there are no images "
+                "in the recording: what an edit costs them is unknown. Record some, or leave them "
+                "out"
+            )
+
     def after(self, edit: Edit) -> Float[Tensor, "images classes"]:
         """Return the logits of the recorded images with an edit of the classifier."""
         weight, bias = edited_head(self, edit)

@@ -220,6 +220,19 @@ def test_ties_are_broken_by_the_images_that_are_furthest_from_the_goal(
     assert lead(odd) == lead(even)
 
 
+def test_a_class_to_be_kept_needs_images(tiny: HookedModel, tmp_path: Path) -> None:
+    labels = torch.arange(60) % 3  # the last of four classes has none
+    images = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    acts = record(tiny, [(images, labels)], folder=tmp_path / "acts", progress=False)
+    concept = find_concept(acts, torch.arange(60) % 2 == 0)
+    for goal in (
+        SuppressClass(0, keep=(1, 3)), EnhanceClass(0, keep=(3,)), MoveDecision(0, 1, keep=(3,)),
+        RemoveConcept(concept, keep=(1, 3)), RemoveShortcut(concept, keep=(3,)),
+    ):  # fmt: skip
+        with pytest.raises(SalveError, match=r"holds classes \[3\], of which there are no images"):
+            choose(tiny, goal, acts)
+
+
 def test_what_is_no_class_or_no_way_is_refused(
     digits_hooked: HookedModel, digits_acts: Activations
 ) -> None:
