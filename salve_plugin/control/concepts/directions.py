@@ -140,7 +140,9 @@ def raptor_direction(
         [_probe(x[kept], column[images][kept], strictness)[0] for column in labels.T], 1
     )
     scores = torch.stack([over_images(c, images, len(flags)) for c in (x @ directions).T], 1)
-    judging = replace(split, labels=labels[judged].double(), block=split.block[judged])
+    judging = replace(
+        split, labels=labels[judged].double(), block=split.block[judged], group=split.group[judged]
+    )
     evidence = judging.evidence(scores[judged])
     return _concept(recordings, directions[:, 0], flags, name, grouped, evidence)
 

@@ -1,12 +1,14 @@
 """How well a score tells pictures with a concept from those without, and how sure that is."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.stats import rankdata
@@ -28,7 +30,8 @@ class ConceptEvidence(Record):
 
     Attributes:
         auc: area under the ROC curve over images: how often an image with it scores higher.
-        auc_low: lower end of its 95 % bootstrap interval over images.
+        auc_low: lower end of its 95 % bootstrap interval over images, or over the groups of images
+            that belong together, which are no separate witnesses.
         auc_high: upper end.
         null_auc: 95 % quantile of the same after the labels were permuted and all was fitted anew.
         correlation: of the held-out scores with having the concept, over images.
@@ -83,6 +86,7 @@ def evidence_of(
     has: Bool[Tensor, " images"],
     null: Float64[Tensor, "images permutations"],
     permuted: Bool[Tensor, "images permutations"],
+    groups: Int64[Tensor, " images"],
     *,
     seed: int = 0,
 ) -> ConceptEvidence:
@@ -93,17 +97,14 @@ def evidence_of(
         has: whether it has the concept.
         null: scores by probes that were fitted to permuted labels.
         permuted: those labels.
+        groups: of each image, which are resampled as a whole.
         seed: of the resamples.
     """
     values, labels = scores.double().numpy(), has.numpy()
-    with_, without = values[labels], values[~labels]
-    random = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(RESAMPLES):
-        # Resampled apart, so that every resample has images of both kinds.
-        one = random.choice(with_, len(with_)), random.choice(without, len(without))
-        flags = np.arange(len(values)) < len(with_)
-        drawn.append(float(_aucs(np.concatenate(one)[None], flags)[0]))
+    drawn = [
+        float(_aucs(values[images][None], labels[images])[0])
+        for images in islice(_resamples(labels, groups.numpy(), seed), RESAMPLES)
+    ]
     chance = [auc(null[:, column], permuted[:, column]) for column in range(permuted.shape[1])]
     spread = float(values.std())
     correlation = float(np.corrcoef(values, labels)[0, 1]) if spread > 0 else 0.0
@@ -114,6 +115,27 @@ def evidence_of(
         max(-1.0, min(1.0, correlation)) if math.isfinite(correlation) else 0.0,
         int(labels.sum()), int((~labels).sum()),
     )  # fmt: skip
+
+
+def _resamples(
+    labels: NDArray[np.bool_], groups: NDArray[np.int64], seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the images of as many groups as there are, drawn with replacement, without end."""
+    random = np.random.default_rng(seed)
+    _, numbers = np.unique(groups, return_inverse=True)
+    members, sizes = numbers.argsort(kind="stable"), np.bincount(numbers)
+    starts = sizes.cumsum() - sizes
+    marked = np.isin(np.arange(len(sizes)), numbers[labels])
+    # Resampled apart, so that resamples have images of both kinds.
+    sides = [side for side in (marked.nonzero()[0], (~marked).nonzero()[0]) if len(side)]
+    while True:
+        chosen = np.concatenate([random.choice(side, len(side)) for side in sides])
+        counts = sizes[chosen]
+        first = np.repeat(starts[chosen] - (counts.cumsum() - counts), counts)
+        images = members[first + np.arange(counts.sum())]
+        # Of groups of both kinds and of one, those of one alone may have been drawn.
+        if 0 < labels[images].sum() < len(images):
+            yield images
 
 
 def over_images(

@@ -25,11 +25,13 @@ class Split:
     Attributes:
         labels: (images, 1 + permutations), 0 or 1; the first column is the real one.
         block: of each image (images,).
+        group: of each image (images,), from 0.
         seed: of permutations and bootstrap.
     """
 
     labels: Float64[Tensor, "images columns"]
     block: Int64[Tensor, " images"]
+    group: Int64[Tensor, " images"]
     seed: int
 
     @classmethod
@@ -65,7 +67,7 @@ class Split:
                 f"{len(torch.unique(groups))} groups leave no images to judge on: those with the "
                 "concept, or those without it, are to be of at least two groups; give finer groups"
             )
-        return cls(labels, torch.searchsorted(used, block), seed)
+        return cls(labels, torch.searchsorted(used, block), groups, seed)
 
     @property
     def n_blocks(self) -> int:
@@ -76,7 +78,7 @@ class Split:
         """Return the evidence of held-out scores for each labelling."""
         flags = self.labels > 0.5
         null = scores[:, 1:], flags[:, 1:]
-        return evidence_of(scores[:, 0], flags[:, 0], *null, seed=self.seed)
+        return evidence_of(scores[:, 0], flags[:, 0], *null, self.group, seed=self.seed)
 
 
 def group_indices(groups: object, n_images: int, *, paired: bool) -> Int64[Tensor, " images"]:
