@@ -300,8 +300,9 @@ def _effects_by_class(concept: Concept, counted: Tensor) -> Float64[Tensor, "wid
     seen = (counts > 0).all(0)
     if not bool(seen.any()):
         raise InputError(
-            f"no class has images with and without '{concept.name}', so that nothing tells it from "
-            "the class; add such images"
+            f"no class has images with and without '{concept.name}' among the {int(counted.sum())} "
+            f"of {len(counted)} that count, so that nothing tells it from the class; add such "
+            "images, or give finer groups where whole ones are held out"
         )
     means = sums[:, seen] / counts[:, seen, None]
     # Halves as for pairs; by the root of the number of classes, so that the sum over columns of eeᵀ

@@ -175,6 +175,15 @@ def test_images_that_come_in_turns_are_judged_as_in_any_order(
         assert set(torch.bincount(alone[part]).tolist()) == {0, 4}
 
 
+def test_groups_too_coarse_to_hold_one_out_are_named(tiny: HookedModel, tmp_path: Path) -> None:
+    groups = torch.arange(60) // 20  # one group with the concept: without it nothing is to be seen
+    images = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    acts = record(tiny, [(images, torch.arange(60) % 2)], folder=tmp_path / "a", progress=False)
+    concept = find_concept(acts, groups == 0, groups=groups)
+    with pytest.raises(SalveError, match=r"among the 40 of 60 that count.* finer groups"):
+        choose(tiny, RemoveConcept(concept))
+
+
 def test_a_hidden_concept_or_one_that_is_the_class_is_refused(patched: SimpleNamespace) -> None:
     hidden = find_concept(
         patched.recorded[patched.hidden, "with"],
