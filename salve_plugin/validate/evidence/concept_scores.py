@@ -16,7 +16,7 @@ from salve_plugin.hooks import HookedModel, SiteLike, check_attached
 from salve_plugin.images import as_input, run
 from salve_plugin.integers import whole
 from salve_plugin.modes import evaluating, without_autocast
-from salve_plugin.validate.evidence.permuting import LEVEL
+from salve_plugin.validate.evidence.permuting import upper
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,7 +135,7 @@ def tcav(
     for name, means in results.items():
         far = (means - 0.5).abs()
         scores[name] = float(means[0])
-        nulls[name] = float(far[1:].quantile(LEVEL, interpolation="higher"))
+        nulls[name] = float(upper(far[1:, None])[0])
         # Equal scores may have been summed in another order.
         p[name] = float((far >= far[0] - 1e-9).double().mean())
     p_all = {name: min(1.0, value * len(p)) for name, value in p.items()}

@@ -27,6 +27,16 @@ def all_orders(labels: Tensor) -> Tensor:
     return torch.tensor(list(permutations(labels.tolist())))
 
 
+@pytest.mark.parametrize("permutations", [19, 20, 25, 39, 41, 99, 200, 1001])
+def test_what_is_above_the_null_is_beyond_chance_and_nothing_else(permutations: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    null = torch.randperm(permutations, generator=draw)[:, None].double()
+    bound = float(upper(null))
+    p = p_values(torch.tensor([bound, bound + 0.5]).double(), null)
+    assert float(p[0]) > 0.05
+    assert float(p[1]) <= 0.05
+
+
 @given(seed=SEEDS)
 @settings(deadline=None, max_examples=6, derandomize=True)
 def test_rank_sums_are_standardized_over_all_orders_of_the_labels(seed: int) -> None:
