@@ -37,9 +37,26 @@ CALLS: dict[str, tuple[Call, Any]] = {
         lambda p, x: salve.assess(p.hooked, p.edit, p.acts, dictionary=x), "mine"),
     "assess classes": (lambda p, x: salve.assess(p.hooked, p.edit, p.acts, classes=x), 4),
     "attach probe": (lambda p, x: salve.attach(p.model, probe=x), 224),
+    "choose dictionary": (
+        lambda p, x: salve.choose(p.hooked, salve.SuppressClass(1), p.acts, dictionary=x), "mine"),
+    "choose features": (
+        lambda p, x: salve.choose(
+            p.hooked, salve.SuppressClass(1), p.acts, dictionary=p.dictionary, features=x), [1]),
     "class_association logit": (
         lambda p, x: salve.class_association(p.hooked, 1, p.acts, logit=x), "high"),
     "class_tree classes": (lambda p, x: salve.class_tree(p.hooked, x), 4),
+    "compare_recordings seed": (
+        lambda p, x: salve.compare_recordings(p.dictionary, p.acts, p.acts, seed=x), None),
+    "deviations stored": (lambda p, x: salve.deviations(x, x), None),
+    "erase_through hooked": (
+        lambda p, x: salve.erase_through(x, p.images, p.images, ["unembed.hook_in"]), None),
+    "erase_through labels": (
+        lambda p, x: salve.erase_through(
+            p.hooked, p.images, p.images, ["unembed.hook_in"], labels=x), 3),
+    "erase_through images": (
+        lambda p, x: salve.erase_through(p.hooked, x, x, ["unembed.hook_in"]), None),
+    "erase_through sites": (
+        lambda p, x: salve.erase_through(p.hooked, p.images, p.images, x), None),
     "erase shrinkage": (
         lambda p, x: salve.erase(
             p.hooked, salve.find_concept(p.acts, p.has), shrinkage=x), "strong"),

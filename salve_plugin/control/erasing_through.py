@@ -27,7 +27,8 @@ from salve_plugin.control.provenance import Provenance
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.errors import InputError
-from salve_plugin.hooks import HookedModel
+from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.kinds import of_kind, several
 
 Profile = Literal["uniform", "depth"]
 """How much is removed at each site: all, or as much as a probe finds the concept there."""
@@ -99,6 +100,7 @@ def erase_through(
         UnknownSiteError: if the model has no such site.
         UnsupportedModelError: as for `edit_at`.
     """
+    check_attached(hooked)
     ordered = _by_depth(hooked, sites)
     if profile not in get_args(Profile):
         raise InputError(f"profile {profile!r} is unknown; choose 'uniform' or 'depth'")
@@ -158,8 +160,9 @@ def _share(concept: Concept) -> float:
 
 def _by_depth(hooked: HookedModel, sites: Sequence[str]) -> list[str]:
     """Return the sites in the order in which a forward pass meets them."""
-    if isinstance(sites, str) or not len(sites):
-        raise InputError(f"sites {sites!r} are to be a list of at least one name")
+    sites = several(sites, "sites", "a list of at least one name")
+    if not sites:
+        raise InputError("sites is empty; expected a list of at least one name")
     # By the names that they have there: a layer's path is another name for its site.
     names = [hooked.site(site).name for site in sites]
     if len(set(names)) < len(names):
@@ -173,6 +176,7 @@ def _batches(images: Images, labels: Tensor | None) -> Iterable[Any]:
     if not isinstance(images, Tensor):
         if labels is not None:
             raise InputError("a loader brings its own labels: leave out labels=")
+        of_kind(images, Iterable, "images", "a tensor of images, or a loader of them")
         # Only an iterator is its own iterator; what can be read again makes a new one each time.
         if iter(images) is images:
             raise InputError(
@@ -181,6 +185,7 @@ def _batches(images: Images, labels: Tensor | None) -> Iterable[Any]:
             )
         return images
     classes = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
+    of_kind(classes, Tensor, "labels", "one class an image, as a tensor")
     if images.ndim < 2 or classes.shape != images.shape[:1]:
         raise InputError(
             f"images {list(images.shape)} and labels {list(classes.shape)} do not fit: expected "

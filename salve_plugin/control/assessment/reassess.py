@@ -108,6 +108,8 @@ def deviations(
         measured: the one measured now.
         tolerance: see `TOLERANCE`.
     """
+    for name, assessment in (("stored", stored), ("measured", measured)):
+        of_kind(assessment, Assessment, name, "an Assessment")
     first, second = (_comparable(each) for each in (stored, measured))
     both = first["controls"].keys() & second["controls"].keys()
     if not (first["predictions"] and second["predictions"]):

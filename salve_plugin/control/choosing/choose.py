@@ -36,6 +36,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.integers import whole
+from salve_plugin.kinds import of_kind
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 
@@ -136,6 +137,7 @@ def choose(
         )
     (recording,) = recordings
     if dictionary is not None:
+        of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
         networks.check_either("the dictionary", dictionary.network)
         features = _profile(dictionary, recording, features, networks, on_base_mismatch)
     label = _label(goal.source if isinstance(goal, MoveDecision) else goal.label, head, recording)
@@ -246,6 +248,7 @@ def _profile(
 ) -> Features:  # fmt: skip
     if features is None:
         return profile(dictionary, acts, on_base_mismatch=on_base_mismatch)
+    of_kind(features, Features, "features", "what salve.profile returns")
     networks.check_either("the profile", features.network)
     if features.of_attribute:
         raise InputError(

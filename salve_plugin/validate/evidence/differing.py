@@ -10,7 +10,7 @@ from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.reads import check_read
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.faces.table import Table, Tabular
-from salve_plugin.integers import whole
+from salve_plugin.integers import seed_number, whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
 from salve_plugin.validate.activity import codes_by_image
@@ -90,7 +90,7 @@ def compare_recordings(
         BaseMismatchError: if dictionary and recordings are not of one network.
         ReadError: if a shard is missing or damaged.
     """
-    permutations = whole(permutations, "permutations", least=1)
+    permutations, seed = whole(permutations, "permutations", least=1), seed_number(seed)
     check_recordings(dictionary, (first, second), on_base_mismatch)
     counts = first.n_images, second.n_images
     total = sum(counts)
