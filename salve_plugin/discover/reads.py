@@ -1,8 +1,18 @@
-"""Whether a recording is what a dictionary reads."""
+"""Whether something is a dictionary, and a recording what it reads."""
 
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
+from salve_plugin.kinds import of_kind
+
+
+def check_dictionary(dictionary: object) -> None:
+    """Refuse what is no dictionary.
+
+    Raises:
+        InputError: names it.
+    """
+    of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
 
 
 def check_read(dictionary: object, acts: object) -> None:

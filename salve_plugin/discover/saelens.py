@@ -20,6 +20,7 @@ from torch import Tensor
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.learners import create
 from salve_plugin.discover.learners.base import Tensors
+from salve_plugin.discover.reads import check_dictionary
 from salve_plugin.discover.saelens_layout import (
     CONFIG_FILE,
     OWN,
@@ -30,7 +31,6 @@ from salve_plugin.discover.saelens_layout import (
 )
 from salve_plugin.discover.unit_atoms import NORM_TOLERANCE
 from salve_plugin.errors import ArtifactError, InputError
-from salve_plugin.kinds import of_kind
 from salve_plugin.site import Site
 from salve_plugin.store.files import usable
 
@@ -53,7 +53,7 @@ def save_saelens(dictionary: Dictionary, folder: str | os.PathLike[str]) -> None
             for these values (a threshold below zero, a gain of zero).
         WriteError: if the disk is full or not writable; what was there is whole.
     """
-    of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
+    check_dictionary(dictionary)
     exported(dictionary)
     dictionary.save_pretrained(folder)
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.operators.base import real
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.reads import check_dictionary
 from salve_plugin.errors import AttributionError, InputError
 from salve_plugin.hooks import check_attached, evaluating, reading
 from salve_plugin.images import run
 from salve_plugin.integers import seed_number, whole
-from salve_plugin.kinds import of_kind
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.validate.latents import image_latents, latent_index
 from salve_plugin.validate.parametrization import (
@@ -146,7 +146,7 @@ def maximize(
         AttributionError: if the latent or its gradient is not finite.
     """
     check_attached(hooked)
-    of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
+    check_dictionary(dictionary)
     seed, tv_weight = seed_number(seed), real(tv_weight, "tv_weight")
     latent = int(latent_index(latent, 1, dictionary.n_latents))
     steps = whole(steps, "steps", least=0)

@@ -37,10 +37,10 @@ from salve_plugin.control.assessment.tally import Reference, Tally, concept_outc
 from salve_plugin.control.base import bare
 from salve_plugin.control.edit import Edit
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.reads import check_dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel
 from salve_plugin.integers import seed_number
-from salve_plugin.kinds import of_kind
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.store.digest import state_digest
 
@@ -100,7 +100,7 @@ def assess(
         raise InputError(f"command {command!r:.200} is none of {list(get_args(Command))}")
     seed = seed_number(seed)
     if dictionary is not None:
-        of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
+        check_dictionary(dictionary)
     concept = has is not None or counterparts is not None
     if concept and target is not None:
         raise InputError(

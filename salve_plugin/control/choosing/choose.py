@@ -32,6 +32,7 @@ from salve_plugin.control.making import latent_gate, unchanged
 from salve_plugin.control.networks import Networks
 from salve_plugin.discover.dictionary import Dictionary
 from salve_plugin.discover.features import Features, profile
+from salve_plugin.discover.reads import check_dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError, UnsupportedModelError
 from salve_plugin.hooks import HookedModel, check_attached
@@ -137,7 +138,7 @@ def choose(
         )
     (recording,) = recordings
     if dictionary is not None:
-        of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
+        check_dictionary(dictionary)
         networks.check_either("the dictionary", dictionary.network)
         features = _profile(dictionary, recording, features, networks, on_base_mismatch)
     label = _label(goal.source if isinstance(goal, MoveDecision) else goal.label, head, recording)

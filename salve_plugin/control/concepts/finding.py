@@ -22,10 +22,10 @@ from salve_plugin.control.concepts.sparse_probe import (
 from salve_plugin.control.concepts.split import Split, group_indices
 from salve_plugin.control.erasers import JointMoments
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.reads import check_dictionary
 from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.integers import whole
-from salve_plugin.kinds import of_kind
 from salve_plugin.network import OnBaseMismatch
 
 
@@ -131,7 +131,7 @@ def latent_concept(
         InputError: if there is no such latent, or `has` does not fit.
         BaseMismatchError: as for `find_concept`.
     """
-    of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
+    check_dictionary(dictionary)
     check_one_site((acts,), dictionary, on_base_mismatch)
     index = whole(latent, "latent")
     if not 0 <= index < dictionary.n_latents:

@@ -10,13 +10,13 @@ from salve_plugin.control.evaluate import check_logits
 from salve_plugin.control.networks import Networks
 from salve_plugin.control.solving import two_sided
 from salve_plugin.discover.dictionary import Dictionary
+from salve_plugin.discover.reads import check_dictionary
 from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.images import run
 from salve_plugin.integers import seed_number
-from salve_plugin.kinds import of_kind
 from salve_plugin.modes import evaluating, without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.taps import reading
@@ -103,7 +103,7 @@ def fewest_to_flip(
         BaseMismatchError: if it was learned from another network than the model.
     """
     check_attached(hooked)
-    of_kind(dictionary, Dictionary, "dictionary", "a Dictionary, such as salve.fit returns")
+    check_dictionary(dictionary)
     random = torch.Generator().manual_seed(seed_number(seed))
     site = hooked.site(dictionary.site.name)
     if not reads_nothing_else(hooked, site):
