@@ -294,19 +294,27 @@ def _nobody_knows(model: nn.Module) -> str:
         f"; '{name}' could not be loaded ({reason}), install its library"
         for name, reason in missing_adapters().items()
     )
+    # In the order of definition the classifier mostly comes last.
+    linear = [path for path, part in model.named_modules() if isinstance(part, nn.Linear) and path]
+    head = (
+        f"attach(model, head='{linear[-1]}') if it is the last of the model's linear layers "
+        f"{linear[-3:]}"
+        if linear
+        else "attach(model, head=...)"
+    )
     inside = _known_inside(model)
     if inside is not None:
         path, known = inside
         return (
             f"{kind.__qualname__} is of no known family, but has one inside: {known} at '{path}'. "
-            f"Name the linear layer whose output the logits are: attach(model, head=...), or "
+            f"Name the linear layer whose output the logits are: {head}, or "
             f"attach(model.get_submodule('{path}')) if that part is a whole classifier, with "
             "images as that part takes them"
         )
     return (
         f"no installed adapter knows {kind.__module__}.{kind.__qualname__}; installed: "
         f"{sorted(installed_adapters())}{missing}. Name the linear layer whose output the "
-        "logits are: attach(model, head='fc'), use a model of these families, or register an "
+        f"logits are: {head}; or use a model of these families, or register an "
         f"adapter under the entry-point group '{ENTRY_POINT_GROUP}'"
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import salve_plugin as salve
@@ -77,13 +78,19 @@ def test_what_is_around_a_model_is_taken_off(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "path"),
-    [(nn.Sequential(nn.Identity(), plain()), "1"), (Backbone(), "backbone")],
+    ("model", "path", "head"),
+    [(nn.Sequential(nn.Identity(), plain()), "1", "1.fc"), (Backbone(), "backbone", "head")],
 )
-def test_the_known_model_inside_is_named(model: nn.Module, path: str) -> None:
+def test_the_known_model_inside_is_named(model: nn.Module, path: str, head: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"inside: ResNet at '{path}'") as error:
         salve.attach(model)
-    assert "attach(model, head=...)" in str(error.value)
+    assert f"attach(model, head='{head}')" in str(error.value)
+
+
+def test_the_head_of_an_unknown_family_is_named_as_it_is_called_there() -> None:
+    model = torchvision.models.mobilenet_v3_small(num_classes=3)
+    with pytest.raises(UnsupportedModelError, match=r"attach\(model, head='classifier.3'\)"):
+        salve.attach(model)
 
 
 @pytest.mark.parametrize(
