@@ -14,8 +14,10 @@ from torch import Tensor
 
 from salve_plugin.control.flips import flip
 from salve_plugin.control.operators import Mode
+from salve_plugin.control.operators.gate import check_mode
 from salve_plugin.control.solving import solve
 from salve_plugin.errors import InputError
+from salve_plugin.kinds import of_kind
 
 
 def critical_strength(
@@ -55,11 +57,9 @@ def critical_strength(
         1000/max|c| reaches it, in particular where the bias alone lies above it.
 
     Raises:
-        InputError: if shapes do not fit, or a value is not finite.
+        InputError: if shapes do not fit, a value is not finite, or the mode is none.
     """
-    height = _per_image(bias, activations, "bias") - _per_image(target, activations, "target")
-    rows = weight.double().expand(1, -1)
-    return solve(rows, direction, activations, height, mode, chunk)[0]
+    return _roots(weight, bias, direction, activations, target, mode, chunk)[0]
 
 
 def critical_strength_linear(
@@ -78,9 +78,7 @@ def critical_strength_linear(
     Arguments as for `critical_strength`; 0 where the logit is at or below the target already,
     infinite where the line does not fall.
     """
-    height = _per_image(bias, activations, "bias") - _per_image(target, activations, "target")
-    rows = weight.double().expand(1, -1)
-    return solve(rows, direction, activations, height, mode, chunk)[1]
+    return _roots(weight, bias, direction, activations, target, mode, chunk)[1]
 
 
 def critical_flip_strength(
@@ -117,8 +115,32 @@ def critical_flip_strength(
     return flip(weight, bias, direction, activations, labels, rows, mode)[0]
 
 
+def _roots(
+    weight: Tensor, bias: float | Tensor, direction: Tensor, activations: Tensor,
+    target: float | Tensor, mode: Mode, chunk: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the exact roots and those of the first line, after checking what they are made of."""
+    for value, name in ((weight, "weight"), (direction, "direction"), (activations, "activations")):
+        dimensions = 2 if name == "activations" else 1
+        of_kind(value, Tensor, name, f"a tensor with {dimensions} dimension(s)")
+        if value.ndim != dimensions:
+            raise InputError(
+                f"{name} has shape {tuple(value.shape)}; expected "
+                f"{'(images, width)' if dimensions == 2 else '(width,)'}"
+            )
+    # Not checked, a slip would be taken for the other mode.
+    check_mode(mode)
+    height = _per_image(bias, activations, "bias") - _per_image(target, activations, "target")
+    return solve(weight.double()[None], direction, activations, height, mode, chunk)
+
+
 def _per_image(value: float | Tensor, activations: Tensor, name: str) -> Tensor:
-    tensor = torch.as_tensor(value, dtype=torch.float64)
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"{name} {value!r:.80} is neither one number nor one for each image"
+        ) from None
     if tensor.ndim > 1 or (tensor.ndim == 1 and len(tensor) != len(activations)):
         raise InputError(
             f"{name} of shape {tuple(tensor.shape)} is neither one number nor one for each of the "

@@ -325,3 +325,29 @@ def test_bad_input_is_named() -> None:
         critical_strength(one, 0.0, one, a, chunk=0)
     with pytest.raises(InputError, match="classes 0 to 1"):
         critical_flip_strength(torch.ones(2, 3), torch.zeros(2), one, a, torch.tensor([0, 2]))
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mode", "supress"),
+        ("mode", None),
+        ("weight", [1.0, 2.0]),
+        ("weight", torch.ones(1, 2)),
+        ("weight", torch.tensor(1.0)),
+        ("bias", None),
+        ("direction", None),
+        ("direction", torch.eye(2)),
+        ("activations", torch.ones(2)),
+        ("activations", None),
+        ("target", "zero"),
+    ],
+)
+def test_what_is_no_argument_is_refused_by_name(name: str, value: object) -> None:
+    good: dict[str, Any] = {
+        "weight": torch.ones(2), "bias": 0.0, "direction": torch.tensor([0.0, 1.0]),
+        "activations": torch.ones(3, 2),
+    }  # fmt: skip
+    with pytest.raises(InputError, match=name):
+        critical_strength(**{**good, name: value})

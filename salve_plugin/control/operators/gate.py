@@ -61,7 +61,7 @@ class Gate(Operator):
         Raises:
             InputError: naming the field that cannot be used.
         """
-        _check_mode(self.mode)
+        check_mode(self.mode)
         object.__setattr__(self, "strength", check_strength(self.strength) + 0.0)  # no -0
         object.__setattr__(self, "directions", owned(self.directions, "directions", 2))
         if not len(self.directions):
@@ -95,7 +95,7 @@ class Gate(Operator):
     def rebuilt(cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Gate":
         """Return the gate of these fields and tensors; see `Operator.rebuilt`."""
         check_fields(cls.form, fields, {"mode", "strength"}, tensors, {"directions"})
-        _check_mode(fields["mode"])
+        check_mode(fields["mode"])
         return cls(tensors["directions"], number(cls.form, fields, "strength"), fields["mode"])
 
     def check(self, width: int, rows: int | None, outputs: tuple[int, ...]) -> None:
@@ -152,7 +152,8 @@ class Gate(Operator):
         return Part(self.factors, None, None, ())
 
 
-def _check_mode(mode: object) -> None:
+def check_mode(mode: object) -> None:
+    """Raise InputError unless this is how a gate works."""
     if not isinstance(mode, str) or mode not in get_args(Mode):
         raise InputError(f"unknown mode {mode!r}: choose 'suppress' or 'enhance'")
 
@@ -210,7 +211,7 @@ def multiplier(
         InputError: if the direction is no unit vector or the strength is negative or not finite.
     """
     check_direction(direction)
-    _check_mode(mode)
+    check_mode(mode)
     return _multiplier(direction.detach().double().abs(), check_strength(strength), mode)
 
 
