@@ -1,6 +1,6 @@
 """Arguments of another kind than a function takes, refused by name before anything is computed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 from salve_plugin.errors import InputError
@@ -25,5 +25,13 @@ def several(value: object, name: str, expected: str) -> tuple[Any, ...]:
     Raises:
         InputError: as `of_kind`.
     """
-    kind = object if not isinstance(value, str | bytes) else tuple
-    return tuple(of_kind(of_kind(value, kind, name, expected), Iterable, name, expected))
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        # A scalar tensor or array has `__iter__` and is none that can be gone through.
+        values: Iterator[Any] = iter(value)  # type: ignore[call-overload]
+    except TypeError:
+        raise InputError(
+            f"{name} is {value!r:.80}, of type {type(value).__name__}; expected {expected}"
+        ) from None
+    return tuple(values)
