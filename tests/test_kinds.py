@@ -45,6 +45,9 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "class_association logit": (
         lambda p, x: salve.class_association(p.hooked, 1, p.acts, logit=x), "high"),
     "class_tree classes": (lambda p, x: salve.class_tree(p.hooked, x), 4),
+    "coar keep": (lambda p, x: salve.coar(p.hooked, p.acts, 1, keep=x, masks=30), None),
+    "coar ridge": (lambda p, x: salve.coar(p.hooked, p.acts, 1, ridge=x, masks=30), "weak"),
+    "coar seed": (lambda p, x: salve.coar(p.hooked, p.acts, 1, seed=x, masks=30), None),
     "compare_recordings seed": (
         lambda p, x: salve.compare_recordings(p.dictionary, p.acts, p.acts, seed=x), None),
     "deviations stored": (lambda p, x: salve.deviations(x, x), None),
@@ -84,6 +87,14 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "maximize seed": (lambda p, x: salve.maximize(p.hooked, p.dictionary, 1, seed=x), None),
     "maximize tv_weight": (
         lambda p, x: salve.maximize(p.hooked, p.dictionary, 1, tv_weight=x), None),
+    "memit sites": (
+        lambda p, x: salve.memit(p.hooked, x, torch.ones(1, 4), torch.ones(1, 4), p.acts), 3),
+    "memit keys": (
+        lambda p, x: salve.memit(
+            p.hooked, "unembed.hook_in", x, torch.ones(1, 4), p.acts), 3),
+    "memit second_moments": (
+        lambda p, x: salve.memit(
+            p.hooked, "unembed.hook_in", torch.ones(1, 4), torch.ones(1, 4), x), 3),
     "predicted_effect latents": (
         lambda p, x: salve.predicted_effect(p.hooked, p.dictionary, p.acts, latents=x), 3),
     "predicted_effect seed": (
@@ -101,11 +112,17 @@ CALLS: dict[str, tuple[Call, Any]] = {
         lambda p, x: salve.reassess(p.hooked, p.edit, x, [(p.images, p.has)]), None),
     "refit_head l2": (lambda p, x: salve.refit_head(p.hooked, p.acts, l2=x), "weak"),
     "register learner": (lambda p, x: salve.register(x), "topk"),
+    "rome ridge": (
+        lambda p, x: salve.rome(
+            p.hooked, "unembed.hook_in", *salve.class_association(p.hooked, 1, p.acts), p.acts,
+            ridge=x), "weak"),
     "save_lora edits": (lambda p, x: salve.save_lora(x, "nowhere"), None),
     "save_saelens dictionary": (lambda p, x: salve.save_saelens(x, "nowhere"), None),
     "state_digest state": (lambda p, x: salve.state_digest(x), "model.safetensors"),
     "sweep grid": (lambda p, x: salve.sweep(p.acts, "topk", x), ["n_latents"]),
     "sweep learners": (lambda p, x: salve.sweep(p.acts, x, {"n_latents": [8]}), None),
+    "with_kl most": (
+        lambda p, x: salve.with_kl(p.hooked, p.edit, p.acts, 0.01, most=x), "twice"),
 }  # fmt: skip
 
 

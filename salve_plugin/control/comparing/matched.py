@@ -61,7 +61,7 @@ def with_kl(
             "strength above 0"
         )
     most = _most(edit) if most is None else most
-    if not 0 < most < math.inf:
+    if not 0 < real(most, "most") < math.inf:
         raise InputError(f"most {most} is no largest multiple; expected a number above 0")
     responses = Responses.of(hooked, data, by_class=False)
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.writers.evidence import solved
 from salve_plugin.errors import InputError
 from salve_plugin.integers import whole
@@ -52,7 +53,7 @@ def attribute(
     Raises:
         InputError: if a number is out of range, or the ridge too small for so few masks.
     """
-    if not 0 < keep < 1:
+    if not 0 < real(keep, "keep") < 1:
         raise InputError(f"keep {keep} is to be between 0 and 1, e.g. 0.95")
     if whole(masks, "masks") < 20:
         raise InputError(f"{masks} masks are too few to regress and to judge; give hundreds")

@@ -21,7 +21,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel, evaluating
 from salve_plugin.images import as_input, refused_in_words
-from salve_plugin.integers import whole
+from salve_plugin.integers import seed_number, whole
 from salve_plugin.network import OnBaseMismatch
 
 Effect = Literal["lower", "raise"]
@@ -92,6 +92,7 @@ def coar(
         UnsupportedModelError: if the classifier is not one layer, or no layer of this path reads a
             site.
     """
+    seed = seed_number(seed)
     if effect not in ("lower", "raise"):
         raise InputError(f"effect {effect!r} is unknown; choose 'lower' or 'raise'")
     head = head_of(hooked)  # margins are differences of its outputs, whatever is ablated

@@ -7,6 +7,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from salve_plugin.control.networks import Networks
+from salve_plugin.control.operators.base import real
 from salve_plugin.control.solving import check_labels
 from salve_plugin.control.writers.layer import Layer
 from salve_plugin.discover.recording.activations import Activations
@@ -151,7 +152,7 @@ def solved(
     Raises:
         InputError: if the ridge is negative, or the matrix has no inverse.
     """
-    if not 0 <= ridge <= 1e6:  # also refuses NaN
+    if not 0 <= real(ridge, "ridge") <= 1e6:  # also refuses NaN
         raise InputError(f"ridge {ridge!r} is to be a number from 0, e.g. the default {RIDGE}")
     shifted = moment + ridge * moment.diagonal().mean() * torch.eye(len(moment)).double()
     factor, failed = torch.linalg.cholesky_ex(shifted)

@@ -19,6 +19,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.hooks import HookedModel, evaluating, reading
 from salve_plugin.images import as_input, refused_in_words
+from salve_plugin.kinds import several
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 
@@ -68,14 +69,16 @@ def memit(
         InputError: if keys, values and second moments do not go together, or `preservation` is 0
             and keys are linearly dependent.
     """
-    names = [sites] if isinstance(sites, str) else list(sites)
+    names = [sites] if isinstance(sites, str) else several(sites, "sites", "names of sites")
     moments = (
-        [second_moments] if isinstance(second_moments, Activations | Tensor) else [*second_moments]
+        [second_moments]
+        if isinstance(second_moments, Activations | Tensor)
+        else several(second_moments, "second_moments", "a recording or matrix for each site")
     )
     layers = [layer_at(hooked, name) for name in names]
     if not layers or len(set(names)) < len(names) or len(moments) != len(layers):
         raise InputError(
-            f"sites {names} are to be at least one, each once, with a second moment each; got "
+            f"sites {[*names]} are to be at least one, each once, with a second moment each; got "
             f"{len(moments)}"
         )
     if isinstance(keys, Tensor) and (len(layers) > 1 or at is not None):
@@ -125,7 +128,8 @@ class _Reader:
     def __init__(
         self, hooked: HookedModel, keys: Tensor | Sequence[Tensor], at: Site | None
     ) -> None:
-        batches = [] if isinstance(keys, Tensor) else list(keys)
+        kind = "a tensor (keys, inputs), or a batch of images for each key"
+        batches = () if isinstance(keys, Tensor) else several(keys, "keys", kind)
         images = all(isinstance(each, Tensor) and each.ndim == 4 and len(each) for each in batches)
         if not images or not (batches or isinstance(keys, Tensor)):
             raise InputError(
