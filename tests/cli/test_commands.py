@@ -266,9 +266,10 @@ def test_a_named_latent_gets_the_rivals_rows_that_it_needs(
     opened = loaded.spec.open()
     head = opened.hooked.unembed(opened.hooked.site("unembed.hook_in"))
     recorded = (acts.tensor(), acts.labels())
+    base = suppress(opened.hooked, dictionary, latent=0, strength=0.0).base
 
     def needed(label: int, latent: int, strengths: list[float] | None) -> Edit:
-        edit = suppress(opened.hooked, dictionary, latent=latent, strength=0.0)
+        edit = suppress(opened.hooked, dictionary, latent=latent, strength=0.0, base=base)
         return with_rivals(edit, *head, recorded, label, strengths)
 
     # Some latents of this study do with the class's own row: the first that does not.

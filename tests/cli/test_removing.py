@@ -27,10 +27,20 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="session")
-def marked(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the pictures."""
+    folder = tmp_path_factory.mktemp("plain")
+    for path in sorted(image_folder.glob("*/*.png"))[::2]:
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        (folder / path.parent.name / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def marked(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same pictures with a white square."""
     folder = tmp_path_factory.mktemp("marked")
-    for path in sorted(image_folder.glob("*/*.png")):
+    for path in sorted(plain.glob("*/*.png")):
         with Image.open(path) as image:
             picture = image.convert("RGB")
         side = picture.width // 4
@@ -47,10 +57,10 @@ def _run(*words: object) -> int:
 
 
 def test_pairs_are_found_and_the_artifact_says_what_it_cost(
-    study: Path, marked: Path, image_folder: Path, tmp_path: Path, capsys: Capture
+    study: Path, marked: Path, plain: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "edit"
-    arguments = ("edit", study, "--out", out, "--remove", marked, "--without", image_folder)
+    arguments = ("edit", study, "--out", out, "--remove", marked, "--without", plain)
     assert _run(*arguments, "--json", "--max-harm", 0.05) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["choice"]["goal"] == "RemoveConcept"

@@ -35,7 +35,7 @@ def barred(digits_test: digits.Split) -> SimpleNamespace:
     def loader(images: Tensor, part: slice) -> list[tuple[Tensor, Tensor]]:
         return list(zip(*(torch.split(each[part], 60) for each in (images, labels)), strict=True))
 
-    used, unseen = slice(0, 180), slice(180, None)
+    used, unseen = slice(0, 120), slice(120, 300)
     images = [loader(marked, used), loader(plain, used)]
     acts = [record(hooked, one, progress=False) for one in images]
     hidden = erase_through(hooked, loader(marked, unseen), loader(plain, unseen), SITES, "repair")

@@ -48,7 +48,7 @@ Loader = list[tuple[Tensor, Tensor]]
 def barred(digits_test: digits.Split) -> SimpleNamespace:
     """Digits with and without a bar, recorded at the head of the ViT."""
     hooked = attach(digits.load("vit", FIXTURES / "digits_vit.safetensors"))
-    plain, labels = digits_test.images[:120], digits_test.labels[:120]
+    plain, labels = digits_test.images[:80], digits_test.labels[:80]
     marked = plain.clone()
     marked[:, :, :3] = marked.max()
 

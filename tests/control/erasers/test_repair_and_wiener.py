@@ -33,11 +33,11 @@ def pairs(seed: int, n: int = 200) -> tuple[Tensor, Tensor]:
     return clean + torch.outer(size, effect) + 0.1 * clean.roll(1, 1), clean
 
 
-def objective(change: Tensor, marked: Tensor, clean: Tensor, weight: float) -> float:
+def objective(change: Tensor, marked: Tensor, clean: Tensor, weight: float) -> Tensor:
     """Return what repair minimizes, for x' = x - change (x - mean of the clean ones)."""
     zm, zc = marked - clean.mean(0), clean - clean.mean(0)
     miss = (marked - clean - zm @ change.T).square().sum(1).mean()
-    return float(miss + weight * (zc @ change.T).square().sum(1).mean())
+    return miss + weight * (zc @ change.T).square().sum(1).mean()
 
 
 @settings(deadline=None, max_examples=20)
@@ -75,17 +75,19 @@ def test_full_rank_repair_is_the_least_squares_map(seed: int, weight: float) -> 
 def test_no_other_map_of_the_rank_is_better(rank: int) -> None:
     marked, clean = pairs(3)
     found = repair(PairMoments.of([(marked, clean)]), rank=rank, ridge=1e-12)
-    ours = objective((found.write @ found.read.T).double(), marked, clean, 1.0)
+    ours = float(objective((found.write @ found.read.T).double(), marked, clean, 1.0))
     draw = np.random.default_rng(0)
     best = np.inf
     for _ in range(6):  # from several starts: the set of matrices of a rank is not convex
         start = draw.normal(size=2 * rank * WIDTH) * 0.3
 
-        def cost(flat: np.ndarray) -> float:
-            left, right = torch.from_numpy(flat).reshape(2, WIDTH, rank)
-            return objective(left @ right.T, marked, clean, 1.0)
+        def cost(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            factors = torch.from_numpy(flat).reshape(2, WIDTH, rank).requires_grad_()
+            value = objective(factors[0] @ factors[1].T, marked, clean, 1.0)
+            (slope,) = torch.autograd.grad(value, factors)
+            return float(value.detach()), slope.flatten().numpy()
 
-        best = min(best, minimize(cost, start, method="L-BFGS-B").fun)
+        best = min(best, minimize(cost, start, method="L-BFGS-B", jac=True).fun)
     assert ours <= best * (1 + 1e-6)
     assert ours == pytest.approx(best, rel=1e-3)
 
