@@ -1,9 +1,10 @@
 """The demo's measures, on the trained networks: recounted with the really edited network."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from small_artifacts import altered
-from torch import nn
 
 from salve_plugin.adapter import attach
 from salve_plugin.control.change import change
@@ -16,13 +17,14 @@ from salve_plugin.discover.features import profile
 from salve_plugin.discover.recording.stream import record
 from salve_plugin.discover.training.fit import fit
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
-@pytest.fixture(params=["resnet", "vit"])
+
+@pytest.fixture(scope="module", params=["resnet", "vit"])
 def experiment(
     request: pytest.FixtureRequest, digits_train: digits.Split, digits_test: digits.Split
 ) -> Experiment:
-    network: nn.Module = request.getfixturevalue(f"digits_{request.param}")
-    hooked = attach(network)
+    hooked = attach(digits.load(request.param, FIXTURES / f"digits_{request.param}.safetensors"))
     train, test = (
         record(hooked, split.loader(), progress=False) for split in (digits_train, digits_test)
     )
