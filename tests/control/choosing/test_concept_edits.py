@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salve_plugin import (
+    Choice,
     Concept,
     HookedModel,
     RemoveConcept,
@@ -28,10 +29,15 @@ from salve_plugin.control.choosing.concept_edits import folds
 from salve_plugin.control.choosing.groups import Groups
 
 
+@pytest.fixture(scope="module")
+def choice(patched: SimpleNamespace) -> Choice:
+    """What is chosen to remove the bar."""
+    return choose(patched.hooked, RemoveConcept(patched.concept, min_removed=0.3, max_harm=0.02))
+
+
 def test_pairs_flip_less_and_the_figures_are_those_of_the_edited_model(
-    patched: SimpleNamespace,
+    patched: SimpleNamespace, choice: Choice
 ) -> None:
-    choice = choose(patched.hooked, RemoveConcept(patched.concept, min_removed=0.3, max_harm=0.02))
     start = choice.tried[0]
     assert start.method == "no edit"
     assert choice.chosen.effect > 0.3
@@ -46,19 +52,13 @@ def test_pairs_flip_less_and_the_figures_are_those_of_the_edited_model(
     assert {"random direction", "biases"} <= {one.method.split(",")[0] for one in choice.tried}
 
 
-def test_where_all_cost_too_much_the_least_costly_is_named_and_not_met(
-    patched: SimpleNamespace,
-) -> None:
-    choice = choose(patched.hooked, RemoveConcept(patched.concept, min_removed=0.3, max_harm=0.02))
+def test_where_all_cost_too_much_the_least_costly_is_named_and_not_met(choice: Choice) -> None:
     costly = [replace(one, harm=0.5 - 0.1 * (one is choice.chosen)) for one in choice.tried]
     taken, met = best_of(costly, 0.3, 0.02)
     assert (taken.method, met) == (choice.chosen.method, False)
 
 
-def test_of_what_does_as_well_the_least_loss_is_taken_or_the_first(
-    patched: SimpleNamespace,
-) -> None:
-    choice = choose(patched.hooked, RemoveConcept(patched.concept, min_removed=0.3, max_harm=0.02))
+def test_of_what_does_as_well_the_least_loss_is_taken_or_the_first(choice: Choice) -> None:
     plain = replace(choice.chosen, harm=0.0, error=0.1)
     worse, first, least, near, best = (
         replace(plain, method=method, effect=effect, loss=loss)
