@@ -218,7 +218,7 @@ class HookedModel(HookedRoot):
             InputError: if the classifier does not read it, or reads other sites too and `partial`
                 is not given.
         """
-        site = self.site(site) if isinstance(site, str) else site
+        site = site if isinstance(site, Site) else self.site(site)
         own_heads = [path for path in site.readers if path in self.heads]
         other_heads = sorted(set(self.heads) - set(own_heads))
         if not own_heads:

@@ -253,6 +253,13 @@ def test_unembed_refuses_a_site_that_the_classifier_does_not_read() -> None:
         one_site().unembed(BODY.name)
 
 
+@pytest.mark.usefixtures("untyped")
+def test_unembed_refuses_what_is_no_site() -> None:
+    nothing: Any = None
+    with pytest.raises(UnknownSiteError, match=HEAD_INPUT):
+        one_site().unembed(nothing)
+
+
 def test_unembed_refuses_a_classifier_that_is_gone() -> None:
     hooked = one_site()
     hooked.model.head = nn.Identity()

@@ -29,12 +29,15 @@ def parts() -> SimpleNamespace:
     return SimpleNamespace(
         model=model, hooked=hooked, images=images, acts=acts, dictionary=dictionary,
         edit=salve.suppress(hooked, dictionary, latent=1, strength=1.0), has=labels % 2 == 0,
+        loader=[(images, labels)],
     )  # fmt: skip
 
 
 CALLS: dict[str, tuple[Call, Any]] = {
     "assess dictionary": (
         lambda p, x: salve.assess(p.hooked, p.edit, p.acts, dictionary=x), "mine"),
+    "alpha_crit classes": (
+        lambda p, x: salve.alpha_crit(p.hooked, p.edit, p.acts, classes=x), torch.tensor(1)),
     "assess classes": (lambda p, x: salve.assess(p.hooked, p.edit, p.acts, classes=x), 4),
     "attach probe": (lambda p, x: salve.attach(p.model, probe=x), 224),
     "choose dictionary": (
@@ -75,6 +78,13 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "fit learner": (lambda p, x: salve.fit(p.acts, x), ["topk"]),
     "fit run": (lambda p, x: salve.fit(p.acts, "topk", run=x), True),
     "fit site": (lambda p, x: salve.fit(p.acts.tensor(), "topk", site=x), "unembed.hook_in"),
+    "forgetting sites": (
+        lambda p, x: salve.forgetting(p.hooked, p.edit, p.loader, target=1, sites=x), 3),
+    "forgetting steps": (
+        lambda p, x: salve.forgetting(p.hooked, p.edit, p.loader, target=1, steps=x), 5),
+    "grad_fam_maps latents": (
+        lambda p, x: salve.grad_fam_maps(
+            salve.LayerGradFam.of(p.hooked, p.dictionary), p.images[:2], x), "all"),
     "head_gradient site": (lambda p, x: salve.head_gradient(p.hooked, x), None),
     "latent_concept dictionary": (lambda p, x: salve.latent_concept(x, p.acts, 1), None),
     "map_check area": (lambda p, x: salve.map_check(
@@ -95,12 +105,18 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "memit second_moments": (
         lambda p, x: salve.memit(
             p.hooked, "unembed.hook_in", torch.ones(1, 4), torch.ones(1, 4), x), 3),
+    "overlay image": (lambda p, x: salve.overlay(x, torch.rand(4, 4)), "photo.png"),
+    "overlay heat": (lambda p, x: salve.overlay(p.images[0], x), None),
+    "overlay alpha": (lambda p, x: salve.overlay(p.images[0], torch.rand(4, 4), alpha=x), "half"),
+    "overlay limit": (lambda p, x: salve.overlay(p.images[0], torch.rand(4, 4), limit=x), "most"),
+    "overlay size": (lambda p, x: salve.overlay(p.images[0], torch.rand(4, 4), size=x), (4, 4, 3)),
     "predicted_effect latents": (
         lambda p, x: salve.predicted_effect(p.hooked, p.dictionary, p.acts, latents=x), 3),
     "predicted_effect seed": (
         lambda p, x: salve.predicted_effect(p.hooked, p.dictionary, p.acts, seed=x), None),
     "predicted_effect strength": (
         lambda p, x: salve.predicted_effect(p.hooked, p.dictionary, p.acts, strength=x), None),
+    "product_map coarse": (lambda p, x: salve.product_map(x, torch.rand(2, 1, 4, 4)), None),
     "profile names": (lambda p, x: salve.profile(p.dictionary, p.acts, names=x), 4),
     "prune rows": (lambda p, x: salve.prune(p.hooked, p.acts, p.has, top=2, rows=x), 3),
     "prune rows, a scalar": (
@@ -121,6 +137,13 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "state_digest state": (lambda p, x: salve.state_digest(x), "model.safetensors"),
     "sweep grid": (lambda p, x: salve.sweep(p.acts, "topk", x), ["n_latents"]),
     "sweep learners": (lambda p, x: salve.sweep(p.acts, x, {"n_latents": [8]}), None),
+    "tcav concepts": (
+        lambda p, x: salve.tcav(
+            p.hooked, "blocks.1.hook_resid_post", x, p.images, p.images, target=1), ["dots"]),
+    "tcav images": (
+        lambda p, x: salve.tcav(
+            p.hooked, "blocks.1.hook_resid_post", {"a": p.images[:4]}, p.images, x, target=1),
+        None),
     "with_kl most": (
         lambda p, x: salve.with_kl(p.hooked, p.edit, p.acts, 0.01, most=x), "twice"),
 }  # fmt: skip

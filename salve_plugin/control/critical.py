@@ -21,6 +21,7 @@ from salve_plugin.discover.recording.activations import Activations, Batch
 from salve_plugin.errors import EditStateError, InputError
 from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.integers import whole
+from salve_plugin.kinds import several
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import HEAD_INPUT
@@ -246,9 +247,8 @@ def _strengths(
 
 
 def _labels(classes: Iterable[int]) -> list[int]:
-    if not isinstance(classes, Iterable):
-        raise InputError(f"classes {classes!r:.200} are to be a list of class indices, e.g. [3]")
-    return sorted({whole(label, "a class") for label in classes})
+    given = several(classes, "classes", "a list of class indices, e.g. [3]")
+    return sorted({whole(label, "a class") for label in given})
 
 
 def _asked(batch: Batch, wanted: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from salve_plugin.errors import AttributionError, InputError
+from salve_plugin.integers import whole
+from salve_plugin.kinds import several
 from salve_plugin.validate.grad_fam import LayerGradFam
 from salve_plugin.validate.latent_trace import Trace
 from salve_plugin.validate.latents import image_latents, latent_index
@@ -91,7 +93,10 @@ def _index(latents: object, batch: int, n_latents: int) -> Int[Tensor, "batch la
             )
         return latent_index(latents, latents.numel(), n_latents).view(latents.shape)
     wanted = list(range(n_latents)) if latents is None else latents
-    flat = torch.as_tensor(wanted)
+    if not isinstance(wanted, Tensor):
+        given = several(wanted, "latents", "a list of latents, or a tensor with one for each image")
+        wanted = torch.tensor([whole(latent, "a latent") for latent in given], dtype=torch.int64)
+    flat = wanted
     return latent_index(flat, flat.numel(), n_latents).expand(batch, -1)
 
 

@@ -41,7 +41,8 @@ def check_encodes(dictionary: object, stage: Stage) -> None:
         InputError: that names the method.
     """
     for method in ("encode",) if stage == "post" else ("encode", "pre_activation"):
-        if not callable(getattr(dictionary, method, None)):
+        # A text has a method of that name, too.
+        if isinstance(dictionary, str) or not callable(getattr(dictionary, method, None)):
             remedy = "give it one, or wrap a function: salve.encoder(function, n_latents=...)"
             if method != "encode":
                 remedy = "give it one, or pass stage='post', which explains the code of its encode"

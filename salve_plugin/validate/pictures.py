@@ -10,7 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from salve_plugin.control.operators.base import real
 from salve_plugin.errors import InputError
+from salve_plugin.integers import whole
+from salve_plugin.kinds import of_kind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,16 +80,19 @@ def overlay(
         InputError: if a value is not finite, alpha is not in [0, 1], the limit is negative, or a
             shape is wrong.
     """
+    alpha = real(alpha, "alpha")
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha={alpha} must be between 0 and 1")
-    if limit is not None and not 0 <= limit < math.inf:
+    if limit is not None and not 0 <= real(limit, "limit") < math.inf:
         raise InputError(f"limit={limit} must be a positive number: the largest value to be shown")
-    picture_size = _picture_size(image, size)
+    plain = _checked(image, "image")
+    picture_size = _picture_size(plain, size)
     # Colours are the map's: in those of the image, they would not be told apart.
-    grey = _resized(_stretched(_checked(image, "image")).mean(0, keepdim=True), picture_size)
-    checked = _checked(heat.reshape(-1, *heat.shape[-2:]), "heat map")[:1]
+    grey = _resized(_stretched(plain).mean(0, keepdim=True), picture_size)
+    of_kind(heat, Tensor, "heat", "a tensor (h, w) or (1, h, w)")
     if heat.ndim not in (2, 3) or heat.numel() != heat.shape[-2] * heat.shape[-1]:
         raise InputError(f"heat map of shape {tuple(heat.shape)} must be (h, w) or (1, h, w)")
+    checked = _checked(heat.reshape(-1, *heat.shape[-2:]), "heat map")[:1]
     levels = _resized(checked, picture_size)[0]
     # Of what is shown: enlarged, a map may lose its peaks, and the brightest colour would stay
     # unused.
@@ -149,6 +155,7 @@ def png_bytes(picture: "Image", *, colours: int | None = None) -> bytes:
 
 def _checked(values: Tensor, name: str) -> Tensor:
     """Return the values as float32 on the CPU if they are an image of finite numbers."""
+    of_kind(values, Tensor, name, "a tensor (channels, height, width)")
     if values.ndim != 3 or values.numel() == 0:
         raise InputError(f"{name} of shape {tuple(values.shape)} must be (channels, height, width)")
     if not values.isfinite().all():
@@ -169,11 +176,12 @@ def _stretched(image: Tensor) -> Tensor:
 
 def _picture_size(image: Tensor, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Return the picture's height and width."""
-    height, width = (
-        image.shape[-2:] if size is None else (size, size) if isinstance(size, int) else size
-    )
-    if min(height, width) < 1:
-        raise InputError(f"size {size} must be positive")
+    if size is None:
+        return image.shape[-2], image.shape[-1]
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2:
+        raise InputError(f"size is {size!r:.80}; expected one side, or (height, width)")
+    height, width = (whole(side, "size", least=1) for side in sides)
     return height, width
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from salve_plugin.errors import InputError
+from salve_plugin.kinds import of_kind
 
 
 def product_map(
@@ -27,6 +28,8 @@ def product_map(
     >>> product_map(coarse, fine=torch.tensor([[[[1.0, 3.0]]]])).tolist()
     [[[[2.0, 0.0]]]]
     """
+    for heat, name in ((coarse, "coarse"), (fine, "fine")):
+        of_kind(heat, Tensor, name, "a tensor (batch, 1, h, w)")
     if coarse.ndim != 4 or fine.ndim != 4 or coarse.shape[:2] != fine.shape[:2]:
         raise InputError(
             f"maps of shape {tuple(coarse.shape)} and {tuple(fine.shape)} are not of the same "

@@ -27,6 +27,10 @@ def refused(
         "compared with nothing": (lambda: s.compare_recordings(d, a, None), "and NoneType"),
         "a latent's card": (lambda: s.latent_card(h, d, "x", 1, images=[]), "and str"),
         "nothing recorded": (lambda: s.record(h, None), "a loader was expected, got NoneType"),
+        "one number": (
+            lambda: s.evaluate(h, torch.tensor(3)), "a loader was expected, got Tensor"),
+        "one number compared": (
+            lambda: s.fragility(h, {"a": e}, torch.tensor(3), label=1), "data Tensor are to be"),
         "nothing evaluated": (lambda: s.evaluate(h, 3), "a loader was expected, got int"),
         "nothing assessed": (lambda: s.assess(h, e, None), "a loader was expected"),
         "nothing searched": (lambda: s.search_alpha_crit(h, e, None), "a loader was expected"),

@@ -73,6 +73,7 @@ def test_what_has_not_the_method_is_refused_by_the_constructor() -> None:
         (OwnSae(96), "pre", "no method 'pre_activation'.*stage='post'"),
         (lacking, "post", "Linear has no method 'encode'"),
         (None, "pre", "NoneType has no method 'encode'"),
+        ("text", "post", "str has no method 'encode'"),  # it has: another one
     ]
     for dictionary, stage, message in refused:
         options: Any = {"site": site, "stage": stage}

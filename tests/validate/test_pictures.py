@@ -117,7 +117,7 @@ def test_what_cannot_be_shown_has_a_typed_error() -> None:
         overlay(image, heat, alpha=1.5)
     with pytest.raises(InputError, match="limit=-1"):
         overlay(image, heat, limit=-1.0)
-    with pytest.raises(InputError, match="size 0"):
+    with pytest.raises(InputError, match="size is 0"):
         overlay(image, heat, size=0)
     with pytest.raises(InputError, match=r"\(3, 2, 2\) must be \(h, w\)"):
         overlay(image, torch.rand(3, 2, 2))

@@ -26,6 +26,7 @@ from salve_plugin.faces.one_line import one_line
 from salve_plugin.faces.table import percent
 from salve_plugin.hooks import HookedModel
 from salve_plugin.integers import seed_number, whole
+from salve_plugin.kinds import several
 from salve_plugin.network import OnBaseMismatch
 
 STEPS = (0, 1, 5, 20, 100)
@@ -192,14 +193,15 @@ def forgetting(
     check_subjects(hooked, edit)
     if (target is None) == (has is None):
         raise InputError(f"give target or has, one of them; got target={target!r}, has={has!r:.80}")
-    numbers = tuple(sorted({whole(step, "a number of steps") for step in steps}))
+    given = several(steps, "steps", f"a list of numbers of steps, e.g. {STEPS}")
+    numbers = tuple(sorted({whole(step, "a number of steps") for step in given}))
     if not numbers or numbers[0] < 0:
-        raise InputError(f"steps {list(steps)} are to be numbers of steps from 0 on, e.g. {STEPS}")
+        raise InputError(f"steps {list(given)} are to be numbers of steps from 0 on, e.g. {STEPS}")
     seed = seed_number(seed)
-    names = _later(hooked, edit) if sites is None else sites
-    # A text is a sequence of texts, too.
-    if isinstance(names, str) or not len(names):
-        raise InputError(f"sites {names!r} are to be a list of at least one name, or None")
+    kind = "a list of at least one name, or None"
+    names = _later(hooked, edit) if sites is None else several(sites, "sites", kind)
+    if not names:
+        raise InputError(f"sites {sites!r} are to be {kind}")
     chosen = [hooked.site(name) for name in names]
     label = None if target is None else label_of(target, names_in(loader, hooked))
     seen = site_features(hooked, edit, loader, chosen, on_base_mismatch)

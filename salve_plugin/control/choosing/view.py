@@ -68,7 +68,7 @@ def check_images(head: JudgedHead, concept: Concept, images: Sequence[Iterable[A
 
 
 def _check_loader(head: JudgedHead, loader: Iterable[Any], recording: Activations) -> None:
-    if not isinstance(loader, Iterable):
+    if isinstance(loader, torch.Tensor) or not isinstance(loader, Iterable):
         raise InputError(
             f"images holds a {type(loader).__name__}, which is no loader; pass images=[loader, "
             "...], each of them batches of (images, labels)"

@@ -58,7 +58,7 @@ class Responses:
         if isinstance(data, Activations):
             head = JudgedHead.of(hooked, [data])
             return cls(head.logits.double(), head.labels, lambda edit: _at_head(head, edit))
-        if not isinstance(data, Iterable) or iter(data) is data:
+        if isinstance(data, Tensor) or not isinstance(data, Iterable) or iter(data) is data:
             raise InputError(
                 f"data {type(data).__name__} are to be a recording of the classifier's input, or "
                 "batches of (images, labels) that can be read again for every edit: a list, or a "

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any, cast
 
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
 
 from salve_plugin.errors import InputError
@@ -44,7 +45,9 @@ def unsplit(loader: Iterable[Any]) -> Iterable[Any]:
     """
     if not isinstance(loader, DataLoader):
         # Not `Iterable` alone: what numbers its batches by __getitem__ can be gone through, too.
-        if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        # A tensor of no dimension has both.
+        readable = isinstance(loader, Iterable) or hasattr(loader, "__getitem__")
+        if not readable or (isinstance(loader, Tensor) and not loader.ndim):
             raise InputError(
                 f"a loader was expected, got {type(loader).__name__}: pass batches of (images, "
                 "labels), such as a DataLoader or a list of them"

@@ -14,7 +14,8 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, SiteLike, check_attached
 from salve_plugin.images import as_input, run
-from salve_plugin.integers import whole
+from salve_plugin.integers import seed_number, whole
+from salve_plugin.kinds import of_kind
 from salve_plugin.modes import evaluating, without_autocast
 from salve_plugin.validate.evidence.permuting import upper
 
@@ -97,7 +98,14 @@ def tcav(
     """
     check_attached(hooked)
     site = hooked.site(at)
-    sets, target = whole(sets, "sets"), whole(target, "target")
+    sets, target, seed = whole(sets, "sets"), whole(target, "target"), seed_number(seed)
+    of_kind(concepts, Mapping, "concepts", "example images of each concept by its name")
+    batches = {"random_images": random_images, "images": images} | {
+        f"concepts[{name!r}]": examples for name, examples in concepts.items()
+    }
+    for name, batch in batches.items():
+        if not of_kind(batch, Tensor, name, "a tensor (images, channels, height, width)").ndim:
+            raise InputError(f"{name} is one number; expected (images, channels, height, width)")
     fewest = min((len(examples) for examples in concepts.values()), default=0)
     most = max((len(examples) for examples in concepts.values()), default=0)
     if fewest < 2 or len(random_images) < sets * most or not len(images) or sets < 2:
