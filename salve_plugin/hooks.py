@@ -192,7 +192,9 @@ class HookedModel(HookedRoot):
         part, side = at if isinstance(at, tuple) and len(at) == 2 else (at, "out")
         for site in self.sites.values():
             module = self.model.get_submodule(site.module)
-            if site.side == side and (part is module or part == site.module):
+            # Only a text is compared: an array would be, element by element.
+            named = isinstance(part, str) and part == site.module
+            if site.side == side and (named or part is module):
                 return site
         where = repr(part) if isinstance(part, str) else f"at {side!r} of {type(part).__name__}"
         raise UnknownSiteError(

@@ -97,6 +97,8 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "maximize seed": (lambda p, x: salve.maximize(p.hooked, p.dictionary, 1, seed=x), None),
     "maximize tv_weight": (
         lambda p, x: salve.maximize(p.hooked, p.dictionary, 1, tv_weight=x), None),
+    "maximize low": (lambda p, x: salve.maximize(p.hooked, p.dictionary, 1, low=x), "dark"),
+    "maximize high": (lambda p, x: salve.maximize(p.hooked, p.dictionary, 1, high=x), [1.0, 2.0]),
     "memit sites": (
         lambda p, x: salve.memit(p.hooked, x, torch.ones(1, 4), torch.ones(1, 4), p.acts), 3),
     "memit keys": (
@@ -127,6 +129,8 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "reassess stored": (
         lambda p, x: salve.reassess(p.hooked, p.edit, x, [(p.images, p.has)]), None),
     "refit_head l2": (lambda p, x: salve.refit_head(p.hooked, p.acts, l2=x), "weak"),
+    "record classes": (
+        lambda p, x: salve.record(p.hooked, p.loader, classes=x, progress=False), "abcd"),
     "register learner": (lambda p, x: salve.register(x), "topk"),
     "rome ridge": (
         lambda p, x: salve.rome(

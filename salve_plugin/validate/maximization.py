@@ -299,10 +299,17 @@ def _bounds(
     else:
         black, white = torch.tensor(-2.0), torch.tensor(2.0)
     # A bound of the caller's replaces that side alone: the other keeps what the model describes.
-    black = black if low is None else torch.as_tensor(low, dtype=torch.float32)
-    white = white if high is None else torch.as_tensor(high, dtype=torch.float32)
-    if not all(bound.numel() in (1, channels) for bound in (black, white)):
-        raise InputError(f"low={low}, high={high}: pass one number or one for each of {channels}")
+    try:
+        black = black if low is None else torch.as_tensor(low, dtype=torch.float32)
+        white = white if high is None else torch.as_tensor(high, dtype=torch.float32)
+        usable = all(bound.numel() in (1, channels) for bound in (black, white))
+    except (TypeError, ValueError, RuntimeError):  # no numbers
+        usable = False
+    if not usable:
+        raise InputError(
+            f"low={low!r:.80}, high={high!r:.80}: expected one number, or one for each of "
+            f"{channels} channels"
+        )
     black, white = (bound.flatten().expand(channels)[:, None, None] for bound in (black, white))
     if not (white > black).all():
         raise InputError(f"low={low} must be below high={high} in every channel")

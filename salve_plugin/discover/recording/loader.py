@@ -13,6 +13,7 @@ from torch import Tensor
 from salve_plugin.discover.recording.labelling import Labelling, annotations, labelling_of
 from salve_plugin.discover.recording.unsplit import check_count, unsplit
 from salve_plugin.errors import InputError, ReadError, SalveError
+from salve_plugin.kinds import several
 
 SAMPLED_VALUES = 1024
 """Evenly spaced values of each image that enter a batch's fingerprint."""
@@ -247,15 +248,17 @@ def class_names(loader: Any, given: Sequence[str] | None) -> tuple[str, ...] | N
         InputError: if two classes have the same name, or a name is not a string, or data sets are
             joined whose classes differ.
     """
-    names = _names_of(getattr(loader, "dataset", None)) if given is None else given
-    if names is None or not len(names):
+    named = _names_of(getattr(loader, "dataset", None)) if given is None else given
+    names = () if named is None else several(named, "classes", "a list of class names, by label")
+    if not names:
         return None
-    wrong = [name for name, n in Counter(names).items() if n > 1 or not isinstance(name, str)]
+    wrong: list[object] = [name for name in names if not isinstance(name, str)]
+    wrong = wrong or [name for name, number in Counter(names).items() if number > 1]
     if wrong:
         raise InputError(
             f"class names must be different strings; {wrong[:5]} are not strings or occur twice"
         )
-    return tuple(names)
+    return names
 
 
 def _names_of(dataset: Any) -> Any:
