@@ -243,7 +243,7 @@ class Snapshot(Existing):
         folder = repo_folder_name(repo_id=self.address.repo_id, repo_type="model")
         path = self._cache / folder / "refs" / revision
         try:
-            if not path.is_file() or path.read_text() != commit:
+            if not path.is_file() or path.read_bytes() != commit.encode():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, commit.encode())
         except (OSError, WriteError):  # a read-only cache: nothing is remembered
@@ -253,9 +253,12 @@ class Snapshot(Existing):
         from huggingface_hub import try_to_load_from_cache
 
         address = self.address
-        path = try_to_load_from_cache(
-            address.repo_id, address.path_of(name), cache_dir=self._cache, revision=revision
-        )
+        try:
+            path = try_to_load_from_cache(
+                address.repo_id, address.path_of(name), cache_dir=self._cache, revision=revision
+            )
+        except (OSError, ValueError):  # what the cache remembers of the revision cannot be read
+            return None
         # The client may also answer that the commit once had no such file, which counts as not
         # known.
         return Path(path) if isinstance(path, str) else None
