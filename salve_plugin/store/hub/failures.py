@@ -16,15 +16,15 @@ TRANSIENT = frozenset({"rate_limited", "server", "transfer", "unreachable"})
 
 _ADVICE: dict[Reason, str] = {
     "conflict": "somebody else committed; look at the repository, then call again",
-    "forbidden": "use a token with write access to this repository",
+    "forbidden": "use a token that may read this repository, or write to it for a push",
     "gated": "ask for access on the repository's page, then pass your token",
     "no_file": "check the subfolder and the revision",
     "no_revision": "check the name of the branch or tag, or the commit",
     "not_cached": "call once with a connection, or check cache_dir and revision",
     "not_found": "check the name; for a private repository pass a token that may read it",
-    "offline": "unset HF_HUB_OFFLINE, or pass local_files_only=True to use the cache",
+    "offline": "unset HF_HUB_OFFLINE: without a network, things are read from the cache only",
     "rate_limited": "wait, then make the same call again",
-    "rejected": "the Hub refused the content; see the cause",
+    "rejected": "the Hub refused the request; see the cause",
     "server": "the Hub has a problem; make the same call again later",
     "transfer": "the transfer broke; make the same call again",
     "unauthorized": "the token is not valid; pass another or log in again",
@@ -36,6 +36,7 @@ _BY_STATUS: dict[int, Reason] = {
     401: "unauthorized",
     403: "forbidden",
     404: "not_found",
+    408: "transfer",
     409: "conflict",
     412: "conflict",
     429: "rate_limited",
@@ -76,7 +77,8 @@ def translated(doing: str) -> Iterator[None]:
             raise
         raise WriteError(
             f"cannot {doing}: {cause.strerror or cause} ({cause.filename or 'in the cache'}). Free "
-            "some space or choose another cache_dir, then make the same call again"
+            "some space or choose another cache_dir (HF_HUB_CACHE for a push), then make the same "
+            "call again"
         ) from error
 
 

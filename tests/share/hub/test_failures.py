@@ -35,6 +35,7 @@ def caused_by(cause: Exception) -> Iterator[None]:
         (errors.BadRequestError("", response=answer(400)), "rejected", 400),
         (errors.HfHubHTTPError("", response=answer(401)), "unauthorized", 401),
         (errors.HfHubHTTPError("", response=answer(403)), "forbidden", 403),
+        (errors.HfHubHTTPError("", response=answer(408)), "transfer", 408),
         (errors.HfHubHTTPError("", response=answer(409)), "conflict", 409),
         (errors.HfHubHTTPError("", response=answer(412)), "conflict", 412),
         (errors.HfHubHTTPError("", response=answer(413)), "rejected", 413),
@@ -62,6 +63,18 @@ def test_each_error_keeps_its_reason_also_behind_the_clients_own_words(
     with pytest.raises(HubError) as caught, translated("pull me/edit"), caused_by(error):
         pass
     assert (caught.value.reason, caught.value.status) == (reason, status)
+
+
+def test_a_remedy_is_one_for_reading_and_for_pushing() -> None:
+    cases: list[tuple[Exception, str]] = [
+        (errors.HfHubHTTPError("", response=answer(403)), "may read this repository, or write to"),
+        (errors.HfHubHTTPError("", response=answer(405)), "refused the request"),
+        (errors.OfflineModeIsEnabled(""), "unset HF_HUB_OFFLINE: without a network"),
+        (OSError(errno.EROFS, "no", "/cache/blob"), "cache_dir .HF_HUB_CACHE for a push"),
+    ]
+    for error, remedy in cases:
+        with pytest.raises(SalveError, match=remedy), translated("do it"):
+            raise error
 
 
 def test_what_the_disk_refuses_is_a_write_error() -> None:
