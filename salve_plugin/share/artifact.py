@@ -321,8 +321,8 @@ class EditArtifact(Stored, Tabular):
                 `salve_plugin.store.source.Where`; the artifact itself says which commit.
 
         Raises:
-            InputError: if the edit comes from no dictionary, or the artifact does not say where it
-                is.
+            InputError: if the edit comes from no dictionary, the artifact does not say where it
+                is, or an argument is unknown, ill-formed or says that, too.
             ArtifactError: if another dictionary lies there, or it is damaged.
             HubError: if the Hub refuses or cannot be reached and the cache does not help.
         """
@@ -336,6 +336,12 @@ class EditArtifact(Stored, Tabular):
                 f"the artifact does not say where its dictionary {digest} is; get it from the "
                 "artifact's author and read it with Dictionary.from_pretrained. Authors: push the "
                 "dictionary before the artifact, or embed it with embed_dictionary=True"
+            )
+        told = [name for name in ("revision", "subfolder") if where.get(name) is not None]
+        if told:  # another one would not be the edit's
+            raise InputError(
+                f"{told[0]} is given, but the artifact says where its dictionary is: {at}; leave "
+                "it out"
             )
         # Not `open_source`: what an artifact says is never a path.
         where = {**where, "revision": at.commit, "subfolder": at.subfolder}

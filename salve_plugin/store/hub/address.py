@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from salve_plugin.errors import InputError
@@ -43,7 +43,17 @@ class HubFolder:
 
     @classmethod
     def of(cls: type[F], repo_id: str, arguments: Mapping[str, Any]) -> F:
-        """Return the folder that a caller's further arguments name, see `Where` and `How`."""
+        """Return the folder that a caller's further arguments name, see `Where` and `How`.
+
+        Raises:
+            InputError: if there is no such argument, or its value is ill-formed.
+        """
+        names = [each.name for each in fields(cls) if each.name not in ("repo_id", "access")]
+        unknown = sorted(arguments.keys() - {*names, "endpoint", "token"})
+        if unknown:
+            raise InputError(
+                f"there is no argument {unknown[0]!r}; there are {[*names, 'endpoint', 'token']}"
+            )
         others = dict(arguments)
         access = Access(others.pop("endpoint", None), others.pop("token", None))
         return cls(repo_id, access=access, **others)

@@ -192,6 +192,11 @@ def test_an_artifact_finds_its_dictionary_by_commit_and_digest(
     assert offline.digest == dictionary.digest
     with pytest.raises(HubError, match="call once with a connection"):
         pulled.load_dictionary(cache_dir=tmp_path / "empty", local_files_only=True)
+    for name in ("revision", "subfolder"):
+        with pytest.raises(InputError, match=rf"{name} is given, .*{pushed.reference.commit}"):
+            pulled.load_dictionary(endpoint=hub.url, **{name: "v2"})  # type: ignore[arg-type] # of any
+    with pytest.raises(InputError, match="there is no argument 'folder'"):
+        pulled.load_dictionary(folder="here")  # type: ignore[call-arg] # there is none
     # An edit made with the pulled dictionary refers to the same place.
     assert EditArtifact(edit_of(found), dictionary=found).dictionary_at == pushed.reference
 

@@ -170,6 +170,7 @@ def test_without_the_right_to_write_nothing_happens(
         ({"tag": "a b"}, "is not the name of a branch or tag"),
         ({"tag": 3}, "is not the name of a branch or tag"),
         ({"commit_message": 3}, "commit_message 3 is empty or no text"),
+        ({"cache_dir": "here"}, r"there is no argument 'cache_dir'; there are \['revision'"),
     ],
 )
 @pytest.mark.usefixtures("untyped")
