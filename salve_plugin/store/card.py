@@ -12,6 +12,7 @@ from io import BytesIO, TextIOWrapper
 from typing import Any, Literal
 
 from salve_plugin.errors import ArtifactError, HubError, InputError, MissingFileError, WriteError
+from salve_plugin.store.card_yaml import parsed, rewritten
 from salve_plugin.store.files import FileReader
 from salve_plugin.store.model_index import merged_index
 from salve_plugin.store.place import Existing
@@ -146,14 +147,12 @@ def read_metadata(card: bytes) -> dict[str, Any]:
     Raises:
         InputError: if the file is not UTF-8 or its metadata are not readable YAML.
     """
-    import yaml
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     # As the Hub client's `metadata_load`, which takes files only.
     try:
         block = REGEX_YAML_BLOCK.search(TextIOWrapper(BytesIO(card), "utf-8-sig").read())
-        loaded = yaml.safe_load(block[2]) if block else None
-        metadata: dict[str, Any] = {} if loaded is None else {**loaded}
+        metadata = parsed(f"{block[2]}\n") if block else {}
     except Exception as error:  # YAML's many kinds, and a block that is no mapping
         raise InputError(
             f"{CARD_FILE}: its metadata (the block between the '---' lines) cannot be read: "
@@ -164,13 +163,13 @@ def read_metadata(card: bytes) -> dict[str, Any]:
 
 def with_metadata(card: bytes, metadata: dict[str, Any]) -> bytes:
     """Return a `README.md` with other metadata and the same text, to the byte."""
-    import yaml
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     text = card.decode("utf-8-sig")
     line_break = re.search("\r\n|\r|\n", text)
     end = line_break[0] if line_break else "\n"
-    block = yaml.dump(metadata, sort_keys=False, allow_unicode=True, line_break=end)
+    there = REGEX_YAML_BLOCK.search(text)
+    block = rewritten(there[2] + end if there else "", metadata, end)
     return f"---{end}{block}---{end}{REGEX_YAML_BLOCK.sub('', text, count=1)}".encode()
 
 
