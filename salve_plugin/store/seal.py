@@ -5,6 +5,7 @@ same content, whatever wrote it. `manifest_sha256` seals the file: it is over al
 one line that holds it. Every other file is listed with its own SHA-256, so no bit is uncovered.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -153,12 +154,35 @@ class Format:
             ) from error
 
     def previous(self, existing: Existing) -> dict[str, Any] | None:
-        """Return the manifest that a place has already, if it is a valid one."""
-        # Damaged, newer or of another program: then nothing there is known to be our own.
+        """Return the manifest that a place has already, if it is a valid one.
+
+        Raises:
+            InputError: if it is another program's, whose files would be replaced.
+        """
         try:
-            return self.read(existing.read(self.manifest, self.max_bytes))[0]
+            data = existing.read(self.manifest, self.max_bytes)
         except ArtifactError:
             return None
+        # Damaged or newer: then nothing there is known to be our own.
+        try:
+            return self.read(data)[0]
+        except ArtifactError as error:
+            if self._is_foreign(data):
+                raise InputError(
+                    f"there is a {self.manifest} already that salve_plugin did not write; nothing "
+                    "was written. Choose another place, or move those files away"
+                ) from error
+            return None
+
+    def _is_foreign(self, data: bytes) -> bool:
+        """Tell whether a manifest has the name that another program gives its own."""
+        try:
+            self.own(json.loads(data))
+        except ArtifactError:
+            return True
+        except (ValueError, RecursionError):  # nobody's
+            return False
+        return False
 
     def fetch(self, config: Mapping[str, Any], read: FileReader) -> dict[str, bytes]:
         """Return the bytes of every file that a manifest lists, each read once and then checked.

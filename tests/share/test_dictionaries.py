@@ -1,5 +1,6 @@
 """Dictionaries as two files: what is written, what comes back, and the card."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,22 @@ def test_a_folder_that_cannot_be_made_is_a_write_error(tmp_path: Path) -> None:
     for place in ("file", "file/deeper"):
         with pytest.raises(WriteError, match="cannot write"):
             tiny().save_pretrained(tmp_path / place)
+
+
+def test_a_dictionary_of_another_program_is_not_replaced(tmp_path: Path) -> None:
+    theirs = {
+        "cfg.json": b'{"architecture": "standard", "metadata": {"sae_lens_version": "6"}}',
+        "sae_weights.safetensors": b"weeks of training",
+    }
+    for name, data in theirs.items():
+        (tmp_path / name).write_bytes(data)
+    for save in (tiny().save_pretrained, partial(salve.save_saelens, tiny())):
+        with pytest.raises(InputError, match=r"cfg\.json already that salve_plugin did not write"):
+            save(tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == theirs
+    # Damaged, it is nobody's: what a disk has hurt can be saved anew.
+    (tmp_path / "cfg.json").write_bytes(theirs["cfg.json"][:-1])
+    assert Dictionary.verify(tiny().save_pretrained(tmp_path)) == tiny().digest
 
 
 # --- the card ------------------------------------------------------------------------------------
