@@ -23,6 +23,7 @@ from salve_plugin.share.audit import Audit, audit
 from salve_plugin.share.card_text import edit_card
 from salve_plugin.share.difference import Difference, difference
 from salve_plugin.share.edit_manifest import (
+    BUNDLE_FILE,
     CONFIG_FILE,
     FEATURES,
     TENSOR_FILE,
@@ -267,9 +268,14 @@ class EditArtifact(Stored, Tabular):
             model: local files of the edited model, to lie beside the artifact, by their names.
 
         Raises:
-            InputError: if a part has no exact JSON form, or the model would replace one that is
-                not the artifact's.
+            InputError: if a part has no exact JSON form, a bundle lies in the place itself, or the
+                model would replace one that is not the artifact's.
         """
+        if existing.has(BUNDLE_FILE):
+            raise InputError(
+                "an edit bundle lies where the artifact is to be written, and both would have the "
+                "same README.md; choose another folder or subfolder"
+            )
         if model is None:
             merged = kept_model(existing, previous, self.digest)
         else:

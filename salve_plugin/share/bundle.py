@@ -18,7 +18,6 @@ from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.audit import Audit
 from salve_plugin.share.bundle_application import apply_members_, audit_members, revert_members_
 from salve_plugin.share.bundle_manifest import (
-    BUNDLE_FILE,
     COMPOSES_BY,
     BundleManifest,
     bundle_fields,
@@ -27,7 +26,7 @@ from salve_plugin.share.bundle_manifest import (
 )
 from salve_plugin.share.card_bundle import bundle_card
 from salve_plugin.share.composition import Composition, check_composition
-from salve_plugin.share.edit_manifest import CONFIG_FILE
+from salve_plugin.share.edit_manifest import BUNDLE_FILE, CONFIG_FILE
 from salve_plugin.share.edit_parts import Measures, check_kinds, check_measures
 from salve_plugin.share.model_files import own_files
 from salve_plugin.share.model_state import StateSource

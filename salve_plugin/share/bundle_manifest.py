@@ -21,7 +21,6 @@ from salve_plugin.store.tensors import check_names
 if TYPE_CHECKING:
     from salve_plugin.share.bundle import EditBundle
 
-BUNDLE_FILE = "edit_bundle.json"
 MAX_MEMBERS = 64
 COMPOSES_BY = "product-and-sum"
 

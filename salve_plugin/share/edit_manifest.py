@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from salve_plugin.share.artifact import EditArtifact
 
 CONFIG_FILE = "edit_config.json"
+BUNDLE_FILE = "edit_bundle.json"
+"""The manifest of a bundle, which has its artifacts in subfolders."""
 TENSOR_FILE = "edit.safetensors"
 
 FEATURES = frozenset({"pristine", "alpha_crit", "dictionary", *FORMS})

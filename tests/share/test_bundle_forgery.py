@@ -27,7 +27,7 @@ from small_artifacts import (
 from salve_plugin.errors import ArtifactError, MissingFileError
 from salve_plugin.share.artifact import EditArtifact
 from salve_plugin.share.bundle import EditBundle
-from salve_plugin.share.bundle_manifest import BUNDLE_FILE
+from salve_plugin.share.edit_manifest import BUNDLE_FILE
 from salve_plugin.store.seal import FileEntry
 
 CARD = "README.md"

@@ -83,6 +83,13 @@ def test_a_bundle_is_not_written_over_an_artifact(tmp_path: Path) -> None:
         EditBundle.from_pretrained(tmp_path)
 
 
+def test_an_artifact_is_not_written_over_a_bundle(saved_bundle: Path) -> None:
+    before = tree(saved_bundle)
+    with pytest.raises(InputError, match=r"an edit bundle lies .* choose another folder"):
+        small_artifact().save_pretrained(saved_bundle)
+    assert tree(saved_bundle) == before
+
+
 @pytest.mark.parametrize("failing", range(1, 13))
 def test_an_error_in_the_middle_leaves_the_old_bundle_whole(
     saved_bundle: Path, failing: int, monkeypatch: pytest.MonkeyPatch
