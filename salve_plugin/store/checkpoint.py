@@ -206,8 +206,10 @@ def _pickled_classes(path: Path) -> Iterator[str]:
                     module, _, name = str(argument).partition(" ")
                     if module not in PLAIN:
                         yield f"{module}.{name}"
-    except (ValueError, OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile):
-        return  # the end of what is a pickle
+    # The end of what is a pickle, or a zip file that is damaged, encrypted or packed in another
+    # way, each with its own error: the file was refused before, which is what is to be told.
+    except Exception:
+        return
 
 
 def _pickle_of(path: Path) -> bytes:
