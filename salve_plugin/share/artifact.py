@@ -271,7 +271,7 @@ class EditArtifact(Stored, Tabular):
             InputError: if a part has no exact JSON form, a bundle lies in the place itself, or the
                 model would replace one that is not the artifact's.
         """
-        if existing.has(BUNDLE_FILE):
+        if previous is None and existing.has(BUNDLE_FILE):
             raise InputError(
                 "an edit bundle lies where the artifact is to be written, and both would have the "
                 "same README.md; choose another folder or subfolder"
