@@ -226,7 +226,7 @@ def _check_rest(
     )
     if on_base_mismatch == "error":
         raise BaseMismatchError(message)
-    warnings.warn(message, stacklevel=5)
+    warnings.warn(message, stacklevel=6)  # the line that shares the model
 
 
 def _wrongly_written(file: Any, state: Mapping[str, Tensor]) -> list[str]:

@@ -1,5 +1,8 @@
 """What is not shared as an edited model, and what one never replaces."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +106,33 @@ def test_a_model_that_differs_where_the_edit_writes_nothing_is_refused_or_warned
     again = loaded(f"local-dir:{tmp_path / 'new'}")
     artifact.revert_(again)
     assert str(artifact.edit.match(again)).endswith("is not that of its base")
+
+
+PROGRAM = """\
+import edited_models, salve_plugin
+
+model = edited_models.created("test_vit", num_classes=4, img_size=32)
+artifact = edited_models.artifact_of(model)
+model.get_parameter("patch_embed.proj.bias").data[0] += 1
+salve_plugin.save_edited_model(model, artifact, "new", on_base_mismatch="warn")
+"""
+
+
+def test_the_warning_names_the_line_that_shares_the_model(tmp_path: Path) -> None:
+    # In a program of its own: here, checks of annotations stand between the calls.
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"{program}:6: UserWarning: the parameters that edit" in done.stderr
+    assert done.returncode == 0
 
 
 @pytest.mark.filterwarnings("error")

@@ -214,7 +214,7 @@ class Snapshot(Existing):
         warnings.warn(
             f"{error} The cache is used instead: '{revision}' of {self.address} was commit "
             f"{commit} when the Hub was last asked",
-            stacklevel=8,
+            stacklevel=7,  # the line that reads the thing
         )
         return commit
 
