@@ -53,7 +53,9 @@ class Access:
         """Return the Hub client for this access."""
         from huggingface_hub import HfApi, constants
 
-        foreign = self.endpoint is not None and self.endpoint.rstrip("/") != constants.ENDPOINT
+        # As the client does with HF_ENDPOINT: paths are joined to it with a slash of their own.
+        endpoint = None if self.endpoint is None else self.endpoint.rstrip("/")
+        foreign = endpoint is not None and endpoint != constants.ENDPOINT
         # None would make the client send the token of the user's own Hub to this one.
         token = False if foreign and self.token is None else self.token
-        return HfApi(endpoint=self.endpoint, token=token, library_name="salve_plugin")
+        return HfApi(endpoint=endpoint, token=token, library_name="salve_plugin")

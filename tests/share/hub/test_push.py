@@ -43,6 +43,17 @@ def test_one_commit_holds_exactly_the_files_of_the_folder(
     assert {name: content(api, repo_id, name) for name in local} == local
 
 
+def test_the_address_of_a_hub_may_end_in_slashes(
+    push: Push, tiny: EditArtifact, hub: LoopbackHub, repo_id: str
+) -> None:
+    hub.clear()
+    pushed = push(tiny, endpoint=f"{hub.url}//")
+    assert pushed.url == f"{hub.url}/{repo_id}/commit/{pushed.reference.commit}"
+    read = EditArtifact.from_pretrained(repo_id, endpoint=f"{hub.url}/")
+    assert read.digest == tiny.digest
+    assert not [each.path for each in hub.log() if each.path.startswith("//")]
+
+
 def test_pushing_what_is_there_makes_no_commit(
     push: Push, tiny: EditArtifact, api: HfApi, repo_id: str
 ) -> None:
