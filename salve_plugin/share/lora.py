@@ -94,17 +94,30 @@ def load_lora(hooked: HookedModel, folder: str | Path) -> list[Edit]:
 
     Raises:
         ReadError: if a file is missing or cannot be read.
-        InputError: if it is another kind of adapter, or does not fit the model.
+        InputError: if it is another kind of adapter, an empty one, its two files contradict each
+            other, or it does not fit the model.
         UnsupportedModelError: if a layer is at no site of the model.
     """
     check_attached(hooked)
-    config, tensors = _read(usable(folder))
+    folder = usable(folder)
+    config, tensors = _read(folder)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         matched = _KEY.fullmatch(name)
         if matched is None:
             raise InputError(f"tensor {name[:200]!r} is no part of a LoRA of linear layers")
-        parts.setdefault(matched[1], {})[matched[2]] = tensor
+        pair = parts.setdefault(matched[1], {})
+        if matched[2] in pair:
+            raise InputError(
+                f"lora_{matched[2]} of '{matched[1]}' is there twice, with and without '.default'; "
+                "remove the one that is not meant"
+            )
+        pair[matched[2]] = tensor
+    if not parts:
+        raise InputError(
+            f"{folder / WEIGHTS_FILE} holds no tensors, so that the adapter would do nothing; was "
+            "it saved from a part of a model whose weights were elsewhere? Save it anew"
+        )
     edits = []
     for layer, pair in sorted(parts.items()):
         if (
@@ -118,6 +131,11 @@ def load_lora(hooked: HookedModel, folder: str | Path) -> list[Edit]:
                 "as those of a linear layer are"
             )
         rank = len(pair["A"])
+        if config.get("r", rank) != rank:
+            raise InputError(
+                f"lora_A of '{layer}' has rank {rank}, {CONFIG_FILE} says r = {config['r']!r:.40}, "
+                "by which PEFT divides; the two files do not belong together"
+            )
         # PEFT divides by the rank, rank-stabilized LoRA (arXiv:2312.03732) by its root.
         scaling = real(config["lora_alpha"], "lora_alpha") / (
             rank**0.5 if config.get("use_rslora") else rank

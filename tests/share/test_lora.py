@@ -112,6 +112,7 @@ def test_what_no_lora_can_say_is_refused(tmp_path: Path) -> None:
         ({"bias": "all"}, "another kind"),
         ({"lora_alpha": None}, "another kind"),
         ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"r": 8}, "has rank 2, .* says r = 8"),
         # Used only after these tokens; what a later PEFT may bring; taken out of the weights first.
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"use_something_new": True}, "use_something_new"),
@@ -137,6 +138,17 @@ def test_an_adapter_of_no_linear_layer_is_refused_in_words(
     tensors = {name.format("A"): draw(0, *a), name.format("B"): draw(1, *b)}
     safetensors.torch.save_file(tensors, adapter(tmp_path, {}) / WEIGHTS_FILE, {"format": "pt"})
     with pytest.raises(InputError, match="no matrices that fit"):
+        load_lora(network(), tmp_path)
+
+
+def test_an_empty_adapter_and_one_with_a_matrix_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no tensors"):
+        load_lora(network(), adapter(tmp_path, {}))
+    weights = adapter(tmp_path, {"head": (7, 64)}) / WEIGHTS_FILE
+    tensors = safetensors.torch.load_file(weights)
+    tensors["base_model.model.head.lora_A.default.weight"] = draw(5, 2, 64)
+    safetensors.torch.save_file(tensors, weights)
+    with pytest.raises(InputError, match="lora_A of 'head' is there twice"):
         load_lora(network(), tmp_path)
 
 
