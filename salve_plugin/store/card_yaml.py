@@ -48,7 +48,8 @@ def rewritten(block: str, metadata: Mapping[str, Any], line_break: str) -> str:
     kept = "".join(_pieces(block, metadata, line_break))
     try:
         # Entries of other layouts (in braces, with anchors) may not stand alone.
-        if parsed(kept) == metadata:
+        said = parsed(kept)
+        if said.keys() == metadata.keys() and _same(said, {name: metadata[name] for name in said}):
             return kept
     except Exception:  # as `parsed`
         pass
@@ -67,7 +68,7 @@ def _pieces(block: str, metadata: Mapping[str, Any], line_break: str) -> Iterato
     written = set()
     for key, begin, (start, end) in zip(keys, begins, pairwise(starts), strict=True):
         name = key.value
-        if name in metadata and there.get(name) == metadata[name]:
+        if name in metadata and _same(there.get(name), metadata[name]):
             yield block[start:end]
         elif name in metadata and name not in written:
             yield block[start:begin] + _dumped({name: metadata[name]}, line_break)
@@ -85,6 +86,12 @@ def _with_comments(block: str, begin: int) -> int:
             break
         begin = line
     return begin
+
+
+def _same(one: Any, other: Any) -> bool:
+    # As text, in which what is referred to stands once: compared as values, a few lines that refer
+    # to each other could take for ever, or have no end.
+    return _dumped({"": one}, "\n") == _dumped({"": other}, "\n")
 
 
 def _dumped(metadata: Mapping[str, Any], line_break: str) -> str:

@@ -25,6 +25,7 @@ ADDED = "library_name: salve_plugin\ntags:\n- salve_plugin\n"
         'key with spaces: "\\u00e9"',
         "same: 1\nsame: 2",
         "one: &one [1]\ntwo: *one",
+        "none: .nan",
     ],
 )
 def test_entries_that_stay_are_not_written_anew(theirs: str, end: str) -> None:
@@ -61,6 +62,13 @@ def test_an_anchor_that_goes_takes_nothing_with_it() -> None:
     old = Card({"library_name": "salve_plugin", "tags": ["old"], "base_model": "me/it"}, "Ours\n")
     card = b"---\nbase_model: &it me/it\nmine: *it\n---\nMy words"
     assert read_metadata(OURS.over(card, old)) == {**OURS.metadata, "mine": "me/it"}
+
+
+def test_references_to_references_end() -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]
+    theirs = "\n".join([*lines, "round: &round [*round]"])
+    card = f"---\n{theirs}\n---\nMy words".encode()
+    assert OURS.over(card) == f"---\n{theirs}\n{ADDED}---\nMy words".encode()
 
 
 def test_only_true_and_false_are_truth_values() -> None:
