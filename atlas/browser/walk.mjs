@@ -122,6 +122,8 @@ seen.next = await page.evaluate(() => document.activeElement?.tagName);
 await show("classes");
 await page.waitForSelector(".list .body .row");
 seen.names = await page.evaluate(() => Array.from(document.querySelectorAll('.list .body [role="row"] > :first-child'), (cell) => cell.textContent));
+// A piece of the data is a script until it is read.
+await page.waitForFunction(() => !document.querySelector('script[src^="data/"]'));
 seen.scripts = await page.evaluate(() => Array.from(document.querySelectorAll("script, img[src='x']"), (each) => each.outerHTML.slice(0, 100)));
 await page.fill(".search input", "script");
 await settled(page);
