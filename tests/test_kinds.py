@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -131,6 +132,8 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "refit_head l2": (lambda p, x: salve.refit_head(p.hooked, p.acts, l2=x), "weak"),
     "record classes": (
         lambda p, x: salve.record(p.hooked, p.loader, classes=x, progress=False), "abcd"),
+    "quality seed": (
+        lambda p, x: salve.quality(p.dictionary, p.acts, controls=("random",), seed=x), None),
     "register learner": (lambda p, x: salve.register(x), "topk"),
     "rome ridge": (
         lambda p, x: salve.rome(
@@ -150,6 +153,10 @@ CALLS: dict[str, tuple[Call, Any]] = {
         None),
     "with_kl most": (
         lambda p, x: salve.with_kl(p.hooked, p.edit, p.acts, 0.01, most=x), "twice"),
+    "tcav seed": (
+        lambda p, x: salve.tcav(
+            p.hooked, "unembed.hook_in", {"a": p.images[:2]}, p.images, p.images, target=1, sets=2,
+            seed=x), None),
 }  # fmt: skip
 
 
@@ -160,3 +167,25 @@ def test_another_kind_is_refused_by_name(parts: SimpleNamespace, name: str) -> N
         call(parts, value)
     assert name.replace(",", "").split()[1] in str(caught.value)
     assert "expected" in str(caught.value)
+
+
+LARGE_SEEDS: dict[str, Callable[[Any, int], object]] = {
+    "coar": lambda p, seed: salve.coar(p.hooked, p.acts, 1, top=2, masks=50, seed=seed),
+    "evidence": lambda p, seed: salve.evidence(
+        p.hooked, p.dictionary, p.acts, permutations=2, seed=seed
+    ),
+    "quality": lambda p, seed: salve.quality(
+        p.dictionary, p.acts, controls=("random",), seed=seed
+    ),
+    "tcav": lambda p, seed: salve.tcav(
+        p.hooked, "unembed.hook_in", {"a": p.images[:2]}, p.images, p.images, target=1, sets=2,
+        seed=seed,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE_SEEDS)
+def test_a_seed_is_numpys_too_and_none_beyond_64_bits(parts: SimpleNamespace, name: str) -> None:
+    LARGE_SEEDS[name](parts, np.int64(3))  # type: ignore[arg-type] # as NumPy's users have it
+    with pytest.raises(InputError, match="seed 1180591620717411303424 is not from 0 to"):
+        LARGE_SEEDS[name](parts, 2**70)

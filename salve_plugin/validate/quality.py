@@ -19,6 +19,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import shortened
 from salve_plugin.faces.table import Table, Tabular, percent
 from salve_plugin.hooks import HookedModel, check_attached
+from salve_plugin.integers import seed_number
 from salve_plugin.kinds import of_kind, several
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch, check_one_network
@@ -182,6 +183,7 @@ def quality(
         ReadError: if a shard or an image cannot be read.
     """
     _check(dictionary, acts, others, embeddings, controls)
+    seed = seed_number(seed)
     _check_networks(dictionary, acts, hooked, others, on_base_mismatch)
     # The control `neurons` has as many latents as there are features.
     data = HeldOut.of(acts, n_latents=max(dictionary.n_latents, acts.width), seed=seed)

@@ -16,7 +16,7 @@ from salve_plugin.discover.recording.activations import Activations
 from salve_plugin.errors import InputError
 from salve_plugin.faces.progress import bar
 from salve_plugin.hooks import HookedModel
-from salve_plugin.integers import whole
+from salve_plugin.integers import seed_number, whole
 from salve_plugin.modes import without_autocast
 from salve_plugin.network import OnBaseMismatch
 from salve_plugin.store.digest import content_digest
@@ -116,7 +116,7 @@ def evidence(
         WriteError: if a block cannot be kept.
     """
     top, permutations = whole(top, "top", least=1), whole(permutations, "permutations", least=1)
-    seed = whole(seed, "seed")
+    seed = seed_number(seed)
     if concepts is not None:
         check_concepts(concepts)
     if images is None and masks is not None:
