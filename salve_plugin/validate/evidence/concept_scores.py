@@ -1,13 +1,14 @@
 """TCAV through Captum: do user-named concepts raise a class's logit more than random images do?"""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from captum.concept import TCAV, Classifier, Concept
-from torch import Tensor
+from torch import Tensor, nn
 
 from salve_plugin.control.concepts.logistic import logistic
 from salve_plugin.errors import InputError
@@ -120,7 +121,14 @@ def tcav(
         classes = run(model, images[:1], "the class's images").shape[-1]
     if not 0 <= target < classes:  # Captum would count a negative one from the end
         raise InputError(f"there is no class {target}; the model has {classes}, from 0")
-    with TemporaryDirectory() as folder, evaluating(model):
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory())
+        stack.enter_context(evaluating(model))
+        # Captum's loaders draw from torch's global generator, which is the caller's.
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        # It differentiates, whatever mode the caller is in.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         method = TCAV(
             model, [site.module], classifier=_Direction(), save_path=folder,
             attribute_to_layer_input=site.side == "in",
@@ -135,10 +143,11 @@ def tcav(
             # Captum keeps what it computes by id: each concept has ids of its own.
             first = number * (sets + 1)
             players = [
-                Concept(first + i, f"set-{first + i}", [as_input(model, part)])
+                Concept(first + i, f"set-{first + i}", [_differentiable(model, part)])
                 for i, part in enumerate([examples, *drawn])
             ]
-            results[name] = _means(method, players, as_input(model, images), site.module, target)
+            shown = _differentiable(model, images)
+            results[name] = _means(method, players, shown, site.module, target)
     scores, nulls, p = {}, {}, {}
     for name, means in results.items():
         far = (means - 0.5).abs()
@@ -148,6 +157,12 @@ def tcav(
         p[name] = float((far >= far[0] - 1e-9).double().mean())
     p_all = {name: min(1.0, value * len(p)) for name, value in p.items()}
     return ConceptScores(target, scores, nulls, p, p_all, sets)
+
+
+def _differentiable(model: nn.Module, images: Tensor) -> Tensor:
+    """Return images as the model takes them, copied if autograd would refuse them."""
+    images = as_input(model, images)
+    return images.clone() if images.is_inference() else images
 
 
 def _means(method: TCAV, players: list[Concept], images: Tensor, layer: str, target: int) -> Tensor:

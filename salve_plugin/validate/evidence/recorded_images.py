@@ -62,8 +62,9 @@ class RecordedImages:
         """
         # By a loader of one batch: it collates the items, and they are checked, as in `record`.
         loader: DataLoader[Any] = DataLoader(
-            Subset(self._data_set, list(chosen)), batch_size=max(1, len(chosen)), collate_fn=_batch
-        )
+            Subset(self._data_set, list(chosen)), batch_size=max(1, len(chosen)), collate_fn=_batch,
+            generator=torch.Generator(),  # else it draws from torch's global one, which is not ours
+        )  # fmt: skip
         (batch,) = labelled_batches(loader, None)
         labels = self._names.of_model(batch).labels.long()
         recorded = self.labels[torch.tensor(list(chosen))]
