@@ -167,7 +167,7 @@ def unchanged(hooked: HookedModel, site: Site | str) -> Edit:
     """
     # Any unit direction will do: at strength 0 every factor is exactly 1.
     width = _site(hooked, site).width
-    return edit_at(hooked, site, Gate(torch.ones(1, width) / width**0.5, 0.0))
+    return edit_at(hooked, site, Gate(torch.ones(1, width, dtype=torch.float32) / width**0.5, 0.0))
 
 
 def _site(hooked: HookedModel, site: Site | str) -> Site:

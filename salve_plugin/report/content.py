@@ -134,7 +134,7 @@ class Content:
         self, dominant: Sequence[int | None], evaluation: Evaluation | None
     ) -> Mapping[str, Any]:
         names = self.features.classes or [""] * len(dominant)
-        accuracy = torch.full((len(dominant),), -1.0)
+        accuracy = torch.full((len(dominant),), -1.0, dtype=torch.float32)
         content: dict[str, Any] = {}
         if evaluation is not None:
             accuracy = torch.where(evaluation.count > 0, evaluation.accuracy, -1.0)
@@ -150,7 +150,7 @@ class Content:
             "counts": array(counts, "i32"),
             "accuracy": array(accuracy, "f32"),
             "dominant": array(own_latents, "i32"),
-            "means": array(torch.tensor(means), "f32"),
+            "means": array(torch.tensor(means, dtype=torch.float32), "f32"),
         }
 
     def _latents(self) -> Mapping[str, Any]:
@@ -223,5 +223,7 @@ class Content:
 
 def _palette() -> list[list[int]]:
     """Return some colours, dark to bright, of the palette that all pictures of maps have."""
-    colours = coloured(torch.linspace(0, 1, STOPS)[None], Scale(1.0, signed=False))
+    colours = coloured(
+        torch.linspace(0, 1, STOPS, dtype=torch.float32)[None], Scale(1.0, signed=False)
+    )
     return (colours[:, 0].T * 255).round().int().tolist()

@@ -55,7 +55,8 @@ def front(
         return None
     return {
         "points": points, "rows": len(data.x),
-        "l0": array(torch.tensor(kept), "f32"), "r2": array(torch.tensor(explained), "f32"),
+        "l0": array(torch.tensor(kept, dtype=torch.float32), "f32"),
+        "r2": array(torch.tensor(explained, dtype=torch.float32), "f32"),
     }  # fmt: skip
 
 

@@ -186,10 +186,11 @@ def _latent(
         # Of a latent that is strongest where it is negative, what lowers it is what drives it.
         heats = grids * float(active.signs[latent])
         values, unit = quantized(heats)
+        crops = torch.tensor([_crop(heat, maps.size) for heat in heats], dtype=torch.float32)
         content["maps"] = {
             "height": grids.shape[-2], "width": grids.shape[-1], "unit": unit,
             "values": array(values, "i8"),
-            "crops": array(torch.tensor([_crop(heat, maps.size) for heat in heats]), "f32"),
+            "crops": array(crops, "f32"),
         }  # fmt: skip
     return content
 

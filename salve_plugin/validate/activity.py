@@ -60,7 +60,8 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
         top: how many images to name for each latent.
     """
     n_latents, device = dictionary.n_latents, dictionary.atoms.device
-    least = torch.full((n_latents,), torch.inf)
+    # Of one type throughout, whatever torch's default is: in bfloat16 counts would stop at 256.
+    least = torch.full((n_latents,), torch.inf, dtype=torch.float32)
     most = -least
     active = torch.zeros(n_latents, dtype=torch.float64)
     tolerance = activity_tolerance(acts)
@@ -68,9 +69,9 @@ def activity(dictionary: Dictionary, acts: Activations, top: int) -> Activity:
         codes = dictionary.encode(batch.x.to(device)).float().cpu()
         least, most = torch.minimum(least, codes.amin(0)), torch.maximum(most, codes.amax(0))
         active += (codes.abs() > tolerance).sum(0)
-    signs = torch.where(-least > most, -1.0, 1.0)
+    signs = torch.ones_like(most).masked_fill(-least > most, -1.0)
     top = min(top, acts.n_images)
-    best = torch.full((top, n_latents), -torch.inf)
+    best = torch.full((top, n_latents), -torch.inf, dtype=torch.float32)
     images = torch.zeros(top, n_latents, dtype=torch.int64)
     counts = torch.zeros(n_latents, BINS, dtype=torch.int64)
     # A constant latent has intervals of length 0: all its codes fall into the first.
@@ -113,7 +114,7 @@ def codes_by_image(
     for batch in acts.batches(_rows(dictionary)):
         codes = dictionary.encode(batch.x.to(device)).float().cpu() * signs
         numbers, place = torch.unique_consecutive(batch.images.long(), return_inverse=True)
-        strongest = torch.full((len(numbers), codes.shape[1]), -torch.inf)
+        strongest = torch.full_like(codes[: len(numbers)], -torch.inf)
         strongest.scatter_reduce_(0, place[:, None].expand_as(codes), codes, "amax")
         if held is not None:  # an image's rows may be cut by the end of a batch
             same = held[0][-1] == numbers[0]

@@ -70,7 +70,7 @@ def pointed_at(
     peak = float(heat.max())
     if peak <= 0:
         return None
-    parts, _ = label((heat >= level * peak).numpy(), structure=torch.ones(3, 3).numpy())
+    parts, _ = label((heat >= level * peak).numpy(), structure=[[1, 1, 1]] * 3)
     own = torch.from_numpy(parts)
     rows, columns = (own == own.flatten()[heat.argmax()]).nonzero().T
     # Outward to whole pixels, so that a cell narrower than one still has it. In integers: the last

@@ -37,7 +37,7 @@ def position_weights(graph: GraphSlice, tokens: Tokens, axis: int) -> Float[Tens
         return None
     # Gaussian, of a fixed seed and the same for all images: no entry is 0, no two are alike.
     random = torch.Generator().manual_seed(0)
-    probe = torch.randn(width, generator=random).to(site)
+    probe = torch.randn(width, generator=random, dtype=torch.float32).to(site)
     cotangent = probe.expand(len(site), width).reshape(site.shape)
     gradient = pull_back(graph, cotangent, {"retain_graph": True})
     if gradient is None:

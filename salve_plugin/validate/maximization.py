@@ -294,10 +294,10 @@ def _bounds(
     """Return the model inputs that are black and white, (channels, 1, 1) each."""
     mean, std = (hooked.description.get(name) for name in ("mean", "std"))
     if isinstance(mean, Sequence) and isinstance(std, Sequence):
-        centre, spread = torch.tensor(mean), torch.tensor(std)
+        centre, spread = (torch.tensor(part, dtype=torch.float32) for part in (mean, std))
         black, white = -centre / spread, (1 - centre) / spread
     else:
-        black, white = torch.tensor(-2.0), torch.tensor(2.0)
+        black, white = torch.tensor([[-2.0], [2.0]], dtype=torch.float32)
     # A bound of the caller's replaces that side alone: the other keeps what the model describes.
     try:
         black = black if low is None else torch.as_tensor(low, dtype=torch.float32)

@@ -38,7 +38,8 @@ def start(
     """
     channels, height, width = shape
     full = shape if parametrization == "pixel" else (channels, height, width // 2 + 1, 2)
-    return torch.randn(full, generator=generator) * contrast
+    # Of one type, whatever torch's default is: a seed stands for the same image everywhere.
+    return torch.randn(full, generator=generator, dtype=torch.float32) * contrast
 
 
 def image_of(
@@ -48,7 +49,7 @@ def image_of(
     if parametrization == "pixel":
         return torch.sigmoid
     scale = inverse_frequency(shape[1], shape[2])
-    colours = torch.tensor(COLOURS)
+    colours = torch.tensor(COLOURS, dtype=torch.float32)
     # Only the proportions are wanted; the strength of colours belongs to `CONTRAST`.
     colours = colours / colours.norm(dim=1).mean()
 
@@ -72,7 +73,8 @@ def inverse_frequency(height: int, width: int) -> Float[Tensor, "height half"]:
     >>> inverse_frequency(8, 8)[0, 1] / inverse_frequency(8, 8)[0, 4]
     tensor(4.)
     """
-    rows, columns = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+    rows = torch.fft.fftfreq(height, dtype=torch.float32)
+    columns = torch.fft.rfftfreq(width, dtype=torch.float32)
     frequency = (rows[:, None] ** 2 + columns**2).sqrt()
     # The constant term has frequency 0 and would be infinite.
     scale: Tensor = 1 / frequency.clamp(min=1 / max(height, width))

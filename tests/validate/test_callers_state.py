@@ -1,6 +1,6 @@
 """What a caller has set for all of torch is neither changed nor decides over results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import salve_plugin as salve
+from salve_plugin.errors import InputError
 
 Call = Callable[[Any], object]
 
@@ -106,6 +107,13 @@ def _assert_same(one: object, other: object) -> None:
             assert repr(second[name]) == repr(value), name
 
 
+@pytest.fixture(params=[torch.float64, torch.bfloat16], ids=str)
+def number_type(request: pytest.FixtureRequest) -> Iterator[None]:
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_the_global_generator_is_neither_used_nor_moved(parts: Any, name: str) -> None:
     first = CALLS[name](parts)
@@ -117,6 +125,22 @@ def test_the_global_generator_is_neither_used_nor_moved(parts: Any, name: str) -
         assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(torch.random.get_rng_state(), state)
     _assert_same(first, second)
+
+
+@pytest.mark.usefixtures("number_type")
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "tcav"])
+def test_results_do_not_depend_on_torchs_default_type(parts: Any, name: str) -> None:
+    set_by_caller = torch.get_default_dtype()
+    result = CALLS[name](parts)
+    assert torch.get_default_dtype() == set_by_caller
+    torch.set_default_dtype(torch.float32)
+    _assert_same(CALLS[name](parts), result)
+
+
+@pytest.mark.usefixtures("number_type")
+def test_tcav_refuses_another_default_type_in_words(parts: Any) -> None:
+    with pytest.raises(InputError, match=r"TCAV .* float32; call torch.set_default_dtype"):
+        _tcav(parts)
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, nullcontext])

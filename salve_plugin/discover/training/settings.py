@@ -158,10 +158,10 @@ class FitSettings(Record):
         return self.from_json(json.loads(json.dumps(asdict(settings))))
 
 
-def check_number_type() -> None:
-    """Raise InputError unless torch computes in float32, in which dictionaries are learned."""
+def check_number_type(work: str = "dictionaries are learned and measured") -> None:
+    """Raise InputError unless torch computes in float32, in which that work is done."""
     if torch.get_default_dtype() != torch.float32:
         raise InputError(
-            f"torch's default number type is {torch.get_default_dtype()}, and dictionaries are "
-            "learned and measured in float32; call torch.set_default_dtype(torch.float32) before"
+            f"torch's default number type is {torch.get_default_dtype()}, and {work} in "
+            "float32; call torch.set_default_dtype(torch.float32) before"
         )

@@ -189,7 +189,9 @@ def blurred(
 def _moved(mask: Tensor, random: torch.Generator) -> Tensor:
     """Return each image's region at a random place."""
     height, width = mask.shape[2:]
-    steps = torch.rand(len(mask), 2, generator=random) * torch.tensor([height, width])
+    # Of one type, whatever torch's default is: a seed stands for the same places everywhere.
+    steps = torch.rand(len(mask), 2, generator=random, dtype=torch.float32)
+    steps = steps * torch.tensor([height, width])
     each = zip(mask, steps.long().tolist(), strict=True)
     return torch.stack([one.roll((down, right), (1, 2)) for one, (down, right) in each])
 

@@ -274,8 +274,8 @@ class _Reading:
     def _read(self, own: Tensor) -> tuple[Float[Tensor, "images own"], Tensor, Tensor]:
         """Return codes in the latents' direction, overlaps with all latents, and their counts."""
         signs = self.activity.signs
-        codes = torch.empty(self._acts.n_images, len(own))
-        joint = torch.zeros(len(own), len(signs))
+        codes = torch.empty(self._acts.n_images, len(own), dtype=torch.float32)
+        joint = torch.zeros(len(own), len(signs), dtype=torch.float32)
         counts = torch.zeros(len(signs), dtype=torch.float64)
         for images, signed in codes_by_image(self._dictionary, self._acts, signs):
             directed = signed * signs

@@ -11,6 +11,7 @@ from captum.concept import TCAV, Classifier, Concept
 from torch import Tensor, nn
 
 from salve_plugin.control.concepts.logistic import logistic
+from salve_plugin.discover.training.settings import check_number_type
 from salve_plugin.errors import InputError
 from salve_plugin.faces.table import Table, Tabular
 from salve_plugin.hooks import HookedModel, SiteLike, check_attached
@@ -94,10 +95,11 @@ def tcav(
 
     Raises:
         InputError: if there is no concept, too few images of something, no such class, or `sets` is
-            below 2.
+            below 2; or torch's default number type is not float32.
         UnknownSiteError: if the model has no such site.
     """
     check_attached(hooked)
+    check_number_type("TCAV compares directions")  # so Captum makes them
     site = hooked.site(at)
     sets, target, seed = whole(sets, "sets"), whole(target, "target"), seed_number(seed)
     of_kind(concepts, Mapping, "concepts", "example images of each concept by its name")

@@ -128,8 +128,10 @@ def image_codes(
     dictionary: Dictionary, acts: Activations, block: slice
 ) -> Float[Tensor, "images some"]:
     """Return the largest code of each image for a block of latents."""
-    codes = torch.empty(acts.n_images, len(range(dictionary.n_latents)[block]))
-    for images, strongest in codes_by_image(dictionary, acts, torch.ones(dictionary.n_latents)):
+    count = len(range(dictionary.n_latents)[block])
+    codes = torch.empty(acts.n_images, count, dtype=torch.float32)
+    signs = torch.ones(dictionary.n_latents, dtype=torch.float32)
+    for images, strongest in codes_by_image(dictionary, acts, signs):
         codes[images] = strongest[:, block]
     return codes
 

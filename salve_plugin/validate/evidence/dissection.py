@@ -75,7 +75,7 @@ def masks_on_grid(masks: Sequence[Any], n_images: int) -> Int[Tensor, "images gr
     for image in range(n_images):
         mask = _numbers(masks[image], image)
         # The pixels at the centres of the grid's cells.
-        down, right = (((torch.arange(GRID) + 0.5) * side / GRID).long() for side in mask.shape)
+        down, right = ((2 * torch.arange(GRID) + 1) * side // (2 * GRID) for side in mask.shape)
         grid[image] = mask[down][:, right].to(torch.int16)
     return grid
 
@@ -145,8 +145,8 @@ def dissect(
     n_latents = len(levels)
     # Counts in half the memory of float64: float32 has every whole number up to 2**24, which the
     # region of a latent, 0.5 % of all positions, reaches at a million images.
-    hits = torch.zeros(1 + SHUFFLES, n_latents * n_segments)
-    region = torch.zeros(n_latents)
+    hits = torch.zeros(1 + SHUFFLES, n_latents * n_segments, dtype=torch.float32)
+    region = torch.zeros(n_latents, dtype=torch.float32)
     for image, values in enumerate(maps()):
         for start in range(0, n_latents, _LATENTS):
             part = values[start : start + _LATENTS].float().cpu()
@@ -157,7 +157,7 @@ def dissect(
                 as_tuple=True
             )
             latent = latent + start
-            region.index_add_(0, latent, torch.ones(len(latent)))
+            region.index_add_(0, latent, torch.ones_like(latent, dtype=region.dtype))
             for segment in has[image].nonzero()[:, 0].tolist():
                 own, orders = partners[segment]
                 # The image's own mask first, then the one that each shuffle deals to it.
