@@ -81,6 +81,7 @@ def critical_strength_linear(
     return _roots(weight, bias, direction, activations, target, mode, chunk)[1]
 
 
+@torch.no_grad()
 def critical_flip_strength(
     weight: Float[Tensor, "classes width"],
     bias: Float[Tensor, " classes"],
@@ -115,6 +116,8 @@ def critical_flip_strength(
     return flip(weight, bias, direction, activations, labels, rows, mode)[0]
 
 
+# A model's own row and bias want gradients, which writing into buffers has none of.
+@torch.no_grad()
 def _roots(
     weight: Tensor, bias: float | Tensor, direction: Tensor, activations: Tensor,
     target: float | Tensor, mode: Mode, chunk: int | None,

@@ -351,3 +351,19 @@ def test_what_is_no_argument_is_refused_by_name(name: str, value: object) -> Non
     }  # fmt: skip
     with pytest.raises(InputError, match=name):
         critical_strength(**{**good, name: value})
+
+
+def test_the_parameters_of_a_model_are_taken_as_they_are() -> None:
+    draw = torch.Generator().manual_seed(5)
+    head = torch.nn.Linear(6, 4)
+    x, c = torch.randn(9, 6, generator=draw), torch.randn(6, generator=draw)
+    wanted = x.clone().requires_grad_()
+    weight, bias = head.weight.detach(), head.bias.detach()
+    for solved in (critical_strength, critical_strength_linear):
+        found = solved(head.weight[1], head.bias[1], c, wanted, target=head.bias[2] - 1)
+        assert torch.equal(found, solved(weight[1], bias[1], c, x, target=bias[2] - 1))
+        assert not found.requires_grad
+    labels = head(x).argmax(1)
+    found = critical_flip_strength(head.weight, head.bias, c, wanted, labels)
+    assert torch.equal(found, critical_flip_strength(weight, bias, c, x, labels))
+    assert not found.requires_grad
