@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from salve_plugin.control.edit import Edit
-from salve_plugin.control.writers.evidence import Recorded, class_indices, head_inputs
+from salve_plugin.control.rows import check_rows, row_tuple
+from salve_plugin.control.writers.evidence import Recorded, head_inputs
 from salve_plugin.control.writers.layer import head_of
 from salve_plugin.control.writers.zeroing import zeroed_inputs
 from salve_plugin.errors import InputError
@@ -56,9 +57,11 @@ def prune(
         raise InputError(f"top {top} is to be from 1 to below the {width} features")
     ties = shift_over_spread(x, has.cpu())
     chosen = ties.argsort(descending=True, stable=True)[:top].tolist()
-    rows = None if rows is None else several(rows, "rows", "rows of the classifier")
-    everywhere = rows is None or sorted(rows) == list(range(len(layer.weight)))
-    own = None if everywhere else class_indices(rows or (), layer)
+    listed = None if rows is None else several(rows, "rows", "rows of the classifier")
+    own = row_tuple(listed)
+    check_rows(own, len(layer.weight), "reader")
+    # All rows are one edit, whether they are named or not.
+    own = None if own is None or len(own) == len(layer.weight) else tuple(sorted(own))
     note = (
         f"magnitude pruning: {top} of {width} neurons cut off, those whose mean shifts most with "
         f"the concept relative to their spread ({ties[chosen[-1]]:.2g} to {ties[chosen[0]]:.2g})"

@@ -77,7 +77,11 @@ def test_a_recording_of_a_real_network(
         ({"has": [True] * 8}, "truth value"),
         ({"top": 0}, "top 0"),
         ({"top": 6}, "top 6"),
-        ({"rows": [4]}, "label 4"),
+        ({"rows": [4]}, r"rows \[4\] must be .* from 0 to 3"),
+        ({"rows": [1, 1]}, r"rows \[1, 1\] must be at least one output, each once"),
+        ({"rows": []}, r"rows \[\] must be"),
+        ({"rows": [1, None]}, "rows must be output indices.* is None"),
+        ({"rows": [1, "2"]}, "rows must be output indices.* is '2'"),
     ],
 )
 def test_bad_input_is_named(
