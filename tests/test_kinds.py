@@ -83,6 +83,16 @@ CALLS: dict[str, tuple[Call, Any]] = {
         lambda p, x: salve.forgetting(p.hooked, p.edit, p.loader, target=1, sites=x), 3),
     "forgetting steps": (
         lambda p, x: salve.forgetting(p.hooked, p.edit, p.loader, target=1, steps=x), 5),
+    "fragility collateral": (
+        lambda p, x: salve.fragility(
+            p.hooked, {"e": p.edit}, p.loader, label=1, collateral=x), "few"),
+    "fragility judge": (
+        lambda p, x: salve.fragility(p.hooked, {"e": p.edit}, p.loader, judge=x), "me"),
+    "fragility multiples": (
+        lambda p, x: salve.fragility(
+            p.hooked, {"e": p.edit}, p.loader, label=1, multiples=x), torch.tensor(2.0)),
+    "fragility success": (
+        lambda p, x: salve.fragility(p.hooked, {"e": p.edit}, p.loader, label=1, success=x), None),
     "grad_fam_maps latents": (
         lambda p, x: salve.grad_fam_maps(
             salve.LayerGradFam.of(p.hooked, p.dictionary), p.images[:2], x), "all"),
@@ -92,6 +102,8 @@ CALLS: dict[str, tuple[Call, Any]] = {
         p.hooked, p.dictionary, p.images, 1, area=x), "half"),
     "map_check heat": (lambda p, x: salve.map_check(
         p.hooked, p.dictionary, p.images, 1, heat=x), [[1.0]]),
+    "map_check images": (
+        lambda p, x: salve.map_check(p.hooked, p.dictionary, x, 1), "photo.png"),
     "map_check seed": (lambda p, x: salve.map_check(
         p.hooked, p.dictionary, p.images, 1, seed=x), None),
     "maximize dictionary": (lambda p, x: salve.maximize(p.hooked, x, 1), None),

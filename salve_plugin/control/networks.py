@@ -7,7 +7,7 @@ import torch
 from salve_plugin.control.ledger import ATTRIBUTE
 from salve_plugin.control.locks import locked
 from salve_plugin.control.matching import pristine_state
-from salve_plugin.hooks import HookedModel
+from salve_plugin.hooks import HookedModel, check_attached
 from salve_plugin.network import OnBaseMismatch, check_choice, differ, network_digest
 
 
@@ -32,8 +32,9 @@ class Networks:
             pristine: its network without edits, where that has been hashed already.
 
         Raises:
-            InputError: if `on_base_mismatch` is neither.
+            InputError: if `on_base_mismatch` is neither, or the model is not attached.
         """
+        check_attached(hooked)
         check_choice(on_base_mismatch)
         self._hooked, self._on_base_mismatch = hooked, on_base_mismatch
         if pristine is not None:

@@ -41,10 +41,13 @@ def refused(
         "budget of no model": (lambda: s.with_kl(None, e, a, 0.1), "attach it first"),
         "budget of no number": (lambda: s.with_kl(h, e, a, "x"), "kl is 'x'"),
         "repair of no model": (lambda: s.self_repair(None, e, IMAGES[0][0], 1), "attach it first"),
+        "erasing from a bare model": (
+            lambda: s.erase(h.model, s.direction_concept(a, torch.ones(6))), "attach it first"
+        ),
         "repair of no edit": (lambda: s.self_repair(h, 3, IMAGES[0][0], 1), "an edit was expected"),
         "repair on no images": (lambda: s.self_repair(h, e, IMAGES, 1), "images were expected"),
         "search of no edit": (lambda: s.search_alpha_crit(h, None, IMAGES), "an edit was expected"),
-        "multiples": (lambda: s.fragility(h, {"e": e}, a, label=1, multiples=None), "a multiple"),
+        "multiples": (lambda: s.fragility(h, {"e": e}, a, label=1, multiples=None), "multiples is"),
         "masks": (lambda: s.coar(h, a, 1, top=2, masks=None), "masks"),
         "top": (lambda: s.coar(h, a, 1, top="2"), "top"),
         "classes": (lambda: s.alpha_crit(h, e, a, classes=1), "a list of class indices"),

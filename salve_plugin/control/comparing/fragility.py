@@ -1,7 +1,7 @@
 """How wide a range of strengths an edit works in, and whether that holds in other contexts."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
@@ -21,6 +21,7 @@ from salve_plugin.errors import InputError
 from salve_plugin.faces.one_line import one_line
 from salve_plugin.hooks import HookedModel
 from salve_plugin.integers import whole
+from salve_plugin.kinds import several
 from salve_plugin.modes import without_autocast
 from salve_plugin.store.record import Name, Record
 
@@ -174,7 +175,8 @@ def fragility(
         SalveError: as `Edit.apply_`, if an edit is not one of this model.
     """
     judge = _judge(label, judge)
-    tried = _checked(edits, multiples, success, collateral)
+    success, collateral = _bound(success, "success"), _bound(collateral, "collateral")
+    tried = _checked(edits, multiples)
     if not isinstance(contexts, Mapping | None):
         raise InputError(f"contexts {contexts!r:.200} are to be a mapping, each by its name")
     for name in contexts or {}:
@@ -209,6 +211,8 @@ def _judge(label: int | None, judge: Judge | None) -> Judge:
     if (label is None) == (judge is None):
         raise InputError("give either label=, a class to suppress, or judge=")
     if judge is not None:
+        if not callable(judge):
+            raise InputError(f"judge is {judge!r:.80}; expected a function of logits and labels")
         return judge
     index = whole(label, "label")
 
@@ -241,22 +245,25 @@ def _shares(judged: object) -> tuple[float, float]:
     return success, collateral
 
 
-def _checked(
-    edits: Mapping[str, Edit], multiples: Sequence[float], success: float, collateral: float
-) -> tuple[float, ...]:
+def _bound(value: object, name: str) -> float:
+    bound = real(value, name)
+    if not 0 <= bound <= 1:
+        raise InputError(f"{name} {bound} is to be from 0 to 1")
+    return bound
+
+
+def _checked(edits: Mapping[str, Edit], multiples: Sequence[float]) -> tuple[float, ...]:
     if not isinstance(edits, Mapping) or not edits:
         raise InputError(f"edits {edits!r:.200} are to be at least one, by name")
     for name, edit in edits.items():
         _check_name(name)
         if not isinstance(edit, Edit) or does_nothing(edit.operator):
             raise InputError(f"'{name}' is {edit!r:.200}; an edit that does something is expected")
-    several = multiples if isinstance(multiples, Iterable) else [multiples]
-    tried = tuple(real(each, "a multiple") for each in several)
+    given = several(multiples, "multiples", "a multiple after the other, e.g. (0.5, 1, 2)")
+    tried = tuple(real(each, "a multiple") for each in given)
     ascending = all(a < b for a, b in pairwise(tried))
     if len(tried) < 2 or not ascending or not tried[0] > 0 or not tried[-1] < math.inf:
         raise InputError(f"multiples {tried[:10]} are to be at least two, above 0 and ascending")
-    if not 0 <= success <= 1 or not 0 <= collateral <= 1:
-        raise InputError(f"success {success} and collateral {collateral} are to be from 0 to 1")
     return tried
 
 

@@ -126,6 +126,9 @@ def map_check(
     regions, seed = whole(regions, "regions", least=1), seed_number(seed)
     if not 0 < real(area, "area") < 1:
         raise InputError(f"area {area}: expected a share of the image between 0 and 1")
+    shape = "a tensor (images, channels, height, width)"
+    if of_kind(images, Tensor, "images", shape).ndim != 4:
+        raise InputError(f"images have shape {tuple(images.shape)}; expected {shape}")
     from salve_plugin.validate.grad_fam import LayerGradFam  # imports captum
 
     if heat is None:
