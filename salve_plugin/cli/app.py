@@ -142,7 +142,9 @@ def quality_command(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the controls.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
-    force: Force = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite what lies at --figure, whatever it is.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the dictionary on held-out images, beside controls that need no training."""

@@ -24,7 +24,7 @@ def measure(
     """
     study = Study.load(folder)
     if figure is not None:
-        check_file(figure, force=force)
+        check_file(figure, force=force, option="--figure")
         _check_format(figure)
     acts = Activations.load(study.activations_folder)
     dictionary = Dictionary.from_pretrained(study.dictionary_folder)

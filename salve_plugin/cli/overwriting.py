@@ -76,13 +76,16 @@ def check_free(out: Path, digest: str | None = None, *, force: bool) -> None:
             raise _taken(out, f"another {form.name}, {there[:12]}")
 
 
-def check_file(path: Path, data: bytes | None = None, *, force: bool) -> None:
+def check_file(
+    path: Path, data: bytes | None = None, *, force: bool, option: str = "--out"
+) -> None:
     """Check that there is no other file.
 
     Args:
         path: of the file.
         data: that is to be written; None if it is not known yet.
         force: whether it may be replaced.
+        option: by which the path was given, for the message.
 
     Raises:
         InputError: if there is one.
@@ -91,10 +94,10 @@ def check_file(path: Path, data: bytes | None = None, *, force: bool) -> None:
         return
     # The same bytes again are no loss: a command can be repeated.
     if data is None or path.stat().st_size != len(data) or path.read_bytes() != data:
-        raise _taken(path, "another file")
+        raise _taken(path, "another file", option)
 
 
-def _taken(path: Path, what: str) -> InputError:
+def _taken(path: Path, what: str, option: str = "--out") -> InputError:
     return InputError(
-        f"{path} holds {what}, which would be overwritten; choose another --out, or add --force"
+        f"{path} holds {what}, which would be overwritten; choose another {option}, or add --force"
     )

@@ -259,6 +259,10 @@ def test_what_lies_at_out_is_found_before_anything_is_measured(
     assert "choose one of the endings" in refused(
         capsys, "quality", study, "--figure", tmp_path / "a.xyz"
     )
+    (tmp_path / "a.png").write_text("somebody's")
+    assert "choose another --figure, or add --force" in refused(
+        capsys, "quality", study, "--figure", tmp_path / "a.png"
+    )
 
 
 def test_a_choice_that_misses_its_goal_is_said_in_red_and_in_words(
