@@ -18,7 +18,8 @@ def as_input(model: nn.Module, images: Tensor, device: torch.device | None = Non
 
     Args:
         model: the first of its floating-point parameters decides.
-        images: of any shape; returned themselves if nothing is to be changed.
+        images: of any shape; returned themselves if nothing is to be changed. What was made in
+            inference mode is copied outside of it, where no gradient could go through it.
         device: another device than the model's.
 
     Raises:
@@ -37,11 +38,13 @@ def as_input(model: nn.Module, images: Tensor, device: torch.device | None = Non
     if weight is not None and weight.is_floating_point() and images.is_floating_point():
         kind = weight.dtype
     try:
-        return images.to(target, kind)
+        taken = images.to(target, kind)
     except COMPLAINTS as error:
         raise InputError(
             f"images on '{images.device}' cannot be moved to '{target}': {_first_line(error)}"
         ) from error
+    stale = taken.is_inference() and not torch.is_inference_mode_enabled()
+    return taken.clone() if stale else taken
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | None:

@@ -154,6 +154,28 @@ def test_a_model_made_in_inference_mode_is_read_and_its_copy_differentiated(name
         salve.suppress(hooked, sae, latent=0, strength=0.5)
 
 
+def test_images_made_in_inference_mode_are_as_good_as_others() -> None:
+    hooked = salve.attach(made("test_resnet").eval())
+    site = next(site for name, site in hooked.sites.items() if site.readers and "unembed" in name)
+    acts = salve.record(hooked, LOADER, site.name, progress=False)
+    edit = salve.zero_row(hooked, 1)
+    with torch.inference_mode():
+        images, labels = IMAGES.clone(), LABELS.clone()
+    key = acts.tensor()[0]
+
+    def learnt(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        scales = salve.learn_scales(hooked, [edit], [(images, labels)])
+        value = salve.rome_value(hooked, site.name, key, acts, images, 1, steps=2, ridge=0.1)
+        return scales.scales[0], value
+
+    expected, value = learnt(IMAGES, LABELS)
+    for around in (nullcontext(), torch.inference_mode()):
+        with around:
+            scales, again = learnt(images, labels)
+        assert torch.equal(scales, expected)
+        assert torch.equal(again, value)
+
+
 def test_a_cache_that_inference_mode_has_filled_is_no_obstacle() -> None:
     torch.manual_seed(0)
     model = timm.create_model("levit_128s", num_classes=3).eval()

@@ -181,9 +181,9 @@ class _Objective:
         logits = two_sided(logits)
         self.n_classes = logits.shape[1]
         check_labels(batch.labels, self.n_classes)
-        losses: Tensor = functional.cross_entropy(
-            logits.cpu().double(), batch.labels, reduction="none"
-        )
+        # Autograd keeps labels, and refuses those that were made in inference mode.
+        labels = batch.labels.clone()
+        losses: Tensor = functional.cross_entropy(logits.cpu().double(), labels, reduction="none")
         return losses
 
 

@@ -105,3 +105,15 @@ def test_a_class_that_the_model_has_not_is_refused(hooked: Any, target: int) -> 
             hooked, "pool.hook_out", {"one": draw(2, 0)}, draw(4, 1), draw(1, 2), target=target,
             sets=2,
         )  # fmt: skip
+
+
+def test_it_takes_no_chance_from_elsewhere_and_is_the_same_in_inference_mode(hooked: Any) -> None:
+    concepts, others, images = {"some": draw(4, 1)}, draw(8, 2), draw(6, 3)
+    chance = torch.random.get_rng_state()
+    first = salve.tcav(hooked, "pool.hook_out", concepts, others, images, target=1, sets=2)
+    assert torch.equal(chance, torch.random.get_rng_state())
+    with torch.inference_mode():
+        made = {"some": draw(4, 1)}, draw(8, 2), draw(6, 3)
+        within = salve.tcav(hooked, "pool.hook_out", *made, target=1, sets=2)
+    after = salve.tcav(hooked, "pool.hook_out", *made, target=1, sets=2)
+    assert first.scores == within.scores == after.scores
