@@ -140,8 +140,6 @@ class LayerGradFam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
         LayerAttribution.__init__(self, forward_func, module, device_ids)
         GradientAttribution.__init__(self, forward_func)
         stage = self.default_stage if stage is None else stage
-        if stage not in ("pre", "post"):
-            raise InputError(f"stage {stage!r} is unknown; use 'pre' or 'post'")
         # Before anything is run: what it lacks would show in the middle of a pass.
         check_encodes(dictionary, stage)
         self.dictionary = dictionary

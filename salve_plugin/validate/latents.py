@@ -35,11 +35,13 @@ class Encodes(Protocol):
 
 
 def check_encodes(dictionary: object, stage: Stage) -> None:
-    """Refuse what has not the method that a stage needs.
+    """Refuse what has not the method that a stage needs, and an unknown stage.
 
     Raises:
-        InputError: that names the method.
+        InputError: that names it.
     """
+    if stage not in ("pre", "post"):
+        raise InputError(f"stage {stage!r} is unknown; use 'pre' or 'post'")
     for method in ("encode",) if stage == "post" else ("encode", "pre_activation"):
         # A text has a method of that name, too.
         if isinstance(dictionary, str) or not callable(getattr(dictionary, method, None)):

@@ -21,7 +21,7 @@ from salve_plugin.network import OnBaseMismatch
 from salve_plugin.site import Site
 from salve_plugin.taps import reading
 from salve_plugin.validate.evidence.permuting import p_values
-from salve_plugin.validate.latents import Stage, image_latents, latent_index
+from salve_plugin.validate.latents import Stage, check_encodes, image_latents, latent_index
 from salve_plugin.validate.layout import site_axis
 from salve_plugin.validate.reconstruction import check_finite
 
@@ -126,6 +126,7 @@ def map_check(
     regions, seed = whole(regions, "regions", least=1), seed_number(seed)
     if not 0 < real(area, "area") < 1:
         raise InputError(f"area {area}: expected a share of the image between 0 and 1")
+    check_encodes(dictionary, stage)  # given maps, nothing else looks at the stage
     shape = "a tensor (images, channels, height, width)"
     if of_kind(images, Tensor, "images", shape).ndim != 4:
         raise InputError(f"images have shape {tuple(images.shape)}; expected {shape}")

@@ -125,3 +125,14 @@ def test_arguments_out_of_range_are_refused(study: tuple[Any, Any, Tensor]) -> N
     for call, complaint in refused:
         with pytest.raises(InputError, match=complaint):
             call()
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_stage_that_is_none_is_refused_with_maps_of_the_callers_own(
+    study: tuple[Any, Any, Tensor],
+) -> None:
+    hooked, dictionary, images = study
+    heat: Any = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    stage: Any = "code"
+    with pytest.raises(InputError, match="stage 'code' is unknown; use 'pre' or 'post'"):
+        salve.map_check(hooked, dictionary, images[:2], 1, heat=heat, stage=stage)
